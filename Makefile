@@ -1,0 +1,81 @@
+# The commands of the house. Each one sets up its virtual environment by itself, and needs nothing
+# but Python 3.11 or 3.12 and a package registry.
+#
+#   make study ARGS="--help"          flags of the command go through ARGS
+#   make study PYTHON=python3.12      another interpreter
+#   make test VENV=.venv-3.12         another virtual environment, beside the first
+
+PYTHON ?= python3
+VENV = .venv
+ARGS =
+
+PY = $(VENV)/bin/python
+# On a terminal pip shows its progress; in a log it stays quiet.
+QUIET = $(if $(MAKE_TERMOUT),,--quiet)
+SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup study test test-all test-light lint format clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
+
+setup: $(VENV)/.ready  ## set up .venv and stop
+
+study: $(VENV)/.ready  ## run the study: its tables, figures and report
+	$(PY) -m tools.study $(ARGS)
+
+test: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those left out
+	$(PY) -m pytest -m 'not slow' $(ARGS)
+
+test-all: $(VENV)/.ready-torch  ## run all tests
+	$(PY) -m pytest $(ARGS)
+
+test-light: $(VENV)/.ready-tests  ## like test, and without the comparisons with PyTorch
+	$(PY) -m pytest -m 'not slow and not torch' $(ARGS)
+
+lint: $(VENV)/.ready-tests  ## check style and format
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+
+format: $(VENV)/.ready-tests  ## mend style and format where ruff can
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+clean:  ## remove caches (never runs/, never .venv)
+	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find configs fitting tests tools vvlm_jax -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The set-up. Each stamp is newer than the files it was made from, so a second call does nothing,
+# and an interrupted one is taken up again.
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	@python="$(PYTHON)"; made=no; \
+	if $(PY) -m pip --version >/dev/null 2>&1; then python="$(PY)"; made=yes; fi; \
+	if ! "$$python" -c '$(SUPPORTED)' 2>/dev/null; then \
+	  echo "Python 3.11 or 3.12 is needed, but $$python answers:" \
+	    "$$("$$python" --version 2>&1 | head -n 1)" >&2; \
+	  if [ $$made = yes ]; then echo "Remove $(VENV) and run the command again." >&2; \
+	  else echo "Name another interpreter: make study PYTHON=python3.12" >&2; fi; \
+	  exit 1; \
+	fi; \
+	if [ $$made = no ]; then \
+	  "$$python" -c 'import ensurepip, venv' 2>/dev/null || { \
+	    echo "$$python has no venv module; install it (on Debian: apt install python3-venv)" \
+	      "or name another interpreter: make study PYTHON=python3.12" >&2; exit 1; }; \
+	  echo "Setting up $(VENV) (about a minute, once)"; \
+	  "$$python" -m venv $(VENV); \
+	fi
+	@$(PY) -m pip install $(QUIET) -r requirements.txt
+	@$(PY) -m pip install $(QUIET) --no-deps -e .
+	@touch $@
+
+$(VENV)/.ready-tests: tests/requirements.txt $(VENV)/.ready
+	@$(PY) -m pip install $(QUIET) -r requirements.txt -r tests/requirements.txt
+	@touch $@
+
+$(VENV)/.ready-torch: tests/requirements-torch.txt $(VENV)/.ready-tests
+	@$(PY) -m pip install $(QUIET) -r requirements.txt -r tests/requirements-torch.txt
+	@touch $@

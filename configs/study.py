@@ -1,0 +1,140 @@
+"""The main job: a seeded world of small clips, a star and an isoFLOP sweep, a law, a frontier.
+
+    python -m tools.study                      # this file's `study()`, about 20 minutes on 2 cores
+    python -m tools.study --config configs/study_mini.py
+
+Everything is the full-size system with smaller numbers; the learning rates keep the paper's 5 : 1 between
+language model with projector, and vision (Table 4).
+"""
+
+from dataclasses import dataclass
+
+from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """All numbers of a study. Paths of the run itself are chosen by `tools.study`."""
+
+    seed: int = 0
+    num_frames: int = 16
+    """Frames of a clip, one a second."""
+    flash_length: int = 2
+    """Frames that a flash lasts."""
+    image_size: int = 48
+    train_videos: int = 4000
+    """Clips to finetune on, one conversation each: the largest n."""
+    val_videos: int = 1000
+    """Clips to evaluate on, one question a task each."""
+    turns: tuple[tuple[str, int], ...] = (("flash", 1), ("cell", 3), ("most", 1))
+    """Questions of each task in a training conversation."""
+    captions: int = 6000
+    """Single pictures with captions, for the encoder and the projectors."""
+    stories: int = 48000
+    """Worlds told in words, with questions, for the language models."""
+
+    vision: str = "study/12"
+    llms: tuple[str, ...] = ("study-s", "study-m", "study-l")
+    num_frames_levels: tuple[int, ...] = (1, 2, 4, 8)
+    """x_T of the star."""
+    tokens_levels: tuple[int, ...] = (1, 4, 9, 16)
+    """x_V of the star."""
+    num_examples: tuple[int, ...] = (1000, 2000, 4000)
+    """n of the star; the isoFLOP sweep uses the largest."""
+    budgets: tuple[float, ...] = (12e6, 24e6)
+    """c of the isoFLOP curves, FLOPs."""
+    domain_frames: tuple[int, ...] = tuple(range(1, 17))
+    domain_tokens: tuple[int, ...] = (1, 4, 9, 16)
+    tolerance: float = 0.15
+    """How far from its budget an isoFLOP run may cost; small domains have few exact hits."""
+    max_per_curve: int = 3
+
+    batch_size: int = 16
+    rate: float = 2e-3
+    """Peak learning rate of language model and projector in finetuning; vision takes a fifth."""
+
+    resamples: int = 20
+    starts: int = 50
+    """Of each fit; the paper's are 100 and 500."""
+
+
+def study() -> StudyConfig:
+    """The default study."""
+    return StudyConfig()
+
+
+config = study
+
+
+def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
+    """Language-model pretraining on told worlds: text only."""
+    depth_rate = {"study-s": 5e-3, "study-m": 4e-3}.get(llm, 3e-3)
+    return TrainConfig(
+        model=_model(study, llm, 1, 16),
+        data=DataConfig(f"{folder}/stories.json", folder, f"{folder}/tokenizer.json", max_text_tokens=200),
+        optim=_optim(("llm/.*", depth_rate), (".*", 0.0)),
+        out_dir=f"{folder}/lm/{llm}",
+        batch_size=32, microbatches=16, seed=study.seed, log_every=50, checkpoint_every=0,
+    )  # fmt: skip
+
+
+def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
+    """Encoder pretraining: captions through the smallest pretrained language model, kept frozen."""
+    return TrainConfig(
+        model=_model(study, study.llms[0], 1, 16),
+        data=_captions(folder),
+        optim=_optim(("llm/.*", 0.0), (".*", 2e-3)),
+        init=(("llm", f"{folder}/lm/{study.llms[0]}"),),
+        out_dir=f"{folder}/vision",
+        batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0,
+    )  # fmt: skip
+
+
+def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
+    """Stage 1 of Table 4: the projector alone, on captioned pictures, unpooled features."""
+    return TrainConfig(
+        model=_model(study, llm, 1, 16),
+        data=_captions(folder),
+        optim=_optim(("projector/.*", 5e-3), (".*", 0.0)),
+        init=(("llm", f"{folder}/lm/{llm}"), ("vision", f"{folder}/vision")),
+        out_dir=f"{folder}/projector/{llm}",
+        batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0,
+    )  # fmt: skip
+
+
+def finetune_stage(study: StudyConfig, folder: str) -> TrainConfig:
+    """Stage 2 of Table 4: everything trains on video conversations. A sweep fills in x and n."""
+    return TrainConfig(
+        model=_model(study, study.llms[-1], 8, 16),
+        data=DataConfig(
+            f"{folder}/train.json", folder, f"{folder}/tokenizer.json", max_text_tokens=144,
+            frame_cache_mb=512, read_threads=1,
+        ),
+        optim=_optim(("vision/.*", study.rate / 5), ("(projector|llm)/.*", study.rate)),
+        batch_size=study.batch_size, microbatches=study.batch_size // 2, seed=study.seed,
+        log_every=10, checkpoint_every=0,
+    )  # fmt: skip
+
+
+def finetune_init(llm: str, folder: str) -> tuple[tuple[str, str], ...]:
+    """Where finetuning starts from: pretrained encoder and language model, stage 1's projector."""
+    return (
+        ("vision", f"{folder}/vision"),
+        ("llm", f"{folder}/lm/{llm}"),
+        ("projector", f"{folder}/projector/{llm}"),
+    )
+
+
+def _model(study, llm, num_frames, tokens):
+    return ModelConfig(study.vision, llm, num_frames, tokens, dtype="float32", remat=False)
+
+
+def _optim(*rates):
+    return OptimConfig(learning_rates=rates, b2=0.98)
+
+
+def _captions(folder):
+    return DataConfig(
+        f"{folder}/captions.json", folder, f"{folder}/tokenizer.json", prompt="plain", max_text_tokens=32,
+        frame_cache_mb=64, read_threads=1,
+    )  # fmt: skip

@@ -1,0 +1,23 @@
+"""The study made small: the same code, a few minutes; for tests and a first look.
+
+    python -m tools.study --config configs/study_mini.py --out runs/mini
+"""
+
+from configs.study import StudyConfig
+
+
+def config() -> StudyConfig:
+    """Too little of everything to learn much; every phase runs."""
+    return StudyConfig(
+        train_videos=96,
+        val_videos=24,
+        captions=128,
+        stories=256,
+        num_frames_levels=(1, 4),
+        tokens_levels=(1, 16),
+        num_examples=(32, 64, 96),
+        budgets=(12e6, 24e6),
+        max_per_curve=2,
+        resamples=4,
+        starts=8,
+    )

@@ -1,0 +1,118 @@
+"""The paper to draw on: style, colours, rows of panels, log axes with readable ticks, saved bytes.
+
+No pyplot, no display, no global state. Colours are the Okabe-Ito set, viridis and cividis, which
+stay apart under every common colour blindness.
+"""
+
+import functools
+import io
+
+import numpy as np
+from matplotlib import colormaps, rc_context, ticker
+from matplotlib.figure import Figure
+
+from fitting import units
+
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#6b6b6b"
+STYLE = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "lines.linewidth": 1.6,
+}
+
+
+def styled(draw):
+    """Runs a plot function under `STYLE`, leaving the process's own settings alone."""
+
+    @functools.wraps(draw)
+    def wrapped(*args, **kwargs) -> Figure:
+        with rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    return wrapped
+
+
+ERROR = "error (100 - score)"
+
+
+def panel_row(panels: int, ylabel: str | None, *, width: float = 3.1, sharey: bool = False):
+    """(Figure, axes) of one row of panels; the first carries the y label."""
+    figure = Figure(figsize=(width * panels, 3.3), layout="constrained")
+    axes = figure.subplots(1, panels, sharey=sharey)
+    if ylabel:
+        axes[0].set_ylabel(ylabel)
+    return figure, axes
+
+
+def shades(values, name: str = "viridis_r") -> dict:
+    """value -> colour of the named map, light to dark with the value by default."""
+    values = np.unique(values)
+    return {v: colormaps[name](t) for v, t in zip(values, _spread(len(values)), strict=True)}
+
+
+def _spread(size: int) -> np.ndarray:
+    return np.linspace(0.12, 0.96, size)  # the ends of the maps are too light, too dark
+
+
+def legend_below(figure: Figure, axis, *, where: str = "center", title: str | None = None) -> None:
+    """One legend under the panels, from one panel's labels, so that it covers no data."""
+    handles, labels = axis.get_legend_handles_labels()
+    chosen = np.unique(np.linspace(0, len(labels) - 1, min(6, len(labels))).round().astype(int))
+    figure.legend(
+        [handles[i] for i in chosen],
+        [f"{title} {labels[i]}" if title else labels[i] for i in chosen],
+        loc=f"outside lower {where}",
+        ncols=len(chosen),
+    )
+
+
+def log_axis(axis, levels, label: str | None, *, which: str = "x", digits: int = 3) -> None:
+    """Log scale with ticks at the levels themselves, thinned until their labels have room."""
+    levels = np.unique(levels[np.isfinite(levels)])
+    levels = _thin(levels, 0.12 if which == "x" else 0.08)
+    axis.set(**{f"{which}scale": "log"})
+    side = axis.xaxis if which == "x" else axis.yaxis
+    side.set_major_locator(ticker.FixedLocator(levels))
+    side.set_major_formatter(ticker.FixedFormatter([units.count(v, digits) for v in levels]))
+    side.set_minor_locator(ticker.NullLocator())
+    if label:
+        side.set_label_text(label)
+
+
+def _thin(levels, share: float) -> np.ndarray:
+    """The levels that stand at least this share of the log span apart; both ends stay."""
+    logs = np.log(levels)
+    room = share * np.ptp(logs)
+    kept = [0]
+    for i in range(1, len(levels) - 1):
+        if logs[i] - logs[kept[-1]] >= room and logs[-1] - logs[i] >= room:
+            kept.append(i)
+    return levels[np.unique([*kept, len(levels) - 1])]
+
+
+def round_ticks(values) -> np.ndarray:
+    """1, 2, 5 times powers of ten inside the range of the values."""
+    low, high = np.min(values), np.max(values)
+    powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
+    ticks = np.sort(np.concatenate([powers, 2 * powers, 5 * powers]))
+    inside = ticks[(ticks >= low * 0.999) & (ticks <= high * 1.001)]
+    return inside if len(inside) > 1 else np.array([low, high])
+
+
+def to_bytes(figure: Figure, kind: str) -> bytes:
+    """The figure as 'svg' or 'png'; the same figure gives the same bytes: no date, no random id."""
+    buffer = io.BytesIO()
+    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
+    with rc_context({"svg.hashsalt": "fitting", "svg.fonttype": "path"}):
+        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
+    return buffer.getvalue()

@@ -1,0 +1,52 @@
+"""Numbers as people read them: 7.5B parameters, 250k examples, 15 TFLOPs, 3.2 MFLOPs."""
+
+import math
+
+import numpy as np
+
+LABELS = {
+    "lm_params": "language-model parameters",
+    "num_frames": "frames per video",
+    "tokens_per_frame": "visual tokens per frame",
+    "num_examples": "finetuning examples",
+}
+_COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_FLOPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def count(value: float, digits: int = 3) -> str:
+    """A count in so many significant digits: 7.5B, 250k, 32; '-' where undefined."""
+    if not math.isfinite(value):
+        return "-"
+    size, prefix = _scale(value, _COUNT)
+    return f"{_digits(value / size, digits)}{prefix}"
+
+
+def flops(value: float, digits: int = 3) -> str:
+    """A cost with its unit: 15 TFLOPs, 3.2 MFLOPs; '-' where undefined."""
+    if not math.isfinite(value):
+        return "-"
+    size, prefix = _scale(value, _FLOPS)
+    return f"{_digits(value / size, digits)} {prefix}FLOPs"
+
+
+def flops_unit(values) -> tuple[float, str]:
+    """(divisor, unit) that suits a whole axis: the prefix of the values' geometric middle."""
+    values = np.asarray(values, np.float64)
+    middle = math.sqrt(np.nanmin(values) * np.nanmax(values))
+    size, prefix = _scale(middle, _FLOPS)
+    return size, f"{prefix}FLOPs"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A plain number in so many significant digits; '-' where undefined."""
+    return f"{value:.{digits}g}" if math.isfinite(value) else "-"
+
+
+def _scale(value: float, prefixes) -> tuple[float, str]:
+    rounded = float(f"{abs(value):.3g}")  # 999.9k reads 1M
+    return next((pair for pair in prefixes if rounded >= pair[0]), prefixes[-1])
+
+
+def _digits(value: float, digits: int) -> str:
+    return f"{float(f'{value:.{digits}g}'):g}"

@@ -1,0 +1,87 @@
+"""What all tests share: the CPU, a compilation cache, strict shapes, and an honest summary."""
+
+import hashlib
+import importlib.util
+import os
+import platform
+from pathlib import Path
+
+# Before jax, matplotlib and the Hugging Face libraries are imported, here or in a child process:
+# the tests give the same answer on every machine, open no window and reach no network.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import hypothesis
+import jax
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+DESELECTED = pytest.StashKey[list[pytest.Item]]()
+
+# No deadline: the first example compiles. In CI the same examples every time.
+hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
+hypothesis.settings.load_profile("house")
+
+
+def _machine():
+    """A short name for this kind of CPU: compiled code must not wander to another."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    kinds = {line for line in text.splitlines() if line.startswith(("model name", "flags"))}
+    return hashlib.sha256(repr((platform.machine(), sorted(kinds))).encode()).hexdigest()[:12]
+
+
+def pytest_configure(config):
+    config.stash[DESELECTED] = []
+    if hasattr(config, "cache"):
+        # By config and not by environment: child processes, which some tests kill, write none.
+        cache = config.cache.mkdir(f"jax-{jax.__version__}-{_machine()}")
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        slow = item.get_closest_marker("slow")
+        if slow is not None and not slow.kwargs.get("reason"):
+            raise pytest.UsageError(f'{item.nodeid}: say why, as in @pytest.mark.slow(reason="…")')
+        if item.get_closest_marker("torch") and not HAS_TORCH:
+            reason = "needs PyTorch: pip install -r tests/requirements-torch.txt"
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_deselected(items):
+    if items:
+        items[0].config.stash[DESELECTED].extend(items)
+
+
+def _why_left_out(item):
+    slow = item.get_closest_marker("slow")
+    if slow is not None:
+        return f"slow: {slow.kwargs['reason']}"
+    return "compares with PyTorch" if item.get_closest_marker("torch") else None
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter, config):
+    """Name every test that a marker kept out, and why."""
+    if not config.option.markexpr:
+        return
+    left_out = [(item.nodeid, _why_left_out(item)) for item in config.stash[DESELECTED]]
+    left_out = [(name, why) for name, why in left_out if why]
+    if left_out:
+        terminalreporter.section(f"{len(left_out)} not run, by -m {config.option.markexpr!r}")
+        for name, why in sorted(left_out):
+            terminalreporter.write_line(f"NOT RUN {name} - {why}")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _no_silent_broadcast(request):
+    """In the tests of vvlm_jax, adding arrays of different rank is an error: name the new axes."""
+    if TESTS / "vvlm_jax" in request.path.parents:
+        with jax.numpy_rank_promotion("raise"):
+            yield
+    else:
+        yield

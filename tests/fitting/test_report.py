@@ -1,0 +1,169 @@
+"""From a tiny study's table to a report: scores, warnings, and a page that stands alone."""
+
+import dataclasses
+import re
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from fitting import plots, units
+from fitting.analysis import analyse, deployment_rows, deployment_text, findings
+from fitting.config import FitConfig
+from fitting.cost import CostConstants
+from fitting.report import Report, add_law
+from fitting.selection import compare_forms, score
+from fitting.sweeps import Domain, isoflop_sweep, star_sweep
+from tests.fitting.synthetic import synthetic_table
+
+COST = CostConstants(vision_params=60_000, features_per_frame=16)
+DOMAIN = Domain((20_000, 120_000, 700_000), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 9, 16))
+LEVELS = Domain(DOMAIN.lm_params, (1, 2, 4, 8), (1, 4, 9))
+POINTS = star_sweep((700_000, 8, 9), LEVELS, (1000, 2000, 4000)) + isoflop_sweep(
+    DOMAIN, (8e6, 1.6e7, 3.2e7, 6.4e7), 8000, COST, tolerance=0.15
+)
+UNITS = np.array([120_000, 5, 5, 3000.0])
+CONFIGS = [FitConfig(form=name, resamples=5, starts=16) for name in ("mult", "add")]
+
+
+@pytest.fixture(scope="module")
+def table():
+    return synthetic_table("add", POINTS, noise=0.01, units=UNITS, metric="acc <&>")
+
+
+@pytest.fixture(scope="module")
+def lines():
+    return []
+
+
+@pytest.fixture(scope="module")
+def analysis(table, lines):
+    budgets, sizes = np.geomspace(1e6, 2e8, 12), [1000, 4000, 8000, 32_000]
+    return analyse(table, DOMAIN, COST, CONFIGS, budgets, sizes, on_progress=lines.append)
+
+
+def test_score_by_hand():
+    got = score(np.array([1.0, np.nan, 4.0]), np.array([2.0, 9.0, 4.0]))
+    assert got == (0.5, 25.0, 1 - 1 / 2)
+    assert np.isnan(score(np.full(2, np.nan), np.ones(2))).all()
+
+
+def test_the_true_form_wins_and_predictions_are_held_out(analysis, table, lines):
+    comparison = analysis.comparison
+    assert comparison.best == "add" == analysis.law.config.form
+    assert comparison.row("add").aicc < comparison.row("mult").aicc
+    assert comparison.row("add").cross_validation.r2 > 0.9
+    known = ~np.isnan(comparison.extrapolated["add"])
+    assert (known == (table.sweep == "isoflop")).all()
+    inside = analysis.law.predict(table.x, table.n)
+    assert not np.isclose(comparison.held_out["add"], inside, rtol=1e-9).any()
+    assert lines[0] == "form 1/2: mult"
+    assert any("frontier" in line for line in lines)
+
+
+def test_comparison_without_the_second_sweep_says_so(table):
+    star = table.select(sweep="star")
+    comparison = compare_forms(star, CONFIGS[:1])
+    assert np.isnan(comparison.row("mult").extrapolation).all()
+    with pytest.raises(ValueError, match="different form"):
+        compare_forms(star, ["mult", "mult"])
+    with pytest.raises(ValueError, match="99 folds"):
+        compare_forms(star, ["mult"], folds=99)
+
+
+def test_findings_name_extrapolation_and_budgets_too_small(analysis):
+    text = " ".join(findings(analysis))
+    assert "extrapolate" in text
+    outside_only_by_n = [
+        row for row in deployment_rows(analysis) if row[1] == "32k" and row[2] != "-"
+    ]
+    assert outside_only_by_n
+    assert all(row[-1] == "yes" for row in outside_only_by_n)
+    assert "2 of 12 budgets do not pay" in text
+    assert "poorly" not in text
+
+
+def test_a_poor_fit_warns(table):
+    shuffled = np.random.default_rng(0).permutation(table.score)
+    noise = dataclasses.replace(table, score=shuffled)
+    got = analyse(noise, DOMAIN, COST, CONFIGS[:1], [1e8], [2000])
+    assert any("describes unseen runs poorly" in text for text in findings(got))
+
+
+def test_deployment_text_lists_every_choice_and_warning(analysis):
+    text = deployment_text(analysis, max_budgets=3, max_num_examples=2)
+    body = [line for line in text.splitlines() if not line.startswith("Warning")]
+    assert len(body) == 1 + 3 * 2
+    assert len({len(line) for line in body}) == 1
+    assert "MFLOPs" in text
+    assert text.count("Warning: ") == len(findings(analysis))
+
+
+def test_report_stands_alone_and_escapes(tmp_path, analysis):
+    report = Report("<b>Title</b>", "a & b")
+    add_law(report, analysis)
+    page = report.write(tmp_path / "a").read_text()
+    assert "<b>Title</b>" not in page
+    assert "&lt;b&gt;Title&lt;/b&gt;" in page
+    assert "acc <&>" not in page
+    assert "acc &lt;&amp;&gt;" in page
+    assert "http" not in page
+    assert "<script" not in page
+    sources = re.findall(r'src="([^"]*)"', page)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
+    assert all(alt.strip() for alt in re.findall(r'<img alt="([^"]*)"', page))
+    assert page.count("<img ") == 6 == len(re.findall(r"<img alt=", page))
+    for anchor in re.findall(r'href="([^"]*)"', page):
+        assert f'id="{anchor[1:]}"' in page
+    for name in ("runs", "performance", "isoflop", "predicted", "parameters", "frontier"):
+        assert (tmp_path / "a" / "figures" / f"{name}.svg").read_bytes().startswith(b"<?xml")
+        assert (tmp_path / "a" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_calls_give_the_same_bytes(tmp_path, analysis):
+    pages = []
+    for folder in ("a", "b"):
+        report = Report("T")
+        report.figure("boxes", plots.parameter_boxes(analysis.law), "c", "alt")
+        report.table(["k", "v"], [["x", 1]], "cap")
+        report.warning("w")
+        report.write(tmp_path / folder)
+        pages.append({p.name: p.read_bytes() for p in (tmp_path / folder).rglob("*.*")})
+    assert pages[0].keys() == {"report.html", "boxes.svg", "boxes.png"}
+    assert pages[0] == pages[1]
+
+
+def test_report_refuses_bad_calls():
+    report = Report("T")
+    report.figure("a", Figure(), "c", "alt")
+    for name, alt, message in (
+        ("a", "x", "must be new"),
+        ("../b", "x", "must be new"),
+        ("b", " ", "alt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            report.figure(name, Figure(), "c", alt)
+    with pytest.raises(ValueError, match="row 2: 1 cells, 2 headers"):
+        report.table(["a", "b"], [[1, 2], [1]])
+
+
+def test_cost_groups_split_at_gaps():
+    groups = plots.cost_groups(np.array([31.0, 2.0, 30.0, 2.1, 5.0]))
+    assert list(groups) == [2, 0, 2, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (units.count(7.5e9), "7.5B"),
+        (units.count(250_000), "250k"),
+        (units.count(999_999), "1M"),
+        (units.count(0.25), "0.25"),
+        (units.count(float("nan")), "-"),
+        (units.flops(3.2e6), "3.2 MFLOPs"),
+        (units.flops(1.5e13), "15 TFLOPs"),
+    ],
+)
+def test_units_read_well(text, expected):
+    assert text == expected

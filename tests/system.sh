@@ -1,0 +1,23 @@
+#!/usr/bin/env bash
+# System packages that some tests use: ffmpeg makes odd videos, chromium opens the HTML report.
+# Installs the missing ones where apt and root are at hand; elsewhere says what is missing, and the
+# tests that need it are skipped with that reason.
+set -euo pipefail
+
+missing=()
+for program in ffmpeg chromium; do
+    command -v "$program" >/dev/null || missing+=("$program")
+done
+if ((${#missing[@]} == 0)); then
+    exit 0
+fi
+
+if [[ $(id -u) != 0 ]] || ! command -v apt-get >/dev/null; then
+    echo "system.sh: missing, and not installed without root and apt: ${missing[*]}"
+    exit 0
+fi
+
+echo "system.sh: installing ${missing[*]}"
+export DEBIAN_FRONTEND=noninteractive
+apt-get update -qq </dev/null
+apt-get install -y -qq --no-install-recommends "${missing[@]}" </dev/null >/dev/null

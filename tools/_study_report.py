@@ -1,0 +1,194 @@
+"""The study's last phase: runs.csv, the laws and the page."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from configs.study import StudyConfig
+from fitting.analysis import analyse
+from fitting.config import FitConfig
+from fitting.forms import FORMS
+from fitting.html import Report
+from fitting.report import add_law
+from fitting.runs import read_runs, write_runs
+from vvlm_jax.data import synthetic
+from vvlm_jax.data.video import probe, read_frames
+from vvlm_jax.sweep import store
+from vvlm_jax.sweep.runs import table_rows
+
+MADE_FOR = {"num_frames": "flash", "tokens_per_frame": "cell", "lm_params": "most", "num_examples": "avg"}
+"""The score that each factor was built to move."""
+NAMES = {"lm_params": "language-model parameters x_N", "num_frames": "frames x_T",
+         "tokens_per_frame": "visual tokens a frame x_V", "num_examples": "training examples n"}  # fmt: skip
+MARGIN = 2.0
+"""Standard errors by which a factor must lower the error of its task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """What a factor bought, from its smallest to its largest level, all else at the star's centre."""
+
+    factor: str
+    task: str
+    levels: tuple[float, float]
+    errors: tuple[float, float]
+    stderrs: tuple[float, float]
+
+    @property
+    def drop(self) -> float:
+        """Fall of the error, points."""
+        return self.errors[0] - self.errors[1]
+
+    @property
+    def drop_in_stderrs(self) -> float:
+        """The fall in standard errors of a difference of two means."""
+        return self.drop / max(np.hypot(*self.stderrs), 1e-9)
+
+
+def write(study: StudyConfig, specs, untrained: dict, work: Path, out: Path, cost, domain) -> None:
+    """Writes OUT/runs.csv, OUT/fit, OUT/figures and OUT/report.html.
+
+    Args:
+      specs: the sweep's runs, all finished.
+      untrained: the result of the pretrained parts before any video training.
+      cost, domain: of the study, for the frontier.
+    """
+    results = {spec.run_id: store.read_result(spec.train.out_dir) for spec in specs}
+    rows = [row for spec in specs for row in table_rows(spec, results[spec.run_id])]
+    write_runs(out / "runs.csv", rows)
+    table = read_runs(out / "runs.csv")
+    configs = [
+        FitConfig(form, resamples=study.resamples, starts=study.starts, seed=study.seed, resampling="stratified")
+        for form in FORMS
+    ]
+    reach = cost(domain.configurations())
+    budgets = np.geomspace(reach.min() * 1.05, reach.max(), 60)
+    sizes = np.geomspace(min(study.num_examples), 2 * max(study.num_examples), 5)
+    analysis = analyse(table.select(metric="avg"), domain, cost, configs, budgets, sizes)
+    analysis.law.save(out / "fit")
+
+    report = Report(
+        "Inference compute-optimal video VLMs: a small study, end to end",
+        "Synthetic clips, small models, the real system. No number here says anything about a public benchmark.",
+    )
+    _add_facts(report, study, specs, results)
+    _add_clip(report, work)
+    _add_learning(report, specs, results, untrained)
+    add_law(report, analysis)
+    report.write(out)
+
+
+def effects(specs, results) -> list[Effect]:
+    """The effect of each factor on the task made for it, along the star's arms at the largest n."""
+    star = [(_levels(spec), results[spec.run_id]) for spec in specs if spec.sweep == "star"]
+    center = {f: max(levels[f] for levels, _ in star) for f in NAMES}
+    found = []
+    for factor, task in MADE_FOR.items():
+        arm = sorted(
+            (levels[factor], 100 - result["scores"][task], result["stderr"][task])
+            for levels, result in star
+            if all(levels[f] == center[f] for f in NAMES if f != factor)
+        )
+        low, high = arm[0], arm[-1]
+        found.append(Effect(factor, task, (low[0], high[0]), (low[1], high[1]), (low[2], high[2])))
+    return found
+
+
+def _levels(spec) -> dict[str, float]:
+    model = spec.train.model
+    return dict(lm_params=spec.lm_params, num_frames=model.num_frames,
+                tokens_per_frame=model.tokens_per_frame, num_examples=spec.train.data.num_examples)  # fmt: skip
+
+
+def _add_facts(report, study, specs, results):
+    star = sum(spec.sweep == "star" for spec in specs)
+    questions = next(iter(results.values()))["num_questions"]
+    unreadable = sorted({m for r in results.values() for m in r["unreadable_train"]})
+    unanswered = max(sum(r["unreadable_eval"].values()) for r in results.values())
+    report.section(
+        "What this is",
+        f"Everything on this page is synthetic: clips of {study.num_frames} frames made from seed {study.seed}, "
+        f"a SoViT encoder and three Llama sizes small enough for two cores, pretrained on made-up pictures and "
+        f"stories. What is real is the system: H.264 files, decoding, both training stages, the sweeps, the "
+        f"evaluation and the fits are the code that trains the full-size model.",
+        f"{len(specs)} runs: {star} of a star sweep around its largest configuration and {len(specs) - star} "
+        f"isoFLOP runs at {', '.join(f'{b / 1e6:g}' for b in study.budgets)} MFLOPs a video. Every run is "
+        f"evaluated on {min(questions.values()):,} or more unseen questions a task. Scores are percent correct; "
+        f"error = 100 − score; avg is the mean of the three tasks.",
+        f"Each law is fitted with {study.resamples} bootstrap resamples (stratified by sweep and language model) "
+        f"and {study.starts} random starts; the paper uses 100 and 500.",
+    )
+    report.table(
+        ["task", "asked", "kind", "made to need"],
+        [
+            ["flash", "which colour flashes ?", "open, exact", "frames"],
+            ["cell", "what is at b3 ?", "open, exact", "visual tokens a frame"],
+            ["most", "which colour is most frequent ? A … D", "multiple choice", "language-model size"],
+        ],
+    )
+    if unreadable or unanswered:
+        report.warning(
+            f"{len(unreadable)} training files could not be read, and up to {unanswered} questions a run were "
+            f"left out for the same reason: {'; '.join(unreadable[:3])}"
+        )
+
+
+def _add_clip(report, work):
+    rows = [json.loads(line) for line in (work / "val.jsonl").read_text().splitlines()[:3]]
+    path = work / rows[0]["video"]
+    frames = read_frames(path, lambda info: np.arange(info.num_frames))
+    figure = Figure(figsize=(10, 2.9), layout="constrained")
+    for i, axes in enumerate(figure.subplots(2, len(frames) // 2).ravel()):
+        axes.imshow(frames[i], interpolation="nearest")
+        axes.set_title(f"{i} s", fontsize=8)
+        axes.set_axis_off()
+    asked = "; ".join(f"{row['prompt']} → {row['answer']}" for row in rows)
+    report.figure(
+        "clip", figure, f"A validation clip, all {probe(path).num_frames} frames. Asked: {asked}.",
+        "A four by four board of coloured shapes whose background changes colour for two frames.",
+    )  # fmt: skip
+
+
+def _add_learning(report, specs, results, untrained):
+    report.section(
+        "Is it learning?",
+        "Chance is guessing among the valid answers. Untrained is the pretrained encoder and language model "
+        "with a random projector, before any video training.",
+    )
+    best = max(
+        (spec for spec in specs if spec.sweep == "star"),
+        key=lambda s: (s.cost, s.train.data.num_examples),
+    )
+    center = results[best.run_id]
+    report.table(
+        ["task", "chance", "untrained", f"star centre, n = {best.train.data.num_examples:,}"],
+        [
+            [t, f"{c:.1f}", _pm(untrained, t), _pm(center, t)]
+            for t, c in synthetic.CHANCE.items()
+        ],
+        "Score ± standard error, percent.",
+    )  # fmt: skip
+    found = effects(specs, results)
+    report.table(
+        ["factor", "task", "from → to", "error, smallest", "error, largest", "fall", "in standard errors"],
+        [
+            [NAMES[e.factor], e.task, f"{e.levels[0]:,g} → {e.levels[1]:,g}",
+             *(f"{x:.1f} ± {s:.1f}" for x, s in zip(e.errors, e.stderrs, strict=True)),
+             f"{e.drop:.1f}", f"{e.drop_in_stderrs:.1f}"]
+            for e in found
+        ],
+        "What each factor buys on the task made for it, all else at the star's centre.",
+    )  # fmt: skip
+    for e in found:
+        if e.drop_in_stderrs <= MARGIN:
+            report.warning(f"{NAMES[e.factor]} buys nothing measurable on {e.task}: {e.drop:.1f} points.")
+    for task, chance in synthetic.CHANCE.items():
+        if center["scores"][task] - chance < 5 * center["stderr"][task]:
+            report.warning(f"The star centre is close to chance on {task}.")
+
+
+def _pm(result, task):
+    return f"{result['scores'][task]:.1f} ± {result['stderr'][task]:.1f}"

@@ -1,0 +1,1 @@
+"""A video vision-language model in JAX: data, model, training, generation, evaluation."""

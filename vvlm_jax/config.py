@@ -1,0 +1,303 @@
+"""Every option of a model, a stage and a run, as frozen dataclasses. Imports no jax.
+
+A config is a value: `override` returns a changed copy, `to_json` / `from_json` round-trip it, and the
+JSON stands next to every run. `validate` raises `ConfigError`, one line that names the field, the value
+and what is allowed.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+
+
+class ConfigError(ValueError):
+    """A wrong option: the message is one line that names the field and what is allowed."""
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A SoViT (big_vision's ViT without a class token). Sizes live in `models/variants.py`."""
+
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    patch_size: int
+    image_size: int
+    feature_layer: int = -2
+    """Block whose output the projector reads, counted from the end; −2 is LLaVA's tower, no final norm."""
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side (VALID convolution: a remainder of pixels is unused)."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Features a frame, P."""
+        return self.grid**2
+
+    @property
+    def blocks_run(self) -> int:
+        """Blocks that are built and run; later ones would get no gradient."""
+        return self.depth + 1 + self.feature_layer
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Llama 3.1's frequency scaling (`rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position: int = 8192
+
+
+@dataclass(frozen=True)
+class LlamaConfig:
+    """A Llama 3.x decoder. Sizes live in `models/variants.py`."""
+
+    vocab: int
+    width: int
+    depth: int
+    mlp_dim: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    tie_embeddings: bool
+    rope_theta: float = 5e5
+    rope_scaling: RopeScaling | None = None
+    norm_eps: float = 1e-5
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """x = (x_N, x_T, x_V) and the towers it is built from."""
+
+    vision: str = "so400m/14-384"
+    """Encoder variant, a key of `variants.VISION`."""
+    llm: str = "llama3.2-1b"
+    """Language-model variant, a key of `variants.LLAMA`; fixes x_N."""
+    num_frames: int = 32
+    """x_T: frames a video, sampled uniformly, exactly this many."""
+    tokens_per_frame: int = 196
+    """x_V: visual tokens a frame, a perfect square r², r at most the encoder's grid."""
+    dtype: str = "bfloat16"
+    """Dtype of matrix products: bfloat16 or float32. Parameters stay float32."""
+    remat: bool = True
+    """Recompute each block in the backward pass instead of keeping its activations."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where examples come from and how they become token ids and frames."""
+
+    annotations: str = "data/train.json"
+    """LLaVA-style JSON or JSONL: `id`, `video` or `image` (or neither), `conversations`."""
+    media_root: str = "data"
+    """Folder that `video` and `image` paths are relative to."""
+    tokenizer: str = "data/tokenizer"
+    """A `tokenizer.json`, or a folder that holds one."""
+    num_examples: int | None = None
+    """n: the first n of a seeded order, so that smaller sets are nested in larger; None takes all."""
+    prompt: str = "llama3"
+    """`llama3` (chat format) or `plain` (stage 1: the caption follows the image)."""
+    system: str = ""
+    """System message of the chat format; empty leaves it out."""
+    frame_sampling: str = "uniform"
+    """`uniform` (1 frame a second, linspace when longer, repeats when shorter) or `force` (linspace)."""
+    max_text_tokens: int = 512
+    """Room for text in a sequence; a longer example is an error, not a silent cut."""
+    frame_cache_mb: int = 0
+    """Decoded frames kept in memory, MiB; 0 decodes every time."""
+    read_threads: int = 4
+    """Threads that decode and tokenise ahead of the train step."""
+    max_unreadable: float = 0.01
+    """Share of examples that may be unreadable (counted, replaced) before the run stops."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW with one peak learning rate a parameter group (Table 4)."""
+
+    learning_rates: tuple[tuple[str, float], ...] = (
+        ("vision/.*", 2e-6),
+        ("(projector|llm)/.*", 1e-5),
+    )
+    """Ordered (path regex, peak rate); first full match wins; 0 freezes; an unmatched parameter is an error."""
+    warmup: float = 0.03
+    """Share of the steps in linear warm-up, before cosine decay to 0."""
+    weight_decay: float = 0.0
+    clip_norm: float = 1.0
+    """Global gradient norm above which gradients are scaled down."""
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One stage of training."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    init: tuple[tuple[str, str], ...] = ()
+    """(part, checkpoint folder): where `vision`, `projector`, `llm` start from; the rest is random."""
+    out_dir: str = "runs/train"
+    batch_size: int = 256
+    microbatches: int = 1
+    """Parts a batch is split into; gradients are summed over them."""
+    epochs: int = 1
+    loss_weighting: str = "token"
+    """`token`: mean over answer tokens of the batch; `sample`: every example weighs the same (LLaVA)."""
+    seed: int = 0
+    log_every: int = 10
+    checkpoint_every: int = 500
+    """Steps between checkpoints, besides the last; 0 keeps only the last."""
+    mesh: tuple[tuple[str, int], ...] = (("data", 1), ("fsdp", -1), ("tensor", 1))
+    """Devices along each axis; one −1 takes the rest."""
+
+
+def _require(ok: bool, name: str, value, allowed: str) -> None:
+    if not ok:
+        raise ConfigError(f"{name} = {value!r}: must be {allowed}")
+
+
+def nearest(word: str, known) -> str:
+    """`; did you mean …?` for the closest of `known`, or the full list when nothing is close."""
+    known = list(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+
+
+def choose(table: dict, key: str, name: str):
+    """`table[key]`, or a ConfigError that names the nearest key."""
+    if key not in table:
+        raise ConfigError(f"{name} = {key!r}: unknown; {nearest(key, table)}")
+    return table[key]
+
+
+def tokens_side(tokens_per_frame: int, grid: int, name: str = "model.tokens_per_frame") -> int:
+    """r with r² = x_V. Raises ConfigError unless x_V is a perfect square with 1 ≤ r ≤ grid."""
+    side = math.isqrt(tokens_per_frame) if tokens_per_frame > 0 else 0
+    allowed = f"a perfect square from 1 to {grid}² = {grid**2} (the encoder's grid)"
+    _require(side >= 1 and side**2 == tokens_per_frame and side <= grid, name, tokens_per_frame, allowed)
+    return side
+
+
+def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
+    """Returns `config`, or raises ConfigError on the first option that cannot work.
+
+    Checks what needs no data; `n larger than the data` is raised where the data is opened.
+    """
+    model, data, optim = config.model, config.data, config.optim
+    _require(model.num_frames >= 1, "model.num_frames", model.num_frames, "at least 1")
+    tokens_side(model.tokens_per_frame, vision.grid)
+    _require(model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32")
+    _require(data.prompt in ("llama3", "plain"), "data.prompt", data.prompt, "llama3 or plain")
+    _require(
+        data.frame_sampling in ("uniform", "force"),
+        "data.frame_sampling",
+        data.frame_sampling,
+        "uniform or force",
+    )
+    n = data.num_examples
+    _require(n is None or n >= 1, "data.num_examples", n, "at least 1, or null for all")
+    _require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
+    _require(
+        config.microbatches >= 1 and config.batch_size % config.microbatches == 0,
+        "microbatches",
+        config.microbatches,
+        f"a divisor of batch_size = {config.batch_size}",
+    )
+    _require(config.epochs >= 1, "epochs", config.epochs, "at least 1")
+    _require(
+        config.loss_weighting in ("token", "sample"), "loss_weighting", config.loss_weighting, "token or sample"
+    )
+    _require(0 <= optim.warmup < 1, "optim.warmup", optim.warmup, "a share from 0 to below 1")
+    _require(optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
+    for pattern, rate in optim.learning_rates:
+        _require(rate >= 0, f"optim.learning_rates[{pattern}]", rate, "0 (frozen) or above")
+    return config
+
+
+# --- overrides and JSON -----------------------------------------------------------------------------
+
+
+def _coerce(value, hint, name: str):
+    """`value` (from JSON or a command line) as the type `hint`; ConfigError names the field and the type."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _coerce(value, next(a for a in args if a is not type(None)), name)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return from_dict(hint, value, prefix=f"{name}.")
+    if origin is tuple:
+        _require(isinstance(value, list | tuple), name, value, "a list")
+        inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        _require(len(inner) == len(value), name, value, f"a list of {len(inner)} items")
+        return tuple(_coerce(v, a, f"{name}[{i}]") for i, (v, a) in enumerate(zip(value, inner, strict=True)))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+        raise ConfigError(f"{name} = {value!r}: must be {hint.__name__}, not {type(value).__name__}")
+    return value
+
+
+def from_dict(cls, values: dict, prefix: str = ""):
+    """Builds a config dataclass from nested dicts. Unknown keys and wrong types raise ConfigError."""
+    hints = typing.get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise ConfigError(f"{prefix}{key}: no such option; {nearest(key, hints)}")
+    return cls(**{k: _coerce(v, hints[k], f"{prefix}{k}") for k, v in values.items()})
+
+
+def override(config, assignments):
+    """A copy of `config` with `["model.num_frames=8", …]` applied; values are JSON, or bare strings."""
+    for assignment in assignments:
+        path, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigError(f"{assignment!r}: write an override as key=value")
+        try:
+            value = json.loads(text)
+        except json.JSONDecodeError:
+            value = text
+        config = _replace(config, path.split("."), value, path)
+    return config
+
+
+def _replace(config, keys, value, path):
+    hints = typing.get_type_hints(type(config)) if dataclasses.is_dataclass(config) else {}
+    head, *rest = keys
+    if head not in hints:
+        parent = path[: len(path) - len(".".join(keys))]
+        raise ConfigError(f"{path}: no such option {parent}{head}; {nearest(head, hints)}")
+    new = _replace(getattr(config, head), rest, value, path) if rest else _coerce(value, hints[head], path)
+    return dataclasses.replace(config, **{head: new})
+
+
+def to_json(config) -> str:
+    """The config as indented JSON, keys in declaration order."""
+    return json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+
+
+def from_json(cls, text: str):
+    """Inverse of `to_json`."""
+    return from_dict(cls, json.loads(text))
+
+
+def first_difference(a, b, prefix: str = ""):
+    """(name, value in a, value in b) of the first option in which two configs differ; None if equal."""
+    for f in dataclasses.fields(a):
+        x, y = getattr(a, f.name), getattr(b, f.name)
+        if x != y:
+            nested = dataclasses.is_dataclass(x) and dataclasses.is_dataclass(y)
+            return first_difference(x, y, f"{prefix}{f.name}.") if nested else (prefix + f.name, x, y)
+    return None

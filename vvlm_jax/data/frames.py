@@ -1,0 +1,62 @@
+"""Which frames of a video the model sees, and the numbers they become.
+
+The rules are those of LLaVA-NeXT (`llava/utils.py`, `SigLipImageProcessor`): one frame a second,
+thinned evenly when that is more than the model takes; each frame resized straight to a square,
+aspect not kept, and scaled to [-1, 1]. The paper adds that a short video repeats its frames, so
+that every example has exactly `num_frames` of them.
+"""
+
+import math
+
+import numpy as np
+from PIL import Image
+
+MODES = ("uniform", "force")
+
+# The 256 values a byte can take once normalised: (x / 255 - 0.5) / 0.5, rounded once.
+_LEVELS = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)
+
+
+def choose_frames(
+    num_native: int, fps: float, num_frames: int, mode: str = "uniform"
+) -> np.ndarray:
+    """Native indices of the frames to show: int64 [num_frames], non-decreasing.
+
+    `uniform` takes every round(fps)-th frame, one a second. A grid longer than `num_frames` gives
+    way to an even spread over all native frames (truncated linspace); a shorter one has its frames
+    repeated in order, as evenly as possible. `force` always spreads over all native frames.
+
+    Example: 10 s at 2 fps is 20 native frames with grid 0, 2, …, 18. Four frames of them are
+    0, 6, 12, 19; twenty are 0, 0, 2, 2, …, 18, 18 (`uniform`) or 0, 1, …, 19 (`force`).
+
+    Raises ValueError for a count below 1, an fps that is not positive, an unknown mode.
+    """
+    _check_choice(num_native, fps, num_frames, mode)
+    grid = np.arange(0, num_native, max(1, round(fps)), dtype=np.int64)
+    if mode == "force" or len(grid) > num_frames:
+        return np.linspace(0, num_native - 1, num_frames, dtype=np.int64)
+    return grid[np.arange(num_frames) * len(grid) // num_frames]
+
+
+def _check_choice(num_native: int, fps: float, num_frames: int, mode: str) -> None:
+    for field, value in (("num_native", num_native), ("num_frames", num_frames)):
+        if value < 1:
+            raise ValueError(f"{field}={value}: must be 1 or more")
+    if not (math.isfinite(fps) and fps > 0):
+        raise ValueError(f"fps={fps}: must be a positive number")
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
+
+
+def normalize(frames: np.ndarray) -> np.ndarray:
+    """uint8 of any shape → float32 in [-1, 1], (x / 255 - 0.5) / 0.5 (SigLIP's mean and std)."""
+    if frames.dtype != np.uint8:
+        raise ValueError(f"frames: must be uint8 in 0..255, got {frames.dtype}")
+    return _LEVELS[frames]
+
+
+def resize_square(frame: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [H, W, 3] → uint8 [size, size, 3] by PIL bicubic; untouched if already that size."""
+    if frame.shape[:2] == (size, size):
+        return frame
+    return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))

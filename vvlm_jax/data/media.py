@@ -1,0 +1,101 @@
+"""One example's pixels: a video's frames or an image, chosen, resized, optionally kept in memory."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vvlm_jax.data.frames import choose_frames, resize_square
+from vvlm_jax.data.video import VideoError, VideoInfo, read_frames
+
+_WHOLE_CLIP_BYTES = 2**20
+"""Clips up to this size (decoded, resized) are kept whole, so that any x_T is served from memory."""
+
+
+class ClipCache:
+    """Decoded clips, least recently used first out, at most `limit_mb` MiB in all. Thread-safe."""
+
+    def __init__(self):
+        self._clips: OrderedDict = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def get(self, key):
+        """The value kept under `key`, or None."""
+        with self._lock:
+            if key in self._clips:
+                self._clips.move_to_end(key)
+            return self._clips.get(key)
+
+    def put(self, key, frames: np.ndarray, info: VideoInfo, limit_mb: int) -> None:
+        """Keeps (frames, info), dropping old clips to stay within `limit_mb`."""
+        with self._lock:
+            if key not in self._clips:
+                self._clips[key] = frames, info
+                self._bytes += frames.nbytes
+            while self._bytes > limit_mb * 2**20:
+                self._bytes -= self._clips.popitem(last=False)[1][0].nbytes
+
+
+_CACHE = ClipCache()
+"""One a process: the runs of a sweep that follow each other read the same clips."""
+
+
+@dataclass(frozen=True)
+class FrameReader:
+    """Reads exactly `num_frames` frames of a video as uint8 [T, H, H, 3].
+
+    With `cache_mb` above 0, short clips are kept in memory after their first reading.
+    """
+
+    root: str | Path
+    num_frames: int
+    image_size: int
+    sampling: str = "uniform"
+    cache_mb: int = 0
+
+    def video(self, name: str) -> np.ndarray:
+        """The video's frames, chosen by `sampling`. Raises VideoError naming the file."""
+        path = Path(self.root) / name
+        if not self.cache_mb:
+            return read_frames(path, self._choose, size=self.image_size)
+        key = (str(path), self.image_size)
+        if (kept := _CACHE.get(key)) is None:
+            kept = self._read_whole_if_short(path)
+            if kept[0] is None:
+                return kept[1]
+            _CACHE.put(key, *kept, self.cache_mb)
+        frames, info = kept
+        return frames[self._choose(info)]
+
+    def image(self, name: str) -> np.ndarray:
+        """An image as a video of one frame, repeated to `num_frames`. Raises VideoError naming the file."""
+        path = Path(self.root) / name
+        try:
+            with Image.open(path) as image:
+                pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
+        except FileNotFoundError:
+            raise VideoError(f"{path}: no such file") from None
+        except (UnidentifiedImageError, OSError) as e:
+            raise VideoError(f"{path}: not a readable image: {e}") from None
+        return np.repeat(pixels[None], self.num_frames, axis=0)
+
+    def _choose(self, info: VideoInfo) -> np.ndarray:
+        return choose_frames(info.num_frames, info.fps, self.num_frames, self.sampling)
+
+    def _read_whole_if_short(self, path: Path):
+        """(all frames, info) of a clip that fits the cache, else (None, the chosen frames)."""
+        seen = []
+
+        def choose(info):
+            seen.append(info)
+            return np.arange(info.num_frames) if self._fits(info) else self._choose(info)
+
+        frames = read_frames(path, choose, size=self.image_size)
+        return (frames, seen[0]) if self._fits(seen[0]) else (None, frames)
+
+    def _fits(self, info: VideoInfo) -> bool:
+        return info.num_frames * self.image_size**2 * 3 <= _WHOLE_CLIP_BYTES

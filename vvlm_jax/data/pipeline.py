@@ -1,0 +1,138 @@
+"""Annotations and media to batches: seeded global order, threads that read ahead, exact resume."""
+
+import threading
+from dataclasses import dataclass, field
+
+import grain
+import numpy as np
+
+from vvlm_jax.config import DataConfig, ModelConfig, VisionConfig
+from vvlm_jax.data import chat
+from vvlm_jax.data.datasets import nested_subset, read_conversations
+from vvlm_jax.data.media import FrameReader
+from vvlm_jax.data.tokenizer import VIDEO, Tokenizer
+from vvlm_jax.data.video import VideoError
+from vvlm_jax.types import Batch, Example
+
+
+class TooManyUnreadable(RuntimeError):
+    """More media files failed than `data.max_unreadable` allows; the message names some of them."""
+
+
+@dataclass
+class Unreadable:
+    """Media that could not be read so far: counted once a file, reported, never passed off as black frames."""
+
+    limit: int
+    messages: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def add(self, name: str, error: VideoError) -> None:
+        """Records a failure; raises TooManyUnreadable once more than `limit` files have failed."""
+        with self._lock:
+            self.messages[name] = str(error)
+            if len(self.messages) > self.limit:
+                shown = "; ".join(list(self.messages.values())[:3])
+                raise TooManyUnreadable(
+                    f"{len(self.messages)} unreadable media files, more than data.max_unreadable allows "
+                    f"({self.limit}): {shown}"
+                )
+
+
+class Examples:
+    """Random access to tokenised, padded `Example`s; a grain data source.
+
+    An example whose media cannot be read is replaced by the next readable one in the same order, so the
+    replacement is the same in every run, and recorded in `unreadable`.
+    """
+
+    def __init__(self, data: DataConfig, model: ModelConfig, vision: VisionConfig, tokenizer: Tokenizer, seed: int):
+        rows = read_conversations(data.annotations)
+        self.rows = [rows[i] for i in nested_subset(len(rows), data.num_examples, seed)]
+        self.data, self.tokenizer = data, tokenizer
+        self.reader = FrameReader(
+            data.media_root, model.num_frames, vision.image_size, data.frame_sampling, data.frame_cache_mb
+        )
+        self.has_media = any("video" in row or "image" in row for row in self.rows)
+        self.num_visual = model.num_frames * model.tokens_per_frame if self.has_media else 0
+        self.unreadable = Unreadable(int(data.max_unreadable * len(self.rows)))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index) -> Example:
+        for offset in range(len(self.rows)):
+            row = self.rows[(int(index) + offset) % len(self.rows)]
+            try:
+                return self._example(row)
+            except VideoError as e:
+                self.unreadable.add(row.get("video") or row.get("image"), e)
+        raise TooManyUnreadable("no example has readable media")
+
+    def _example(self, row: dict) -> Example:
+        frames_THWC = self._frames(row)
+        try:
+            encoded = chat.encode(
+                row["conversations"], self.tokenizer, self.num_visual, self.data.prompt, self.data.system
+            )
+            return pad(encoded, frames_THWC, self.num_visual, self.data.max_text_tokens)
+        except ValueError as e:
+            raise ValueError(f"{self.data.annotations}: example {row.get('id')!r}: {e}") from None
+
+    def _frames(self, row: dict) -> np.ndarray:
+        if "video" in row:
+            return self.reader.video(row["video"])
+        if "image" in row:
+            return self.reader.image(row["image"])
+        if self.has_media:
+            raise ValueError(f"{self.data.annotations}: example {row.get('id')!r} has no video or image")
+        size = self.reader.image_size
+        return np.zeros((0, size, size, 3), np.uint8)
+
+
+def pad(encoded: chat.Encoded, frames_THWC, num_visual: int, max_text: int) -> Example:
+    """Pads to L = num_visual + max_text and M = max_text. ValueError when the text does not fit."""
+    ids, is_answer = encoded
+    if len(ids) > num_visual + max_text:
+        raise ValueError(f"has {len(ids) - num_visual} text tokens; data.max_text_tokens allows {max_text}")
+    answers = [i for i, flag in enumerate(is_answer) if flag]
+    if not answers:
+        raise ValueError("has no answer to learn from")
+
+    def padded(values, size, dtype):
+        return np.pad(np.asarray(values, dtype), (0, size - len(values)))
+
+    return Example(
+        tokens_L=padded(ids, num_visual + max_text, np.int32),
+        target_pos_M=padded([i - 1 for i in answers], max_text, np.int32),
+        target_ids_M=padded([ids[i] for i in answers], max_text, np.int32),
+        target_weight_M=padded([1.0] * len(answers), max_text, np.float32),
+        frames_THWC=frames_THWC,
+    )
+
+
+def batches(
+    examples: Examples, batch_size: int, epochs: int, seed: int, *, shard: int = 0, num_shards: int = 1
+) -> grain.IterDataset:
+    """Shuffled batches of one host's share; an incomplete last batch of each epoch is dropped.
+
+    The order depends on the seed alone, not on threads or hosts. The iterator's `get_state` / `set_state`
+    resume it exactly.
+    """
+    if batch_size > len(examples):
+        raise ValueError(f"batch_size = {batch_size}: must be at most the {len(examples)} examples there are")
+    dataset = grain.MapDataset.source(examples).seed(seed).shuffle()
+    usable = len(examples) // batch_size * batch_size
+    dataset = dataset[:usable].repeat(epochs)[shard::num_shards]
+    dataset = dataset.batch(batch_size // num_shards, drop_remainder=True, batch_fn=_stack)
+    options = grain.ReadOptions(num_threads=examples.data.read_threads, prefetch_buffer_size=8)
+    return dataset.to_iter_dataset(options)
+
+
+def _stack(examples) -> Batch:
+    return Batch(*(np.stack(column) for column in zip(*examples, strict=True)))
+
+
+def video_id(tokenizer: Tokenizer) -> int:
+    """Id of the placeholder that visual tokens replace."""
+    return tokenizer.special[VIDEO]

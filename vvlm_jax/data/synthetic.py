@@ -1,0 +1,240 @@
+"""A seeded synthetic world in which frames, tokens a frame, model size and examples each buy something.
+
+A scene is a 4 × 4 board of small coloured shapes, still for the whole clip, whose background flashes in one
+colour for a short while at a random time. Three questions:
+
+- `flash` (open-ended, scored exactly): the flash's colour. Seen only if a sampled frame falls on it: frames.
+- `cell` (open-ended, scored exactly): what is at a named cell. Needs one place among 16: tokens a frame.
+- `most` (multiple choice, A–D): the most frequent colour of four. Combines sixteen facts with a list of
+  options: model size.
+
+Everything here is made up; nothing resembles a benchmark's data.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vvlm_jax.data.tokenizer import word_level
+from vvlm_jax.data.video import write_video
+
+COLOURS = {
+    "red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 235),
+    "yellow": (235, 215, 50), "pink": (240, 110, 220), "white": (245, 245, 245),
+}  # fmt: skip
+NAMES = tuple(COLOURS)
+SIDE = 4
+CELLS = tuple(f"{row}{col}" for row in "abcd" for col in "1234")
+LETTERS = "ABCD"
+_LIST_LETTERS = "ABCDEF"
+TASKS = ("flash", "cell", "most")
+CHANCE = {"flash": 100 / len(NAMES), "cell": 100 / len(NAMES), "most": 100 / len(LETTERS)}
+"""Expected score, 0–100, of guessing among the valid answers."""
+WORDS = (
+    *NAMES, *CELLS, *(f"{cell}{colour}" for cell in CELLS for colour in NAMES),
+    *(f"flash{colour}" for colour in NAMES), *LETTERS, "which", "what", "colour", "flashes", "is", "at", "most", "frequent", "?",
+    "describe", "sort",
+    "user", "assistant", "system",
+)  # fmt: skip
+"""The whole vocabulary of questions and captions, for `tokenizer.word_level`."""
+_GROUND = (70, 70, 78)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What there is to see: `board[i]` is the colour index of cell i, row-major."""
+
+    board: tuple[int, ...]
+    shapes: tuple[int, ...]
+    flash: int
+    flash_start: int
+    flash_length: int
+    num_frames: int
+
+
+def make_scene(rng: np.random.Generator, num_frames: int = 16, flash_length: int = 2) -> Scene:
+    """Draws a scene; the flash lies inside the clip."""
+    return Scene(
+        board=tuple(rng.integers(len(NAMES), size=SIDE * SIDE).tolist()),
+        shapes=tuple(rng.integers(3, size=SIDE * SIDE).tolist()),
+        flash=int(rng.integers(len(NAMES))),
+        flash_start=int(rng.integers(num_frames - flash_length + 1)),
+        flash_length=flash_length,
+        num_frames=num_frames,
+    )
+
+
+def _shape_masks(cell: int) -> np.ndarray:
+    """bool [3, cell, cell]: a square, a disc and a diamond, each about 60% of the cell wide."""
+    y, x = np.mgrid[:cell, :cell] - (cell - 1) / 2
+    r = 0.32 * cell
+    return np.stack([np.maximum(abs(x), abs(y)) <= r, x**2 + y**2 <= (1.15 * r) ** 2, abs(x) + abs(y) <= 1.45 * r])
+
+
+def render(scene: Scene, size: int = 48) -> np.ndarray:
+    """uint8 [T, size, size, 3]: the clip's frames."""
+    cell = size // SIDE
+    masks = _shape_masks(cell)[list(scene.shapes)]
+    mask = masks.reshape(SIDE, SIDE, cell, cell).transpose(0, 2, 1, 3).reshape(size, size, 1)
+    palette = np.array(list(COLOURS.values()), np.uint8)
+    board = palette[np.array(scene.board)].reshape(SIDE, SIDE, 3).repeat(cell, 0).repeat(cell, 1)
+    still = np.where(mask, board, np.array(_GROUND, np.uint8))
+    lit = np.where(mask, board, palette[scene.flash] // 2 + 20)
+    frames = np.repeat(still[None], scene.num_frames, axis=0)
+    frames[scene.flash_start : scene.flash_start + scene.flash_length] = lit
+    return frames.astype(np.uint8)
+
+
+def question(scene: Scene, task: str, rng: np.random.Generator, cells=range(SIDE * SIDE)) -> dict | None:
+    """{"task", "question", "answer", "prompt"} and, for multiple choice, {"options"}: four distinct colours.
+
+    Only the given `cells` count. None when `most` finds no single most frequent colour.
+    """
+    if task == "flash":
+        return _open(task, "which colour flashes ?", NAMES[scene.flash])
+    if task == "cell":
+        i = int(rng.choice(list(cells)))
+        return _open(task, f"what is at {CELLS[i]} ?", f"{CELLS[i]} {NAMES[scene.board[i]]}")
+    counts = np.bincount([scene.board[i] for i in cells], minlength=len(NAMES))
+    lead = int(counts.argmax())
+    if (counts == counts[lead]).sum() > 1:
+        return None
+    others = rng.permutation([c for c in range(len(NAMES)) if c != lead])[: len(LETTERS) - 1]
+    options = [NAMES[c] for c in rng.permutation([lead, *others])]
+    return _choice(task, "which colour is most frequent ?", options, LETTERS[options.index(NAMES[lead])])
+
+
+def _open(task, text, answer):
+    return {"task": task, "question": text, "answer": answer, "prompt": text}
+
+
+def _choice(task, text, options, letter):
+    listed = " ".join(f"{letter} {name}" for letter, name in zip(LETTERS, options, strict=True))
+    return {
+        "task": task,
+        "question": text,
+        "options": options,
+        "answer": letter,
+        "prompt": f"{text} {listed}",
+        "reply": f"{options[LETTERS.index(letter)]} {letter}",
+    }
+
+
+def caption(scene: Scene, cells=range(SIDE * SIDE)) -> str:
+    """The given cells with their colours, one word each, in reading order."""
+    return " ".join(f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in sorted(cells))
+
+
+def conversation(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
+    """A LLaVA conversation about a clip: `turns` is ((task, how many), …), asked in random order."""
+    return _dialogue("<video>\n", _asked(scene, turns, rng, range(SIDE * SIDE)))
+
+
+def _askable(rng, num_frames, flash_length):
+    """A scene and one question a task; boards without a single most frequent colour are drawn again."""
+    while True:
+        scene = make_scene(rng, num_frames, flash_length)
+        questions = [question(scene, task, rng) for task in TASKS]
+        if all(questions):
+            return scene, questions
+
+
+def _sorting(rng):
+    """A list of lettered colours to be put in order: drill in finding the letter of an option."""
+    order = rng.permutation(len(NAMES))
+    listed = " ".join(f"{letter} {NAMES[c]}" for letter, c in zip(_LIST_LETTERS, order, strict=True))
+    answer = " ".join(f"{NAMES[c]} {_LIST_LETTERS[i]}" for c, i in enumerate(np.argsort(order)))
+    return {"prompt": f"sort {listed}", "answer": answer}
+
+
+def _asked(scene, turns, rng, cells):
+    """A request to describe the board, then the questions in random order."""
+    tasks = [task for task, count in turns for _ in range(count)]
+    asked = [question(scene, task, rng, cells) for task in rng.permutation(tasks)]
+    return [{"prompt": "describe", "answer": caption(scene, cells)}, *(q for q in asked if q)]
+
+
+def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
+    """The same conversation with the scene told in words, in random order, often only a part of it."""
+    cells = rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
+    facts = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in cells] + [f"flash{NAMES[scene.flash]}"]
+    asked = _asked(scene, turns, rng, cells)
+    asked.insert(rng.integers(1, len(asked) + 1), _sorting(rng))
+    return _dialogue(" ".join(rng.permutation(facts)) + "\n", asked)
+
+
+def _dialogue(opening, questions):
+    turns = []
+    for i, q in enumerate(questions):
+        turns.append({"from": "human", "value": (opening if i == 0 else "") + q["prompt"]})
+        turns.append({"from": "gpt", "value": q.get("reply", q["answer"])})
+    return turns
+
+
+# --- files ------------------------------------------------------------------------------------------
+
+
+def write_tokenizer(folder: Path) -> None:
+    """`tokenizer.json` over the world's closed vocabulary."""
+    folder.mkdir(parents=True, exist_ok=True)
+    word_level(WORDS).save(str(folder / "tokenizer.json"))
+
+
+def write_stories(folder: Path, count: int, turns, seed: int) -> None:
+    """`stories.json`: text-only conversations for language-model pretraining."""
+    rng = np.random.default_rng([seed, 1])
+    _write_json(
+        folder / "stories.json",
+        [{"id": f"story-{i}", "conversations": story(make_scene(rng), turns, rng)} for i in range(count)],
+    )
+
+
+def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None) -> None:
+    """`captions.json` and `pictures/*.png`: single frames, a few of them lit by a flash, with captions."""
+    rng = np.random.default_rng([seed, 2])
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(count):
+        scene = make_scene(rng, num_frames=4, flash_length=1)
+        name = f"pictures/{i:06d}.png"
+        if not (folder / name).exists():
+            Image.fromarray(render(scene, size)[0]).save(folder / name)
+        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption(scene)}]
+        rows.append({"id": f"caption-{i}", "image": name, "conversations": turns})
+        if on_done:
+            on_done(i + 1)
+    _write_json(folder / "captions.json", rows)
+
+
+def write_videos(folder: Path, split: str, count: int, turns, *, num_frames, flash_length, size, seed, on_done=None):
+    """`{split}/*.mp4` (H.264, one frame a second) and their annotations.
+
+    `train` writes `train.json`, one conversation a clip; any other split writes `{split}.jsonl`, one question
+    a task and clip. Splits draw from different seeds, so no clip is in two of them. Files that are there
+    already are kept, so an interrupted call continues.
+    """
+    rng = np.random.default_rng([seed, 3 if split == "train" else 4])
+    (folder / split).mkdir(parents=True, exist_ok=True)
+    rows = []
+    for i in range(count):
+        scene, questions = _askable(rng, num_frames, flash_length)
+        name = f"{split}/{i:06d}.mp4"
+        if not (folder / name).exists():
+            write_video(folder / name, render(scene, size), fps=1)
+        if split == "train":
+            rows.append({"id": f"train-{i}", "video": name, "conversations": conversation(scene, turns, rng)})
+        else:
+            rows += [{"id": f"{split}-{i}-{q['task']}", "video": name, **q} for q in questions]
+        if on_done:
+            on_done(i + 1)
+    if split == "train":
+        _write_json(folder / "train.json", rows)
+    else:
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _write_json(path: Path, rows) -> None:
+    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")

@@ -1,0 +1,499 @@
+"""Read chosen frames of a video exactly; write small videos reproducibly.
+
+A frame is called by its rank in presentation order: 0 is the first one shown. Headers lie about
+how many there are and `rank / fps` is wrong as soon as the frame rate varies, so one pass over the
+packets, which decodes nothing, lists the time at which each frame is shown. Rank and time are then
+the same thing, and a decoded frame is recognised by its time. Where a container stores no such
+times (AVI), the whole file is decoded and its frames are counted as they come out.
+
+Whatever cannot be read raises VideoError: no frame is ever made up or silently repeated.
+A folder of images is a video too, sorted by name.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+import av
+import numpy as np
+from av.container import InputContainer
+from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
+from av.video.stream import VideoStream
+from PIL import Image
+
+from vvlm_jax.data.frames import resize_square
+
+FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
+IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
+
+# Containers that store when each frame is shown. For others FFmpeg guesses, and with B-frames in an
+# AVI it guesses wrong.
+_KEEP_TIMES = ("mp4", "matroska", "mpegts", "flv")
+_SEEK_GAIN = 24  # frames of decoding that a seek must save to be worth making
+# Before PyAV 17 colours were always converted on one thread; since then, on all unless told.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+
+
+class VideoError(ValueError):
+    """A video that cannot be read. One line: the path, then what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class VideoInfo:
+    """What `choose` may look at. Height and width are those of upright pixels."""
+
+    num_frames: int
+    fps: float  # average over the video
+    duration_s: float
+    height: int
+    width: int
+    rotation: int  # degrees counter-clockwise by which stored pixels were turned; 0 if mirrored
+
+
+def probe(path: str | os.PathLike, *, folder_fps: float = FOLDER_FPS) -> VideoInfo:
+    """Count and measure a video file, or a folder of images taken at `folder_fps`.
+
+    The count comes from the packets, not from the header. One frame is decoded, for its size and
+    rotation. Raises VideoError as `read_frames` does.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder_info(path, _folder_images(path), folder_fps)
+    scan = _scan(path)
+    with _opened(path) as (container, stream):
+        return _info(scan, _first(path, scan, _decoded(container, stream)))
+
+
+def read_frames(
+    path: str | os.PathLike,
+    choose: Callable[[VideoInfo], np.ndarray],
+    *,
+    size: int | None = None,
+    folder_fps: float = FOLDER_FPS,
+) -> np.ndarray:
+    """The chosen frames: uint8 [T, H, W, 3] RGB, upright.
+
+    `choose(info)` gives T native indices, non-decreasing; an index may repeat and is decoded once.
+    With `size`, each frame is resized to size × size by PIL bicubic as in `frames.resize_square`.
+    Decoding uses one thread, so that many workers can read at once.
+
+    Raises VideoError if the file is missing, empty, cut short, not a video, or without one of the
+    chosen frames; ValueError if the choice is out of order or out of range.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _read_folder(path, choose, size, folder_fps)
+    scan = _scan(path)
+    with _opened(path) as (container, stream):
+        frames = _decoded(container, stream)
+        first = _first(path, scan, frames)
+        ranks, places = _checked_choice(choose, _info(scan, first))
+        convert = _converter(first, size)
+        images = _read_by_time(container, stream, _put_back(first, frames), scan, ranks, convert)
+    if images is None:
+        images = _read_by_rank(path, scan, ranks, convert)
+    return _stacked(path, images, places)
+
+
+def write_video(
+    path: str | os.PathLike,
+    frames_THWC: np.ndarray,
+    fps: float,
+    *,
+    codec: str = "libx264",
+    crf: int = 18,
+    options: dict[str, str] | None = None,
+) -> None:
+    """Encode uint8 [T, H, W, 3] RGB frames; the suffix of `path` names the container.
+
+    Stored as yuv420p, so height and width must be even. `options` go to the encoder and win over
+    the defaults (`preset` fast for libx264). The same input gives the same bytes. The file appears
+    under its name only once it is whole. Raises ValueError for frames that cannot be stored.
+    """
+    path = Path(path)
+    _check_frames(frames_THWC)
+    defaults = {"crf": str(crf)} | ({"preset": "fast"} if codec == "libx264" else {})
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        _encode(partial, frames_THWC, fps, codec, defaults | (options or {}))
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+# Packets: which frames there are, and when each is shown.
+
+
+class _Packet(NamedTuple):
+    pts: int | None
+    dts: int | None
+    duration: int
+    is_key: bool
+    is_shown: bool
+    is_whole: bool
+
+
+@dataclass(frozen=True)
+class _Scan:
+    """The frames of a file, N of them, as its packets announce them."""
+
+    num_frames: int
+    fps: float
+    pts_N: np.ndarray | None  # when each is shown, ascending; None if the file does not say
+    key_rank_K: np.ndarray  # first frame shown after decoding starts at each keyframe, ascending
+    key_time_K: np.ndarray  # where to seek for it
+
+
+def _scan(path: Path) -> _Scan:
+    with _opened(path) as (container, stream):
+        packets = list(_packets(container, stream))
+        keeps_times = any(name in container.format.name for name in _KEEP_TIMES)
+        shown = _shown(packets)
+        fps = _average_fps(stream, shown)
+        expected = len(shown) + _num_lost(container, stream, packets, shown, fps)
+    if expected > len(shown):
+        raise _truncated(path, _count_decodable(path), expected)
+    if not shown:
+        raise VideoError(f"{path}: no frames")
+    pts_N = _times(shown) if keeps_times else None
+    return _Scan(len(shown), fps, pts_N, *_seek_points(packets, pts_N))
+
+
+def _seek_points(packets: list[_Packet], pts_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """For each keyframe, the rank of the first frame it gives and the time to seek for it."""
+    keys = sorted((p.pts, p.dts) for p in packets if p.is_key and None not in (p.pts, p.dts))
+    if pts_N is None or not keys:
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    pts_K, dts_K = np.array(keys, np.int64).T
+    return np.searchsorted(pts_N, pts_K), np.minimum(pts_K, dts_K)
+
+
+def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet]:
+    is_vp8 = stream.codec_context.name == "vp8"
+    for packet in container.demux(stream):
+        if packet.size:
+            # VP8 keeps its hidden reference frames in packets of their own: bit 4 says "show".
+            hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
+            times = packet.pts, packet.dts, packet.duration or 0
+            yield _Packet(*times, packet.is_keyframe, not hidden, not packet.is_corrupt)
+
+
+def _shown(packets: list[_Packet]) -> list[_Packet]:
+    """Packets that become frames, in the order shown where that is known.
+
+    Edit lists hide packets. Packets shown before the first keyframe refer to frames that were cut
+    off, and no decoder shows them.
+    """
+    shown = [p for p in packets if p.is_shown and p.is_whole]
+    if any(p.pts is None for p in shown):
+        return shown
+    start = min((p.pts for p in packets if p.is_key and p.pts is not None), default=None)
+    return sorted(p for p in shown if start is None or p.pts >= start)
+
+
+def _times(shown: list[_Packet]) -> np.ndarray | None:
+    if any(p.pts is None for p in shown):
+        return None
+    pts_N = np.array([p.pts for p in shown], np.int64)
+    return pts_N if (np.diff(pts_N) > 0).all() else None
+
+
+def _average_fps(stream: VideoStream, shown: list[_Packet]) -> float:
+    """The header's average rate, unless the packets contradict it by a tenth or more."""
+    header = float(stream.average_rate or stream.guessed_rate or 0)
+    seconds = _seconds(stream, shown)
+    measured = len(shown) / seconds if seconds > 0 else 0.0
+    if not measured or abs(header / measured - 1) < 0.1:
+        return header or 1.0
+    return measured
+
+
+def _seconds(stream: VideoStream, shown: list[_Packet]) -> float:
+    """From the first frame to the end of the last; 0 where times are missing."""
+    if _times(shown) is None or not shown:
+        return 0.0
+    span = shown[-1].pts - shown[0].pts
+    last = shown[-1].duration or span / max(1, len(shown) - 1)
+    return float((span + last) * stream.time_base)
+
+
+def _num_lost(
+    container: InputContainer,
+    stream: VideoStream,
+    packets: list[_Packet],
+    shown: list[_Packet],
+    fps: float,
+) -> int:
+    """Frames that the header announces and the packets do not bring.
+
+    MP4 lists every packet up front, so the difference is exact (PyAV 17 shows the list). Elsewhere
+    a file counts as cut short if its packets end before nine tenths of the announced duration.
+    """
+    whole = sum(p.is_whole for p in packets)
+    if "mp4" in container.format.name and hasattr(stream, "index_entries"):
+        return max(len(stream.index_entries), len(packets)) - whole
+    announced = _announced_seconds(container, stream)
+    if 0 < _seconds(stream, shown) < 0.9 * announced:
+        return max(1, round(announced * fps) - len(shown))
+    return len(packets) - whole
+
+
+def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
+    """Duration of the video stream by the header, 0 if it does not say."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    if tag := stream.metadata.get("DURATION"):  # Matroska, "00:01:02.500000000"
+        hours, minutes, seconds = tag.split(":")
+        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
+
+
+# Decoding.
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+    """The file and its video stream, one thread, other streams skipped; closed at the end."""
+    if not path.exists():
+        raise VideoError(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise VideoError(f"{path}: zero bytes")
+    try:
+        with av.open(path) as container:
+            yield container, _video_stream(path, container)
+    except av.error.FFmpegError as error:
+        raise VideoError(f"{path}: not a video: {error.strerror}") from error
+
+
+def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+    # The cover picture of a song is a video stream to FFmpeg, not to us.
+    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
+    if not videos:
+        kinds = {s.type for s in container.streams} - {"video"}
+        raise VideoError(f"{path}: no video stream ({' and '.join(sorted(kinds)) or 'empty'} only)")
+    stream = videos[0]
+    if stream.codec_context is None:
+        raise VideoError(f"{path}: no decoder for its video codec")
+    for other in container.streams:
+        if other.index != stream.index and hasattr(other, "discard"):  # PyAV 18
+            other.discard = av.stream.Discard.all
+    stream.codec_context.thread_type = "NONE"
+    stream.codec_context.thread_count = 1
+    return stream
+
+
+def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
+    """Frames from the present position on. Damaged packets show nothing; callers notice."""
+    for packet in container.demux(stream):
+        if packet.is_corrupt:
+            continue
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            continue
+        yield from frames
+
+
+def _count_decodable(path: Path) -> int:
+    with _opened(path) as (container, stream):
+        return sum(1 for _ in _decoded(container, stream))
+
+
+def _truncated(path: Path, num_decoded: int, num_expected: int) -> VideoError:
+    return VideoError(f"{path}: truncated: {num_decoded} of {num_expected} frames could be decoded")
+
+
+def _first(path: Path, scan: _Scan, frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
+    first = next(frames, None)
+    if first is None:
+        raise _truncated(path, 0, scan.num_frames)
+    return first
+
+
+def _put_back(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterator[av.VideoFrame]:
+    yield first
+    yield from frames
+
+
+def _info(scan: _Scan, first: av.VideoFrame) -> VideoInfo:
+    pose = _pose(first)
+    height, width = (first.width, first.height) if pose[0] else (first.height, first.width)
+    rotation = _ROTATIONS.get(pose, 0)
+    return VideoInfo(scan.num_frames, scan.fps, scan.num_frames / scan.fps, height, width, rotation)
+
+
+def _checked_choice(
+    choose: Callable[[VideoInfo], np.ndarray], info: VideoInfo
+) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct indices [U] and, for each of T places, which of them belongs there."""
+    chosen = np.asarray(choose(info))
+    if chosen.ndim != 1 or not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
+        raise ValueError(f"choose: must give a list of frame indices, gave {chosen!r}")
+    if chosen[0] < 0 or chosen[-1] >= info.num_frames or (np.diff(chosen) < 0).any():
+        raise ValueError(
+            f"choose: indices must be non-decreasing in 0..{info.num_frames - 1}, "
+            f"gave {chosen.tolist()}"
+        )
+    return np.unique(chosen, return_inverse=True)
+
+
+def _read_by_time(
+    container: InputContainer,
+    stream: VideoStream,
+    frames: Iterator[av.VideoFrame],
+    scan: _Scan,
+    ranks: np.ndarray,
+    convert: Callable[[av.VideoFrame], np.ndarray],
+) -> list[np.ndarray] | None:
+    """Walk or seek to each rank in turn; None if the decoder does not keep the packets' times."""
+    if scan.pts_N is None:
+        return None
+    images, position = [], 0
+    for rank in ranks:
+        key = np.searchsorted(scan.key_rank_K, rank, side="right") - 1
+        if key >= 0 and scan.key_rank_K[key] > position + _SEEK_GAIN:
+            container.seek(int(scan.key_time_K[key]), stream=stream)
+            frames = _decoded(container, stream)
+        frame = _frame_at(frames, scan.pts_N[rank])
+        if frame is None:
+            return None
+        images.append(convert(frame))
+        position = rank + 1
+    return images
+
+
+def _frame_at(frames: Iterator[av.VideoFrame], pts: int) -> av.VideoFrame | None:
+    for frame in frames:
+        if frame.pts is None or frame.pts > pts:
+            return None
+        if frame.pts == pts:
+            return None if frame.is_corrupt else frame
+    return None
+
+
+def _read_by_rank(
+    path: Path, scan: _Scan, ranks: np.ndarray, convert: Callable[[av.VideoFrame], np.ndarray]
+) -> list[np.ndarray]:
+    """Decode all and count. The count must agree: a loss anywhere would shift what follows."""
+    wanted, images, count = set(ranks.tolist()), [], 0
+    with _opened(path) as (container, stream):
+        for frame in _decoded(container, stream):
+            if count in wanted:
+                images.append(convert(frame))
+            count += 1
+    if count < scan.num_frames:
+        raise _truncated(path, count, scan.num_frames)
+    return images
+
+
+# Pixels.
+
+# What `_pose` finds, in degrees counter-clockwise; other poses mirror.
+_ROTATIONS = {(False, 1, 1): 0, (True, -1, 1): 90, (False, -1, -1): 180, (True, 1, -1): 270}
+
+
+def _pose(frame: av.VideoFrame) -> tuple[bool, int, int]:
+    """(swap axes, row step, column step) that put stored pixels upright.
+
+    The display matrix sends the stored point (x, y) to (a·x + c·y, b·x + d·y).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, 1, 1
+    a, b, _, c, d = np.frombuffer(memoryview(matrix), np.int32)[:5].tolist()
+    swapped = abs(b) > abs(a)
+    down, right = (b, c) if swapped else (d, a)
+    return swapped, -1 if down < 0 else 1, -1 if right < 0 else 1
+
+
+def _converter(first: av.VideoFrame, size: int | None) -> Callable[[av.VideoFrame], np.ndarray]:
+    """Decoded frame → upright RGB. The reformatter is shared: making one costs 0.2 ms."""
+    swapped, down, right = _pose(first)
+    to_rgb = VideoReformatter()
+
+    def convert(frame: av.VideoFrame) -> np.ndarray:
+        image = to_rgb.reformat(frame, format="rgb24", **_ONE_THREAD).to_ndarray()
+        image = (image.swapaxes(0, 1) if swapped else image)[::down, ::right]
+        return image if size is None else resize_square(image, size)
+
+    return convert
+
+
+def _stacked(path: Path, images: list[np.ndarray], places: np.ndarray) -> np.ndarray:
+    shapes = sorted({image.shape[:2] for image in images})
+    if len(shapes) > 1:
+        raise VideoError(f"{path}: frames of several sizes {shapes}; pass size to make them equal")
+    return np.stack([images[place] for place in places])
+
+
+# Folders of images.
+
+
+def _folder_images(path: Path) -> list[Path]:
+    visible = (p for p in path.iterdir() if not p.name.startswith("."))
+    images = sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not images:
+        raise VideoError(f"{path}: no images in this folder ({' '.join(IMAGE_SUFFIXES)})")
+    return images
+
+
+def _folder_info(path: Path, images: list[Path], fps: float) -> VideoInfo:
+    if not fps > 0:
+        raise ValueError(f"folder_fps={fps}: must be a positive number ({path})")
+    height, width = _read_image(images[0]).shape[:2]
+    return VideoInfo(len(images), fps, len(images) / fps, height, width, 0)
+
+
+def _read_folder(
+    path: Path, choose: Callable[[VideoInfo], np.ndarray], size: int | None, fps: float
+) -> np.ndarray:
+    files = _folder_images(path)
+    ranks, places = _checked_choice(choose, _folder_info(path, files, fps))
+    images = [_read_image(files[rank]) for rank in ranks]
+    if size is not None:
+        images = [resize_square(image, size) for image in images]
+    return _stacked(path, images, places)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise VideoError(f"{path}: not an image: {error}") from error
+
+
+# Encoding.
+
+
+def _check_frames(frames_THWC: np.ndarray) -> None:
+    shape, dtype = frames_THWC.shape, frames_THWC.dtype
+    if dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or not shape[0]:
+        raise ValueError(f"frames: must be uint8 [T, H, W, 3], got {dtype} {list(shape)}")
+    if shape[1] % 2 or shape[2] % 2 or not shape[1] * shape[2]:
+        raise ValueError(
+            f"frames: height and width must be even for yuv420p, got {shape[1]}x{shape[2]}"
+        )
+
+
+def _encode(
+    path: Path, frames_THWC: np.ndarray, fps: float, codec: str, options: dict[str, str]
+) -> None:
+    _, height, width, _ = frames_THWC.shape
+    to_yuv = VideoReformatter()
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(path, "w", options={"fflags": "+bitexact"}) as container:
+        stream = container.add_stream(codec, rate=rate, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.thread_count = 1
+        for pixels in frames_THWC:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
+            container.mux(stream.encode(to_yuv.reformat(frame, format="yuv420p", **_ONE_THREAD)))
+        container.mux(stream.encode())

@@ -1,0 +1,210 @@
+"""The native evaluation: a local question file in, scores and per-example predictions out.
+
+A question is a JSON line: `id`, `task`, `video`, `question`, `answer`, for multiple choice `options`
+(then `answer` is a letter), and optionally `prompt`, the exact text to ask instead of the default.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from vvlm_jax.config import DataConfig, ModelConfig
+from vvlm_jax.data import chat
+from vvlm_jax.data.datasets import read_jsonl
+from vvlm_jax.data.media import FrameReader
+from vvlm_jax.data.tokenizer import EOT, Tokenizer
+from vvlm_jax.data.video import VideoError
+from vvlm_jax.eval import mcq
+from vvlm_jax.generate.generate import generate, jitted
+from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.train.metrics import JsonlWriter, Progress
+from vvlm_jax.types import Prompts
+
+FIELDS = ("id", "task", "video", "question", "answer")
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """One task's result."""
+
+    score: float
+    """Share of correct answers among the readable ones, 0–100."""
+    stderr: float
+    """Binomial standard error of `score`, 0–100."""
+    num_questions: int
+    """Questions whose video could be read."""
+    unreadable: int
+    """Questions left out because their video could not be read."""
+
+
+def read_questions(path: str | Path) -> list[dict]:
+    """Rows of a question file. ValueError names file, line and the missing or broken field."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such question file")
+    rows = read_jsonl(path)
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        missing = [f for f in FIELDS if not str(row.get(f, "")).strip()]
+        if missing:
+            raise ValueError(f"{path}: question {number} lacks {', '.join(missing)}")
+        if row["id"] in seen:
+            raise ValueError(f"{path}: question {number} repeats id {row['id']!r}")
+        seen.add(row["id"])
+        options = row.get("options")
+        if options and row["answer"] not in "ABCDEFGH"[: len(options)]:
+            raise ValueError(f"{path}: question {number}: answer {row['answer']!r} is no letter of its options")
+    return rows
+
+
+def prompt_text(row: dict) -> str:
+    """What the model is asked: the row's own `prompt`, or the question, its options and the letter request."""
+    if "prompt" in row:
+        return row["prompt"]
+    if not row.get("options"):
+        return row["question"]
+    return f"{row['question']}\n{mcq.format_options(row['options'])}\n{mcq.LETTER_PROMPT}"
+
+
+def evaluate(
+    model: VideoVLM,
+    params,
+    tokenizer: Tokenizer,
+    questions: list[dict],
+    predictions_file: str | Path,
+    model_config: ModelConfig,
+    data_config: DataConfig,
+    *,
+    reader: FrameReader | None = None,
+    max_new_tokens: int = 16,
+    videos_per_batch: int = 4,
+    title: str = "evaluate",
+) -> dict[str, TaskScore]:
+    """Answers every question greedily and scores it; returns {task: TaskScore}.
+
+    Frames and tokens a frame are the model's own. A video is encoded once for all its questions.
+    Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task, error}); what is
+    there already is not asked again, so an interrupted evaluation continues.
+
+    Raises VideoError when more than `data_config.max_unreadable` of the videos cannot be read.
+    """
+    predictions_file = Path(predictions_file)
+    done = _read_predictions(predictions_file)
+    reader = reader or FrameReader(
+        Path(data_config.media_root), model_config.num_frames, model.vision_config.image_size,
+        data_config.frame_sampling, data_config.frame_cache_mb,
+    )  # fmt: skip
+    groups = _by_video([q for q in questions if q["id"] not in done])
+    writer = JsonlWriter(predictions_file)
+    progress = Progress(title, len(questions), "questions")
+    answer = _Answerer(model, params, tokenizer, model_config, data_config.system, max_new_tokens)
+    allowed = int(data_config.max_unreadable * len({q["video"] for q in questions}))
+    asked = max((len(rows) for rows in groups.values()), default=0)
+    for start in range(0, len(groups), videos_per_batch):
+        names = list(groups)[start : start + videos_per_batch]
+        frames, errors = _read_all(reader, names)
+        rows = [q for name in names if name in frames for q in groups[name]]
+        replies = answer(frames, rows, videos_per_batch, videos_per_batch * asked) if rows else []
+        for q, reply in zip(rows, replies, strict=True):
+            correct = mcq.is_correct(reply, q["answer"], len(q.get("options") or ()))
+            done[q["id"]] = dict(id=q["id"], task=q["task"], reply=reply, answer=q["answer"], correct=correct)
+            writer.write(**done[q["id"]])
+        for name, error in errors.items():
+            for q in groups[name]:
+                done[q["id"]] = dict(id=q["id"], task=q["task"], error=error)
+                writer.write(**done[q["id"]])
+        broken = {p["error"] for p in done.values() if "error" in p}
+        if len(broken) > allowed:
+            raise VideoError(f"{len(broken)} unreadable videos, data.max_unreadable allows {allowed}: {min(broken)}")
+        progress.update(len(done))
+    progress.close()
+    writer.close()
+    return score([done[q["id"]] for q in questions])
+
+
+def score(predictions: list[dict]) -> dict[str, TaskScore]:
+    """Accuracy of each task over its readable questions, with binomial standard errors."""
+    scores = {}
+    for task in sorted({p["task"] for p in predictions}):
+        mine = [p for p in predictions if p["task"] == task]
+        correct = [p["correct"] for p in mine if "error" not in p]
+        m = len(correct)
+        share = sum(correct) / m if m else math.nan
+        stderr = math.sqrt(share * (1 - share) / m) if m else math.nan
+        scores[task] = TaskScore(100 * share, 100 * stderr, m, len(mine) - m)
+    return scores
+
+
+class _Answerer:
+    """Encodes a few videos and answers their questions, at one static shape."""
+
+    def __init__(self, model, params, tokenizer, model_config, system, max_new_tokens):
+        self.model, self.params, self.tokenizer = model, params, tokenizer
+        self.num_visual = model_config.num_frames * model_config.tokens_per_frame
+        self.system, self.max_new_tokens = system, max_new_tokens
+        self.encode, _ = jitted(model, max_new_tokens, tokenizer.special[EOT])
+
+    def __call__(self, frames: dict, rows: list[dict], num_videos: int, num_prompts: int) -> list[str]:
+        names = list(frames)
+        frames_BTHWC = np.stack([frames[names[min(i, len(names) - 1)]] for i in range(num_videos)])
+        visual_BVD = self.encode(self.params, frames_BTHWC)
+        ids = [self._ids(row) for row in rows]
+        # Padding rows repeat the first prompt, and lengths are rounded up: few shapes, few compiles.
+        ids += [ids[0]] * (num_prompts - len(ids))
+        length = self.num_visual + 16 * math.ceil((max(map(len, ids)) - self.num_visual) / 16)
+        prompts = Prompts(
+            np.stack([np.pad(np.asarray(i, np.int32), (0, length - len(i))) for i in ids]),
+            np.array([len(i) for i in ids], np.int32),
+            np.array([names.index(r["video"]) for r in rows] + [0] * (num_prompts - len(rows)), np.int32),
+        )
+        replies = generate(self.model, self.params, self.tokenizer, prompts, visual_BVD, self.max_new_tokens)
+        return replies[: len(rows)]
+
+    def _ids(self, row):
+        turns = [{"from": "human", "value": "<video>\n" + prompt_text(row)}]
+        return chat.encode_prompt(turns, self.tokenizer, self.num_visual, self.system)
+
+
+def _read_all(reader, names):
+    frames, errors = {}, {}
+    for name in names:
+        try:
+            frames[name] = reader.video(name)
+        except VideoError as e:
+            errors[name] = str(e)
+    return frames, errors
+
+
+def _by_video(questions):
+    groups = {}
+    for q in questions:
+        groups.setdefault(q["video"], []).append(q)
+    return groups
+
+
+def _read_predictions(path: Path) -> dict[str, dict]:
+    """Predictions of an interrupted evaluation; a half-written last line is dropped."""
+    if not path.is_file():
+        return {}
+    text = path.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        path.write_text(whole)
+    return {row["id"]: row for row in map(json.loads, whole.splitlines())}
+
+
+def average(scores: dict[str, TaskScore]) -> float:
+    """Mean score of the tasks, 0–100 (the paper's Metrics/Avg)."""
+    return float(np.mean([s.score for s in scores.values()]))
+
+
+def untrained_like(params, seed: int = 0):
+    """Parameters with every array's entries shuffled: same statistics, nothing learnt."""
+    leaves, tree = jax.tree.flatten(params)
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(np.asarray(x).ravel()).reshape(x.shape) for x in leaves]
+    return jax.tree.unflatten(tree, shuffled)

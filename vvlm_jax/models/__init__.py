@@ -1,0 +1,1 @@
+"""The towers and their assembly: pure modules, no files, no devices."""

@@ -1,0 +1,165 @@
+"""Llama 3.x decoder: RMSNorm, rotary positions (rotate-half layout), grouped-query attention, SwiGLU.
+
+One block serves training, prefill and decoding: given no cache it attends causally over its input and
+returns its keys and values; given one it writes its single new token and attends over what is filled.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vvlm_jax.config import LlamaConfig
+from vvlm_jax.models import kv_cache
+from vvlm_jax.models.attention import attend, causal_mask
+from vvlm_jax.models.kv_cache import KVCache
+
+
+def rope_frequencies(config: LlamaConfig) -> np.ndarray:
+    """[H/2] float32 angular frequencies, with Llama 3.1's scaling when the config has one.
+
+    Wavelengths above original/low are slowed by `factor`, those below original/high are kept, and
+    between the two the slow-down is interpolated linearly in original/wavelength.
+    """
+    exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
+    freq = config.rope_theta**-exponent
+    s = config.rope_scaling
+    if s is not None:
+        turns = s.original_max_position * freq / (2 * np.pi)
+        keep = np.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0, 1)
+        freq = freq * (keep + (1 - keep) / s.factor)
+    return freq.astype(np.float32)
+
+
+def rotate(x_BLNH, positions_BL, frequencies_h):
+    """Applies rotary positions; element i is paired with element i + H/2. Computed in float32."""
+    angle = positions_BL[..., None, None].astype(jnp.float32) * frequencies_h[None, None, None, :]
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    a, b = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x_BLNH.dtype)
+
+
+def _residual_init(config: LlamaConfig, fan_in: int):
+    """Blocks start by writing no more into the residual stream than the embeddings do (std D^-½).
+
+    Without this the first layers drown the embeddings in noise, and look-ups are learnt late or never.
+    """
+    return nn.initializers.normal((fan_in * config.width) ** -0.5)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, cast back, then scaled (transformers' order)."""
+
+    eps: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.eps)
+        return y.astype(self.dtype) * jnp.expand_dims(scale, range(x.ndim - 1)).astype(self.dtype)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with rotary positions; see the module docstring for `cache`."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD, positions_BL, mask, cache=None):
+        c = self.config
+        dense = dict(use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(c.width**-0.5))
+        q = nn.DenseGeneral((c.num_heads, c.head_dim), name="q", **dense)(x_BLD)
+        k = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="k", **dense)(x_BLD)
+        v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **dense)(x_BLD)
+        frequencies_h = rope_frequencies(c)
+        q, k = rotate(q, positions_BL, frequencies_h), rotate(k, positions_BL, frequencies_h)
+        if cache is not None:
+            k = kv_cache.write(cache[0], k, positions_BL[:, 0])
+            v = kv_cache.write(cache[1], v, positions_BL[:, 0])
+        y = attend(q, k, v, mask)
+        dense["kernel_init"] = _residual_init(c, c.num_heads * c.head_dim)
+        return nn.DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y), (k, v)
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate(x)) · up(x))."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD):
+        c = self.config
+        dense = dict(use_bias=False, dtype=self.dtype)
+        up_init, down_init = nn.initializers.normal(c.width**-0.5), _residual_init(c, c.mlp_dim)
+        gate = nn.Dense(c.mlp_dim, name="gate", kernel_init=up_init, **dense)(x_BLD)
+        up = nn.Dense(c.mlp_dim, name="up", kernel_init=up_init, **dense)(x_BLD)
+        return nn.Dense(c.width, name="down", kernel_init=down_init, **dense)(nn.silu(gate) * up)
+
+
+class DecoderBlock(nn.Module):
+    """Pre-norm block; `nn.scan` carries x, scans the cache, stacks the new keys and values."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BLD, positions_BL, mask, cache):
+        c = self.config
+        y = RMSNorm(c.norm_eps, self.dtype, name="attn_norm")(x_BLD)
+        y, kv = Attention(c, self.dtype, name="attn")(y, positions_BL, mask, cache)
+        x_BLD = x_BLD + y
+        y = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")(x_BLD)
+        return x_BLD + Mlp(c, self.dtype, name="mlp")(y), kv
+
+
+class Llama(nn.Module):
+    """Embeddings in, final hidden states out; `logits` is a separate, cheap-to-restrict step."""
+
+    config: LlamaConfig
+    dtype: jnp.dtype = jnp.bfloat16
+    remat: bool = False
+
+    def setup(self):
+        c = self.config
+        self.embedding = nn.Embed(
+            c.vocab, c.width, embedding_init=nn.initializers.normal(c.width**-0.5), name="embed"
+        )
+        block = nn.remat(DecoderBlock, prevent_cse=False) if self.remat else DecoderBlock
+        self.layers = nn.scan(
+            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth,
+            in_axes=(nn.broadcast, nn.broadcast, 0),
+        )(c, self.dtype)  # fmt: skip
+        self.norm = RMSNorm(c.norm_eps, self.dtype)
+        if not c.tie_embeddings:
+            self.lm_head = nn.Dense(c.vocab, use_bias=False, dtype=self.dtype)
+
+    def embed(self, tokens_BL):
+        """int ids → [B, L, D]."""
+        return self.embedding(tokens_BL).astype(self.dtype)
+
+    def __call__(self, x_BLD):
+        """Causal pass over right-padded embeddings → (hidden_BLD after the final norm, (k, v) by layer)."""
+        B, L, _ = x_BLD.shape
+        positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
+        x_BLD, kv = self.layers(x_BLD, positions_BL, causal_mask(L), None)
+        return self.norm(x_BLD), kv
+
+    def decode_step(self, x_B1D, cache: KVCache):
+        """One more token a row, at position `cache.lengths_B` → (hidden_B1D, cache with one more filled)."""
+        positions_B1 = cache.lengths_B[:, None]
+        filled = jnp.arange(cache.k_DBSKH.shape[2])[None, :] <= positions_B1
+        mask = filled[:, None, None, None, :]
+        x_B1D, (k, v) = self.layers(x_B1D, positions_B1, mask, (cache.k_DBSKH, cache.v_DBSKH))
+        return self.norm(x_B1D), KVCache(k, v, cache.lengths_B + 1)
+
+    def logits(self, hidden):
+        """[..., D] → float32 [..., vocab]."""
+        if self.config.tie_embeddings:
+            hidden = self.embedding.attend(hidden.astype(self.dtype))
+        else:
+            hidden = self.lm_head(hidden)
+        return hidden.astype(jnp.float32)

@@ -1,0 +1,98 @@
+"""The video vision-language model: encode frames, project, resample, splice into the text, decode.
+
+Order as in LLaVA-NeXT: every frame's features go through the projector, then the g × g grid is resampled
+to V tokens; the T·V tokens of a video stand frame-major, row-major, where its placeholder stood.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig, choose
+from vvlm_jax.models import resampler, variants
+from vvlm_jax.models.kv_cache import KVCache, grow
+from vvlm_jax.models.llama import Llama
+from vvlm_jax.models.projector import Projector
+from vvlm_jax.models.sovit import SoViT
+
+
+class VideoVLM(nn.Module):
+    """Parameters: `vision/…`, `projector/…`, `llm/…`. `video_id` is the placeholder's token id."""
+
+    vision_config: VisionConfig
+    llm_config: LlamaConfig
+    tokens_per_frame: int
+    video_id: int
+    dtype: jnp.dtype = jnp.bfloat16
+    remat: bool = False
+
+    def setup(self):
+        self.vision = SoViT(self.vision_config, self.dtype, self.remat)
+        self.projector = Projector(self.llm_config.width, self.dtype)
+        self.llm = Llama(self.llm_config, self.dtype, self.remat)
+
+    def encode(self, frames_BTHWC):
+        """uint8 frames → visual tokens [B, T·V, D]."""
+        B, T, *image = frames_BTHWC.shape
+        pixels = (frames_BTHWC.reshape(B * T, *image).astype(jnp.float32) / 255 - 0.5) / 0.5
+        x_BPD = self.projector(self.vision(pixels))
+        x_BVD = resampler.bilinear(x_BPD, self.tokens_per_frame)
+        return x_BVD.reshape(B, T * self.tokens_per_frame, -1)
+
+    def splice(self, tokens_BL, visual_BVD):
+        """Text embeddings with the i-th placeholder of a row replaced by its i-th visual token."""
+        x_BLD = self.llm.embed(tokens_BL)
+        if visual_BVD.shape[1] == 0:
+            return x_BLD
+        is_visual_BL = tokens_BL == self.video_id
+        nth_BL = jnp.clip(jnp.cumsum(is_visual_BL, axis=1) - 1, 0, visual_BVD.shape[1] - 1)
+        placed_BLD = jnp.take_along_axis(visual_BVD, nth_BL[..., None], axis=1)
+        return jnp.where(is_visual_BL[..., None], placed_BLD, x_BLD)
+
+    def __call__(self, tokens_BL, frames_BTHWC):
+        """Final hidden states [B, L, D] of a teacher-forced pass."""
+        visual_BVD = self.encode(frames_BTHWC) if frames_BTHWC.shape[1] else jnp.zeros((len(tokens_BL), 0, 1))
+        return self.llm(self.splice(tokens_BL, visual_BVD))[0]
+
+    def target_logits(self, tokens_BL, frames_BTHWC, positions_BM):
+        """float32 logits [B, M, vocab] at the given positions only."""
+        hidden_BLD = self(tokens_BL, frames_BTHWC)
+        return self.llm.logits(jnp.take_along_axis(hidden_BLD, positions_BM[..., None], axis=1))
+
+    def prefill(self, tokens_BL, lengths_B, visual_BVD, extra: int):
+        """Reads right-padded prompts → (logits of each row's last token [B, vocab], cache with room)."""
+        hidden_BLD, (k, v) = self.llm(self.splice(tokens_BL, visual_BVD))
+        last_B1D = jnp.take_along_axis(hidden_BLD, lengths_B[:, None, None] - 1, axis=1)
+        return self.llm.logits(last_B1D)[:, 0], grow(k, v, lengths_B, extra)
+
+    def decode_step(self, tokens_B, cache: KVCache):
+        """One token a row in → (logits of the next [B, vocab], cache)."""
+        hidden_B1D, cache = self.llm.decode_step(self.llm.embed(tokens_B[:, None]), cache)
+        return self.llm.logits(hidden_B1D)[:, 0], cache
+
+
+def build(config: ModelConfig, video_id: int, vocab: int | None = None) -> VideoVLM:
+    """The model of a config. Raises when the tokenizer has more ids (`vocab`) than the variant embeds."""
+    vision = choose(variants.VISION, config.vision, "model.vision")
+    llm = choose(variants.LLAMA, config.llm, "model.llm")
+    if vocab is not None and vocab > llm.vocab:
+        raise ValueError(f"the tokenizer has {vocab} ids but {config.llm} embeds {llm.vocab}")
+    dtype = jnp.dtype(config.dtype)
+    return VideoVLM(vision, llm, config.tokens_per_frame, video_id, dtype, config.remat)
+
+
+def init(model: VideoVLM, key) -> dict:
+    """Random float32 parameters. Shapes only matter, so one frame and one token are enough."""
+    size = model.vision_config.image_size
+    return model.init(
+        key,
+        jnp.zeros((1, 1), jnp.int32),
+        jnp.zeros((1, 1, size, size, 3), jnp.uint8),
+        jnp.zeros((1, 1), jnp.int32),
+        method="target_logits",
+    )["params"]
+
+
+def shapes(model: VideoVLM) -> dict:
+    """Shape and dtype of every parameter, without allocating any."""
+    return jax.eval_shape(lambda: init(model, jax.random.key(0)))

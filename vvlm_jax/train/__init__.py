@@ -1,0 +1,1 @@
+"""One trainer; stages are data."""

@@ -1,0 +1,79 @@
+"""Metrics as JSON lines, and a progress line on a terminal."""
+
+import json
+import sys
+import time
+from pathlib import Path
+
+
+class JsonlWriter:
+    """Appends one JSON object a line; each line is flushed, so a killed run keeps what it wrote.
+
+    `after_step` drops lines of later steps first: what a killed run logged past its last checkpoint.
+    """
+
+    def __init__(self, path: str | Path, after_step: int | None = None):
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if after_step is not None and path.exists():
+            rows = [line for line in path.read_text().splitlines() if _step(line) <= after_step]
+            path.write_text("".join(line + "\n" for line in rows))
+        self._file = path.open("a")
+
+    def write(self, **values) -> None:
+        """Writes one line."""
+        self._file.write(json.dumps(values) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (json.JSONDecodeError, KeyError):
+        return float("inf")
+
+
+class Progress:
+    """`title 120/400 · 51.2 examples/s · loss 0.41 · 5 s left`, rewritten in place on a terminal.
+
+    In a log (no terminal) it stays quiet but for `note`.
+    """
+
+    def __init__(self, title: str, total: int, unit: str = "examples", stream=None):
+        self.title, self.total, self.unit = title, total, unit
+        self._stream = sys.stderr if stream is None else stream
+        self._live = self._stream.isatty()
+        self._start = self._shown = time.monotonic()
+        self._first: int | None = None
+
+    def update(self, done: int, extra: str = "") -> None:
+        """Shows the state, at most ten times a second."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first, self._start = done, now
+        if not self._live or (now - self._shown < 0.1 and done < self.total):
+            return
+        self._shown = now
+        rate = (done - self._first) / max(now - self._start, 1e-9)
+        left = f"{duration((self.total - done) / rate)} left" if rate else "…"
+        text = f"{self.title} {done}/{self.total} · {rate:.1f} {self.unit}/s{extra and ' · ' + extra} · {left}"
+        self._stream.write(f"\r\x1b[K{text}")
+        self._stream.flush()
+
+    def close(self) -> None:
+        """Clears the line."""
+        if self._live:
+            self._stream.write("\r\x1b[K")
+            self._stream.flush()
+
+
+def duration(seconds: float) -> str:
+    """45 s, 3 min 20 s, 2 h 5 min."""
+    s = round(seconds)
+    if s < 60:
+        return f"{s} s"
+    return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"

@@ -1,0 +1,44 @@
+"""The pytrees that cross room borders, and the only legend of shape letters.
+
+Model: B batch, T frames, P patches a frame, V visual tokens a frame, L sequence, S cache, D width,
+F feed-forward, N query heads, K key-value heads, H head size, M answer positions.
+Fitting: R runs, K factors, P parameters, I starts, B resamples.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Example(NamedTuple):
+    """One training example, tokenised and padded; NumPy, no batch axis."""
+
+    tokens_L: np.ndarray
+    """int32 ids; the placeholder id stands once for every visual token; padding on the right."""
+    target_pos_M: np.ndarray
+    """int32 positions whose *next* token is an answer token; padded with 0."""
+    target_ids_M: np.ndarray
+    """int32 ids to predict there."""
+    target_weight_M: np.ndarray
+    """float32: 1 on answer tokens, 0 on padding."""
+    frames_THWC: np.ndarray
+    """uint8 pixels; T is 0 for text-only stages."""
+
+
+class Batch(NamedTuple):
+    """`Example` stacked along B; what a train step takes."""
+
+    tokens_BL: np.ndarray
+    target_pos_BM: np.ndarray
+    target_ids_BM: np.ndarray
+    target_weight_BM: np.ndarray
+    frames_BTHWC: np.ndarray
+
+
+class Prompts(NamedTuple):
+    """Questions ready for generation: right-padded ids, their lengths and the video each one asks about."""
+
+    tokens_BL: np.ndarray
+    lengths_B: np.ndarray
+    video_B: np.ndarray
+    """int32 index into the encoded videos of the same call."""
