@@ -292,7 +292,7 @@ def _check(table: RunTable, rows_R) -> None:
     perfect = np.flatnonzero(table.error <= 0)
     if perfect.size:
         raise ValueError(
-            f"run {table.run_id[perfect[0]]!r} has score 100: an error of 0 has no logarithm; "
+            f"run '{table.run_id[perfect[0]]}' has score 100: an error of 0 has no logarithm; "
             "leave the run out"
         )
 

@@ -262,7 +262,7 @@ def frontier_paths(best, change=None) -> Figure:
     colours = shades(best.num_examples)
     for k, name in enumerate(FACTORS):
         for column, n in enumerate(best.num_examples):
-            style = dict(color=colours[n], alpha=0.9, label=units.count(n))
+            style = dict(color=colours[n], alpha=0.9, label=units.count(n, 2))
             path = best.x[order, column, k]
             axes[k].step(best.budgets[order] / size, path, where="post", **style)
         axes[k].set_title(f"best {units.LABELS[name]}")
@@ -281,7 +281,7 @@ def _draw_elasticity(axis, change) -> None:
         style = dict(color=PALETTE[k], ms=4, label=text)
         axis.plot(change.num_examples, lines_MK[:, k], MARKERS[k] + "-", **style)
     axis.axhline(0, color=GREY, linewidth=0.8)
-    log_axis(axis, change.num_examples, units.LABELS["num_examples"])
+    log_axis(axis, change.num_examples, units.LABELS["num_examples"], digits=2)
     axis.set_title("elasticity of x* to n")
     axis.legend()
 

@@ -1,5 +1,6 @@
 """What every command does the same way."""
 
+import importlib
 import importlib.util
 import sys
 from pathlib import Path
@@ -12,10 +13,14 @@ def load_config(path: Path, kind: type):
     if not path.is_file():
         there = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no Python file"
         raise ConfigError(f"--config {path}: no such file; in that folder: {there}")
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    root, file = Path(__file__).parents[1], path.resolve()
+    if file.is_relative_to(root):  # so that `configs.study` is one module, however it is named
+        module = importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
+    else:
+        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
     value = module.config() if hasattr(module, "config") else None
     if not isinstance(value, kind):
         raise ConfigError(f"--config {path}: must define config() -> {kind.__name__}")

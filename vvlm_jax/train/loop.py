@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vvlm_jax import config as config_lib
@@ -65,8 +66,7 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
     mesh = make_mesh(config.mesh)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
     state = initial_state(config, model, mesh)
-    step_fn = compiled_step(model, config.optim, tuple(sorted(state.trainable)), config.microbatches,
-                            config.loss_weighting)  # fmt: skip
+    step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
 
     checkpoints = checkpoint.Checkpoints(out_dir / "checkpoints") if config.checkpoint_every else None
     iterator = iter(data)
@@ -128,23 +128,37 @@ def claim_folder(config: TrainConfig) -> Path:
 
 def initial_state(config: TrainConfig, model: vlm.VideoVLM, mesh) -> TrainState:
     """Random parameters with the parts named by `config.init` loaded over them, sharded from birth."""
-    shapes = vlm.shapes(model)
-    shardings = param_shardings(shapes, mesh)
-    key = jax.random.key(config.seed)
-    params = jax.jit(functools.partial(vlm.init, model), out_shardings=shardings)(key)
+    shardings = state_shardings(model, config.optim, mesh)
+    by_part = optim.merge(shardings.trainable, shardings.frozen)
+    init = jax.jit(functools.partial(vlm.init, model), out_shardings=by_part)
+    params = init(jax.random.key(config.seed))
     for part, folder in config.init:
         if part not in params:
             raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, params)}")
         params[part] = checkpoint.load_params(folder, params, [part])[part]
     trainable, frozen = optim.split(params, config.optim)
     tx = optim.make(config.optim, trainable)
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), trainable, frozen,
-                      jax.jit(tx.init)(trainable))  # fmt: skip
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), shardings.step), trainable, frozen, opt_state)
+
+
+def state_shardings(model: vlm.VideoVLM, optim_config, mesh) -> TrainState:
+    """Where every leaf of a train state lives: moments with their parameters, scalars everywhere."""
+    shapes = vlm.shapes(model)
+    trainable, frozen = optim.split(param_shardings(shapes, mesh), optim_config)
+    tx = optim.make(optim_config, trainable)
+    opt_shapes = jax.eval_shape(tx.init, optim.split(shapes, optim_config)[0])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree_utils.tree_map_params(
+        tx, lambda _, sharding: sharding, opt_shapes, trainable, transform_non_params=lambda _: everywhere
+    )
+    return TrainState(everywhere, trainable, frozen, opt_state)
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_step(model, optim_config, trainable_paths, microbatches, weighting):
+def compiled_step(model, optim_config, mesh, microbatches, weighting):
     """The jitted train step; runs that differ in data or length alone share it. The state is donated."""
-    tx = optim.make(optim_config, trainable_paths)
-    return jax.jit(make_train_step(model, tx, microbatches, weighting), donate_argnums=0)
+    shardings = state_shardings(model, optim_config, mesh)
+    tx = optim.make(optim_config, shardings.trainable)
+    step = make_train_step(model, tx, microbatches, weighting)
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
