@@ -1,6 +1,6 @@
 """Stage 2 of Table 4 at full size: finetune everything on video conversations.
 
-    python -m tools.train --config configs/finetune.py --set model.llm=llama3.2-3b model.num_frames=16
+python -m tools.train --config configs/finetune.py --set model.llm=llama3.2-3b model.num_frames=16
 """
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -9,13 +9,16 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 def config() -> TrainConfig:
     """The star centre's shape (32 frames × 196 tokens) on Llama-3.2-1B."""
     return TrainConfig(
-        model=ModelConfig(vision="so400m/14-384", llm="llama3.2-1b", num_frames=32, tokens_per_frame=196),
+        model=ModelConfig(
+            vision="so400m/14-384", llm="llama3.2-1b", num_frames=32, tokens_per_frame=196
+        ),
         data=DataConfig(
             annotations="data/train.json",
             media_root="data/videos",
             tokenizer="data/tokenizer",
-            system="You are a helpful language and vision assistant. You are able to understand the visual "
-            "content that the user provides, and assist the user with a variety of tasks using natural language.",
+            system="You are a helpful language and vision assistant. You are able to understand "
+            "the visual content that the user provides, and assist the user with a variety of "
+            "tasks using natural language.",
         ),
         optim=OptimConfig(learning_rates=(("vision/.*", 2e-6), ("(projector|llm)/.*", 1e-5))),
         out_dir="runs/finetune",

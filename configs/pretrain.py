@@ -1,6 +1,7 @@
 """Stage 1 of Table 4 at full size: the projector alone, on captioned images, 729 unpooled features.
 
-    python -m tools.train --config configs/pretrain.py --set data.annotations=data/blip_laion_cc_sbu_558k.json
+python -m tools.train --config configs/pretrain.py --set
+data.annotations=data/blip_laion_cc_sbu_558k.json
 """
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
@@ -9,7 +10,9 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 def config() -> TrainConfig:
     """LCS-558k captions, batch 512, peak rate 1e-3."""
     return TrainConfig(
-        model=ModelConfig(vision="so400m/14-384", llm="llama3.2-1b", num_frames=1, tokens_per_frame=729),
+        model=ModelConfig(
+            vision="so400m/14-384", llm="llama3.2-1b", num_frames=1, tokens_per_frame=729
+        ),
         data=DataConfig(
             annotations="data/blip_laion_cc_sbu_558k.json",
             media_root="data/images",

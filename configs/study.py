@@ -3,8 +3,8 @@
     python -m tools.study                      # this file's `study()`, about 20 minutes on 2 cores
     python -m tools.study --config configs/study_mini.py
 
-Everything is the full-size system with smaller numbers; the learning rates keep the paper's 5 : 1 between
-language model with projector, and vision (Table 4).
+Everything is the full-size system with smaller numbers; the learning rates keep the paper's 5 : 1
+between language model with projector, and vision (Table 4).
 """
 
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class StudyConfig:
     """Questions of each task in a training conversation."""
     captions: int = 6000
     """Single pictures with captions, for the encoder and the projectors."""
-    stories: int = 48000
+    stories: int = 40000
     """Worlds told in words, with questions, for the language models."""
 
     vision: str = "study/12"
@@ -71,23 +71,33 @@ def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
     depth_rate = {"study-s": 5e-3, "study-m": 4e-3}.get(llm, 3e-3)
     return TrainConfig(
         model=_model(study, llm, 1, 16),
-        data=DataConfig(f"{folder}/stories.json", folder, f"{folder}/tokenizer.json", max_text_tokens=200),
+        data=DataConfig(
+            f"{folder}/stories.json", folder, f"{folder}/tokenizer.json", max_text_tokens=200
+        ),
         optim=_optim(("llm/.*", depth_rate), (".*", 0.0)),
         out_dir=f"{folder}/lm/{llm}",
-        batch_size=32, microbatches=16, seed=study.seed, log_every=50, checkpoint_every=0,
-    )  # fmt: skip
+        **_prepare(study) | dict(microbatches=16),
+    )
 
 
 def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
-    """Encoder pretraining: captions through the smallest pretrained language model, kept frozen."""
+    """Encoder pretraining by captioning: it learns with a projector and a copy of the middle
+    language model, which are both thrown away."""
+    llm = caption_llm(study)
     return TrainConfig(
-        model=_model(study, study.llms[0], 1, 16),
+        model=_model(study, llm, 1, 16),
         data=_captions(folder),
-        optim=_optim(("llm/.*", 0.0), (".*", 2e-3)),
-        init=(("llm", f"{folder}/lm/{study.llms[0]}"),),
+        optim=_optim(("llm/.*", 1e-3), (".*", 2e-3)),
+        init=(("llm", f"{folder}/lm/{llm}"),),
         out_dir=f"{folder}/vision",
-        batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0,
-    )  # fmt: skip
+        epochs=3,
+        **_prepare(study),
+    )
+
+
+def caption_llm(study: StudyConfig) -> str:
+    """The language model that helps the encoder to learn."""
+    return study.llms[len(study.llms) // 2]
 
 
 def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
@@ -98,8 +108,9 @@ def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
         optim=_optim(("projector/.*", 5e-3), (".*", 0.0)),
         init=(("llm", f"{folder}/lm/{llm}"), ("vision", f"{folder}/vision")),
         out_dir=f"{folder}/projector/{llm}",
-        batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0,
-    )  # fmt: skip
+        epochs=3,
+        **_prepare(study),
+    )
 
 
 def finetune_stage(study: StudyConfig, folder: str) -> TrainConfig:
@@ -107,13 +118,20 @@ def finetune_stage(study: StudyConfig, folder: str) -> TrainConfig:
     return TrainConfig(
         model=_model(study, study.llms[-1], 8, 16),
         data=DataConfig(
-            f"{folder}/train.json", folder, f"{folder}/tokenizer.json", max_text_tokens=144,
-            frame_cache_mb=512, read_threads=1,
+            f"{folder}/train.json",
+            folder,
+            f"{folder}/tokenizer.json",
+            max_text_tokens=144,
+            frame_cache_mb=512,
+            read_threads=1,
         ),
         optim=_optim(("vision/.*", study.rate / 5), ("(projector|llm)/.*", study.rate)),
-        batch_size=study.batch_size, microbatches=study.batch_size // 2, seed=study.seed,
-        log_every=10, checkpoint_every=0,
-    )  # fmt: skip
+        batch_size=study.batch_size,
+        microbatches=study.batch_size // 2,
+        seed=study.seed,
+        log_every=10,
+        checkpoint_every=0,
+    )
 
 
 def finetune_init(llm: str, folder: str) -> tuple[tuple[str, str], ...]:
@@ -135,6 +153,15 @@ def _optim(*rates):
 
 def _captions(folder):
     return DataConfig(
-        f"{folder}/captions.json", folder, f"{folder}/tokenizer.json", prompt="plain", max_text_tokens=32,
-        frame_cache_mb=64, read_threads=1,
-    )  # fmt: skip
+        f"{folder}/captions.json",
+        folder,
+        f"{folder}/tokenizer.json",
+        max_text_tokens=48,
+        frame_cache_mb=64,
+        read_threads=1,
+    )
+
+
+def _prepare(study):
+    """Batches of the preparing stages: small parts, which fit a core's cache."""
+    return dict(batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0)

@@ -1,6 +1,6 @@
 """The study made small: the same code, a few minutes; for tests and a first look.
 
-    python -m tools.study --config configs/study_mini.py --out runs/mini
+python -m tools.study --config configs/study_mini.py --out runs/mini
 """
 
 from configs.study import StudyConfig

@@ -33,9 +33,10 @@ p { max-width: 46rem; }
   border-left: 4px solid #d58a00; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-caption { padding-bottom: .4rem; text-align: left; color: #56616b; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e6eaed; }
-th { border-bottom: 2px solid #b9c2ca; }
+.caption { margin: .9rem 0 .3rem; color: #56616b; font-size: .92rem; }
+th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #e6eaed; }
+td { white-space: nowrap; }
+th { border-bottom: 2px solid #b9c2ca; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.4rem 0; }
 figure img { display: block; width: 100%; min-width: 34rem; height: auto; }
@@ -94,7 +95,7 @@ class Report:
         lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
         body = "\n".join(f"<tr>{line}</tr>" for line in lines)
         self._body.append(
-            f'<div class="scroll"><table><caption>{escape(caption)}</caption>\n'
+            f'<p class="caption">{escape(caption)}</p>\n<div class="scroll"><table>\n'
             f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
         )
 

@@ -40,12 +40,13 @@ FLOORS = {
     ],
     "fitting": [
         "config",
-        "sweeps cost runs forms objective",
+        "units sweeps cost runs forms objective canvas",
         "solve bootstrap",
         "fit",
         "selection frontier",
         "elasticity uncertainty design",
-        "report plots",
+        "plots html analysis",
+        "report",
     ],
 }
 # Rooms that see less than their floor does.

@@ -9,7 +9,9 @@ from vvlm_jax.config import ConfigError
 
 
 def load_config(path: Path, kind: type):
-    """The value of `config()` in a Python file. ConfigError when the file or the function is not there."""
+    """The value of `config()` in a Python file. ConfigError when the file or the function is not
+    there.
+    """
     if not path.is_file():
         there = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no Python file"
         raise ConfigError(f"--config {path}: no such file; in that folder: {there}")

@@ -19,17 +19,24 @@ from vvlm_jax.data.video import probe, read_frames
 from vvlm_jax.sweep import store
 from vvlm_jax.sweep.runs import table_rows
 
-MADE_FOR = {"num_frames": "flash", "tokens_per_frame": "cell", "lm_params": "most", "num_examples": "avg"}
+MADE_FOR = {
+    "num_frames": "flash",
+    "tokens_per_frame": "cell",
+    "lm_params": "most",
+    "num_examples": "avg",
+}
 """The score that each factor was built to move."""
 NAMES = {"lm_params": "language-model parameters x_N", "num_frames": "frames x_T",
-         "tokens_per_frame": "visual tokens a frame x_V", "num_examples": "training examples n"}  # fmt: skip
+         "tokens_per_frame": "visual tokens a frame x_V", "num_examples": "training examples n"}
 MARGIN = 2.0
 """Standard errors by which a factor must lower the error of its task."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Effect:
-    """What a factor bought, from its smallest to its largest level, all else at the star's centre."""
+    """What a factor bought, from its smallest to its largest level, all else at the star's
+    centre.
+    """
 
     factor: str
     task: str
@@ -61,7 +68,13 @@ def write(study: StudyConfig, specs, untrained: dict, work: Path, out: Path, cos
     write_runs(out / "runs.csv", rows)
     table = read_runs(out / "runs.csv")
     configs = [
-        FitConfig(form, resamples=study.resamples, starts=study.starts, seed=study.seed, resampling="stratified")
+        FitConfig(
+            form,
+            resamples=study.resamples,
+            starts=study.starts,
+            seed=study.seed,
+            resampling="stratified",
+        )
         for form in FORMS
     ]
     reach = cost(domain.configurations())
@@ -100,7 +113,8 @@ def effects(specs, results) -> list[Effect]:
 def _levels(spec) -> dict[str, float]:
     model = spec.train.model
     return dict(lm_params=spec.lm_params, num_frames=model.num_frames,
-                tokens_per_frame=model.tokens_per_frame, num_examples=spec.train.data.num_examples)  # fmt: skip
+                tokens_per_frame=model.tokens_per_frame, num_examples=spec.train.data.num_examples) 
+              
 
 
 def _add_facts(report, study, specs, results):
@@ -126,7 +140,12 @@ def _add_facts(report, study, specs, results):
         [
             ["flash", "which colour flashes ?", "open, exact", "frames"],
             ["cell", "what is at b3 ?", "open, exact", "visual tokens a frame"],
-            ["most", "which colour is most frequent ? A … D", "multiple choice", "language-model size"],
+            [
+                "most",
+                "which colour is most frequent ? A … D",
+                "multiple choice",
+                "language-model size",
+            ],
         ],
     )
     if unreadable or unanswered:
@@ -149,7 +168,7 @@ def _add_clip(report, work):
     report.figure(
         "clip", figure, f"A validation clip, all {probe(path).num_frames} frames. Asked: {asked}.",
         "A four by four board of coloured shapes whose background changes colour for two frames.",
-    )  # fmt: skip
+    )
 
 
 def _add_learning(report, specs, results, untrained):
@@ -170,25 +189,39 @@ def _add_learning(report, specs, results, untrained):
             for t, c in synthetic.CHANCE.items()
         ],
         "Score ± standard error, percent.",
-    )  # fmt: skip
+    )
     found = effects(specs, results)
     report.table(
-        ["factor", "task", "from → to", "error, smallest", "error, largest", "fall", "in standard errors"],
+        ["factor", "task", "from → to", "error, smallest", "error, largest", "fall",
+        "in standard errors"],
         [
             [NAMES[e.factor], e.task, f"{e.levels[0]:,g} → {e.levels[1]:,g}",
              *(f"{x:.1f} ± {s:.1f}" for x, s in zip(e.errors, e.stderrs, strict=True)),
              f"{e.drop:.1f}", f"{e.drop_in_stderrs:.1f}"]
-            for e in found
+            for e in
+            found
         ],
         "What each factor buys on the task made for it, all else at the star's centre.",
-    )  # fmt: skip
-    for e in found:
-        if e.drop_in_stderrs <= MARGIN:
-            report.warning(f"{NAMES[e.factor]} buys nothing measurable on {e.task}: {e.drop:.1f} points.")
+    ) 
+    #
+    fmt:
+    skip
+    for
+    e
+    in
+    found:
+        if
+        e.drop_in_stderrs
+        <=
+        MARGIN:
+            report.warning(
+                f"{NAMES[e.factor]} buys nothing measurable on {e.task}: {e.drop:.1f} points."
+            )
     for task, chance in synthetic.CHANCE.items():
         if center["scores"][task] - chance < 5 * center["stderr"][task]:
             report.warning(f"The star centre is close to chance on {task}.")
 
 
-def _pm(result, task):
+def _pm(result,
+task):
     return f"{result['scores'][task]:.1f} ± {result['stderr'][task]:.1f}"

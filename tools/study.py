@@ -3,9 +3,9 @@
 Example:
     python -m tools.study --out runs/study
 
-Writes clips, pretrains a small encoder and language models, trains and evaluates a star and an isoFLOP
-sweep, fits the scaling laws and writes OUT/runs.csv, OUT/report.html and OUT/figures. Interrupted anywhere,
-the same command continues. Numbers depend on --seed alone, not on --workers.
+Writes clips, pretrains a small encoder and language models, trains and evaluates a star and an
+isoFLOP sweep, fits the scaling laws and writes OUT/runs.csv, OUT/report.html and OUT/figures.
+Interrupted anywhere, the same command continues. Numbers depend on --seed alone, not on --workers.
 """
 
 import dataclasses
@@ -65,7 +65,9 @@ def main(args: Args) -> None:
         note(f"{len(specs)} runs, {workers} at a time")
         jobs = [launch.Job(s.run_id, run_one, s, s.cost) for s in specs]
         center = max(specs, key=lambda s: s.cost)
-        jobs.append(launch.Job("untrained", run_untrained, (center, f"{folder}/untrained"), center.cost / 9))
+        jobs.append(
+            launch.Job("untrained", run_untrained, (center, f"{folder}/untrained"), center.cost / 9)
+        )
         launch_phase(jobs, workers)
     with clock("fits and report"):
         untrained = store.read_result(work / "untrained")
@@ -76,11 +78,14 @@ def main(args: Args) -> None:
     note(f"report: {args.out / 'report.html'}")
 
 
-# --- the content hash and the clock -----------------------------------------------------------------
+# --- the content hash and the clock
+# -----------------------------------------------------------------
 
 
 def content_hash(study: StudyConfig) -> str:
-    """Names what the prepared models and runs depend on: the study's numbers and the code that trains."""
+    """Names what the prepared models and runs depend on: the study's numbers and the code that
+    trains.
+    """
     digest = hashlib.sha256(to_json(study).encode())
     root = Path(__file__).parent.parent
     for pattern in ("vvlm_jax/**/*.py", "configs/study.py", "fitting/sweeps.py", "fitting/cost.py"):
@@ -118,9 +123,14 @@ class Clock:
         """Writes phases.json."""
         peak = {
             who: resource.getrusage(which).ru_maxrss // 1024
-            for who, which in (("driver", resource.RUSAGE_SELF), ("largest worker", resource.RUSAGE_CHILDREN))
+            for who, which in (
+                ("driver", resource.RUSAGE_SELF),
+                ("largest worker", resource.RUSAGE_CHILDREN),
+            )
         }
-        self.file.write_text(json.dumps({"seconds": self.phases, "peak_memory_mib": peak}, indent=1) + "\n")
+        self.file.write_text(
+            json.dumps({"seconds": self.phases, "peak_memory_mib": peak}, indent=1) + "\n"
+        )
 
 
 def launch_phase(jobs, workers: int) -> None:
@@ -149,23 +159,32 @@ def launch_phase(jobs, workers: int) -> None:
         if live and done > 0:
             seconds = (time.monotonic() - start) * (left - doing) / done
             text = message[1] if message else "done"
-            print(f"\r\x1b[K{finished}/{total} · {name} · {text} · {duration(seconds)} left", end="",
-                  file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"\r\x1b[K{finished}/{total} · {name} · {text} · {duration(seconds)} left",
+                end="",
+                file=sys.stderr,
+                flush=True,
+            )
 
     launch.run_local(todo, workers, on_update)
     if live:
         print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
-# --- jobs: each is picklable, and with check=True only says whether it is done ------------------------
+# --- jobs: each is picklable, and with check=True only says whether it is done
+# ------------------------
 
 
 def data_jobs(study: StudyConfig, folder: str):
     """Four files of annotations with their clips and pictures."""
     from vvlm_jax.sweep.launch import Job
 
-    kinds = {"train": study.train_videos * 4, "val": study.val_videos * 4, "captions": study.captions,
-             "stories": study.stories}  # fmt: skip
+    kinds = {
+        "train": study.train_videos * 4,
+        "val": study.val_videos * 4,
+        "captions": study.captions,
+        "stories": study.stories,
+    }
     return [Job(f"{kind}", write_data, (study, folder, kind), cost) for kind, cost in kinds.items()]
 
 
@@ -186,26 +205,34 @@ def write_data(argument, check: bool = False) -> bool:
     if kind == "stories":
         synthetic.write_stories(folder, study.stories, study.turns, study.seed)
     elif kind == "captions":
-        synthetic.write_captions(folder, study.captions, study.image_size, study.seed, on_done(study.captions))
+        synthetic.write_captions(
+            folder, study.captions, study.image_size, study.seed, on_done(study.captions)
+        )
     else:
         count = study.train_videos if kind == "train" else study.val_videos
         synthetic.write_videos(
-            folder, kind, count, study.turns, num_frames=study.num_frames, flash_length=study.flash_length,
-            size=study.image_size, seed=study.seed, on_done=on_done(count),
-        )  # fmt: skip
+            folder,
+            kind,
+            count,
+            study.turns,
+            num_frames=study.num_frames,
+            flash_length=study.flash_length,
+            size=study.image_size,
+            seed=study.seed,
+            on_done=on_done(count),
+        )
     return True
 
 
 def pretrain_jobs(study: StudyConfig, folder: str):
-    """The language models, and the encoder in one job with the smallest of them, which it needs."""
+    """The language models; the encoder follows the one that helps it, in the same job."""
     from vvlm_jax.sweep.launch import Job
 
-    first, *others = study.llms
-    chains = {llm: [stages.lm_stage(study, llm, folder)] for llm in others}
-    chains[f"{first} and {study.vision}"] = [
-        stages.lm_stage(study, first, folder), stages.vision_stage(study, folder)
-    ]  # fmt: skip
-    return [Job(name, train_chain, chain, sum(map(stage_cost, chain))) for name, chain in chains.items()]
+    chains = {llm: [stages.lm_stage(study, llm, folder)] for llm in study.llms}
+    chains[stages.caption_llm(study)].append(stages.vision_stage(study, folder))
+    return [
+        Job(name, train_chain, chain, sum(map(stage_cost, chain))) for name, chain in chains.items()
+    ]
 
 
 def projector_jobs(study: StudyConfig, folder: str):
@@ -257,24 +284,36 @@ def sweep_specs(study: StudyConfig, folder: str):
     points = [
         *sweeps.star_sweep(center, levels, study.num_examples),
         *sweeps.isoflop_sweep(
-            domain, study.budgets, max(study.num_examples), cost, tolerance=study.tolerance,
+            domain,
+            study.budgets,
+            max(study.num_examples),
+            cost,
+            tolerance=study.tolerance,
             max_per_curve=study.max_per_curve,
         ),
-    ]  # fmt: skip
+    ]
     base = stages.finetune_stage(study, folder)
     text = 200.0  # text tokens of a training conversation; they cost about as much as visual ones
 
     def work(p):
         train = p.num_examples * (p.num_frames * p.tokens_per_frame + text)
-        return (p.lm_params + 3e4) * (3 * train + study.val_videos * 3 * (p.num_frames * p.tokens_per_frame + 50))
+        return (p.lm_params + 3e4) * (
+            3 * train + study.val_videos * 3 * (p.num_frames * p.tokens_per_frame + 50)
+        )
 
     return [
         run_spec(
-            p, base, f"{folder}/runs/{p.run_id}", size[p.lm_params], stages.finetune_init(size[p.lm_params], folder),
-            cost=work(p), questions=f"{folder}/val.jsonl", eval_media_root=folder,
+            p,
+            base,
+            f"{folder}/runs/{p.run_id}",
+            size[p.lm_params],
+            stages.finetune_init(size[p.lm_params], folder),
+            cost=work(p),
+            questions=f"{folder}/val.jsonl",
+            eval_media_root=folder,
         )
         for p in points
-    ]  # fmt: skip
+    ]
 
 
 def study_cost(study: StudyConfig):
@@ -293,7 +332,11 @@ def study_domain(study: StudyConfig):
     from vvlm_jax.flops import llm_params
     from vvlm_jax.models.variants import LLAMA
 
-    return Domain(tuple(llm_params(LLAMA[llm]) for llm in study.llms), study.domain_frames, study.domain_tokens)
+    return Domain(
+        tuple(llm_params(LLAMA[llm]) for llm in study.llms),
+        study.domain_frames,
+        study.domain_tokens,
+    )
 
 
 def run_one(spec, check: bool = False) -> bool:
@@ -310,12 +353,16 @@ def run_one(spec, check: bool = False) -> bool:
     report((0.8, "evaluating"))
     summary = json.loads((out / "summary.json").read_text())
     scored = evaluate_one(spec, out, *load_model(out))
-    store.write_result(out, {**scored, "unreadable_train": summary["unreadable"], "loss": summary["loss"]})
+    store.write_result(
+        out, {**scored, "unreadable_train": summary["unreadable"], "loss": summary["loss"]}
+    )
     return True
 
 
 def run_untrained(argument, check: bool = False) -> bool:
-    """Evaluates what finetuning starts from, but with a random projector: no video has been seen."""
+    """Evaluates what finetuning starts from, but with a random projector: no video has been
+    seen.
+    """
     from vvlm_jax.sweep import store
 
     spec, out = argument
@@ -327,7 +374,9 @@ def run_untrained(argument, check: bool = False) -> bool:
     from vvlm_jax.train import optim
     from vvlm_jax.train.loop import initial_state
 
-    config = dataclasses.replace(spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector"))
+    config = dataclasses.replace(
+        spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector")
+    )
     tok = tokenizer.load(config.data.tokenizer)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
     state = initial_state(config, model, make_mesh(config.mesh))
@@ -341,9 +390,15 @@ def evaluate_one(spec, out: Path, model, params, tok, config) -> dict:
     from vvlm_jax.eval import runner
 
     scores = runner.evaluate(
-        model, params, tok, runner.read_questions(spec.questions), out / "predictions.jsonl", config.model,
-        dataclasses.replace(config.data, media_root=spec.eval_media_root), max_new_tokens=spec.max_new_tokens,
-    )  # fmt: skip
+        model,
+        params,
+        tok,
+        runner.read_questions(spec.questions),
+        out / "predictions.jsonl",
+        config.model,
+        dataclasses.replace(config.data, media_root=spec.eval_media_root),
+        max_new_tokens=spec.max_new_tokens,
+    )
     return {
         "scores": {**{t: s.score for t, s in scores.items()}, "avg": runner.average(scores)},
         "stderr": {**{t: s.stderr for t, s in scores.items()}, "avg": average_stderr(scores)},

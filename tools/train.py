@@ -3,8 +3,8 @@
 Example:
     python -m tools.train --config configs/finetune.py --set model.num_frames=8 out_dir=runs/ft8
 
-A config is a Python file with `config() -> TrainConfig`. Run the same command again after an interruption
-and it continues.
+A config is a Python file with `config() -> TrainConfig`. Run the same command again after an
+interruption and it continues.
 """
 
 import dataclasses
@@ -41,8 +41,10 @@ def main(args: Args) -> None:
     summary = train(config)
     for message in summary["unreadable"]:
         print(f"unreadable: {message}", file=sys.stderr)
-    print(f"{config.out_dir}: {summary['steps']} steps, loss {summary['loss']:.4f}, "
-          f"{len(summary['unreadable'])} unreadable files")  # fmt: skip
+    print(
+        f"{config.out_dir}: {summary['steps']} steps, loss {summary['loss']:.4f}, "
+        f"{len(summary['unreadable'])} unreadable files"
+    )
 
 
 if __name__ == "__main__":

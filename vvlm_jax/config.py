@@ -1,8 +1,8 @@
 """Every option of a model, a stage and a run, as frozen dataclasses. Imports no jax.
 
-A config is a value: `override` returns a changed copy, `to_json` / `from_json` round-trip it, and the
-JSON stands next to every run. `validate` raises `ConfigError`, one line that names the field, the value
-and what is allowed.
+A config is a value: `override` returns a changed copy, `to_json` / `from_json` round-trip it, and
+the JSON stands next to every run. `validate` raises `ConfigError`, one line that names the field,
+the value and what is allowed.
 """
 
 import dataclasses
@@ -29,7 +29,9 @@ class VisionConfig:
     patch_size: int
     image_size: int
     feature_layer: int = -2
-    """Block whose output the projector reads, counted from the end; −2 is LLaVA's tower, no final norm."""
+    """Block whose output the projector reads, counted from the end; −2 is LLaVA's tower, no final
+    norm.
+    """
 
     @property
     def grid(self) -> int:
@@ -103,13 +105,17 @@ class DataConfig:
     tokenizer: str = "data/tokenizer"
     """A `tokenizer.json`, or a folder that holds one."""
     num_examples: int | None = None
-    """n: the first n of a seeded order, so that smaller sets are nested in larger; None takes all."""
+    """n: the first n of a seeded order, so that smaller sets are nested in larger; None takes
+    all.
+    """
     prompt: str = "llama3"
     """`llama3` (chat format) or `plain` (stage 1: the caption follows the image)."""
     system: str = ""
     """System message of the chat format; empty leaves it out."""
     frame_sampling: str = "uniform"
-    """`uniform` (1 frame a second, linspace when longer, repeats when shorter) or `force` (linspace)."""
+    """`uniform` (1 frame a second, linspace when longer, repeats when shorter) or `force`
+    (linspace).
+    """
     max_text_tokens: int = 512
     """Room for text in a sequence; a longer example is an error, not a silent cut."""
     frame_cache_mb: int = 0
@@ -128,7 +134,9 @@ class OptimConfig:
         ("vision/.*", 2e-6),
         ("(projector|llm)/.*", 1e-5),
     )
-    """Ordered (path regex, peak rate); first full match wins; 0 freezes; an unmatched parameter is an error."""
+    """Ordered (path regex, peak rate); first full match wins; 0 freezes; an unmatched parameter is
+    an error.
+    """
     warmup: float = 0.03
     """Share of the steps in linear warm-up, before cosine decay to 0."""
     weight_decay: float = 0.0
@@ -147,14 +155,18 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init: tuple[tuple[str, str], ...] = ()
-    """(part, checkpoint folder): where `vision`, `projector`, `llm` start from; the rest is random."""
+    """(part, checkpoint folder): where `vision`, `projector`, `llm` start from; the rest is
+    random.
+    """
     out_dir: str = "runs/train"
     batch_size: int = 256
     microbatches: int = 1
     """Parts a batch is split into; gradients are summed over them."""
     epochs: int = 1
     loss_weighting: str = "token"
-    """`token`: mean over answer tokens of the batch; `sample`: every example weighs the same (LLaVA)."""
+    """`token`: mean over answer tokens of the batch; `sample`: every example weighs the same
+    (LLaVA).
+    """
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
@@ -186,7 +198,9 @@ def tokens_side(tokens_per_frame: int, grid: int, name: str = "model.tokens_per_
     """r with r² = x_V. Raises ConfigError unless x_V is a perfect square with 1 ≤ r ≤ grid."""
     side = math.isqrt(tokens_per_frame) if tokens_per_frame > 0 else 0
     allowed = f"a perfect square from 1 to {grid}² = {grid**2} (the encoder's grid)"
-    _require(side >= 1 and side**2 == tokens_per_frame and side <= grid, name, tokens_per_frame, allowed)
+    _require(
+        side >= 1 and side**2 == tokens_per_frame and side <= grid, name, tokens_per_frame, allowed
+    )
     return side
 
 
@@ -198,7 +212,9 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     model, data, optim = config.model, config.data, config.optim
     _require(model.num_frames >= 1, "model.num_frames", model.num_frames, "at least 1")
     tokens_side(model.tokens_per_frame, vision.grid)
-    _require(model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32")
+    _require(
+        model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32"
+    )
     _require(data.prompt in ("llama3", "plain"), "data.prompt", data.prompt, "llama3 or plain")
     _require(
         data.frame_sampling in ("uniform", "force"),
@@ -217,7 +233,17 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     )
     _require(config.epochs >= 1, "epochs", config.epochs, "at least 1")
     _require(
-        config.loss_weighting in ("token", "sample"), "loss_weighting", config.loss_weighting, "token or sample"
+        config.loss_weighting in ("token", "sample"),
+        "loss_weighting",
+        config.loss_weighting,
+        "token or sample",
+    )
+    _require(config.log_every >= 1, "log_every", config.log_every, "at least 1")
+    _require(
+        config.checkpoint_every >= 0,
+        "checkpoint_every",
+        config.checkpoint_every,
+        "0 (only the last) or above",
     )
     _require(0 <= optim.warmup < 1, "optim.warmup", optim.warmup, "a share from 0 to below 1")
     _require(optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
@@ -226,11 +252,14 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     return config
 
 
-# --- overrides and JSON -----------------------------------------------------------------------------
+# --- overrides and JSON
+# -----------------------------------------------------------------------------
 
 
 def _coerce(value, hint, name: str):
-    """`value` (from JSON or a command line) as the type `hint`; ConfigError names the field and the type."""
+    """`value` (from JSON or a command line) as the type `hint`; ConfigError names the field and
+    the type.
+    """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
         if value is None:
@@ -242,16 +271,24 @@ def _coerce(value, hint, name: str):
         _require(isinstance(value, list | tuple), name, value, "a list")
         inner = [args[0]] * len(value) if args[-1] is Ellipsis else args
         _require(len(inner) == len(value), name, value, f"a list of {len(inner)} items")
-        return tuple(_coerce(v, a, f"{name}[{i}]") for i, (v, a) in enumerate(zip(value, inner, strict=True)))
+        return tuple(
+            _coerce(v, a, f"{name}[{i}]") for i, (v, a) in enumerate(zip(value, inner, strict=True))
+        )
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
-        raise ConfigError(f"{name} = {value!r}: must be {hint.__name__}, not {type(value).__name__}")
+    if isinstance(hint, type) and (
+        not isinstance(value, hint) or (hint is int and isinstance(value, bool))
+    ):
+        raise ConfigError(
+            f"{name} = {value!r}: must be {hint.__name__}, not {type(value).__name__}"
+        )
     return value
 
 
 def from_dict(cls, values: dict, prefix: str = ""):
-    """Builds a config dataclass from nested dicts. Unknown keys and wrong types raise ConfigError."""
+    """Builds a config dataclass from nested dicts. Unknown keys and wrong types raise
+    ConfigError.
+    """
     hints = typing.get_type_hints(cls)
     for key in values:
         if key not in hints:
@@ -260,7 +297,9 @@ def from_dict(cls, values: dict, prefix: str = ""):
 
 
 def override(config, assignments):
-    """A copy of `config` with `["model.num_frames=8", …]` applied; values are JSON, or bare strings."""
+    """A copy of `config` with `["model.num_frames=8", …]` applied; values are JSON, or bare
+    strings.
+    """
     for assignment in assignments:
         path, equals, text = assignment.partition("=")
         if not equals:
@@ -278,8 +317,14 @@ def _replace(config, keys, value, path):
     head, *rest = keys
     if head not in hints:
         parent = path[: len(path) - len(".".join(keys))]
+        if not hints:
+            raise ConfigError(f"{path}: {parent[:-1]} is a value, it holds no options")
         raise ConfigError(f"{path}: no such option {parent}{head}; {nearest(head, hints)}")
-    new = _replace(getattr(config, head), rest, value, path) if rest else _coerce(value, hints[head], path)
+    new = (
+        _replace(getattr(config, head), rest, value, path)
+        if rest
+        else _coerce(value, hints[head], path)
+    )
     return dataclasses.replace(config, **{head: new})
 
 
@@ -294,10 +339,14 @@ def from_json(cls, text: str):
 
 
 def first_difference(a, b, prefix: str = ""):
-    """(name, value in a, value in b) of the first option in which two configs differ; None if equal."""
+    """(name, value in a, value in b) of the first option in which two configs differ; None if
+    equal.
+    """
     for f in dataclasses.fields(a):
         x, y = getattr(a, f.name), getattr(b, f.name)
         if x != y:
             nested = dataclasses.is_dataclass(x) and dataclasses.is_dataclass(y)
-            return first_difference(x, y, f"{prefix}{f.name}.") if nested else (prefix + f.name, x, y)
+            return (
+                first_difference(x, y, f"{prefix}{f.name}.") if nested else (prefix + f.name, x, y)
+            )
     return None

@@ -1,4 +1,6 @@
-"""Exact parameter counts and forward FLOPs of the towers, from their configs alone. Imports no jax."""
+"""Exact parameter counts and forward FLOPs of the towers, from their configs alone. Imports no
+jax.
+"""
 
 from vvlm_jax.config import LlamaConfig, VisionConfig
 
@@ -13,7 +15,9 @@ def llm_params(config: LlamaConfig) -> int:
 
 
 def vision_params(config: VisionConfig) -> int:
-    """x_M: parameters of the encoder as it is run (blocks up to the feature layer, no final norm)."""
+    """x_M: parameters of the encoder as it is run (blocks up to the feature layer, no final
+    norm).
+    """
     c = config
     embedding = 3 * c.patch_size**2 * c.width + c.width + c.num_patches * c.width
     attention = 4 * (c.width**2 + c.width)

@@ -56,5 +56,6 @@ def param_shardings(params, mesh: Mesh):
     """A NamedSharding for every leaf of `params` (arrays or ShapeDtypeStructs)."""
     flat = flatten_dict(params, sep="/")
     return unflatten_dict(
-        {path: NamedSharding(mesh, spec_for(path, x.shape, mesh)) for path, x in flat.items()}, sep="/"
+        {path: NamedSharding(mesh, spec_for(path, x.shape, mesh)) for path, x in flat.items()},
+        sep="/",
     )

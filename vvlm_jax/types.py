@@ -36,7 +36,9 @@ class Batch(NamedTuple):
 
 
 class Prompts(NamedTuple):
-    """Questions ready for generation: right-padded ids, their lengths and the video each one asks about."""
+    """Questions ready for generation: right-padded ids, their lengths and the video each one asks
+    about.
+    """
 
     tokens_BL: np.ndarray
     lengths_B: np.ndarray

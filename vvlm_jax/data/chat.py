@@ -1,12 +1,13 @@
 """Conversations to token ids and loss masks.
 
-The Llama 3 format is written out here rather than taken from a tokenizer's template, because the templates
-of 3.1 and 3.2 insert a dated system block before every message. One BOS, then per message
+The Llama 3 format is written out here rather than taken from a tokenizer's template, because the
+templates of 3.1 and 3.2 insert a dated system block before every message. One BOS, then per message
 
     <|start_header_id|>ROLE<|end_header_id|>\\n\\nTEXT<|eot_id|>
 
-A video is one placeholder in the text, `<image>` or `<video>`; it moves to the start of its turn and is
-followed by a line break, as LLaVA-NeXT does. Loss falls on what the assistant says and its <|eot_id|>.
+A video is one placeholder in the text, `<image>` or `<video>`; it moves to the start of its turn
+and is followed by a line break, as LLaVA-NeXT does. Loss falls on what the assistant says and its
+<|eot_id|>.
 """
 
 from typing import NamedTuple
@@ -24,7 +25,9 @@ class Encoded(NamedTuple):
     is_answer: list[bool]
 
 
-def encode(turns, tokenizer: Tokenizer, num_visual: int, prompt: str = "llama3", system: str = "") -> Encoded:
+def encode(
+    turns, tokenizer: Tokenizer, num_visual: int, prompt: str = "llama3", system: str = ""
+) -> Encoded:
     """Encodes a LLaVA conversation, the video's placeholder expanded to `num_visual` ids.
 
     Args:
@@ -60,14 +63,23 @@ def encode(turns, tokenizer: Tokenizer, num_visual: int, prompt: str = "llama3",
 
 
 def encode_prompt(turns, tokenizer: Tokenizer, num_visual: int, system: str = "") -> list[int]:
-    """Ids of a conversation that the assistant is to continue: `encode` plus the assistant's header."""
-    return encode(turns, tokenizer, num_visual, "llama3", system).ids + header("assistant", tokenizer)
+    """Ids of a conversation that the assistant is to continue: `encode` plus the assistant's
+    header.
+    """
+    return encode(turns, tokenizer, num_visual, "llama3", system).ids + header(
+        "assistant", tokenizer
+    )
 
 
 def header(role: str, tokenizer: Tokenizer) -> list[int]:
     """`<|start_header_id|>ROLE<|end_header_id|>` and the empty line after it."""
     special = tokenizer.special
-    return [special[HEADER_START], *tokenizer.encode(role), special[HEADER_END], *tokenizer.encode("\n\n")]
+    return [
+        special[HEADER_START],
+        *tokenizer.encode(role),
+        special[HEADER_END],
+        *tokenizer.encode("\n\n"),
+    ]
 
 
 def _role(name: str) -> str:
@@ -79,7 +91,9 @@ def _role(name: str) -> str:
 def _check_placeholders(turns, num_visual):
     count = sum(text.count(p) for _, text in turns for p in PLACEHOLDERS)
     if count != (num_visual > 0):
-        expected = "one <image> or <video> placeholder" if num_visual else "no placeholder without a video"
+        expected = (
+            "one <image> or <video> placeholder" if num_visual else "no placeholder without a video"
+        )
         raise ValueError(f"conversation has {count} placeholders, expected {expected}")
 
 

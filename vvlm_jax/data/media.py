@@ -1,4 +1,6 @@
-"""One example's pixels: a video's frames or an image, chosen, resized, optionally kept in memory."""
+"""One example's pixels: a video's frames or an image, chosen, resized, optionally kept in
+memory.
+"""
 
 import threading
 from collections import OrderedDict
@@ -12,7 +14,9 @@ from vvlm_jax.data.frames import choose_frames, resize_square
 from vvlm_jax.data.video import VideoError, VideoInfo, read_frames
 
 _WHOLE_CLIP_BYTES = 2**20
-"""Clips up to this size (decoded, resized) are kept whole, so that any x_T is served from memory."""
+"""Clips up to this size (decoded, resized) are kept whole, so that any x_T is served from
+memory.
+"""
 
 
 class ClipCache:
@@ -72,7 +76,9 @@ class FrameReader:
         return frames[self._choose(info)]
 
     def image(self, name: str) -> np.ndarray:
-        """An image as a video of one frame, repeated to `num_frames`. Raises VideoError naming the file."""
+        """An image as a video of one frame, repeated to `num_frames`. Raises VideoError naming the
+        file.
+        """
         path = Path(self.root) / name
         try:
             with Image.open(path) as image:

@@ -21,7 +21,9 @@ class TooManyUnreadable(RuntimeError):
 
 @dataclass
 class Unreadable:
-    """Media that could not be read so far: counted once a file, reported, never passed off as black frames."""
+    """Media that could not be read so far: counted once a file, reported, never passed off as
+    black frames.
+    """
 
     limit: int
     messages: dict[str, str] = field(default_factory=dict)
@@ -42,16 +44,27 @@ class Unreadable:
 class Examples:
     """Random access to tokenised, padded `Example`s; a grain data source.
 
-    An example whose media cannot be read is replaced by the next readable one in the same order, so the
-    replacement is the same in every run, and recorded in `unreadable`.
+    An example whose media cannot be read is replaced by the next readable one in the same order, so
+    the replacement is the same in every run, and recorded in `unreadable`.
     """
 
-    def __init__(self, data: DataConfig, model: ModelConfig, vision: VisionConfig, tokenizer: Tokenizer, seed: int):
+    def __init__(
+        self,
+        data: DataConfig,
+        model: ModelConfig,
+        vision: VisionConfig,
+        tokenizer: Tokenizer,
+        seed: int,
+    ):
         rows = read_conversations(data.annotations)
         self.rows = [rows[i] for i in nested_subset(len(rows), data.num_examples, seed)]
         self.data, self.tokenizer = data, tokenizer
         self.reader = FrameReader(
-            data.media_root, model.num_frames, vision.image_size, data.frame_sampling, data.frame_cache_mb
+            data.media_root,
+            model.num_frames,
+            vision.image_size,
+            data.frame_sampling,
+            data.frame_cache_mb,
         )
         self.has_media = any("video" in row or "image" in row for row in self.rows)
         self.num_visual = model.num_frames * model.tokens_per_frame if self.has_media else 0
@@ -73,7 +86,11 @@ class Examples:
         frames_THWC = self._frames(row)
         try:
             encoded = chat.encode(
-                row["conversations"], self.tokenizer, self.num_visual, self.data.prompt, self.data.system
+                row["conversations"],
+                self.tokenizer,
+                self.num_visual,
+                self.data.prompt,
+                self.data.system,
             )
             return pad(encoded, frames_THWC, self.num_visual, self.data.max_text_tokens)
         except ValueError as e:
@@ -85,7 +102,9 @@ class Examples:
         if "image" in row:
             return self.reader.image(row["image"])
         if self.has_media:
-            raise ValueError(f"{self.data.annotations}: example {row.get('id')!r} has no video or image")
+            raise ValueError(
+                f"{self.data.annotations}: example {row.get('id')!r} has no video or image"
+            )
         size = self.reader.image_size
         return np.zeros((0, size, size, 3), np.uint8)
 
@@ -94,7 +113,9 @@ def pad(encoded: chat.Encoded, frames_THWC, num_visual: int, max_text: int) -> E
     """Pads to L = num_visual + max_text and M = max_text. ValueError when the text does not fit."""
     ids, is_answer = encoded
     if len(ids) > num_visual + max_text:
-        raise ValueError(f"has {len(ids) - num_visual} text tokens; data.max_text_tokens allows {max_text}")
+        raise ValueError(
+            f"has {len(ids) - num_visual} text tokens; data.max_text_tokens allows {max_text}"
+        )
     answers = [i for i, flag in enumerate(is_answer) if flag]
     if not answers:
         raise ValueError("has no answer to learn from")
@@ -112,15 +133,23 @@ def pad(encoded: chat.Encoded, frames_THWC, num_visual: int, max_text: int) -> E
 
 
 def batches(
-    examples: Examples, batch_size: int, epochs: int, seed: int, *, shard: int = 0, num_shards: int = 1
+    examples: Examples,
+    batch_size: int,
+    epochs: int,
+    seed: int,
+    *,
+    shard: int = 0,
+    num_shards: int = 1,
 ) -> grain.IterDataset:
     """Shuffled batches of one host's share; an incomplete last batch of each epoch is dropped.
 
-    The order depends on the seed alone, not on threads or hosts. The iterator's `get_state` / `set_state`
-    resume it exactly.
+    The order depends on the seed alone, not on threads or hosts. The iterator's `get_state` /
+    `set_state` resume it exactly.
     """
     if batch_size > len(examples):
-        raise ValueError(f"batch_size = {batch_size}: must be at most the {len(examples)} examples there are")
+        raise ValueError(
+            f"batch_size = {batch_size}: must be at most the {len(examples)} examples there are"
+        )
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle()
     usable = len(examples) // batch_size * batch_size
     dataset = dataset[:usable].repeat(epochs)[shard::num_shards]

@@ -1,11 +1,15 @@
-"""A seeded synthetic world in which frames, tokens a frame, model size and examples each buy something.
+"""A seeded synthetic world in which frames, tokens a frame, model size and examples each buy
+something.
 
-A scene is a 4 × 4 board of small coloured shapes, still for the whole clip, whose background flashes in one
-colour for a short while at a random time. Three questions:
+A scene is a 4 × 4 board of small coloured shapes, still for the whole clip, whose background
+flashes in one colour for a short while at a random time. Three questions:
 
-- `flash` (open-ended, scored exactly): the flash's colour. Seen only if a sampled frame falls on it: frames.
-- `cell` (open-ended, scored exactly): what is at a named cell. Needs one place among 16: tokens a frame.
-- `most` (multiple choice, A–D): the most frequent colour of four. Combines sixteen facts with a list of
+- `flash` (open-ended, scored exactly): the flash's colour. Seen only if a sampled frame falls on
+it: frames.
+- `cell` (open-ended, scored exactly): what is at a named cell. Needs one place among 16: tokens a
+frame.
+- `most` (multiple choice, A–D): the most frequent colour of four. Combines sixteen facts with a
+list of
   options: model size.
 
 Everything here is made up; nothing resembles a benchmark's data.
@@ -22,9 +26,13 @@ from vvlm_jax.data.tokenizer import word_level
 from vvlm_jax.data.video import write_video
 
 COLOURS = {
-    "red": (220, 40, 40), "green": (40, 190, 60), "blue": (50, 80, 235),
-    "yellow": (235, 215, 50), "pink": (240, 110, 220), "white": (245, 245, 245),
-}  # fmt: skip
+    "red": (220, 40, 40),
+    "green": (40, 190, 60),
+    "blue": (50, 80, 235),
+    "yellow": (235, 215, 50),
+    "pink": (240, 110, 220),
+    "white": (245, 245, 245),
+}
 NAMES = tuple(COLOURS)
 SIDE = 4
 CELLS = tuple(f"{row}{col}" for row in "abcd" for col in "1234")
@@ -34,11 +42,13 @@ TASKS = ("flash", "cell", "most")
 CHANCE = {"flash": 100 / len(NAMES), "cell": 100 / len(NAMES), "most": 100 / len(LETTERS)}
 """Expected score, 0–100, of guessing among the valid answers."""
 WORDS = (
-    *NAMES, *CELLS, *(f"{cell}{colour}" for cell in CELLS for colour in NAMES),
-    *(f"flash{colour}" for colour in NAMES), *LETTERS, "which", "what", "colour", "flashes", "is", "at", "most", "frequent", "?",
-    "describe", "sort",
-    "user", "assistant", "system",
-)  # fmt: skip
+    *NAMES,
+    *CELLS,
+    *(f"{cell}{colour}" for cell in CELLS for colour in NAMES),
+    *(f"flash{colour}" for colour in NAMES),
+    *_LIST_LETTERS,
+    *"which what colour flashes is at most frequent ? describe sort user assistant system".split(),
+)
 """The whole vocabulary of questions and captions, for `tokenizer.word_level`."""
 _GROUND = (70, 70, 78)
 
@@ -71,7 +81,13 @@ def _shape_masks(cell: int) -> np.ndarray:
     """bool [3, cell, cell]: a square, a disc and a diamond, each about 60% of the cell wide."""
     y, x = np.mgrid[:cell, :cell] - (cell - 1) / 2
     r = 0.32 * cell
-    return np.stack([np.maximum(abs(x), abs(y)) <= r, x**2 + y**2 <= (1.15 * r) ** 2, abs(x) + abs(y) <= 1.45 * r])
+    return np.stack(
+        [
+            np.maximum(abs(x), abs(y)) <= r,
+            x**2 + y**2 <= (1.15 * r) ** 2,
+            abs(x) + abs(y) <= 1.45 * r,
+        ]
+    )
 
 
 def render(scene: Scene, size: int = 48) -> np.ndarray:
@@ -88,8 +104,11 @@ def render(scene: Scene, size: int = 48) -> np.ndarray:
     return frames.astype(np.uint8)
 
 
-def question(scene: Scene, task: str, rng: np.random.Generator, cells=range(SIDE * SIDE)) -> dict | None:
-    """{"task", "question", "answer", "prompt"} and, for multiple choice, {"options"}: four distinct colours.
+def question(
+    scene: Scene, task: str, rng: np.random.Generator, cells=range(SIDE * SIDE)
+) -> dict | None:
+    """{"task", "question", "answer", "prompt"} and, for multiple choice, {"options"}: four distinct
+    colours.
 
     Only the given `cells` count. None when `most` finds no single most frequent colour.
     """
@@ -104,7 +123,9 @@ def question(scene: Scene, task: str, rng: np.random.Generator, cells=range(SIDE
         return None
     others = rng.permutation([c for c in range(len(NAMES)) if c != lead])[: len(LETTERS) - 1]
     options = [NAMES[c] for c in rng.permutation([lead, *others])]
-    return _choice(task, "which colour is most frequent ?", options, LETTERS[options.index(NAMES[lead])])
+    return _choice(
+        task, "which colour is most frequent ?", options, LETTERS[options.index(NAMES[lead])]
+    )
 
 
 def _open(task, text, answer):
@@ -129,12 +150,16 @@ def caption(scene: Scene, cells=range(SIDE * SIDE)) -> str:
 
 
 def conversation(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
-    """A LLaVA conversation about a clip: `turns` is ((task, how many), …), asked in random order."""
+    """A LLaVA conversation about a clip: `turns` is ((task, how many), …), asked in random
+    order.
+    """
     return _dialogue("<video>\n", _asked(scene, turns, rng, range(SIDE * SIDE)))
 
 
 def _askable(rng, num_frames, flash_length):
-    """A scene and one question a task; boards without a single most frequent colour are drawn again."""
+    """A scene and one question a task; boards without a single most frequent colour are drawn
+    again.
+    """
     while True:
         scene = make_scene(rng, num_frames, flash_length)
         questions = [question(scene, task, rng) for task in TASKS]
@@ -145,7 +170,9 @@ def _askable(rng, num_frames, flash_length):
 def _sorting(rng):
     """A list of lettered colours to be put in order: drill in finding the letter of an option."""
     order = rng.permutation(len(NAMES))
-    listed = " ".join(f"{letter} {NAMES[c]}" for letter, c in zip(_LIST_LETTERS, order, strict=True))
+    listed = " ".join(
+        f"{letter} {NAMES[c]}" for letter, c in zip(_LIST_LETTERS, order, strict=True)
+    )
     answer = " ".join(f"{NAMES[c]} {_LIST_LETTERS[i]}" for c, i in enumerate(np.argsort(order)))
     return {"prompt": f"sort {listed}", "answer": answer}
 
@@ -158,7 +185,9 @@ def _asked(scene, turns, rng, cells):
 
 
 def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
-    """The same conversation with the scene told in words, in random order, often only a part of it."""
+    """The same conversation with the scene told in words, in random order, often only a part of
+    it.
+    """
     cells = rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
     facts = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in cells] + [f"flash{NAMES[scene.flash]}"]
     asked = _asked(scene, turns, rng, cells)
@@ -174,7 +203,8 @@ def _dialogue(opening, questions):
     return turns
 
 
-# --- files ------------------------------------------------------------------------------------------
+# --- files
+# ------------------------------------------------------------------------------------------
 
 
 def write_tokenizer(folder: Path) -> None:
@@ -188,12 +218,17 @@ def write_stories(folder: Path, count: int, turns, seed: int) -> None:
     rng = np.random.default_rng([seed, 1])
     _write_json(
         folder / "stories.json",
-        [{"id": f"story-{i}", "conversations": story(make_scene(rng), turns, rng)} for i in range(count)],
+        [
+            {"id": f"story-{i}", "conversations": story(make_scene(rng), turns, rng)}
+            for i in range(count)
+        ],
     )
 
 
 def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None) -> None:
-    """`captions.json` and `pictures/*.png`: single frames, a few of them lit by a flash, with captions."""
+    """`captions.json` and `pictures/*.png`: single frames, a few of them lit by a flash, with
+    captions.
+    """
     rng = np.random.default_rng([seed, 2])
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -202,19 +237,30 @@ def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None)
         name = f"pictures/{i:06d}.png"
         if not (folder / name).exists():
             Image.fromarray(render(scene, size)[0]).save(folder / name)
-        turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": caption(scene)}]
+        turns = [{"from": "human", "value": "<image>\ndescribe"}, {"from": "gpt", "value": caption(scene)}]
         rows.append({"id": f"caption-{i}", "image": name, "conversations": turns})
         if on_done:
             on_done(i + 1)
     _write_json(folder / "captions.json", rows)
 
 
-def write_videos(folder: Path, split: str, count: int, turns, *, num_frames, flash_length, size, seed, on_done=None):
+def write_videos(
+    folder: Path,
+    split: str,
+    count: int,
+    turns,
+    *,
+    num_frames,
+    flash_length,
+    size,
+    seed,
+    on_done=None,
+):
     """`{split}/*.mp4` (H.264, one frame a second) and their annotations.
 
-    `train` writes `train.json`, one conversation a clip; any other split writes `{split}.jsonl`, one question
-    a task and clip. Splits draw from different seeds, so no clip is in two of them. Files that are there
-    already are kept, so an interrupted call continues.
+    `train` writes `train.json`, one conversation a clip; any other split writes `{split}.jsonl`,
+    one question a task and clip. Splits draw from different seeds, so no clip is in two of them.
+    Files that are there already are kept, so an interrupted call continues.
     """
     rng = np.random.default_rng([seed, 3 if split == "train" else 4])
     (folder / split).mkdir(parents=True, exist_ok=True)
@@ -225,7 +271,13 @@ def write_videos(folder: Path, split: str, count: int, turns, *, num_frames, fla
         if not (folder / name).exists():
             write_video(folder / name, render(scene, size), fps=1)
         if split == "train":
-            rows.append({"id": f"train-{i}", "video": name, "conversations": conversation(scene, turns, rng)})
+            rows.append(
+                {
+                    "id": f"train-{i}",
+                    "video": name,
+                    "conversations": conversation(scene, turns, rng),
+                }
+            )
         else:
             rows += [{"id": f"{split}-{i}-{q['task']}", "video": name, **q} for q in questions]
         if on_done:

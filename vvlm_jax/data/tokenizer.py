@@ -8,7 +8,9 @@ import tokenizers
 BOS, EOT = "<|begin_of_text|>", "<|eot_id|>"
 HEADER_START, HEADER_END = "<|start_header_id|>", "<|end_header_id|>"
 VIDEO = "<|reserved_special_token_0|>"
-"""The placeholder: an id that Llama 3 reserves and never uses, so that no text can be mistaken for it."""
+"""The placeholder: an id that Llama 3 reserves and never uses, so that no text can be mistaken for
+it.
+"""
 SPECIAL = (BOS, EOT, HEADER_START, HEADER_END, VIDEO)
 
 
@@ -34,12 +36,20 @@ class Tokenizer:
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Reads `path` or `path/tokenizer.json`. Raises ValueError when it is missing or not a Llama 3 one."""
+    """Reads `path` or `path/tokenizer.json`. Raises ValueError when it is missing or not a Llama 3
+    one.
+    """
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"{file}: no such tokenizer file; data.tokenizer names a tokenizer.json or its folder")
-    backend = tokenizers.Tokenizer.from_file(str(file))
+        raise ValueError(
+            f"{file}: no such tokenizer file; data.tokenizer names a tokenizer.json or its folder"
+        )
+    try:
+        backend = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as e:  # the library raises nothing narrower
+        raise ValueError(f"{file}: not a tokenizer: {e}") from None
+    backend.encode_special_tokens = True  # what text spells is text
     special = {token: backend.token_to_id(token) for token in SPECIAL}
     missing = [token for token, id in special.items() if id is None]
     if missing:
@@ -55,10 +65,14 @@ def word_level(words) -> tokenizers.Tokenizer:
     vocab = {w: i for i, w in enumerate([*SPECIAL, "<unk>", "\n\n", "\n", *words])}
     model = tokenizers.models.WordLevel(vocab, unk_token="<unk>")
     backend = tokenizers.Tokenizer(model)
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([
-        tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\n\n|\n"), "isolated"),
-        tokenizers.pre_tokenizers.Split(" ", "removed"),
-        tokenizers.pre_tokenizers.Punctuation(),
-    ])  # fmt: skip
-    backend.add_special_tokens([tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL])
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.Split(tokenizers.Regex(r"\n\n|\n"), "isolated"),
+            tokenizers.pre_tokenizers.Split(" ", "removed"),
+            tokenizers.pre_tokenizers.Punctuation(),
+        ]
+    )
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(t, special=True, normalized=False) for t in SPECIAL]
+    )
     return backend

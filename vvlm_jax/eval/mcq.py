@@ -8,15 +8,23 @@ LETTER_PROMPT = "Answer with the option's letter from the given choices directly
 
 def format_options(options, letters: str = "ABCDEFGH") -> str:
     """`A. cat\\nB. dog`: one option a line."""
-    return "\n".join(f"{letter}. {option}" for letter, option in zip(letters, options, strict=False))
+    return "\n".join(
+        f"{letter}. {option}" for letter, option in zip(letters, options, strict=False)
+    )
 
 
 def parse_letter(reply: str, num_options: int, letters: str = "ABCDEFGH") -> str | None:
-    """The option letter a reply names, or None: a leading letter, `(B)`, `answer is B`, or a final letter."""
+    """The option letter a reply names, or None: a leading letter, `(B)`, `answer is B`, or a final
+    letter.
+    """
     allowed = letters[:num_options]
     reply = reply.strip()
-    patterns = (rf"^\(?([{allowed}])\)?(?![A-Za-z])", rf"\(([{allowed}])\)", rf"answer is:? *\(?([{allowed}])\b",
-                rf"\b([{allowed}])\.?$")  # fmt: skip
+    patterns = (
+        rf"^\(?([{allowed}])\)?(?![A-Za-z])",
+        rf"\(([{allowed}])\)",
+        rf"answer is:? *\(?([{allowed}])\b",
+        rf"\b([{allowed}])\.?$",
+    )
     for pattern in patterns:
         if match := re.search(pattern, reply):
             return match[1]
@@ -30,7 +38,9 @@ def normalise(text: str) -> str:
 
 
 def is_correct(reply: str, answer: str, num_options: int = 0) -> bool:
-    """True when the reply names the answer's letter (multiple choice) or equals it after `normalise`."""
+    """True when the reply names the answer's letter (multiple choice) or equals it after
+    `normalise`.
+    """
     if num_options:
         return parse_letter(reply, num_options) == answer
     return normalise(reply) == normalise(answer)

@@ -1,7 +1,8 @@
 """The native evaluation: a local question file in, scores and per-example predictions out.
 
-A question is a JSON line: `id`, `task`, `video`, `question`, `answer`, for multiple choice `options`
-(then `answer` is a letter), and optionally `prompt`, the exact text to ask instead of the default.
+A question is a JSON line: `id`, `task`, `video`, `question`, `answer`, for multiple choice
+`options` (then `answer` is a letter), and optionally `prompt`, the exact text to ask instead of the
+default.
 """
 
 import json
@@ -57,12 +58,16 @@ def read_questions(path: str | Path) -> list[dict]:
         seen.add(row["id"])
         options = row.get("options")
         if options and row["answer"] not in "ABCDEFGH"[: len(options)]:
-            raise ValueError(f"{path}: question {number}: answer {row['answer']!r} is no letter of its options")
+            raise ValueError(
+                f"{path}: question {number}: answer {row['answer']!r} is no letter of its options"
+            )
     return rows
 
 
 def prompt_text(row: dict) -> str:
-    """What the model is asked: the row's own `prompt`, or the question, its options and the letter request."""
+    """What the model is asked: the row's own `prompt`, or the question, its options and the letter
+    request.
+    """
     if "prompt" in row:
         return row["prompt"]
     if not row.get("options"):
@@ -87,17 +92,20 @@ def evaluate(
     """Answers every question greedily and scores it; returns {task: TaskScore}.
 
     Frames and tokens a frame are the model's own. A video is encoded once for all its questions.
-    Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task, error}); what is
-    there already is not asked again, so an interrupted evaluation continues.
+    Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task,
+    error}); what is there already is not asked again, so an interrupted evaluation continues.
 
     Raises VideoError when more than `data_config.max_unreadable` of the videos cannot be read.
     """
     predictions_file = Path(predictions_file)
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
-        Path(data_config.media_root), model_config.num_frames, model.vision_config.image_size,
-        data_config.frame_sampling, data_config.frame_cache_mb,
-    )  # fmt: skip
+        Path(data_config.media_root),
+        model_config.num_frames,
+        model.vision_config.image_size,
+        data_config.frame_sampling,
+        data_config.frame_cache_mb,
+    )
     groups = _by_video([q for q in questions if q["id"] not in done])
     writer = JsonlWriter(predictions_file)
     progress = Progress(title, len(questions), "questions")
@@ -111,7 +119,9 @@ def evaluate(
         replies = answer(frames, rows, videos_per_batch, videos_per_batch * asked) if rows else []
         for q, reply in zip(rows, replies, strict=True):
             correct = mcq.is_correct(reply, q["answer"], len(q.get("options") or ()))
-            done[q["id"]] = dict(id=q["id"], task=q["task"], reply=reply, answer=q["answer"], correct=correct)
+            done[q["id"]] = dict(
+                id=q["id"], task=q["task"], reply=reply, answer=q["answer"], correct=correct
+            )
             writer.write(**done[q["id"]])
         for name, error in errors.items():
             for q in groups[name]:
@@ -119,7 +129,9 @@ def evaluate(
                 writer.write(**done[q["id"]])
         broken = {p["error"] for p in done.values() if "error" in p}
         if len(broken) > allowed:
-            raise VideoError(f"{len(broken)} unreadable videos, data.max_unreadable allows {allowed}: {min(broken)}")
+            raise VideoError(
+                f"{len(broken)} unreadable videos, data.max_unreadable allows {allowed}: {min(broken)}"
+            )
         progress.update(len(done))
     progress.close()
     writer.close()
@@ -148,20 +160,27 @@ class _Answerer:
         self.system, self.max_new_tokens = system, max_new_tokens
         self.encode, _ = jitted(model, max_new_tokens, tokenizer.special[EOT])
 
-    def __call__(self, frames: dict, rows: list[dict], num_videos: int, num_prompts: int) -> list[str]:
+    def __call__(
+        self, frames: dict, rows: list[dict], num_videos: int, num_prompts: int
+    ) -> list[str]:
         names = list(frames)
         frames_BTHWC = np.stack([frames[names[min(i, len(names) - 1)]] for i in range(num_videos)])
         visual_BVD = self.encode(self.params, frames_BTHWC)
         ids = [self._ids(row) for row in rows]
-        # Padding rows repeat the first prompt, and lengths are rounded up: few shapes, few compiles.
+        # Padding rows repeat the first prompt, and lengths are rounded up: few shapes, few
+        # compiles.
         ids += [ids[0]] * (num_prompts - len(ids))
         length = self.num_visual + 16 * math.ceil((max(map(len, ids)) - self.num_visual) / 16)
         prompts = Prompts(
             np.stack([np.pad(np.asarray(i, np.int32), (0, length - len(i))) for i in ids]),
             np.array([len(i) for i in ids], np.int32),
-            np.array([names.index(r["video"]) for r in rows] + [0] * (num_prompts - len(rows)), np.int32),
+            np.array(
+                [names.index(r["video"]) for r in rows] + [0] * (num_prompts - len(rows)), np.int32
+            ),
         )
-        replies = generate(self.model, self.params, self.tokenizer, prompts, visual_BVD, self.max_new_tokens)
+        replies = generate(
+            self.model, self.params, self.tokenizer, prompts, visual_BVD, self.max_new_tokens
+        )
         return replies[: len(rows)]
 
     def _ids(self, row):

@@ -16,8 +16,8 @@ def jitted(model: VideoVLM, max_new_tokens: int, stop_id: int):
     """(encode, continue_) for a model: both are compiled once a shape.
 
     encode(params, frames_BTHWC) → visual tokens [B, T·V, D];
-    continue_(params, tokens_BL, lengths_B, visual_BVD) → int32 [B, max_new_tokens], `stop_id` from the first
-    stop on.
+    continue_(params, tokens_BL, lengths_B, visual_BVD) → int32 [B, max_new_tokens], `stop_id` from
+    the first stop on.
     """
 
     def encode(params, frames_BTHWC):
@@ -29,7 +29,9 @@ def jitted(model: VideoVLM, max_new_tokens: int, stop_id: int):
             variables, tokens_BL, lengths_B, visual_BVD, max_new_tokens - 1, method="prefill"
         )
         first_B = jnp.argmax(logits_Bv, axis=-1).astype(jnp.int32)
-        out_BM = jnp.full((len(tokens_BL), max_new_tokens), stop_id, jnp.int32).at[:, 0].set(first_B)
+        out_BM = (
+            jnp.full((len(tokens_BL), max_new_tokens), stop_id, jnp.int32).at[:, 0].set(first_B)
+        )
 
         def stopped(out_BM, i):
             return ((out_BM == stop_id) & (jnp.arange(max_new_tokens) < i)).any(axis=1)
@@ -50,11 +52,14 @@ def jitted(model: VideoVLM, max_new_tokens: int, stop_id: int):
     return jax.jit(encode), jax.jit(continue_)
 
 
-def generate(model: VideoVLM, params, tokenizer: Tokenizer, prompts: Prompts, visual_BVD, max_new_tokens: int):
+def generate(
+    model: VideoVLM, params, tokenizer: Tokenizer, prompts: Prompts, visual_BVD, max_new_tokens: int
+):
     """Greedy continuations of `prompts` as text, up to <|eot_id|>.
 
     Args:
-      prompts: right-padded; `video_B` picks the row of `visual_BVD` each one asks about, so that several
+      prompts: right-padded; `video_B` picks the row of `visual_BVD` each one asks about, so that
+      several
         questions share one encoded video.
       visual_BVD: from `jitted(...)[0]`.
 
@@ -63,7 +68,9 @@ def generate(model: VideoVLM, params, tokenizer: Tokenizer, prompts: Prompts, vi
     """
     stop_id = tokenizer.special[EOT]
     _, continue_ = jitted(model, max_new_tokens, stop_id)
-    out_BM = np.asarray(continue_(params, prompts.tokens_BL, prompts.lengths_B, visual_BVD[prompts.video_B]))
+    out_BM = np.asarray(
+        continue_(params, prompts.tokens_BL, prompts.lengths_B, visual_BVD[prompts.video_B])
+    )
     return [tokenizer.decode(_until(row, stop_id)) for row in out_BM]
 
 

@@ -10,7 +10,8 @@ def attend(q_BLNH, k_BSKH, v_BSKH, mask=None):
     Args:
       q_BLNH: queries; N is a multiple of K.
       k_BSKH, v_BSKH: keys and values.
-      mask: bool, broadcastable to [B, 1, 1, L, S]; False positions are never attended. None sees all.
+      mask: bool, broadcastable to [B, 1, 1, L, S]; False positions are never attended. None sees
+      all.
 
     Returns:
       [B, L, N, H] in the dtype of `v`. Scores and softmax are float32.
@@ -31,5 +32,7 @@ def attend(q_BLNH, k_BSKH, v_BSKH, mask=None):
 
 
 def causal_mask(length: int):
-    """[1, 1, 1, L, L]: position i sees j ≤ i. With padding on the right no real token sees padding."""
+    """[1, 1, 1, L, L]: position i sees j ≤ i. With padding on the right no real token sees
+    padding.
+    """
     return jnp.tril(jnp.ones((length, length), bool))[None, None, None]

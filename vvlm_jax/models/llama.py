@@ -1,7 +1,9 @@
-"""Llama 3.x decoder: RMSNorm, rotary positions (rotate-half layout), grouped-query attention, SwiGLU.
+"""Llama 3.x decoder: RMSNorm, rotary positions (rotate-half layout), grouped-query attention,
+SwiGLU.
 
-One block serves training, prefill and decoding: given no cache it attends causally over its input and
-returns its keys and values; given one it writes its single new token and attends over what is filled.
+One block serves training, prefill and decoding: given no cache it attends causally over its input
+and returns its keys and values; given one it writes its single new token and attends over what is
+filled.
 """
 
 import flax.linen as nn
@@ -42,7 +44,8 @@ def rotate(x_BLNH, positions_BL, frequencies_h):
 def _residual_init(config: LlamaConfig, fan_in: int):
     """Blocks start by writing no more into the residual stream than the embeddings do (std D^-½).
 
-    Without this the first layers drown the embeddings in noise, and look-ups are learnt late or never.
+    Without this the first layers drown the embeddings in noise, and look-ups are learnt late or
+    never.
     """
     return nn.initializers.normal((fan_in * config.width) ** -0.5)
 
@@ -70,7 +73,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BLD, positions_BL, mask, cache=None):
         c = self.config
-        dense = dict(use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(c.width**-0.5))
+        dense = dict(
+            use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(c.width**-0.5)
+        )
         q = nn.DenseGeneral((c.num_heads, c.head_dim), name="q", **dense)(x_BLD)
         k = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="k", **dense)(x_BLD)
         v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **dense)(x_BLD)
@@ -130,9 +135,12 @@ class Llama(nn.Module):
         )
         block = nn.remat(DecoderBlock, prevent_cse=False) if self.remat else DecoderBlock
         self.layers = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=c.depth,
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=c.depth,
             in_axes=(nn.broadcast, nn.broadcast, 0),
-        )(c, self.dtype)  # fmt: skip
+        )(c, self.dtype)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = nn.Dense(c.vocab, use_bias=False, dtype=self.dtype)
@@ -142,14 +150,18 @@ class Llama(nn.Module):
         return self.embedding(tokens_BL).astype(self.dtype)
 
     def __call__(self, x_BLD):
-        """Causal pass over right-padded embeddings → (hidden_BLD after the final norm, (k, v) by layer)."""
+        """Causal pass over right-padded embeddings → (hidden_BLD after the final norm, (k, v) by
+        layer).
+        """
         B, L, _ = x_BLD.shape
         positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
         x_BLD, kv = self.layers(x_BLD, positions_BL, causal_mask(L), None)
         return self.norm(x_BLD), kv
 
     def decode_step(self, x_B1D, cache: KVCache):
-        """One more token a row, at position `cache.lengths_B` → (hidden_B1D, cache with one more filled)."""
+        """One more token a row, at position `cache.lengths_B` → (hidden_B1D, cache with one more
+        filled).
+        """
         positions_B1 = cache.lengths_B[:, None]
         filled = jnp.arange(cache.k_DBSKH.shape[2])[None, :] <= positions_B1
         mask = filled[:, None, None, None, :]

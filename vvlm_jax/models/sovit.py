@@ -1,7 +1,9 @@
-"""SoViT, the shape-optimised vision transformer of SigLIP, as in big_vision (`models/vit.py`, scan layout).
+"""SoViT, the shape-optimised vision transformer of SigLIP, as in big_vision (`models/vit.py`, scan
+layout).
 
-Parameter names are big_vision's, so that its checkpoints map name for name. Only the blocks up to the one
-the language model reads are built (`VisionConfig.blocks_run`), and neither final norm nor pooling head.
+Parameter names are big_vision's, so that its checkpoints map name for name. Only the blocks up to
+the one the language model reads are built (`VisionConfig.blocks_run`), and neither final norm nor
+pooling head.
 """
 
 import flax.linen as nn
@@ -23,11 +25,17 @@ class SelfAttention(nn.Module):
         D = x_BPD.shape[-1]
         heads = (self.num_heads, D // self.num_heads)
         q, k, v = (
-            nn.DenseGeneral(heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name)(x_BPD)
+            nn.DenseGeneral(
+                heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
+            )(x_BPD)
             for name in ("query", "key", "value")
         )
         return nn.DenseGeneral(
-            D, axis=(-2, -1), dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name="out"
+            D,
+            axis=(-2, -1),
+            dtype=self.dtype,
+            kernel_init=nn.initializers.xavier_uniform(),
+            name="out",
         )(attend(q, k, v))
 
 
@@ -58,7 +66,9 @@ class EncoderBlock(nn.Module):
     def __call__(self, x_BPD, _):
         c = self.config
         y = _layer_norm("LayerNorm_0", self.dtype)(x_BPD)
-        x_BPD = x_BPD + SelfAttention(c.num_heads, self.dtype, name="MultiHeadDotProductAttention_0")(y)
+        x_BPD = x_BPD + SelfAttention(
+            c.num_heads, self.dtype, name="MultiHeadDotProductAttention_0"
+        )(y)
         y = _layer_norm("LayerNorm_1", self.dtype)(x_BPD)
         return x_BPD + Mlp(c.mlp_dim, self.dtype, name="MlpBlock_0")(y), None
 
@@ -78,7 +88,10 @@ class Transformer(nn.Module):
     def __call__(self, x_BPD):
         block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
         scan = nn.scan(
-            block, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.config.blocks_run
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.config.blocks_run,
         )
         return scan(self.config, self.dtype, name="encoderblock")(x_BPD, None)[0]
 
@@ -86,7 +99,8 @@ class Transformer(nn.Module):
 class SoViT(nn.Module):
     """Frames to patch features.
 
-    `apply(params, pixels_BHWC)` takes float pixels in [−1, 1] and returns [B, P, D], row-major patches.
+    `apply(params, pixels_BHWC)` takes float pixels in [−1, 1] and returns [B, P, D], row-major
+    patches.
     """
 
     config: VisionConfig
@@ -97,9 +111,13 @@ class SoViT(nn.Module):
     def __call__(self, pixels_BHWC):
         c = self.config
         x = nn.Conv(
-            c.width, (c.patch_size, c.patch_size), strides=c.patch_size, padding="VALID",
-            dtype=self.dtype, name="embedding",
-        )(pixels_BHWC.astype(self.dtype))  # fmt: skip
+            c.width,
+            (c.patch_size, c.patch_size),
+            strides=c.patch_size,
+            padding="VALID",
+            dtype=self.dtype,
+            name="embedding",
+        )(pixels_BHWC.astype(self.dtype))
         x_BPD = x.reshape(x.shape[0], c.num_patches, c.width)
         pos_1PD = self.param(
             "pos_embedding", jax.nn.initializers.normal(c.width**-0.5), (1, c.num_patches, c.width)

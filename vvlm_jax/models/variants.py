@@ -1,4 +1,6 @@
-"""Published sizes as data, and the study's small ones: the same architectures with smaller numbers."""
+"""Published sizes as data, and the study's small ones: the same architectures with smaller
+numbers.
+"""
 
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
 
@@ -16,16 +18,37 @@ VISION = {
 
 LLAMA = {
     "llama3.2-1b": LlamaConfig(
-        vocab=128256, width=2048, depth=16, mlp_dim=8192, num_heads=32, num_kv_heads=8, head_dim=64,
-        tie_embeddings=True, rope_scaling=RopeScaling(32.0),
+        vocab=128256,
+        width=2048,
+        depth=16,
+        mlp_dim=8192,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=64,
+        tie_embeddings=True,
+        rope_scaling=RopeScaling(32.0),
     ),
     "llama3.2-3b": LlamaConfig(
-        vocab=128256, width=3072, depth=28, mlp_dim=8192, num_heads=24, num_kv_heads=8, head_dim=128,
-        tie_embeddings=True, rope_scaling=RopeScaling(32.0),
+        vocab=128256,
+        width=3072,
+        depth=28,
+        mlp_dim=8192,
+        num_heads=24,
+        num_kv_heads=8,
+        head_dim=128,
+        tie_embeddings=True,
+        rope_scaling=RopeScaling(32.0),
     ),
     "llama3.1-8b": LlamaConfig(
-        vocab=128256, width=4096, depth=32, mlp_dim=14336, num_heads=32, num_kv_heads=8, head_dim=128,
-        tie_embeddings=False, rope_scaling=RopeScaling(8.0),
+        vocab=128256,
+        width=4096,
+        depth=32,
+        mlp_dim=14336,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        tie_embeddings=False,
+        rope_scaling=RopeScaling(8.0),
     ),
     "study-s": LlamaConfig(
         width=32, depth=2, mlp_dim=96, num_heads=2, num_kv_heads=1, **_STUDY_LLAMA
@@ -36,5 +59,5 @@ LLAMA = {
     "study-l": LlamaConfig(
         width=64, depth=3, mlp_dim=192, num_heads=4, num_kv_heads=2, **_STUDY_LLAMA
     ),
-}  # fmt: skip
+}
 """Language models."""

@@ -1,7 +1,8 @@
 """The video vision-language model: encode frames, project, resample, splice into the text, decode.
 
-Order as in LLaVA-NeXT: every frame's features go through the projector, then the g × g grid is resampled
-to V tokens; the T·V tokens of a video stand frame-major, row-major, where its placeholder stood.
+Order as in LLaVA-NeXT: every frame's features go through the projector, then the g × g grid is
+resampled to V tokens; the T·V tokens of a video stand frame-major, row-major, where its placeholder
+stood.
 """
 
 import flax.linen as nn
@@ -51,7 +52,11 @@ class VideoVLM(nn.Module):
 
     def __call__(self, tokens_BL, frames_BTHWC):
         """Final hidden states [B, L, D] of a teacher-forced pass."""
-        visual_BVD = self.encode(frames_BTHWC) if frames_BTHWC.shape[1] else jnp.zeros((len(tokens_BL), 0, 1))
+        visual_BVD = (
+            self.encode(frames_BTHWC)
+            if frames_BTHWC.shape[1]
+            else jnp.zeros((len(tokens_BL), 0, 1))
+        )
         return self.llm(self.splice(tokens_BL, visual_BVD))[0]
 
     def target_logits(self, tokens_BL, frames_BTHWC, positions_BM):
@@ -60,7 +65,9 @@ class VideoVLM(nn.Module):
         return self.llm.logits(jnp.take_along_axis(hidden_BLD, positions_BM[..., None], axis=1))
 
     def prefill(self, tokens_BL, lengths_B, visual_BVD, extra: int):
-        """Reads right-padded prompts → (logits of each row's last token [B, vocab], cache with room)."""
+        """Reads right-padded prompts → (logits of each row's last token [B, vocab], cache with
+        room).
+        """
         hidden_BLD, (k, v) = self.llm(self.splice(tokens_BL, visual_BVD))
         last_B1D = jnp.take_along_axis(hidden_BLD, lengths_B[:, None, None] - 1, axis=1)
         return self.llm.logits(last_B1D)[:, 0], grow(k, v, lengths_B, extra)
@@ -72,7 +79,9 @@ class VideoVLM(nn.Module):
 
 
 def build(config: ModelConfig, video_id: int, vocab: int | None = None) -> VideoVLM:
-    """The model of a config. Raises when the tokenizer has more ids (`vocab`) than the variant embeds."""
+    """The model of a config. Raises when the tokenizer has more ids (`vocab`) than the variant
+    embeds.
+    """
     vision = choose(variants.VISION, config.vision, "model.vision")
     llm = choose(variants.LLAMA, config.llm, "model.llm")
     if vocab is not None and vocab > llm.vocab:

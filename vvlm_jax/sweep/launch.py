@@ -1,7 +1,7 @@
 """Runs of a sweep on one machine: a pool of worker processes, one core each.
 
-One core a worker keeps small runs efficient and makes their numbers independent of how many workers or
-cores there are. Workers end with their parent, however it ends.
+One core a worker keeps small runs efficient and makes their numbers independent of how many workers
+or cores there are. Workers end with their parent, however it ends.
 """
 
 import ctypes
@@ -41,8 +41,8 @@ def run_local(jobs: Iterable[Job], num_workers: int, on_update=None) -> dict[str
       on_update: called as `on_update(name, message)` with whatever jobs `report`, and as
         `on_update(name, None)` when one has finished.
 
-    Raises RunFailed as soon as a job fails; the other running ones are stopped. KeyboardInterrupt stops
-    everything at once.
+    Raises RunFailed as soon as a job fails; the other running ones are stopped. KeyboardInterrupt
+    stops everything at once.
     """
     jobs = sorted(jobs, key=lambda job: -job.cost)
     if not jobs:
@@ -50,7 +50,10 @@ def run_local(jobs: Iterable[Job], num_workers: int, on_update=None) -> dict[str
     context = multiprocessing.get_context("spawn")
     updates, core_index = context.Queue(), context.Value("i", 0)
     pool = ProcessPoolExecutor(
-        min(num_workers, len(jobs)), context, initializer=_start_worker, initargs=(updates, core_index, os.getpid())
+        min(num_workers, len(jobs)),
+        context,
+        initializer=_start_worker,
+        initargs=(updates, core_index, os.getpid()),
     )
     results, running = {}, {pool.submit(_call, job): job for job in jobs}
     try:
@@ -88,7 +91,9 @@ def _call(job: Job):
 
 
 def _start_worker(updates, core_index, parent: int) -> None:
-    """In the child, before jax is imported: one core, no Ctrl-C of its own, death with the parent."""
+    """In the child, before jax is imported: one core, no Ctrl-C of its own, death with the
+    parent.
+    """
     global _updates
     _updates = updates
     signal.signal(signal.SIGINT, signal.SIG_IGN)

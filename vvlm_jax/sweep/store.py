@@ -1,4 +1,5 @@
-"""One directory a run: `config.json`, `metrics.jsonl`, `predictions.jsonl`, `params/`, `result.json`.
+"""One directory a run: `config.json`, `metrics.jsonl`, `predictions.jsonl`, `params/`,
+`result.json`.
 
 A run is finished when `result.json` is there; it is written whole or not at all.
 """

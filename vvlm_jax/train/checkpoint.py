@@ -1,4 +1,6 @@
-"""Checkpoints: the whole train state with the data position, and finished parts to start others from."""
+"""Checkpoints: the whole train state with the data position, and finished parts to start others
+from.
+"""
 
 from pathlib import Path
 
@@ -33,14 +35,20 @@ class Checkpoints:
     def save(self, step: int, state, data_state: dict) -> None:
         """Starts an asynchronous save; an earlier failed one raises here."""
         self._manager.save(
-            step, args=ocp.args.Composite(state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state))
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), data=ocp.args.JsonSave(data_state)
+            ),
         )
 
     def restore(self, step: int, like):
         """(state with the shapes and shardings of `like`, data position)."""
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         restored = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore())
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(abstract), data=ocp.args.JsonRestore()
+            ),
         )
         return restored.state, restored.data
 
@@ -51,7 +59,9 @@ class Checkpoints:
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Whether a stage has written its model here; orbax puts the folder in place only when it is whole."""
+    """Whether a stage has written its model here; orbax puts the folder in place only when it is
+    whole.
+    """
     return (Path(folder) / PARAMS).is_dir()
 
 
@@ -78,7 +88,9 @@ def load_params(folder: str | Path, like: dict, parts=None) -> dict:
         _check_fits(folder, there, wanted)
         full = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), there)
         abstract = {k: wanted.get(k, full[k]) for k in full}
-        restored = checkpointer.restore(folder / PARAMS, jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract))
+        restored = checkpointer.restore(
+            folder / PARAMS, jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
+        )
     return {k: restored[k] for k in wanted}
 
 
@@ -95,12 +107,16 @@ def load_model(folder: str | Path) -> tuple[VideoVLM, dict, Tokenizer, TrainConf
 
 def _check_fits(folder, there, wanted):
     def flat(tree):
-        return {jax.tree_util.keystr(k, simple=True, separator="/"): tuple(x.shape)
-                for k, x in jax.tree_util.tree_leaves_with_path(tree)}  # fmt: skip
+        return {
+            jax.tree_util.keystr(k, simple=True, separator="/"): tuple(x.shape)
+            for k, x in jax.tree_util.tree_leaves_with_path(tree)
+        }
 
     have, want = flat(there), flat(wanted)
     for path, shape in want.items():
         if path not in have:
             raise CheckpointError(f"{folder}: has no parameter {path}")
         if have[path] != shape:
-            raise CheckpointError(f"{folder}: {path} has shape {have[path]}, this model needs {shape}")
+            raise CheckpointError(
+                f"{folder}: {path} has shape {have[path]}, this model needs {shape}"
+            )

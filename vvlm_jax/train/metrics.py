@@ -9,7 +9,8 @@ from pathlib import Path
 class JsonlWriter:
     """Appends one JSON object a line; each line is flushed, so a killed run keeps what it wrote.
 
-    `after_step` drops lines of later steps first: what a killed run logged past its last checkpoint.
+    `after_step` drops lines of later steps first: what a killed run logged past its last
+    checkpoint.
     """
 
     def __init__(self, path: str | Path, after_step: int | None = None):

@@ -24,7 +24,9 @@ def peak_rates(paths, config: OptimConfig) -> dict[str, float]:
 
 
 def split(params, config: OptimConfig) -> tuple[dict, dict]:
-    """(trainable, frozen): flat {path: array} dicts. Only the first is differentiated and optimised."""
+    """(trainable, frozen): flat {path: array} dicts. Only the first is differentiated and
+    optimised.
+    """
     flat = flatten_dict(params, sep="/")
     rates = peak_rates(flat, config)
     trainable = {p: x for p, x in flat.items() if rates[p] > 0}
@@ -39,7 +41,9 @@ def merge(trainable: dict, frozen: dict) -> dict:
 
 
 def cosine_with_warmup(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step: linear from 0 over ⌈warmup · num_steps⌉, then ½(1 + cos πp)."""
+    """Share of the peak rate at a step: linear from 0 over ⌈warmup · num_steps⌉, then ½(1 + cos
+    πp).
+    """
     warm = math.ceil(warmup * num_steps)
     if step < warm:
         return step / warm
@@ -49,8 +53,8 @@ def cosine_with_warmup(step: int, num_steps: int, warmup: float) -> float:
 def make(config: OptimConfig, paths) -> optax.GradientTransformation:
     """Clip by global norm → Adam → decoupled weight decay → −peak rate of the group (Table 4).
 
-    The schedule is left to the caller, as a factor on the updates: runs of different length then share one
-    compiled step.
+    The schedule is left to the caller, as a factor on the updates: runs of different length then
+    share one compiled step.
     """
     rates = peak_rates(paths, config)
     return optax.chain(

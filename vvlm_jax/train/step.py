@@ -11,13 +11,15 @@ from vvlm_jax.train.state import TrainState
 from vvlm_jax.types import Batch
 
 
-def make_train_step(model: VideoVLM, tx: optax.GradientTransformation, microbatches: int, weighting: str):
+def make_train_step(
+    model: VideoVLM, tx: optax.GradientTransformation, microbatches: int, weighting: str
+):
     """Returns `train_step(state, batch, rate_share) -> (state, {"loss", "grad_norm"})`.
 
     `rate_share` is the schedule: the share of every group's peak learning rate to use at this step.
 
-    Gradients of the summed loss are added over microbatches and divided by the batch's total weight once,
-    so that loss and gradients do not depend on how a batch is split.
+    Gradients of the summed loss are added over microbatches and divided by the batch's total weight
+    once, so that loss and gradients do not depend on how a batch is split.
     """
 
     def loss_sum(trainable, frozen, batch: Batch):
@@ -40,14 +42,16 @@ def make_train_step(model: VideoVLM, tx: optax.GradientTransformation, microbatc
         if microbatches == 1:
             (loss, weight), grads = grad_fn(state.trainable, state.frozen, batch)
         else:
-            parts = jax.tree.map(lambda x: x.reshape(microbatches, len(x) // microbatches, *x.shape[1:]), batch)
+            parts = jax.tree.map(
+                lambda x: x.reshape(microbatches, len(x) // microbatches, *x.shape[1:]), batch
+            )
             zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
             (loss, weight, grads), _ = jax.lax.scan(accumulate, zeros, parts)
         grads = jax.tree.map(lambda g: g / weight, grads)
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: u * rate_share, updates)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss / weight, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss / weight, "grad_norm": optax.tree.norm(grads)}
         return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
 
     return train_step

@@ -1,0 +1,48 @@
+"""A tiny synthetic world, and a stage small enough to train in a second."""
+
+import dataclasses
+
+import pytest
+
+from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
+from vvlm_jax.data import synthetic, tokenizer
+
+TURNS = (("flash", 1), ("cell", 1), ("most", 1))
+CLIP = dict(num_frames=8, flash_length=2, size=48, seed=0)
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory):
+    """Folder with tokenizer, 24 training clips, 6 clips to ask about, stories and captions."""
+    folder = tmp_path_factory.mktemp("world")
+    synthetic.write_tokenizer(folder)
+    synthetic.write_videos(folder, "train", 24, TURNS, **CLIP)
+    synthetic.write_videos(folder, "val", 6, TURNS, **CLIP)
+    synthetic.write_stories(folder, 16, TURNS, 0)
+    synthetic.write_captions(folder, 12, 48, 0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tok(world):
+    return tokenizer.load(world)
+
+
+@pytest.fixture(scope="session")
+def stage(world):
+    """stage(out_dir, "optim.warmup=0", …) -> TrainConfig: everything trains, on clips."""
+
+    def make(out_dir="unused", *assignments, **values):
+        config = TrainConfig(
+            model=ModelConfig("study/12", "study-s", 2, 4, dtype="float32", remat=False),
+            data=DataConfig(
+                str(world / "train.json"), str(world), str(world / "tokenizer.json"),
+                max_text_tokens=160, read_threads=1,
+            ),
+            optim=OptimConfig((("vision/.*", 1e-3), ("(projector|llm)/.*", 5e-3))),
+            out_dir=str(out_dir),
+            batch_size=4, log_every=1, checkpoint_every=0,
+        )  # fmt: skip
+        return override(dataclasses.replace(config, **values), assignments)
+
+    return make

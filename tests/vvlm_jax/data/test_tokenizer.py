@@ -1,0 +1,67 @@
+import json
+
+import pytest
+
+from vvlm_jax.data import tokenizer
+from vvlm_jax.data.tokenizer import BOS, EOT, SPECIAL, VIDEO
+
+
+def save(backend, folder):
+    backend.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+def test_ids_follow_the_words_in_order_after_the_special_tokens(tmp_path):
+    tok = tokenizer.load(save(tokenizer.word_level(["red", "blue", "?"]), tmp_path))
+    assert [tok.special[t] for t in SPECIAL] == [0, 1, 2, 3, 4]
+    # 5 is <unk>, 6 the empty line, 7 the line break.
+    assert tok.encode("red blue?\n\nred\nfish") == [8, 9, 10, 6, 8, 7, 5]
+    assert tok.vocab == 11
+
+
+def test_equal_words_give_equal_files(tmp_path):
+    first, second = tmp_path / "1", tmp_path / "2"
+    for folder in (first, second):
+        folder.mkdir()
+        save(tokenizer.word_level(["red", "blue"]), folder)
+    assert (first / "tokenizer.json").read_bytes() == (second / "tokenizer.json").read_bytes()
+
+
+def test_a_file_and_its_folder_are_the_same_tokenizer(tmp_path):
+    save(tokenizer.word_level(["red"]), tmp_path)
+    by_file = tokenizer.load(tmp_path / "tokenizer.json")
+    assert by_file.encode("red") == tokenizer.load(tmp_path).encode("red") == [8]
+
+
+def test_decoding_leaves_special_tokens_out(tmp_path):
+    tok = tokenizer.load(save(tokenizer.word_level(["red", "blue"]), tmp_path))
+    assert tok.decode([tok.special[BOS], 8, 9, tok.special[EOT]]) == "red blue"
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_text_that_spells_a_special_token_stays_text(tmp_path, token):
+    tok = tokenizer.load(save(tokenizer.word_level(["red"]), tmp_path))
+    assert tok.special[token] not in tok.encode(f"red {token} red")
+
+
+def test_missing_special_tokens_are_named(tmp_path):
+    file = save(tokenizer.word_level(["red"]), tmp_path) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != VIDEO]
+    del content["model"]["vocab"][VIDEO]
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"tokenizer\.json: lacks <\|reserved_special_token_0\|>;"):
+        tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["nothing/tokenizer.json", "."])
+def test_a_missing_file_is_named_with_its_option(tmp_path, name):
+    with pytest.raises(ValueError, match=r"tokenizer\.json: no such tokenizer file; data\.tokenizer"):
+        tokenizer.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["", '{"version": "1.0"', "[]"])
+def test_a_broken_file_is_named(tmp_path, text):
+    (tmp_path / "tokenizer.json").write_text(text)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
+        tokenizer.load(tmp_path)
