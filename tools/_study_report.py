@@ -26,8 +26,12 @@ MADE_FOR = {
     "num_examples": "avg",
 }
 """The score that each factor was built to move."""
-NAMES = {"lm_params": "language-model parameters x_N", "num_frames": "frames x_T",
-         "tokens_per_frame": "visual tokens a frame x_V", "num_examples": "training examples n"}
+NAMES = {
+    "lm_params": "language-model parameters x_N",
+    "num_frames": "frames x_T",
+    "tokens_per_frame": "visual tokens a frame x_V",
+    "num_examples": "training examples n",
+}
 MARGIN = 2.0
 """Standard errors by which a factor must lower the error of its task."""
 
@@ -85,7 +89,8 @@ def write(study: StudyConfig, specs, untrained: dict, work: Path, out: Path, cos
 
     report = Report(
         "Inference compute-optimal video VLMs: a small study, end to end",
-        "Synthetic clips, small models, the real system. No number here says anything about a public benchmark.",
+        "Synthetic clips, small models, the real system. No number here says anything about a "
+        "public benchmark.",
     )
     _add_facts(report, study, specs, results)
     _add_clip(report, work)
@@ -112,53 +117,57 @@ def effects(specs, results) -> list[Effect]:
 
 def _levels(spec) -> dict[str, float]:
     model = spec.train.model
-    return dict(lm_params=spec.lm_params, num_frames=model.num_frames,
-                tokens_per_frame=model.tokens_per_frame, num_examples=spec.train.data.num_examples) 
-              
+    return dict(
+        lm_params=spec.lm_params,
+        num_frames=model.num_frames,
+        tokens_per_frame=model.tokens_per_frame,
+        num_examples=spec.train.data.num_examples,
+    )
 
 
 def _add_facts(report, study, specs, results):
     star = sum(spec.sweep == "star" for spec in specs)
     questions = next(iter(results.values()))["num_questions"]
-    unreadable = sorted({m for r in results.values() for m in r["unreadable_train"]})
-    unanswered = max(sum(r["unreadable_eval"].values()) for r in results.values())
+    budgets = ", ".join(f"{b / 1e6:g}" for b in study.budgets)
     report.section(
         "What this is",
-        f"Everything on this page is synthetic: clips of {study.num_frames} frames made from seed {study.seed}, "
-        f"a SoViT encoder and three Llama sizes small enough for two cores, pretrained on made-up pictures and "
-        f"stories. What is real is the system: H.264 files, decoding, both training stages, the sweeps, the "
-        f"evaluation and the fits are the code that trains the full-size model.",
-        f"{len(specs)} runs: {star} of a star sweep around its largest configuration and {len(specs) - star} "
-        f"isoFLOP runs at {', '.join(f'{b / 1e6:g}' for b in study.budgets)} MFLOPs a video. Every run is "
-        f"evaluated on {min(questions.values()):,} or more unseen questions a task. Scores are percent correct; "
-        f"error = 100 − score; avg is the mean of the three tasks.",
-        f"Each law is fitted with {study.resamples} bootstrap resamples (stratified by sweep and language model) "
-        f"and {study.starts} random starts; the paper uses 100 and 500.",
+        f"Everything on this page is synthetic: clips of {study.num_frames} frames made from seed "
+        f"{study.seed}, a SoViT encoder and three Llama sizes small enough for two cores, "
+        "pretrained on made-up pictures and stories. What is real is the system: H.264 files, "
+        "decoding, both training stages, the sweeps, the evaluation and the fits are the code "
+        "that trains the full-size model.",
+        f"{len(specs)} runs: {star} of a star sweep around its largest configuration and "
+        f"{len(specs) - star} isoFLOP runs at {budgets} MFLOPs a video (equation 1 with the "
+        f"study's own encoder). Every run is evaluated on at least {min(questions.values()):,} "
+        "unseen questions a task. Scores are percent correct; error = 100 − score; avg is the "
+        "mean of the three tasks.",
+        f"Each law is fitted with {study.resamples} bootstrap resamples (stratified by sweep and "
+        f"language model) and {study.starts} random starts; the paper uses 100 and 500.",
     )
     report.table(
         ["task", "asked", "kind", "made to need"],
         [
             ["flash", "which colour flashes ?", "open, exact", "frames"],
             ["cell", "what is at b3 ?", "open, exact", "visual tokens a frame"],
-            [
-                "most",
-                "which colour is most frequent ? A … D",
-                "multiple choice",
-                "language-model size",
-            ],
+            ["most", "which colour is most frequent ? A…D", "multiple choice", "LM size"],
         ],
     )
-    if unreadable or unanswered:
-        report.warning(
-            f"{len(unreadable)} training files could not be read, and up to {unanswered} questions a run were "
-            f"left out for the same reason: {'; '.join(unreadable[:3])}"
-        )
+    _warn_unreadable(report, results)
+
+
+def _warn_unreadable(report, results):
+    unreadable = sorted({m for r in results.values() for m in r["unreadable_train"]})
+    unanswered = max(sum(r["unreadable_eval"].values()) for r in results.values())
+    if unreadable:
+        shown = "; ".join(unreadable[:3])
+        report.warning(f"{len(unreadable)} training files could not be read: {shown}")
+    if unanswered:
+        report.warning(f"Up to {unanswered} questions a run had no readable video; left out.")
 
 
 def _add_clip(report, work):
     rows = [json.loads(line) for line in (work / "val.jsonl").read_text().splitlines()[:3]]
-    path = work / rows[0]["video"]
-    frames = read_frames(path, lambda info: np.arange(info.num_frames))
+    frames = read_frames(work / rows[0]["video"], lambda info: np.arange(info.num_frames))
     figure = Figure(figsize=(10, 2.9), layout="constrained")
     for i, axes in enumerate(figure.subplots(2, len(frames) // 2).ravel()):
         axes.imshow(frames[i], interpolation="nearest")
@@ -166,54 +175,37 @@ def _add_clip(report, work):
         axes.set_axis_off()
     asked = "; ".join(f"{row['prompt']} → {row['answer']}" for row in rows)
     report.figure(
-        "clip", figure, f"A validation clip, all {probe(path).num_frames} frames. Asked: {asked}.",
-        "A four by four board of coloured shapes whose background changes colour for two frames.",
+        "clip",
+        figure,
+        f"A validation clip, all {len(frames)} frames. Asked: {asked}.",
+        "A four by four board of coloured shapes; its background changes colour for two frames.",
     )
 
 
 def _add_learning(report, specs, results, untrained):
+    best = max((s for s in specs if s.sweep == "star"), key=lambda s: s.cost)
+    center, n = results[best.run_id], best.train.data.num_examples
     report.section(
         "Is it learning?",
-        "Chance is guessing among the valid answers. Untrained is the pretrained encoder and language model "
-        "with a random projector, before any video training.",
+        "Chance is guessing among the valid answers. Untrained is the pretrained encoder and "
+        "language model with a random projector, before any video training.",
     )
-    best = max(
-        (spec for spec in specs if spec.sweep == "star"),
-        key=lambda s: (s.cost, s.train.data.num_examples),
-    )
-    center = results[best.run_id]
     report.table(
-        ["task", "chance", "untrained", f"star centre, n = {best.train.data.num_examples:,}"],
+        ["task", "chance", "untrained", f"star centre, n = {n:,}"],
         [
-            [t, f"{c:.1f}", _pm(untrained, t), _pm(center, t)]
-            for t, c in synthetic.CHANCE.items()
+            [task, f"{chance:.1f}", _pm(untrained, task), _pm(center, task)]
+            for task, chance in synthetic.CHANCE.items()
         ],
         "Score ± standard error, percent.",
     )
     found = effects(specs, results)
     report.table(
-        ["factor", "task", "from → to", "error, smallest", "error, largest", "fall",
-        "in standard errors"],
-        [
-            [NAMES[e.factor], e.task, f"{e.levels[0]:,g} → {e.levels[1]:,g}",
-             *(f"{x:.1f} ± {s:.1f}" for x, s in zip(e.errors, e.stderrs, strict=True)),
-             f"{e.drop:.1f}", f"{e.drop_in_stderrs:.1f}"]
-            for e in
-            found
-        ],
+        ["factor", "task", "from → to", "error from", "error to", "fall", "in standard errors"],
+        [_effect_row(e) for e in found],
         "What each factor buys on the task made for it, all else at the star's centre.",
-    ) 
-    #
-    fmt:
-    skip
-    for
-    e
-    in
-    found:
-        if
-        e.drop_in_stderrs
-        <=
-        MARGIN:
+    )
+    for e in found:
+        if e.drop_in_stderrs <= MARGIN:
             report.warning(
                 f"{NAMES[e.factor]} buys nothing measurable on {e.task}: {e.drop:.1f} points."
             )
@@ -222,6 +214,11 @@ def _add_learning(report, specs, results, untrained):
             report.warning(f"The star centre is close to chance on {task}.")
 
 
-def _pm(result,
-task):
+def _effect_row(e: Effect) -> list[str]:
+    errors = [f"{x:.1f} ± {s:.1f}" for x, s in zip(e.errors, e.stderrs, strict=True)]
+    levels = " → ".join(f"{level:,g}" for level in e.levels)
+    return [NAMES[e.factor], e.task, levels, *errors, f"{e.drop:.1f}", f"{e.drop_in_stderrs:.1f}"]
+
+
+def _pm(result, task):
     return f"{result['scores'][task]:.1f} ± {result['stderr'][task]:.1f}"
