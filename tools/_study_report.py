@@ -15,7 +15,7 @@ from fitting.html import Report
 from fitting.report import add_law
 from fitting.runs import read_runs, write_runs
 from vvlm_jax.data import synthetic
-from vvlm_jax.data.video import probe, read_frames
+from vvlm_jax.data.video import read_frames
 from vvlm_jax.sweep import store
 from vvlm_jax.sweep.runs import table_rows
 

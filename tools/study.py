@@ -107,6 +107,7 @@ class Clock:
         self.phases = json.loads(file.read_text())["seconds"] if file.exists() else {}
 
     def __call__(self, phase: str):
+        """`with clock("phase"):` times it."""
         self.phase = phase
         return self
 

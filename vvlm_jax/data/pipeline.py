@@ -36,8 +36,8 @@ class Unreadable:
             if len(self.messages) > self.limit:
                 shown = "; ".join(list(self.messages.values())[:3])
                 raise TooManyUnreadable(
-                    f"{len(self.messages)} unreadable media files, more than data.max_unreadable allows "
-                    f"({self.limit}): {shown}"
+                    f"{len(self.messages)} unreadable media files, more than the {self.limit} that "
+                    f"data.max_unreadable allows: {shown}"
                 )
 
 

@@ -47,7 +47,8 @@ WORDS = (
     *(f"{cell}{colour}" for cell in CELLS for colour in NAMES),
     *(f"flash{colour}" for colour in NAMES),
     *_LIST_LETTERS,
-    *"which what colour flashes is at most frequent ? describe sort user assistant system".split(),
+    *("which", "what", "colour", "flashes", "is", "at", "most", "frequent", "?"),
+    *("describe", "sort", "user", "assistant", "system"),
 )
 """The whole vocabulary of questions and captions, for `tokenizer.word_level`."""
 _GROUND = (70, 70, 78)
@@ -236,8 +237,10 @@ def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None)
         scene = make_scene(rng, num_frames=4, flash_length=1)
         name = f"pictures/{i:06d}.png"
         if not (folder / name).exists():
-            Image.fromarray(render(scene, size)[0]).save(folder / name)
-        turns = [{"from": "human", "value": "<image>\ndescribe"}, {"from": "gpt", "value": caption(scene)}]
+            partial = (folder / name).with_suffix(".partial")
+            Image.fromarray(render(scene, size)[0]).save(partial, format="png")
+            partial.replace(folder / name)
+        turns = _dialogue("<image>\n", [{"prompt": "describe", "answer": caption(scene)}])
         rows.append({"id": f"caption-{i}", "image": name, "conversations": turns})
         if on_done:
             on_done(i + 1)
@@ -285,8 +288,15 @@ def write_videos(
     if split == "train":
         _write_json(folder / "train.json", rows)
     else:
-        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        _write(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _write_json(path: Path, rows) -> None:
-    path.write_text("[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+    _write(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """The file appears whole or not at all: its presence says that its media are there too."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    partial.replace(path)

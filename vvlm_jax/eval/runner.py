@@ -130,7 +130,8 @@ def evaluate(
         broken = {p["error"] for p in done.values() if "error" in p}
         if len(broken) > allowed:
             raise VideoError(
-                f"{len(broken)} unreadable videos, data.max_unreadable allows {allowed}: {min(broken)}"
+                f"{len(broken)} unreadable videos, more than the {allowed} that "
+                f"data.max_unreadable allows: {min(broken)}"
             )
         progress.update(len(done))
     progress.close()

@@ -81,7 +81,8 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
     start = 0
     if checkpoints and (start := checkpoints.latest() or 0):
         state, position = checkpoints.restore(start, state)
-        iterator.set_state(position)
+        iterator.set_state(position["iterator"])
+        examples.unreadable.messages.update(position["unreadable"])
 
     metrics = {}
     log = JsonlWriter(out_dir / "metrics.jsonl", after_step=start)
@@ -144,7 +145,8 @@ def claim_folder(config: TrainConfig) -> Path:
         if earlier != config:
             name, there, here = config_lib.first_difference(earlier, config)
             raise ConfigError(
-                f"{out_dir} holds a run with {name} = {there!r}, not {here!r}; choose another out_dir"
+                f"{out_dir} holds a run with {name} = {there!r}, not {here!r}; "
+                "choose another out_dir"
             )
     out_dir.mkdir(parents=True, exist_ok=True)
     file.write_text(config_lib.to_json(config))

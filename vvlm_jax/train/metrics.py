@@ -61,8 +61,8 @@ class Progress:
         self._shown = now
         rate = (done - self._first) / max(now - self._start, 1e-9)
         left = f"{duration((self.total - done) / rate)} left" if rate else "…"
-        text = f"{self.title} {done}/{self.total} · {rate:.1f} {self.unit}/s{extra and ' · ' + extra} · {left}"
-        self._stream.write(f"\r\x1b[K{text}")
+        shown = [f"{self.title} {done}/{self.total}", f"{rate:.1f} {self.unit}/s", extra, left]
+        self._stream.write("\r\x1b[K" + " · ".join(part for part in shown if part))
         self._stream.flush()
 
     def close(self) -> None:

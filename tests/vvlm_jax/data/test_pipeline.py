@@ -1,0 +1,369 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vvlm_jax.data import chat, media, pipeline
+from vvlm_jax.data.media import FrameReader
+from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches
+from vvlm_jax.data.video import VideoError
+from vvlm_jax.models.variants import VISION
+
+VIDEOS = Path(__file__).parents[2] / "testdata" / "videos"
+FRAMES = dict(num_frames=3, image_size=48)
+
+
+@pytest.fixture
+def examples(stage, tok):
+    """examples("data.read_threads=4", …): of the training clips."""
+
+    def make(*assignments, seed=0, **data):
+        config = stage("unused", *assignments)
+        data = dataclasses.replace(config.data, **data)
+        return Examples(data, config.model, VISION["study/12"], tok, seed)
+
+    return make
+
+
+@pytest.fixture
+def cache(monkeypatch):
+    kept = media.ClipCache()
+    monkeypatch.setattr(media, "_CACHE", kept)
+    return kept
+
+
+def assert_same(a, b):
+    assert len(a) == len(b)
+    for x, y in zip(a, b, strict=True):
+        for name in x._fields:
+            np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
+
+
+def names(source, batch_size, epochs, **how):
+    """Which rows come in which order, without decoding: a list of lists of ids."""
+
+    class Named(Examples):
+        def __init__(self):
+            self.__dict__.update(source.__dict__)
+
+        def __getitem__(self, index):
+            return (np.array(self.rows[int(index) % len(self.rows)]["id"]),)
+
+    return [
+        [str(i) for i in ids] for (ids,) in stacked(batches(Named(), batch_size, epochs, 0, **how))
+    ]
+
+
+def stacked(dataset):
+    """The batches of a dataset whose elements are tuples of any length."""
+    keep, pipeline.Batch = pipeline.Batch, lambda *columns: columns
+    try:
+        return list(dataset)
+    finally:
+        pipeline.Batch = keep
+
+
+# Order.
+
+
+def test_a_batch_is_its_examples_stacked(examples, world):
+    source = examples()
+    first = next(iter(batches(source, 4, 1, 0)))
+    assert first.tokens_BL.shape == (4, 2 * 4 + 160)
+    assert first.frames_BTHWC.shape == (4, 2, 48, 48, 3)
+    assert first.frames_BTHWC.dtype == np.uint8
+    for row, id in enumerate(names(source, 4, 1)[0]):
+        index = next(i for i, r in enumerate(source.rows) if r["id"] == id)
+        for whole, part in zip(first, source[index], strict=True):
+            np.testing.assert_array_equal(whole[row], part)
+
+
+def test_targets_are_the_answer_tokens(examples, tok):
+    source = examples()
+    ids, is_answer = chat.encode(source.rows[0]["conversations"], tok, 8)
+    example = source[0]
+    m = sum(is_answer)
+    assert example.target_weight_M.tolist() == [1.0] * m + [0.0] * (160 - m)
+    assert [ids[p + 1] for p in example.target_pos_M[:m]] == example.target_ids_M[:m].tolist()
+    assert [p + 1 for p in example.target_pos_M[:m]] == [i for i, a in enumerate(is_answer) if a]
+    assert example.tokens_L.tolist() == ids + [0] * (168 - len(ids))
+
+
+def test_threads_do_not_change_the_batches(examples):
+    one, four = (
+        list(batches(examples(f"data.read_threads={threads}"), 4, 2, 0)) for threads in (1, 4)
+    )
+    assert len(one) == 12
+    assert_same(one, four)
+
+
+def test_hosts_share_each_global_batch(examples):
+    source = examples()
+    alone = list(batches(source, 4, 2, 0))
+    shares = [list(batches(source, 4, 2, 0, shard=i, num_shards=2)) for i in (0, 1)]
+    together = [
+        pipeline.Batch(*(np.stack([x, y], axis=1).reshape(-1, *x.shape[1:]) for x, y in zip(*pair)))
+        for pair in zip(*shares, strict=True)
+    ]
+    assert_same(alone, together)
+
+
+def test_every_example_comes_once_an_epoch_in_a_new_order(examples):
+    order = [id for batch in names(examples(), 4, 3) for id in batch]
+    epochs = [order[:24], order[24:48], order[48:]]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for epoch in epochs:
+        assert sorted(epoch) == sorted(f"train-{i}" for i in range(24))
+
+
+def test_what_one_epoch_drops_the_next_may_hold(examples):
+    epochs = np.array(names(examples(), 10, 8)).reshape(8, 20)
+    assert all(len(set(epoch)) == 20 for epoch in epochs.tolist())
+    assert len(set(epochs.ravel().tolist())) == 24
+
+
+def test_the_seed_changes_the_order(examples):
+    source = examples()
+    a, b = (next(iter(batches(source, 24, 1, seed))).tokens_BL for seed in (0, 1))
+    assert (a != b).any()
+    np.testing.assert_array_equal(np.unique(a, axis=0), np.unique(b, axis=0))
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+@pytest.mark.parametrize("position", [0, 1, 5, 6, 11])
+def test_a_resumed_iterator_goes_on_where_it_was(examples, position, threads):
+    source = examples(f"data.read_threads={threads}", "data.frame_cache_mb=8")
+    iterator = iter(batches(source, 4, 2, 0))
+    for _ in range(position):
+        next(iterator)
+    state = json.loads(json.dumps(iterator.get_state()))
+    rest = list(iterator)
+    assert len(rest) == 12 - position
+    again = iter(batches(examples(f"data.read_threads={threads}"), 4, 2, 0))
+    again.set_state(state)
+    assert_same(list(again), rest)
+
+
+def test_a_batch_larger_than_the_data_is_an_error(examples):
+    with pytest.raises(ValueError, match=r"batch_size = 25: must be at most the 24 examples"):
+        batches(examples(), 25, 1, 0)
+
+
+# Text.
+
+
+def test_text_that_does_not_fit_names_the_example(examples, tok):
+    source = examples()
+    needed = max(len(chat.encode(row["conversations"], tok, 8).ids) - 8 for row in source.rows)
+    longest = {
+        row["id"]
+        for row in source.rows
+        if len(chat.encode(row["conversations"], tok, 8).ids) - 8 == needed
+    }
+    assert sum(1 for _ in batches(examples(max_text_tokens=needed), 4, 1, 0)) == 6
+    tight = examples(max_text_tokens=needed - 1)
+    with pytest.raises(ValueError, match="text tokens") as e:
+        list(batches(tight, 4, 1, 0))
+    assert any(f"train.json: example {id!r}: has {needed} text tokens" in str(e.value) for id in longest)
+    assert f"data.max_text_tokens allows {needed - 1}" in str(e.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"conversations": [{"from": "human", "value": "<video> ?"}]}, "has no answer to learn from"),
+        ({"conversations": [{"from": "gpt", "value": "red"}]}, "has 0 placeholders"),
+        ({"video": None}, "has no video or image"),
+    ],
+)
+def test_rows_that_cannot_be_examples_are_named(examples, world, tmp_path, row, message):
+    rows = json.loads((world / "train.json").read_text())[:2]
+    rows[1] = {k: v for k, v in {**rows[1], **row}.items() if v}
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    source = examples(annotations=str(tmp_path / "rows.json"))
+    bad = next(i for i, r in enumerate(source.rows) if r["id"] == "train-1")
+    with pytest.raises(ValueError, match=rf"rows\.json: example 'train-1'.*{message}"):
+        source[bad]
+
+
+def test_a_text_only_stage_has_no_frames(examples, world):
+    source = examples(annotations=str(world / "stories.json"))
+    example = source[0]
+    assert example.frames_THWC.shape == (0, 48, 48, 3)
+    assert example.tokens_L.shape == (160,)
+
+
+# Media.
+
+BROKEN = ("zero_bytes.mp4", "cut_short.mp4", "audio_only.m4a", "missing.mp4")
+
+
+@pytest.fixture
+def damaged(world, tmp_path):
+    """A copy of the world in which four clips of 24 cannot be read: {row number: file}."""
+    rows = json.loads((world / "train.json").read_text())
+    broken = {}
+    for place, file in zip((2, 3, 10, 20), BROKEN, strict=True):
+        rows[place]["video"] = f"bad/{file}"
+        broken[f"train-{place}"] = file
+    for row in rows[4:6]:  # the same file twice
+        row["video"] = "bad/zero_bytes.mp4"
+        broken[row["id"]] = "zero_bytes.mp4"
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    (tmp_path / "train").symlink_to(world / "train")
+    (tmp_path / "bad").mkdir()
+    for file in BROKEN[:3]:
+        shutil.copy(VIDEOS / file, tmp_path / "bad")
+    whole = (tmp_path / "train" / "000000.mp4").read_bytes()
+    (tmp_path / "bad" / "cut_short.mp4").write_bytes(whole[: len(whole) // 2])
+    return tmp_path, broken
+
+
+@pytest.mark.parametrize("cache_mb", [0, 8])
+@pytest.mark.parametrize("threads", [1, 4])
+def test_unreadable_media_are_counted_and_replaced(examples, damaged, cache, threads, cache_mb):
+    folder, broken = damaged
+    source = examples(
+        annotations=str(folder / "train.json"), media_root=str(folder),
+        max_unreadable=4 / 24, read_threads=threads, frame_cache_mb=cache_mb,
+    )  # fmt: skip
+    assert sum(1 for _ in batches(source, 4, 2, 0)) == 12
+    assert sorted(source.unreadable.messages) == sorted(f"bad/{file}" for file in BROKEN)
+    for file in BROKEN:
+        assert str(folder / "bad" / file) in source.unreadable.messages[f"bad/{file}"]
+
+
+def test_the_replacement_is_the_next_readable_example(examples, damaged):
+    folder, broken = damaged
+    source = examples(
+        annotations=str(folder / "train.json"), media_root=str(folder), max_unreadable=4 / 24
+    )
+    for i, row in enumerate(source.rows):
+        if row["id"] not in broken:
+            continue
+        j = i
+        while source.rows[j % 24]["id"] in broken:
+            j += 1
+        assert_same([source[i]], [source[j % 24]])
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_more_unreadable_media_than_allowed_stop_the_run(examples, damaged, threads):
+    folder, _ = damaged
+    source = examples(
+        annotations=str(folder / "train.json"), media_root=str(folder),
+        max_unreadable=3.9 / 24, read_threads=threads,
+    )  # fmt: skip
+    with pytest.raises(TooManyUnreadable, match="4 unreadable media files, more than") as e:
+        list(batches(source, 4, 1, 0))
+    assert "data.max_unreadable allows (3)" in str(e.value)
+    assert str(folder / "bad") in str(e.value)
+    assert "\n" not in str(e.value)
+
+
+def test_nothing_readable_at_all_stops_the_run(examples, damaged):
+    folder, _ = damaged
+    rows = [{**r, "video": "bad/missing.mp4"} for r in json.loads((folder / "train.json").read_text())]
+    (folder / "train.json").write_text(json.dumps(rows))
+    source = examples(
+        annotations=str(folder / "train.json"), media_root=str(folder), max_unreadable=1.0
+    )
+    with pytest.raises(TooManyUnreadable, match="no example has readable media"):
+        source[0]
+
+
+# Frames kept in memory.
+
+
+@pytest.mark.parametrize("num_frames", [1, 3, 8, 12])
+@pytest.mark.parametrize("sampling", ["uniform", "force"])
+def test_frames_from_memory_are_the_frames_of_the_file(world, cache, num_frames, sampling):
+    plain = FrameReader(world, num_frames, 24, sampling)
+    kept = FrameReader(world, num_frames, 24, sampling, cache_mb=4)
+    for name in ("train/000000.mp4", "train/000001.mp4"):
+        for _ in range(2):
+            np.testing.assert_array_equal(kept.video(name), plain.video(name))
+    assert len(cache._clips) == 2
+
+
+def test_a_kept_clip_is_not_read_again(world, cache, tmp_path):
+    shutil.copy(world / "train/000000.mp4", tmp_path / "a.mp4")
+    reader = FrameReader(tmp_path, **FRAMES, cache_mb=4)
+    before = reader.video("a.mp4")
+    (tmp_path / "a.mp4").unlink()
+    np.testing.assert_array_equal(reader.video("a.mp4"), before)
+    with pytest.raises(VideoError):
+        FrameReader(tmp_path, **FRAMES).video("a.mp4")
+
+
+def test_sizes_do_not_mix_in_memory(world, cache):
+    sizes = [FrameReader(world, 2, s, cache_mb=4).video("train/000000.mp4").shape for s in (24, 48)]
+    assert sizes == [(2, 24, 24, 3), (2, 48, 48, 3)]
+
+
+def test_the_oldest_clips_leave_when_memory_is_full(world, cache):
+    clip = 8 * 48 * 48 * 3
+    fits = 2**20 // clip
+    assert 2 < fits < 24
+    reader = FrameReader(world, **FRAMES, cache_mb=1)
+    for i in range(24):
+        reader.video(f"train/{i:06d}.mp4")
+        reader.video("train/000000.mp4")  # in use, so it stays
+        assert cache._bytes == sum(frames.nbytes for frames, _ in cache._clips.values()) <= 2**20
+    held = [Path(path).stem for path, _ in cache._clips]
+    assert sorted(held) == ["000000", *(f"{i:06d}" for i in range(25 - fits, 24))]
+
+
+def test_a_long_clip_is_read_but_not_kept(cache):
+    plain, kept = (FrameReader(VIDEOS, 4, 128, cache_mb=mb) for mb in (0, 64))
+    np.testing.assert_array_equal(kept.video("h264.mkv"), plain.video("h264.mkv"))
+    assert not cache._clips
+
+
+# Pictures.
+
+
+def test_a_picture_is_a_video_of_one_frame(examples, world):
+    source = examples(annotations=str(world / "captions.json"), prompt="plain")
+    frames = source[0].frames_THWC
+    pixels = np.asarray(Image.open(world / source.rows[0]["image"]))
+    assert frames.shape == (2, 48, 48, 3)
+    np.testing.assert_array_equal(frames, np.stack([pixels, pixels]))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1", "CMYK"])
+def test_any_kind_of_picture_becomes_a_square_of_colours(tmp_path, mode):
+    name = "a.jpg" if mode == "CMYK" else "a.png"
+    Image.new("RGB", (30, 20), (255, 255, 255)).convert(mode).save(tmp_path / name)
+    frames = FrameReader(tmp_path, **FRAMES).image(name)
+    assert frames.shape == (3, 48, 48, 3)
+    assert frames.dtype == np.uint8
+    assert frames.min() > 240
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "text", "folder", "long chunk"])
+def test_a_broken_picture_is_a_video_error_that_names_it(world, tmp_path, damage):
+    whole = bytearray((world / "pictures/000000.png").read_bytes())
+    file = tmp_path / "a.png"
+    if damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "cut":
+        file.write_bytes(whole[: len(whole) // 2])
+    elif damage == "flipped":  # bits inside the compressed pixels
+        whole[len(whole) // 2] ^= 0xFF
+        file.write_bytes(whole)
+    elif damage == "long chunk":  # the pixels' chunk has no valid name
+        at = whole.index(b"IDAT")
+        whole[at : at + 4] = b"\0\0\0\0"
+        file.write_bytes(whole)
+    elif damage == "text":
+        file.write_text("not a picture")
+    elif damage == "folder":
+        file.mkdir()
+    with pytest.raises(VideoError, match=r"a\.png: ") as e:
+        FrameReader(tmp_path, **FRAMES).image("a.png")
+    assert "\n" not in str(e.value)

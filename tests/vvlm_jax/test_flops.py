@@ -1,0 +1,112 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax.traverse_util import flatten_dict
+
+from vvlm_jax import flops
+from vvlm_jax.config import ModelConfig
+from vvlm_jax.models import vlm
+from vvlm_jax.models.llama import Llama
+from vvlm_jax.models.sovit import SoViT
+from vvlm_jax.models.variants import LLAMA, VISION
+
+# By llm: (total, input embedding, x_N, projector behind the So400m encoder), from Hugging Face.
+PUBLISHED = {
+    "llama3.2-1b": (1_235_814_400, 262_668_288, 973_146_112, 6_557_696),
+    "llama3.2-3b": (3_212_749_824, 394_002_432, 2_818_747_392, 12_982_272),
+    "llama3.1-8b": (8_030_261_248, 525_336_576, 7_504_924_672, 21_504_000),
+}
+SO400M_384 = 397_745_440
+
+
+@functools.cache
+def sizes(vision, llm):
+    """{path: number of parameters} of a model, none of them allocated."""
+    shapes = vlm.shapes(vlm.build(ModelConfig(vision=vision, llm=llm), video_id=0))
+    return {path: x.size for path, x in flatten_dict(shapes, sep="/").items()}
+
+
+def total(sizes, part):
+    return sum(size for path, size in sizes.items() if path.startswith(part))
+
+
+@pytest.mark.parametrize("llm", PUBLISHED)
+def test_published_parameter_counts(llm):
+    everything, embedding, lm_params, projector = PUBLISHED[llm]
+    found = sizes("so400m/14-384", llm)
+    assert total(found, "llm/") == everything
+    assert found["llm/embed/embedding"] == embedding
+    assert total(found, "projector/") == projector
+    assert total(found, "vision/") == SO400M_384
+    assert flops.llm_params(LLAMA[llm]) == lm_params == everything - embedding
+    assert flops.vision_params(VISION["so400m/14-384"]) == SO400M_384
+
+
+@pytest.mark.parametrize("llm", LLAMA)
+def test_llm_params_is_what_the_model_has(llm):
+    found = sizes("study/12", llm)
+    built = total(found, "llm/") - found["llm/embed/embedding"]
+    assert flops.llm_params(LLAMA[llm]) == built
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_vision_params_is_what_the_model_has(vision):
+    assert flops.vision_params(VISION[vision]) == total(sizes(vision, "study-s"), "vision/")
+
+
+# FLOPs, against XLA's count of the program as it is written, before any optimisation. It counts
+# the body of a loop once, so depth is 1 here, and it counts all of attention where we count the
+# causal half. In float32, as it counts casts too. What remains are norms, activations and softmax: at
+# these widths around 1 %.
+
+
+def xla_flops(function, *shapes):
+    return jax.jit(function).lower(*shapes).cost_analysis()["flops"]
+
+
+def abstract(module, *args, method=None):
+    return jax.eval_shape(functools.partial(module.init, method=method), jax.random.key(0), *args)
+
+
+@pytest.mark.parametrize("vision", ["so400m/14-224", "so400m/14-384"])
+def test_vision_flops_are_what_xla_counts(vision):
+    config = dataclasses.replace(VISION[vision], depth=2)
+    assert config.blocks_run == 1
+    frames = jax.ShapeDtypeStruct((3, config.image_size, config.image_size, 3), jnp.float32)
+    model = SoViT(config, jnp.float32)
+    counted = xla_flops(model.apply, abstract(model, frames), frames)
+    print(counted / flops.vision_flops(config, 3)) if 'vision' in locals() else print(counted / (flops.llm_flops(config, length, logits) + skipped))
+    assert 1 < counted / flops.vision_flops(config, 3) < 1.01
+
+
+@pytest.mark.parametrize(("llm", "length"), [("llama3.2-1b", 4096), ("llama3.1-8b", 64)])
+@pytest.mark.parametrize("logits", [1, 64])
+def test_llm_flops_are_what_xla_counts(llm, length, logits):
+    config = dataclasses.replace(LLAMA[llm], depth=1)
+    model = Llama(config, jnp.float32)
+
+    def forward(llm, x_BLD):
+        return llm.logits(llm(x_BLD)[0][:, :logits])
+
+    x_BLD = jax.ShapeDtypeStruct((1, length, config.width), jnp.float32)
+    run = functools.partial(model.apply, method=forward)
+    counted = xla_flops(run, abstract(model, x_BLD, method=forward), x_BLD)
+    width_of_heads = config.num_heads * config.head_dim
+    skipped = 2 * length * (length - 1) * width_of_heads  # position i attends to no j > i
+    print(counted / flops.vision_flops(config, 3)) if 'vision' in locals() else print(counted / (flops.llm_flops(config, length, logits) + skipped))
+    assert 1 < counted / (flops.llm_flops(config, length, logits) + skipped) < 1.02
+
+
+def test_flops_grow_with_depth_frames_and_logits():
+    shallow, deep = (dataclasses.replace(LLAMA["llama3.1-8b"], depth=d) for d in (1, 4))
+    head = flops.llm_flops(shallow, 10, 2) - flops.llm_flops(shallow, 10, 1)
+    assert head == 2 * shallow.width * shallow.vocab
+    block = flops.llm_flops(shallow, 10, 0)
+    assert flops.llm_flops(deep, 10, 3) == 4 * block + 3 * head
+    one, two = (dataclasses.replace(VISION["study/12"], depth=d) for d in (2, 3))
+    stem = 2 * 16 * (3 * 12**2 * 48)
+    assert flops.vision_flops(two, 1) - stem == 2 * (flops.vision_flops(one, 1) - stem)
+    assert flops.vision_flops(two, 7) == 7 * flops.vision_flops(two, 1)
