@@ -51,7 +51,8 @@ def main(args: Args) -> None:
     work = args.out / "work" / content_hash(study)
     work.mkdir(parents=True, exist_ok=True)
     (work / "study.json").write_text(to_json(study))
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str((args.out / "work" / "compiled").absolute())
+    compiled = str((args.out / "work" / "compiled").absolute())
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
     folder, clock = str(work), Clock(work / "phases.json")
 

@@ -78,7 +78,6 @@ def test_vision_flops_are_what_xla_counts(vision):
     frames = jax.ShapeDtypeStruct((3, config.image_size, config.image_size, 3), jnp.float32)
     model = SoViT(config, jnp.float32)
     counted = xla_flops(model.apply, abstract(model, frames), frames)
-    print(counted / flops.vision_flops(config, 3)) if 'vision' in locals() else print(counted / (flops.llm_flops(config, length, logits) + skipped))
     assert 1 < counted / flops.vision_flops(config, 3) < 1.01
 
 
@@ -96,7 +95,6 @@ def test_llm_flops_are_what_xla_counts(llm, length, logits):
     counted = xla_flops(run, abstract(model, x_BLD, method=forward), x_BLD)
     width_of_heads = config.num_heads * config.head_dim
     skipped = 2 * length * (length - 1) * width_of_heads  # position i attends to no j > i
-    print(counted / flops.vision_flops(config, 3)) if 'vision' in locals() else print(counted / (flops.llm_flops(config, length, logits) + skipped))
     assert 1 < counted / (flops.llm_flops(config, length, logits) + skipped) < 1.02
 
 

@@ -1,0 +1,151 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vvlm_jax.config import LlamaConfig, VisionConfig
+from vvlm_jax.data.tokenizer import EOT, SPECIAL, VIDEO, Tokenizer, word_level
+from vvlm_jax.generate.generate import generate, jitted
+from vvlm_jax.models import vlm
+from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.types import Prompts
+
+WORDS = [f"w{i}" for i in range(40)]
+BACKEND = word_level(WORDS)
+SPECIAL_IDS = {token: BACKEND.token_to_id(token) for token in SPECIAL}
+VISION = VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=8)
+LLAMA = LlamaConfig(
+    vocab=BACKEND.get_vocab_size(), width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2,
+    head_dim=8, tie_embeddings=False, rope_theta=100.0,
+)  # fmt: skip
+MODEL = VideoVLM(VISION, LLAMA, 1, SPECIAL_IDS[VIDEO], jnp.float32)
+T = 3
+LENGTHS = np.array([8, 5, 6, 11], np.int32)
+VIDEO_OF = np.array([0, 1, 0, 1], np.int32)
+NEW = 7
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(lambda x: 2 * x, vlm.init(MODEL, jax.random.key(2)))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    return np.random.default_rng(1).integers(0, 256, (2, T, 8, 8, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def visual(params, frames):
+    return jitted(MODEL, NEW, 0)[0](params, frames)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    """Ragged questions about two videos; what stands behind a prompt is noise."""
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(8, LLAMA.vocab, (len(LENGTHS), LENGTHS.max()), dtype=np.int32)
+    tokens[:, 1 : 1 + T] = SPECIAL_IDS[VIDEO]
+    return Prompts(tokens, LENGTHS, VIDEO_OF)
+
+
+@jax.jit
+def all_logits(params, tokens_BL, frames_BTHWC):
+    positions = jnp.broadcast_to(jnp.arange(tokens_BL.shape[1]), tokens_BL.shape)
+    return MODEL.apply(
+        {"params": params}, tokens_BL, frames_BTHWC, positions, method="target_logits"
+    )
+
+
+@pytest.fixture(scope="module")
+def greedy(params, frames, prompts):
+    """[B, NEW] by repeating the full forward pass."""
+    B = len(LENGTHS)
+    tokens = np.pad(prompts.tokens_BL, ((0, 0), (0, NEW)))
+    for i in range(NEW):
+        logits = all_logits(params, tokens, frames[VIDEO_OF])
+        tokens[np.arange(B), LENGTHS + i] = logits[np.arange(B), LENGTHS + i - 1].argmax(axis=-1)
+    return np.stack([row[n : n + NEW] for row, n in zip(tokens, LENGTHS, strict=True)])
+
+
+def tokenizer(stop_id):
+    """The tokenizer, with another id to stop at."""
+    return Tokenizer(BACKEND, SPECIAL_IDS | {EOT: int(stop_id)})
+
+
+def words(ids):
+    return " ".join(WORDS[i - 8] for i in ids if i >= 8)
+
+
+def test_prefill_and_decode_are_the_full_forward_pass(params, frames, visual, prompts):
+    """Every row at its own position, fed with given tokens and not with its own."""
+    extra = 4
+    B, fed = len(LENGTHS), np.random.default_rng(3).integers(8, LLAMA.vocab, (len(LENGTHS), extra))
+    tokens = np.pad(prompts.tokens_BL, ((0, 0), (0, extra)))
+    for row, n, more in zip(tokens, LENGTHS, fed, strict=True):
+        row[n : n + extra] = more
+    full = np.asarray(all_logits(params, tokens, frames[VIDEO_OF]))
+    rows, variables = np.arange(B), {"params": params}
+    logits, cache = MODEL.apply(
+        variables, prompts.tokens_BL, LENGTHS, visual[VIDEO_OF], extra, method="prefill"
+    )
+    np.testing.assert_allclose(logits, full[rows, LENGTHS - 1], atol=1e-4)
+    step = jax.jit(lambda v, t, c: MODEL.apply(v, t, c, method="decode_step"))
+    for i in range(extra):
+        logits, cache = step(variables, fed[:, i], cache)
+        np.testing.assert_array_equal(cache.lengths_B, LENGTHS + i + 1)
+        np.testing.assert_allclose(logits, full[rows, LENGTHS + i], atol=1e-4)
+
+
+def test_greedy_is_the_argmax_of_repeated_full_passes(params, visual, prompts, greedy):
+    assert all(len(set(row)) > 2 for row in greedy.tolist())  # else many bugs would not show
+    never = 0
+    assert never not in greedy
+    texts = generate(MODEL, params, tokenizer(never), prompts, visual, NEW)
+    assert texts == [words(row) for row in greedy]
+
+
+@pytest.mark.parametrize("stop_row", range(len(LENGTHS)))
+def test_generation_stops_at_eot(params, visual, prompts, greedy, stop_row):
+    stop_id = greedy[stop_row, 3]
+    ends = [row.index(stop_id) if stop_id in row else NEW for row in greedy.tolist()]
+    out = np.asarray(
+        jitted(MODEL, NEW, int(stop_id))[1](params, prompts.tokens_BL, LENGTHS, visual[VIDEO_OF])
+    )
+    for row, expected, end in zip(out, greedy, ends, strict=True):
+        np.testing.assert_array_equal(row[:end], expected[:end])
+        assert (row[end:] == stop_id).all()
+    texts = generate(MODEL, params, tokenizer(stop_id), prompts, visual, NEW)
+    assert texts == [words(row[:end]) for row, end in zip(greedy, ends, strict=True)]
+
+
+def test_a_first_token_that_stops_leaves_nothing(params, visual, prompts, greedy):
+    row = slice(0, 1)
+    only = Prompts(*(x[row] for x in prompts))
+    assert generate(MODEL, params, tokenizer(greedy[0, 0]), only, visual, NEW) == [""]
+
+
+def test_one_new_token(params, visual, prompts, greedy):
+    texts = generate(MODEL, params, tokenizer(0), prompts, visual, 1)
+    assert texts == [words(row[:1]) for row in greedy]
+
+
+def test_prompts_about_one_video_share_its_tokens(params, frames, visual, prompts, greedy):
+    assert visual.shape == (2, T, LLAMA.width)
+    swapped = prompts._replace(video_B=1 - VIDEO_OF)
+    assert generate(MODEL, params, tokenizer(0), swapped, visual, NEW) != [
+        words(row) for row in greedy
+    ]
+    texts = generate(MODEL, params, tokenizer(0), swapped, visual[::-1], NEW)
+    assert texts == [words(row) for row in greedy]
+
+
+def test_neither_padding_rows_nor_more_padding_matter(params, visual, prompts, greedy):
+    B, L = prompts.tokens_BL.shape
+    tokens = np.zeros((B + 2, L + 3), np.int32)
+    tokens[:B, :L] = prompts.tokens_BL
+    padded = Prompts(
+        tokens, np.append(LENGTHS, [1, 1]).astype(np.int32), np.append(VIDEO_OF, [0, 0])
+    )
+    texts = generate(MODEL, params, tokenizer(0), padded, visual, NEW)
+    assert texts[:B] == [words(row) for row in greedy]

@@ -1,0 +1,199 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vvlm_jax.config import ConfigError, LlamaConfig, ModelConfig, VisionConfig
+from vvlm_jax.models import vlm
+from vvlm_jax.models.resampler import bilinear
+from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.train.loss import answer_loss
+
+VISION = VisionConfig(width=16, depth=3, mlp_dim=24, num_heads=2, patch_size=4, image_size=16)
+LLAMA = LlamaConfig(
+    vocab=32, width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2, head_dim=8,
+    tie_embeddings=True, rope_theta=100.0,
+)  # fmt: skip
+VIDEO, V, T = 5, 4, 2
+MODEL = VideoVLM(VISION, LLAMA, V, VIDEO, jnp.float32)
+L = 14
+HOLES = [(2, 10), (4, 12)]  # where the T · V placeholders of each row stand
+
+
+@pytest.fixture(scope="module")
+def params():
+    params = vlm.init(MODEL, jax.random.key(1))
+    # Blocks start by adding little to the embeddings; here they are to add a lot.
+    return jax.tree.map(lambda x: 3 * x, params)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(6, LLAMA.vocab, (2, L), dtype=np.int32)
+    for row, hole in zip(tokens, HOLES, strict=True):
+        row[slice(*hole)] = VIDEO
+    return tokens, rng.integers(0, 256, (2, T, 16, 16, 3), dtype=np.uint8)
+
+
+def run(params, *args, method=None, model=MODEL):
+    return jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))(params, *args)
+
+
+def test_splice_puts_every_visual_token_in_its_place(params):
+    """Token v of frame t is the number 100 · (t · V + v + 1), and so is all of its embedding."""
+    tokens = np.full((3, 13), 9, np.int32)
+    tokens[0, 1:9] = VIDEO
+    tokens[1, 5:13] = VIDEO
+    tokens[2, [0, 2, 3, 4, 7, 8, 9, 12]] = VIDEO
+    numbers = 100.0 * np.arange(1, T * V + 1)[None] * np.array([[1], [-1], [2]])
+    visual = np.broadcast_to(numbers[..., None], (3, T * V, LLAMA.width)).astype(np.float32)
+    spliced = run(params, tokens, visual, method="splice")
+    text = params["llm"]["embed"]["embedding"][9]
+    for row in range(3):
+        np.testing.assert_array_equal(spliced[row][tokens[row] == VIDEO], visual[row])
+        for embedded in spliced[row][tokens[row] != VIDEO]:
+            np.testing.assert_array_equal(embedded, text)
+
+
+def test_encode_is_frame_major(params, inputs):
+    _, frames = inputs
+    together = run(params, frames, method="encode")
+    assert together.shape == (2, T * V, LLAMA.width)
+    for b in range(2):
+        for t in range(T):
+            alone = run(params, frames[b : b + 1, t : t + 1], method="encode")[0]
+            np.testing.assert_allclose(together[b, t * V : (t + 1) * V], alone, atol=1e-5)
+    assert np.abs(together[0, :V] - together[0, V:]).max() > 1e-2
+
+
+def test_resampling_is_row_major_and_reads_the_centre():
+    grid = np.stack(np.meshgrid(np.arange(9), np.arange(9), indexing="ij"), axis=-1)
+    x_BPD = grid.reshape(1, 81, 2).astype(np.float32)
+    np.testing.assert_allclose(bilinear(x_BPD, 1)[0], [[4, 4]])
+    nine = [[row, column] for row in (1, 4, 7) for column in (1, 4, 7)]
+    np.testing.assert_allclose(bilinear(x_BPD, 9)[0], nine, atol=1e-6)
+    np.testing.assert_array_equal(bilinear(x_BPD, 81), x_BPD)
+
+
+def test_frames_reach_the_model_through_placeholders_alone(params, inputs):
+    tokens, frames = inputs
+    other = frames[::-1].copy()
+    seen, seen_other = (run(params, tokens, f) for f in (frames, other))
+    for row, (start, _) in enumerate(HOLES):
+        np.testing.assert_array_equal(seen[row, :start], seen_other[row, :start])
+        assert (np.abs(seen[row, start:] - seen_other[row, start:]).max(axis=-1) > 1e-4).all()
+    text = np.where(tokens == VIDEO, 9, tokens)
+    np.testing.assert_array_equal(run(params, text, frames), run(params, text, other))
+
+
+def test_text_alone_needs_no_frames(params, inputs):
+    tokens, frames = inputs
+    text = np.where(tokens == VIDEO, 9, tokens)
+    none = np.zeros((2, 0, 16, 16, 3), np.uint8)
+    np.testing.assert_allclose(run(params, text, none), run(params, text, frames), atol=1e-6)
+
+
+def test_padding_on_the_right_changes_nothing(params, inputs):
+    tokens, frames = inputs
+    alone = run(params, tokens, frames)
+    for filler in (0, 17):
+        padded = np.pad(tokens, ((0, 0), (0, 4)), constant_values=filler)
+        np.testing.assert_allclose(run(params, padded, frames)[:, :L], alone, atol=1e-5)
+
+
+def test_a_row_does_not_see_its_neighbour(params, inputs):
+    tokens, frames = inputs
+    together = run(params, tokens, frames)
+    alone = run(params, tokens[1:], frames[1:])
+    np.testing.assert_allclose(together[1:], alone, atol=1e-5)
+
+
+def test_target_logits_are_the_logits_at_those_positions(params, inputs):
+    tokens, frames = inputs
+    positions = np.array([[11, 3, 3], [13, 0, 12]])
+    chosen = run(params, tokens, frames, positions, method="target_logits")
+    everywhere = np.broadcast_to(np.arange(L), (2, L))
+    full = run(params, tokens, frames, everywhere, method="target_logits")
+    assert chosen.dtype == jnp.float32
+    expected = np.take_along_axis(np.asarray(full), positions[..., None], axis=1)
+    np.testing.assert_allclose(chosen, expected, atol=1e-5)
+
+
+def test_gradients_flow_to_every_parameter(params, inputs):
+    """So nothing is built that training would not touch, and the encoder does learn."""
+    _, grads = loss_and_gradients(MODEL, params, inputs)
+    for path, grad in jax.tree_util.tree_leaves_with_path(grads):
+        if "key" in str(path) and "bias" in str(path):
+            continue  # the same number added to all scores of a query: softmax does not see it
+        per_layer = np.abs(grad).reshape(len(grad), -1) if grad.ndim > 2 else np.abs(grad)
+        assert per_layer.max(axis=-1).min() > 0 or "embed" in str(path), path
+
+
+def loss_and_gradients(model, params, inputs):
+    tokens, frames = inputs
+    positions = np.array([[11, 12], [12, 12]])
+    targets, weight = np.array([[7, 8], [9, 0]]), np.array([[1.0, 1.0], [1.0, 0.0]], np.float32)
+
+    def loss(params):
+        logits = model.apply({"params": params}, tokens, frames, positions, method="target_logits")
+        return answer_loss(logits, targets, weight, "token")[0]
+
+    return jax.jit(jax.value_and_grad(loss))(params)
+
+
+def test_remat_changes_memory_and_not_the_gradients(params, inputs):
+    again = dataclasses.replace(MODEL, remat=True)
+    loss, grads = loss_and_gradients(MODEL, params, inputs)
+    loss_again, grads_again = loss_and_gradients(again, params, inputs)
+    np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * np.abs(y).max() + 1e-9),
+        grads_again,
+        grads,
+    )
+
+
+@pytest.mark.parametrize("remat", [True, False])
+def test_remat_wraps_both_towers(remat, params, inputs):
+    tokens, frames = inputs
+    model = dataclasses.replace(MODEL, remat=remat)
+
+    def total(params):
+        return model.apply({"params": params}, tokens, frames).sum()
+
+    assert str(jax.make_jaxpr(jax.grad(total))(params)).count("prevent_cse=") == 2 * remat
+
+
+def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(params, inputs):
+    model = dataclasses.replace(MODEL, dtype=jnp.bfloat16)
+    made = vlm.shapes(model)
+    assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
+    assert run(params, *inputs, model=model).dtype == jnp.bfloat16
+    assert run(params, inputs[1], model=model, method="encode").dtype == jnp.bfloat16
+    loss, grads = loss_and_gradients(model, params, inputs)
+    assert loss.dtype == jnp.float32
+    assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
+    exact, exact_grads = loss_and_gradients(MODEL, params, inputs)
+    np.testing.assert_allclose(loss, exact, rtol=0.05)
+    ours, theirs = (
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in (grads, exact_grads)
+    )
+    assert ours @ theirs / np.linalg.norm(ours) / np.linalg.norm(theirs) > 0.98
+
+
+def test_build_reads_the_config():
+    model = vlm.build(ModelConfig("study/12", "study-m", 2, 9, "float32", remat=True), 4, vocab=192)
+    assert (model.dtype, model.remat, model.tokens_per_frame) == (jnp.float32, True, 9)
+    assert (model.vision_config.width, model.llm_config.width, model.video_id) == (48, 48, 4)
+
+
+def test_build_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="has 193 ids but study-m embeds 192"):
+        vlm.build(ModelConfig("study/12", "study-m"), 4, vocab=193)
+    with pytest.raises(ConfigError, match=r"^model\.llm = 'llama3\.2-2b': unknown; did you mean"):
+        vlm.build(ModelConfig(llm="llama3.2-2b"), 4)
+    with pytest.raises(ConfigError, match=r"^model\.vision = 'clip': unknown; known: so400m"):
+        vlm.build(ModelConfig(vision="clip"), 4)
