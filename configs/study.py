@@ -22,7 +22,7 @@ class StudyConfig:
     flash_length: int = 2
     """Frames that a flash lasts."""
     image_size: int = 48
-    train_videos: int = 4000
+    train_videos: int = 6000
     """Clips to finetune on, one conversation each: the largest n."""
     val_videos: int = 1000
     """Clips to evaluate on, one question a task each."""
@@ -39,7 +39,7 @@ class StudyConfig:
     """x_T of the star."""
     tokens_levels: tuple[int, ...] = (1, 4, 9, 16)
     """x_V of the star."""
-    num_examples: tuple[int, ...] = (1000, 2000, 4000)
+    num_examples: tuple[int, ...] = (1500, 3000, 6000)
     """n of the star; the isoFLOP sweep uses the largest."""
     budgets: tuple[float, ...] = (12e6, 24e6)
     """c of the isoFLOP curves, FLOPs."""

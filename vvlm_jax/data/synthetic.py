@@ -145,27 +145,35 @@ def _choice(task, text, options, letter):
     }
 
 
-def caption(scene: Scene, cells=range(SIDE * SIDE)) -> str:
-    """The given cells with their colours, one word each, in reading order."""
-    return " ".join(f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in sorted(cells))
+def caption(scene: Scene, cells=range(SIDE * SIDE), lit: bool = True) -> str:
+    """The given cells with their colours, one word each, in reading order; then the flash, if lit."""
+    words = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in sorted(cells)]
+    return " ".join(words + [f"flash{NAMES[scene.flash]}"] * lit)
 
 
 def conversation(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
-    """A LLaVA conversation about a clip: `turns` is ((task, how many), …), asked in random
-    order.
+    """A LLaVA conversation about a clip: `turns` is ((task, how many), …), asked in random order.
+
+    The request to describe the clip comes last, so that no answer can be copied from it.
     """
-    return _dialogue("<video>\n", _asked(scene, turns, rng, range(SIDE * SIDE)))
+    asked = _asked(scene, turns, rng, range(SIDE * SIDE))
+    return _dialogue("<video>\n", [*asked, _describe(scene)])
 
 
-def _askable(rng, num_frames, flash_length):
-    """A scene and one question a task; boards without a single most frequent colour are drawn
-    again.
+def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
+    """The same conversation with the scene told in words, in random order, often only a part of it.
+
+    Few facts are an easy start for look-ups. Describing and sorting drill the same skills densely.
     """
-    while True:
-        scene = make_scene(rng, num_frames, flash_length)
-        questions = [question(scene, task, rng) for task in TASKS]
-        if all(questions):
-            return scene, questions
+    cells = rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
+    facts = caption(scene, cells).split()
+    asked = [*_asked(scene, turns, rng, cells), _describe(scene, cells), _sorting(rng)]
+    shuffled = [asked[i] for i in rng.permutation(len(asked))]
+    return _dialogue(" ".join(rng.permutation(facts)) + "\n", shuffled)
+
+
+def _describe(scene, cells=range(SIDE * SIDE), lit=True):
+    return {"prompt": "describe", "answer": caption(scene, cells, lit)}
 
 
 def _sorting(rng):
@@ -179,21 +187,10 @@ def _sorting(rng):
 
 
 def _asked(scene, turns, rng, cells):
-    """A request to describe the board, then the questions in random order."""
+    """The questions of a conversation, in random order."""
     tasks = [task for task, count in turns for _ in range(count)]
     asked = [question(scene, task, rng, cells) for task in rng.permutation(tasks)]
-    return [{"prompt": "describe", "answer": caption(scene, cells)}, *(q for q in asked if q)]
-
-
-def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
-    """The same conversation with the scene told in words, in random order, often only a part of
-    it.
-    """
-    cells = rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
-    facts = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in cells] + [f"flash{NAMES[scene.flash]}"]
-    asked = _asked(scene, turns, rng, cells)
-    asked.insert(rng.integers(1, len(asked) + 1), _sorting(rng))
-    return _dialogue(" ".join(rng.permutation(facts)) + "\n", asked)
+    return [q for q in asked if q]
 
 
 def _dialogue(opening, questions):
@@ -227,20 +224,20 @@ def write_stories(folder: Path, count: int, turns, seed: int) -> None:
 
 
 def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None) -> None:
-    """`captions.json` and `pictures/*.png`: single frames, a few of them lit by a flash, with
+    """`captions.json` and `pictures/*.png`: single frames, half of them lit by a flash, with
     captions.
     """
     rng = np.random.default_rng([seed, 2])
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
-        scene = make_scene(rng, num_frames=4, flash_length=1)
+        scene = make_scene(rng, num_frames=2, flash_length=1)
         name = f"pictures/{i:06d}.png"
         if not (folder / name).exists():
             partial = (folder / name).with_suffix(".partial")
             Image.fromarray(render(scene, size)[0]).save(partial, format="png")
             partial.replace(folder / name)
-        turns = _dialogue("<image>\n", [{"prompt": "describe", "answer": caption(scene)}])
+        turns = _dialogue("<image>\n", [_describe(scene, lit=scene.flash_start == 0)])
         rows.append({"id": f"caption-{i}", "image": name, "conversations": turns})
         if on_done:
             on_done(i + 1)
