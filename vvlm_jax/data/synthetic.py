@@ -146,7 +146,7 @@ def _choice(task, text, options, letter):
 
 
 def caption(scene: Scene, cells=range(SIDE * SIDE), lit: bool = True) -> str:
-    """The given cells with their colours, one word each, in reading order; then the flash, if lit."""
+    """The given cells with their colours, a word each, in reading order; then the flash, if lit."""
     words = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in sorted(cells)]
     return " ".join(words + [f"flash{NAMES[scene.flash]}"] * lit)
 
@@ -184,6 +184,15 @@ def _sorting(rng):
     )
     answer = " ".join(f"{NAMES[c]} {_LIST_LETTERS[i]}" for c, i in enumerate(np.argsort(order)))
     return {"prompt": f"sort {listed}", "answer": answer}
+
+
+def _askable(rng, num_frames, flash_length):
+    """A scene and one question a task; boards without a most frequent colour are drawn again."""
+    while True:
+        scene = make_scene(rng, num_frames, flash_length)
+        questions = [question(scene, task, rng) for task in TASKS]
+        if all(questions):
+            return scene, questions
 
 
 def _asked(scene, turns, rng, cells):
