@@ -252,8 +252,7 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     return config
 
 
-# --- overrides and JSON
-# -----------------------------------------------------------------------------
+# --- overrides and JSON ---
 
 
 def _coerce(value, hint, name: str):

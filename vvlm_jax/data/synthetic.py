@@ -210,8 +210,7 @@ def _dialogue(opening, questions):
     return turns
 
 
-# --- files
-# ------------------------------------------------------------------------------------------
+# --- files ---
 
 
 def write_tokenizer(folder: Path) -> None:

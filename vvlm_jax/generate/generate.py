@@ -34,7 +34,8 @@ def jitted(model: VideoVLM, max_new_tokens: int, stop_id: int):
         )
 
         def stopped(out_BM, i):
-            return ((out_BM == stop_id) & (jnp.arange(max_new_tokens) < i)).any(axis=1)
+            written_1M = jnp.arange(max_new_tokens)[None, :] < i
+            return ((out_BM == stop_id) & written_1M).any(axis=1)
 
         def unfinished(carry):
             i, out_BM, _ = carry

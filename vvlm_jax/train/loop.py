@@ -114,7 +114,11 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
                 if on_step:
                     on_step(done, num_steps, metrics)
             if checkpoints and done % config.checkpoint_every == 0 and done < num_steps:
-                checkpoints.save(done, state, iterator.get_state())
+                position = {
+                    "iterator": iterator.get_state(),
+                    "unreadable": dict(examples.unreadable.messages),
+                }
+                checkpoints.save(done, state, position)
     finally:
         progress.close()
         log.close()
@@ -136,11 +140,12 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
 def claim_folder(config: TrainConfig) -> Path:
     """Creates the run's folder, or takes up one left by the same config.
 
-    Raises ConfigError when the folder holds another config, naming the first option that differs.
+    Raises ConfigError when the folder holds another run, naming the first option that differs. A
+    config without metrics is of a run that never started, and gives way.
     """
     out_dir = Path(config.out_dir)
     file = out_dir / "config.json"
-    if file.is_file():
+    if file.is_file() and (out_dir / "metrics.jsonl").exists():
         earlier = config_lib.from_json(TrainConfig, file.read_text())
         if earlier != config:
             name, there, here = config_lib.first_difference(earlier, config)

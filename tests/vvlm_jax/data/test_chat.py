@@ -5,7 +5,21 @@ import pytest
 from vvlm_jax.data import chat, tokenizer
 from vvlm_jax.data.tokenizer import Tokenizer
 
-WORDS = ("system", "user", "assistant", "what", "is", "it", "?", "red", "and", "now", "blue", "be", "brief")
+WORDS = (
+    "system",
+    "user",
+    "assistant",
+    "what",
+    "is",
+    "it",
+    "?",
+    "red",
+    "and",
+    "now",
+    "blue",
+    "be",
+    "brief",
+)
 BOS, EOT, START, END, VIDEO = range(5)
 EMPTY_LINE, BREAK = 6, 7
 ID = {word: i for i, word in enumerate(WORDS, 8)}
@@ -67,7 +81,12 @@ def test_there_is_one_bos_and_it_is_first(tok, prompt):
 
 @pytest.mark.parametrize(
     "text",
-    ["<video>\nwhat is it ?", "what is it ?\n<video>", "what is <image> it ?", "<image>what is it ?"],
+    [
+        "<video>\nwhat is it ?",
+        "what is it ?\n<video>",
+        "what is <image> it ?",
+        "<image>what is it ?",
+    ],
 )
 def test_the_placeholder_moves_to_the_start_of_its_turn(tok, text):
     ids = chat.encode(turns(text, "red"), tok, 3).ids
@@ -101,7 +120,9 @@ def test_both_names_of_each_role_are_the_same(tok):
 
 
 def test_an_unknown_role_is_named(tok):
-    with pytest.raises(ValueError, match=r"unknown role 'robot' .* known: human, user, gpt, assistant"):
+    with pytest.raises(
+        ValueError, match=r"unknown role 'robot' .* known: human, user, gpt, assistant"
+    ):
         chat.encode([{"from": "robot", "value": "<video> red"}], tok, 6)
 
 

@@ -168,14 +168,19 @@ def test_text_that_does_not_fit_names_the_example(examples, tok):
     tight = examples(max_text_tokens=needed - 1)
     with pytest.raises(ValueError, match="text tokens") as e:
         list(batches(tight, 4, 1, 0))
-    assert any(f"train.json: example {id!r}: has {needed} text tokens" in str(e.value) for id in longest)
+    assert any(
+        f"train.json: example {id!r}: has {needed} text tokens" in str(e.value) for id in longest
+    )
     assert f"data.max_text_tokens allows {needed - 1}" in str(e.value)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"conversations": [{"from": "human", "value": "<video> ?"}]}, "has no answer to learn from"),
+        (
+            {"conversations": [{"from": "human", "value": "<video> ?"}]},
+            "has no answer to learn from",
+        ),
         ({"conversations": [{"from": "gpt", "value": "red"}]}, "has 0 placeholders"),
         ({"video": None}, "has no video or image"),
     ],
@@ -260,14 +265,16 @@ def test_more_unreadable_media_than_allowed_stop_the_run(examples, damaged, thre
     )  # fmt: skip
     with pytest.raises(TooManyUnreadable, match="4 unreadable media files, more than") as e:
         list(batches(source, 4, 1, 0))
-    assert "data.max_unreadable allows (3)" in str(e.value)
+    assert "the 3 that data.max_unreadable allows" in str(e.value)
     assert str(folder / "bad") in str(e.value)
     assert "\n" not in str(e.value)
 
 
 def test_nothing_readable_at_all_stops_the_run(examples, damaged):
     folder, _ = damaged
-    rows = [{**r, "video": "bad/missing.mp4"} for r in json.loads((folder / "train.json").read_text())]
+    rows = [
+        {**r, "video": "bad/missing.mp4"} for r in json.loads((folder / "train.json").read_text())
+    ]
     (folder / "train.json").write_text(json.dumps(rows))
     source = examples(
         annotations=str(folder / "train.json"), media_root=str(folder), max_unreadable=1.0
@@ -345,7 +352,9 @@ def test_any_kind_of_picture_becomes_a_square_of_colours(tmp_path, mode):
     assert frames.min() > 240
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped", "text", "folder", "long chunk"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "empty", "cut", "flipped", "text", "folder", "long chunk"]
+)
 def test_a_broken_picture_is_a_video_error_that_names_it(world, tmp_path, damage):
     whole = bytearray((world / "pictures/000000.png").read_bytes())
     file = tmp_path / "a.png"

@@ -56,7 +56,9 @@ def test_missing_special_tokens_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["nothing/tokenizer.json", "."])
 def test_a_missing_file_is_named_with_its_option(tmp_path, name):
-    with pytest.raises(ValueError, match=r"tokenizer\.json: no such tokenizer file; data\.tokenizer"):
+    with pytest.raises(
+        ValueError, match=r"tokenizer\.json: no such tokenizer file; data\.tokenizer"
+    ):
         tokenizer.load(tmp_path / name)
 
 

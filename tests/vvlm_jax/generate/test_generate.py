@@ -27,7 +27,8 @@ NEW = 7
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.tree.map(lambda x: 2 * x, vlm.init(MODEL, jax.random.key(2)))
+    params = jax.jit(vlm.init, static_argnums=0)(MODEL, jax.random.key(2))
+    return jax.tree.map(lambda x: 2 * x, params)
 
 
 @pytest.fixture(scope="module")

@@ -24,9 +24,10 @@ HOLES = [(2, 10), (4, 12)]  # where the T · V placeholders of each row stand
 
 @pytest.fixture(scope="module")
 def params():
-    params = vlm.init(MODEL, jax.random.key(1))
-    # Blocks start by adding little to the embeddings; here they are to add a lot.
-    return jax.tree.map(lambda x: 3 * x, params)
+    # Blocks start by adding little to the embeddings; here they are to add more.
+    return jax.tree.map(
+        lambda x: 2 * x, jax.jit(vlm.init, static_argnums=0)(MODEL, jax.random.key(1))
+    )
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +41,11 @@ def inputs():
 
 def run(params, *args, method=None, model=MODEL):
     return jax.jit(lambda p, *a: model.apply({"params": p}, *a, method=method))(params, *args)
+
+
+def assert_close(x, y):
+    """Equal within float32 rounding."""
+    np.testing.assert_allclose(x, y, atol=1e-5 * max(1, np.abs(y).max()), rtol=0)
 
 
 def test_splice_puts_every_visual_token_in_its_place(params):
@@ -65,7 +71,7 @@ def test_encode_is_frame_major(params, inputs):
     for b in range(2):
         for t in range(T):
             alone = run(params, frames[b : b + 1, t : t + 1], method="encode")[0]
-            np.testing.assert_allclose(together[b, t * V : (t + 1) * V], alone, atol=1e-5)
+            assert_close(together[b, t * V : (t + 1) * V], alone)
     assert np.abs(together[0, :V] - together[0, V:]).max() > 1e-2
 
 
@@ -93,7 +99,7 @@ def test_text_alone_needs_no_frames(params, inputs):
     tokens, frames = inputs
     text = np.where(tokens == VIDEO, 9, tokens)
     none = np.zeros((2, 0, 16, 16, 3), np.uint8)
-    np.testing.assert_allclose(run(params, text, none), run(params, text, frames), atol=1e-6)
+    assert_close(run(params, text, none), run(params, text, frames))
 
 
 def test_padding_on_the_right_changes_nothing(params, inputs):
@@ -101,14 +107,14 @@ def test_padding_on_the_right_changes_nothing(params, inputs):
     alone = run(params, tokens, frames)
     for filler in (0, 17):
         padded = np.pad(tokens, ((0, 0), (0, 4)), constant_values=filler)
-        np.testing.assert_allclose(run(params, padded, frames)[:, :L], alone, atol=1e-5)
+        assert_close(run(params, padded, frames)[:, :L], alone)
 
 
 def test_a_row_does_not_see_its_neighbour(params, inputs):
     tokens, frames = inputs
     together = run(params, tokens, frames)
     alone = run(params, tokens[1:], frames[1:])
-    np.testing.assert_allclose(together[1:], alone, atol=1e-5)
+    assert_close(together[1:], alone)
 
 
 def test_target_logits_are_the_logits_at_those_positions(params, inputs):
@@ -119,7 +125,7 @@ def test_target_logits_are_the_logits_at_those_positions(params, inputs):
     full = run(params, tokens, frames, everywhere, method="target_logits")
     assert chosen.dtype == jnp.float32
     expected = np.take_along_axis(np.asarray(full), positions[..., None], axis=1)
-    np.testing.assert_allclose(chosen, expected, atol=1e-5)
+    assert_close(chosen, expected)
 
 
 def test_gradients_flow_to_every_parameter(params, inputs):

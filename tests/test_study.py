@@ -1,0 +1,118 @@
+"""The main job in miniature, end to end: killed, continued, and equal to a run with one worker."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fitting.runs import read_runs
+
+ROOT = Path(__file__).parents[1]
+COLUMNS = [
+    *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples"),
+    *("metric", "score"),
+]
+pytestmark = pytest.mark.slow(reason="trains a miniature study twice: minutes")
+
+
+def start(out, workers, compiled):
+    command = [sys.executable, "-m", "tools.study", "--config", "configs/study_mini.py"]
+    return subprocess.Popen(
+        [*command, "--out", str(out), "--workers", str(workers)],
+        cwd=ROOT,
+        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(compiled)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process):
+    _, log = process.communicate(timeout=1200)
+    assert process.returncode == 0, log
+    return log
+
+
+def results(out):
+    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("work/*/runs/*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """(folder of a study that was killed and continued, its results at the kill, folder of an
+    uninterrupted one with one worker)."""
+    folder = tmp_path_factory.mktemp("studies")
+    killed, straight, compiled = (folder / name for name in ("killed", "straight", "compiled"))
+    first = start(killed, 2, compiled)
+    while len(results(killed)) < 3:
+        assert first.poll() is None, first.communicate()[1]
+        time.sleep(0.2)
+    workers = psutil.Process(first.pid).children(recursive=True)
+    first.send_signal(signal.SIGKILL)
+    first.communicate()
+    gone, alive = psutil.wait_procs(workers, timeout=20)
+    assert gone
+    assert not alive, "workers must end with their parent"
+    before = results(killed)
+    finish(start(killed, 2, compiled))
+    finish(start(straight, 1, compiled))
+    return killed, before, straight
+
+
+def test_numbers_do_not_depend_on_interruption_or_workers(studies):
+    killed, _, straight = studies
+    assert (killed / "runs.csv").read_bytes() == (straight / "runs.csv").read_bytes()
+
+
+def test_finished_runs_are_not_repeated(studies):
+    killed, before, _ = studies
+    after = results(killed)
+    assert len(before) >= 3
+    assert {name: after[name] for name in before} == before
+
+
+def test_the_table_is_whole_and_sorted(studies):
+    killed, _, _ = studies
+    with (killed / "runs.csv").open() as f:
+        rows = list(csv.DictReader(f))
+    assert list(rows[0]) == COLUMNS
+    keys = [(row["run_id"], row["metric"]) for row in rows]
+    assert keys == sorted(set(keys))
+    assert {row["metric"] for row in rows} == {"flash", "cell", "most", "avg"}
+    table = read_runs(killed / "runs.csv").select(metric="avg")
+    assert len(table) == len(results(killed)) >= 24
+    assert len(set(table.x[:, 0])) == 3
+    assert len(set(table.n)) == 3
+    assert set(table.sweep) == {"star", "isoflop"}
+
+
+def test_every_question_has_a_kept_prediction(studies):
+    killed, _, _ = studies
+    asked = len(next(killed.glob("work/*/val.jsonl")).read_text().splitlines())
+    for file in killed.glob("work/*/runs/*/predictions.jsonl"):
+        assert len(file.read_text().splitlines()) == asked
+
+
+def test_the_page_stands_alone_and_says_what_it_is(studies):
+    killed, _, _ = studies
+    page = (killed / "report.html").read_text()
+    assert "synthetic" in page
+    assert "hance" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    figures = {p.stem for p in (killed / "figures").glob("*.svg")}
+    assert figures >= {"clip", "runs", "isoflop", "frontier", "parameters", "predicted"}
+    assert "Warning" in page, "a miniature learns little, and the page must say so"
+
+
+def test_running_it_again_trains_nothing(studies):
+    killed, _, _ = studies
+    before, table = results(killed), (killed / "runs.csv").read_bytes()
+    finish(start(killed, 2, killed.parent / "compiled"))
+    assert results(killed) == before
+    assert (killed / "runs.csv").read_bytes() == table

@@ -1,0 +1,304 @@
+import itertools
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from vvlm_jax.config import ConfigError, TrainConfig, from_json, to_json
+from vvlm_jax.data import pipeline
+from vvlm_jax.models import vlm
+from vvlm_jax.sharding import make_mesh
+from vvlm_jax.train import checkpoint, loop
+from vvlm_jax.train.checkpoint import CheckpointError, load_model
+from vvlm_jax.train.loop import TrainingDiverged, initial_state, train
+
+ROOT = Path(__file__).parents[3]
+
+
+class Stopped(Exception):
+    pass
+
+
+def lines(folder):
+    file = Path(folder) / "metrics.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def flat(tree):
+    return {
+        jax.tree_util.keystr(k): np.asarray(x) for k, x in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def params_of(folder):
+    return flat(load_model(folder)[1])
+
+
+def assert_equal(a, b):
+    assert a.keys() == b.keys()
+    for path, x in a.items():
+        np.testing.assert_array_equal(x, b[path], err_msg=path)
+
+
+def assert_same_run(folder, other):
+    """Same parameters to the bit, and the same lines of metrics but for the speed."""
+    assert_equal(params_of(folder), params_of(other))
+    a, b = ([{**m, "examples_per_second": 0} for m in lines(f)] for f in (folder, other))
+    assert a == b
+
+
+def stop_after(stop, seen=None):
+    def on_step(step, num_steps, metrics):
+        if seen is not None:
+            seen.append((step, num_steps, metrics["loss"]))
+        if step == stop:
+            raise Stopped
+
+    return on_step
+
+
+@pytest.fixture(scope="module")
+def whole(stage, tmp_path_factory):
+    """Two epochs of six steps, uninterrupted: the finished folder."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(stage(folder, epochs=2))
+    return folder
+
+
+def state_of(config, tok):
+    return initial_state(
+        config, vlm.build(config.model, pipeline.video_id(tok)), make_mesh(config.mesh)
+    )
+
+
+# A whole run.
+
+
+def test_every_step_is_a_line_of_metrics(whole):
+    rows = lines(whole)
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    for row in rows:
+        assert set(row) >= {"loss", "grad_norm", "rate_share", "examples_per_second", "unreadable"}
+        step, warm = row["step"] - 1, 1
+        share = step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / 11))
+        assert row["rate_share"] == pytest.approx(share, abs=1e-6)
+        assert row["unreadable"] == 0
+    assert rows[0]["loss"] == pytest.approx(math.log(192), abs=0.6)  # a guess among all words
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
+
+
+def test_a_finished_run_is_read_back_whole(whole, stage, tok):
+    config = stage(whole, epochs=2)
+    assert from_json(TrainConfig, (whole / "config.json").read_text()) == config
+    model, params, again, read = load_model(whole)
+    assert (read, again.special) == (config, tok.special)
+    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, vlm.shapes(model))
+    summary = json.loads((whole / "summary.json").read_text())
+    assert summary == dict(steps=12, examples=48, loss=lines(whole)[-1]["loss"], unreadable=[])
+    assert not (whole / "checkpoints").exists()
+
+
+def test_a_finished_stage_is_not_trained_again(whole, stage, monkeypatch):
+    before = {
+        p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "config.json"
+    }
+    monkeypatch.setattr(loop, "compiled_step", None)
+    summary = train(stage(whole, epochs=2), on_step=stop_after(1))
+    assert summary["steps"] == 12
+    after = {
+        p: p.stat().st_mtime_ns for p in whole.rglob("*") if p.is_file() and p.name != "config.json"
+    }
+    assert after == before
+
+
+def test_another_config_in_the_same_folder_is_one_line_that_names_the_difference(whole, stage):
+    other = stage(whole, "optim.warmup=0.5", "seed=3", epochs=2)
+    with pytest.raises(ConfigError, match=r"holds a run with optim\.warmup = 0\.03, not 0\.5") as e:
+        train(other)
+    assert "\n" not in str(e.value)
+    assert from_json(TrainConfig, (whole / "config.json").read_text()) == stage(whole, epochs=2)
+
+
+def test_a_run_that_could_not_start_does_not_claim_its_folder(stage, tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.num_examples = 25: must be from 1 to 24"):
+        train(stage(tmp_path, "data.num_examples=25"))
+    with pytest.raises(Stopped):
+        train(stage(tmp_path, "data.num_examples=8"), on_step=stop_after(1))
+    with pytest.raises(ConfigError, match=r"holds a run with data\.num_examples = 8, not 4"):
+        train(stage(tmp_path, "data.num_examples=4"))
+
+
+def test_only_logged_steps_are_reported_and_always_the_last(stage, tmp_path):
+    seen = []
+    summary = train(stage(tmp_path, "log_every=4"), on_step=stop_after(None, seen))
+    assert [row["step"] for row in lines(tmp_path)] == [4, 6]
+    assert seen == [(row["step"], 6, row["loss"]) for row in lines(tmp_path)]
+    assert summary["loss"] == seen[-1][-1]
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(stage, tmp_path, monkeypatch):
+    schedule = loop.optim.cosine_with_warmup
+    monkeypatch.setattr(
+        loop.optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
+    )
+    with pytest.raises(TrainingDiverged, match=r"step 4: .*nan.* lower optim\.learning_rates"):
+        train(stage(tmp_path))
+    assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3]
+    assert not checkpoint.is_finished(tmp_path)
+
+
+# Interrupted runs.
+
+
+@pytest.mark.parametrize("stops", [(1, 5, 8), (12,)])
+def test_an_interrupted_run_ends_as_if_it_was_not(stage, whole, tmp_path, stops):
+    folder = tmp_path / "run"
+    config = stage(folder, epochs=2, checkpoint_every=2)
+    for stop in stops:
+        seen = []
+        with pytest.raises(Stopped):
+            train(config, on_step=stop_after(stop, seen))
+        assert seen[-1][0] == stop
+    seen = []
+    train(config, on_step=stop_after(None, seen))
+    assert seen[0][0] == (stops[-1] - 1) // 2 * 2 + 1  # after the newest checkpoint
+    assert_same_run(folder, whole)
+
+
+def test_without_checkpoints_a_run_starts_again(stage, whole, tmp_path):
+    config = stage(tmp_path / "run", epochs=2)
+    with pytest.raises(Stopped):
+        train(config, on_step=stop_after(5))
+    train(config)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_unreadable_files_are_still_reported_after_an_interruption(stage, world, tmp_path):
+    rows = json.loads((world / "train.json").read_text())
+    for row in rows[:3]:
+        row["video"] = f"missing/{row['id']}.mp4"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    reports = {}
+    for name, stop in (("whole", None), ("stopped", 5)):
+        config = stage(
+            tmp_path / name, f"data.annotations={tmp_path}/rows.json", "data.max_unreadable=0.2",
+            checkpoint_every=5,
+        )  # fmt: skip
+        if stop:
+            with pytest.raises(Stopped):
+                train(config, on_step=stop_after(6))
+        reports[name] = train(config)["unreadable"]
+        assert lines(tmp_path / name)[-1]["unreadable"] == 3
+    assert len(reports["whole"]) == 3
+    assert reports["stopped"] == reports["whole"]
+
+
+TRAIN_SLOWLY = """
+import sys, time
+from pathlib import Path
+from vvlm_jax.config import TrainConfig, from_json
+from vvlm_jax.train.loop import train
+
+config = from_json(TrainConfig, Path(sys.argv[1]).read_text())
+train(config, on_step=lambda *_: time.sleep(0.1))
+"""
+
+
+@pytest.mark.slow(reason="starts and kills the trainer three times")
+def test_a_killed_run_ends_as_if_it_was_not(stage, whole, tmp_path):
+    folder = tmp_path / "run"
+    file = tmp_path / "config.json"
+    file.write_text(to_json(stage(folder, epochs=2, checkpoint_every=1)))
+    command = [sys.executable, "-c", TRAIN_SLOWLY, str(file)]
+
+    def steps():
+        return len(lines_so_far(folder))
+
+    def saving():  # orbax has begun a checkpoint of a step later than 4
+        names = [p.name.split(".")[0] for p in (folder / "checkpoints").glob("*")]
+        return steps() < 11 and any(n.isdigit() and int(n) > 4 for n in names)
+
+    instants = [lambda: steps() >= 1, lambda: steps() >= 4, saving]
+    for instant in instants:
+        child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 300
+        while not instant():
+            assert child.poll() is None, child.stderr.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        os.kill(child.pid, signal.SIGKILL)
+        child.communicate()
+        assert child.returncode == -signal.SIGKILL
+        assert not checkpoint.is_finished(folder)
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    assert_same_run(folder, whole)
+
+
+def lines_so_far(folder):
+    """Whole lines only: the last one may be half-written."""
+    file = folder / "metrics.jsonl"
+    text = file.read_text() if file.exists() else ""
+    return text[: text.rfind("\n") + 1].splitlines()
+
+
+# Parts of other runs.
+
+
+def test_parts_start_from_finished_runs(stage, whole, tok):
+    config = stage(init=(("llm", str(whole)), ("vision", str(whole))))
+    start = flat(loop.optim.merge(*state_of(config, tok)[1:3]))
+    random = flat(loop.optim.merge(*state_of(stage(), tok)[1:3]))
+    there = params_of(whole)
+    assert start.keys() == there.keys()
+    for path, x in start.items():
+        from_run = not path.startswith("['projector']")
+        np.testing.assert_array_equal(x, (there if from_run else random)[path], err_msg=path)
+    assert any((there[p] != random[p]).any() for p in there if "projector" in p)
+
+
+def test_an_unknown_part_is_an_error(stage, whole, tok):
+    with pytest.raises(ConfigError, match=r"init: unknown part 'visoin'; did you mean 'vision'\?"):
+        state_of(stage(init=(("visoin", str(whole)),)), tok)
+
+
+def test_a_missing_model_is_named(stage, tok, tmp_path):
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: no finished model here"):
+        state_of(stage(init=(("llm", str(tmp_path)),)), tok)
+    with pytest.raises(CheckpointError, match=rf"{tmp_path}: no config\.json"):
+        load_model(tmp_path)
+
+
+def test_a_part_of_another_size_is_named_with_both_shapes(stage, whole, tok):
+    config = stage("unused", "model.llm=study-m", init=(("llm", str(whole)),))
+    with pytest.raises(
+        CheckpointError, match=r"llm/\S+ has shape \(.*32.*\), this model needs .*48"
+    ):
+        state_of(config, tok)
+
+
+def test_a_parameter_that_is_not_there_is_named(whole):
+    like = {"llm": {"extra": jax.ShapeDtypeStruct((2,), np.float32)}}
+    with pytest.raises(CheckpointError, match=r"has no parameter llm/extra"):
+        checkpoint.load_params(whole, like)
+
+
+# The tokenizer and the model.
+
+
+def test_a_tokenizer_larger_than_the_embedding_is_an_error(stage, tmp_path):
+    from vvlm_jax.data.tokenizer import word_level
+
+    word_level(map("".join, itertools.product("abcdef", repeat=3))).save(
+        str(tmp_path / "tokenizer.json")
+    )
+    config = stage(tmp_path / "run", f"data.tokenizer={tmp_path}")
+    with pytest.raises(ValueError, match=r"224 ids but study-s embeds 192"):
+        train(config)

@@ -1,0 +1,259 @@
+"""The jobs of a study: each function is picklable, and with `check=True` only says whether its
+work is done."""
+
+import dataclasses
+import json
+import math
+import time
+from pathlib import Path
+
+from configs import study as stages
+from configs.study import StudyConfig
+
+# ------------------------
+
+
+def data_jobs(study: StudyConfig, folder: str):
+    """Four files of annotations with their clips and pictures."""
+    from vvlm_jax.sweep.launch import Job
+
+    kinds = {
+        "train": study.train_videos * 4,
+        "val": study.val_videos * 4,
+        "captions": study.captions,
+        "stories": study.stories,
+    }
+    return [Job(f"{kind}", write_data, (study, folder, kind), cost) for kind, cost in kinds.items()]
+
+
+def write_data(argument, check: bool = False) -> bool:
+    """Writes one kind of data, or says whether it is there (its annotation file comes last)."""
+    study, folder, kind = argument
+    name = {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
+    folder = Path(folder)
+    if check or (folder / name).exists():
+        return (folder / name).exists()
+    from vvlm_jax.data import synthetic
+    from vvlm_jax.sweep.launch import report
+
+    def on_done(total):
+        return lambda i: report((i / total, f"{i}/{total} {kind}")) if i % 50 == 0 else None
+
+    synthetic.write_tokenizer(folder)
+    if kind == "stories":
+        synthetic.write_stories(folder, study.stories, study.turns, study.seed)
+    elif kind == "captions":
+        synthetic.write_captions(
+            folder, study.captions, study.image_size, study.seed, on_done(study.captions)
+        )
+    else:
+        count = study.train_videos if kind == "train" else study.val_videos
+        synthetic.write_videos(
+            folder,
+            kind,
+            count,
+            study.turns,
+            num_frames=study.num_frames,
+            flash_length=study.flash_length,
+            size=study.image_size,
+            seed=study.seed,
+            on_done=on_done(count),
+        )
+    return True
+
+
+def pretrain_jobs(study: StudyConfig, folder: str):
+    """The language models; the encoder follows the one that helps it, in the same job."""
+    from vvlm_jax.sweep.launch import Job
+
+    chains = {llm: [stages.lm_stage(study, llm, folder)] for llm in study.llms}
+    chains[stages.caption_llm(study)].append(stages.vision_stage(study, folder))
+    return [
+        Job(name, train_chain, chain, sum(map(stage_cost, chain))) for name, chain in chains.items()
+    ]
+
+
+def projector_jobs(study: StudyConfig, folder: str):
+    """Stage 1, once a language-model size."""
+    from vvlm_jax.sweep.launch import Job
+
+    configs = [stages.projector_stage(study, llm, folder) for llm in study.llms]
+    return [Job(f"projector of {c.model.llm}", train_chain, [c], stage_cost(c)) for c in configs]
+
+
+def stage_cost(config) -> float:
+    """Relative: language-model parameters, as steps are alike."""
+    from vvlm_jax.flops import llm_params
+    from vvlm_jax.models.variants import LLAMA
+
+    return 2e4 + llm_params(LLAMA[config.model.llm])
+
+
+def train_chain(configs, check: bool = False) -> bool:
+    """Trains stages one after another, or says whether the last one is done."""
+    if check:
+        return (Path(configs[-1].out_dir) / "params").is_dir()
+    from vvlm_jax.sweep.launch import report
+    from vvlm_jax.train.loop import train
+
+    for i, config in enumerate(configs):
+        start = time.monotonic()
+
+        def on_step(step, steps, metrics, i=i, start=start, config=config):
+            rate = step * config.batch_size / (time.monotonic() - start)
+            part = (i + step / steps) / len(configs)
+            report((part, f"loss {metrics['loss']:.3f} · {rate:.0f} examples/s"))
+
+        train(config, on_step=on_step)
+    return True
+
+
+def sweep_specs(study: StudyConfig, folder: str):
+    """The star and the isoFLOP sweep of the study as run configs, by the general generators."""
+    from fitting import sweeps
+    from vvlm_jax.flops import llm_params
+    from vvlm_jax.models.variants import LLAMA
+    from vvlm_jax.sweep.runs import run_spec
+
+    size = {llm_params(LLAMA[llm]): llm for llm in study.llms}
+    cost, domain = study_cost(study), study_domain(study)
+    levels = sweeps.Domain(tuple(size), study.num_frames_levels, study.tokens_levels)
+    center = max(size), max(study.num_frames_levels), max(study.tokens_levels)
+    points = [
+        *sweeps.star_sweep(center, levels, study.num_examples),
+        *sweeps.isoflop_sweep(
+            domain,
+            study.budgets,
+            max(study.num_examples),
+            cost,
+            tolerance=study.tolerance,
+            max_per_curve=study.max_per_curve,
+        ),
+    ]
+    base = stages.finetune_stage(study, folder)
+    text = 200.0  # text tokens of a training conversation; they cost about as much as visual ones
+
+    def work(p):
+        train = p.num_examples * (p.num_frames * p.tokens_per_frame + text)
+        return (p.lm_params + 3e4) * (
+            3 * train + study.val_videos * 3 * (p.num_frames * p.tokens_per_frame + 50)
+        )
+
+    return [
+        run_spec(
+            p,
+            base,
+            f"{folder}/runs/{p.run_id}",
+            size[p.lm_params],
+            stages.finetune_init(size[p.lm_params], folder),
+            cost=work(p),
+            questions=f"{folder}/val.jsonl",
+            eval_media_root=folder,
+        )
+        for p in points
+    ]
+
+
+def sweep_jobs(specs, folder: str):
+    """Every run, and one evaluation of what the largest starts from."""
+    from vvlm_jax.sweep.launch import Job
+
+    center = max(specs, key=lambda s: s.cost)
+    untrained = Job("untrained", run_untrained, (center, f"{folder}/untrained"), center.cost / 9)
+    return [*(Job(s.run_id, run_one, s, s.cost) for s in specs), untrained]
+
+
+def study_cost(study: StudyConfig):
+    """Equation 1 with the study's own encoder: x_M its parameters, x_W its features a frame."""
+    from fitting.cost import CostConstants
+    from vvlm_jax.flops import vision_params
+    from vvlm_jax.models.variants import VISION
+
+    vision = VISION[study.vision]
+    return CostConstants(vision_params(vision), vision.num_patches)
+
+
+def study_domain(study: StudyConfig):
+    """What may be deployed: the three language models, every x_T and every x_V on offer."""
+    from fitting.sweeps import Domain
+    from vvlm_jax.flops import llm_params
+    from vvlm_jax.models.variants import LLAMA
+
+    return Domain(
+        tuple(llm_params(LLAMA[llm]) for llm in study.llms),
+        study.domain_frames,
+        study.domain_tokens,
+    )
+
+
+def run_one(spec, check: bool = False) -> bool:
+    """Finetunes and evaluates one run, or says whether it is done."""
+    from vvlm_jax.sweep import store
+
+    out = Path(spec.train.out_dir)
+    if check or store.read_result(out):
+        return store.read_result(out) is not None
+    from vvlm_jax.sweep.launch import report
+    from vvlm_jax.train.checkpoint import load_model
+
+    train_chain([spec.train])
+    report((0.8, "evaluating"))
+    summary = json.loads((out / "summary.json").read_text())
+    scored = evaluate_one(spec, out, *load_model(out))
+    store.write_result(
+        out, {**scored, "unreadable_train": summary["unreadable"], "loss": summary["loss"]}
+    )
+    return True
+
+
+def run_untrained(argument, check: bool = False) -> bool:
+    """Evaluates what finetuning starts from, but with a random projector: no video has been
+    seen.
+    """
+    from vvlm_jax.sweep import store
+
+    spec, out = argument
+    if check or store.read_result(out):
+        return store.read_result(out) is not None
+    from vvlm_jax.data import pipeline, tokenizer
+    from vvlm_jax.models import vlm
+    from vvlm_jax.sharding import make_mesh
+    from vvlm_jax.train import optim
+    from vvlm_jax.train.loop import initial_state
+
+    config = dataclasses.replace(
+        spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector")
+    )
+    tok = tokenizer.load(config.data.tokenizer)
+    model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
+    state = initial_state(config, model, make_mesh(config.mesh))
+    params = optim.merge(state.trainable, state.frozen)
+    store.write_result(out, evaluate_one(spec, Path(out), model, params, tok, config))
+    return True
+
+
+def evaluate_one(spec, out: Path, model, params, tok, config) -> dict:
+    """Scores, standard errors and counts by task and on average."""
+    from vvlm_jax.eval import runner
+
+    scores = runner.evaluate(
+        model,
+        params,
+        tok,
+        runner.read_questions(spec.questions),
+        out / "predictions.jsonl",
+        config.model,
+        dataclasses.replace(config.data, media_root=spec.eval_media_root),
+        max_new_tokens=spec.max_new_tokens,
+    )
+    return {
+        "scores": {**{t: s.score for t, s in scores.items()}, "avg": runner.average(scores)},
+        "stderr": {**{t: s.stderr for t, s in scores.items()}, "avg": average_stderr(scores)},
+        "num_questions": {t: s.num_questions for t, s in scores.items()},
+        "unreadable_eval": {t: s.unreadable for t, s in scores.items()},
+    }
+
+
+def average_stderr(scores) -> float:
+    """Standard error of the mean over tasks, taking tasks as independent."""
+    return math.sqrt(sum(s.stderr**2 for s in scores.values())) / len(scores)
