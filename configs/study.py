@@ -22,7 +22,7 @@ class StudyConfig:
     flash_length: int = 2
     """Frames that a flash lasts."""
     image_size: int = 48
-    train_videos: int = 6000
+    train_videos: int = 4000
     """Clips to finetune on, one conversation each: the largest n."""
     val_videos: int = 1000
     """Clips to evaluate on, one question a task each."""
@@ -39,7 +39,7 @@ class StudyConfig:
     """x_T of the star."""
     tokens_levels: tuple[int, ...] = (1, 4, 9, 16)
     """x_V of the star."""
-    num_examples: tuple[int, ...] = (1500, 3000, 6000)
+    num_examples: tuple[int, ...] = (1000, 2000, 4000)
     """n of the star; the isoFLOP sweep uses the largest."""
     budgets: tuple[float, ...] = (12e6, 24e6)
     """c of the isoFLOP curves, FLOPs."""
@@ -49,8 +49,8 @@ class StudyConfig:
     """How far from its budget an isoFLOP run may cost; small domains have few exact hits."""
     max_per_curve: int = 3
 
-    batch_size: int = 16
-    rate: float = 2e-3
+    batch_size: int = 8
+    rate: float = 3e-3
     """Peak learning rate of language model and projector in finetuning; vision takes a fifth."""
 
     resamples: int = 20
@@ -108,7 +108,7 @@ def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
         optim=_optim(("projector/.*", 5e-3), (".*", 0.0)),
         init=(("llm", f"{folder}/lm/{llm}"), ("vision", f"{folder}/vision")),
         out_dir=f"{folder}/projector/{llm}",
-        epochs=3,
+        epochs=16,
         **_prepare(study),
     )
 

@@ -23,6 +23,7 @@ RULES = (
     (r"vision/.*/out/kernel", (None, "tensor", None, "fsdp")),
     (r"vision/.*/Dense_0/kernel", (None, "fsdp", "tensor")),
     (r"vision/.*/Dense_1/kernel", (None, "tensor", "fsdp")),
+    (r"vision/embedding/kernel", (None, None, None, "fsdp")),
     (r"projector/fc1/kernel", ("fsdp", "tensor")),
     (r"projector/fc2/kernel", ("tensor", "fsdp")),
     (r".*", ()),
@@ -38,8 +39,8 @@ def make_mesh(axes: tuple[tuple[str, int], ...], devices=None) -> Mesh:
     devices = jax.devices() if devices is None else devices
     names, sizes = zip(*axes, strict=True)
     known = int(np.prod([s for s in sizes if s != -1]))
-    sizes = [len(devices) // known if s == -1 else s for s in sizes]
-    if int(np.prod(sizes)) != len(devices):
+    sizes = [len(devices) // max(known, 1) if s == -1 else s for s in sizes]
+    if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         shape = ", ".join(f"{n}={s}" for n, s in axes)
         raise ConfigError(f"mesh ({shape}) does not divide the {len(devices)} devices there are")
     return Mesh(np.asarray(devices).reshape(sizes), names)

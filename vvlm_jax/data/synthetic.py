@@ -165,11 +165,16 @@ def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
 
     Few facts are an easy start for look-ups. Describing and sorting drill the same skills densely.
     """
-    cells = rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
+    cells = _some_cells(rng)
     facts = caption(scene, cells).split()
     asked = [*_asked(scene, turns, rng, cells), _describe(scene, cells), _sorting(rng)]
     shuffled = [asked[i] for i in rng.permutation(len(asked))]
     return _dialogue(" ".join(rng.permutation(facts)) + "\n", shuffled)
+
+
+def _some_cells(rng):
+    """From one cell to all of them, any number equally often: few make an easy start."""
+    return rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
 
 
 def _describe(scene, cells=range(SIDE * SIDE), lit=True):
@@ -245,7 +250,8 @@ def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None)
             partial = (folder / name).with_suffix(".partial")
             Image.fromarray(render(scene, size)[0]).save(partial, format="png")
             partial.replace(folder / name)
-        turns = _dialogue("<image>\n", [_describe(scene, lit=scene.flash_start == 0)])
+        asked = _describe(scene, lit=scene.flash_start == 0)
+        turns = _dialogue("<image>\n", [asked])
         rows.append({"id": f"caption-{i}", "image": name, "conversations": turns})
         if on_done:
             on_done(i + 1)

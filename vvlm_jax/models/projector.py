@@ -13,4 +13,6 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
-        return nn.Dense(self.width, dtype=self.dtype, name="fc2")(x)
+        # Visual tokens start at the size of word embeddings (std D^-½), as the blocks expect.
+        init = nn.initializers.normal(1 / self.width)
+        return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="fc2")(x)

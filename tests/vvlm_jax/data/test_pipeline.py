@@ -106,7 +106,7 @@ def test_hosts_share_each_global_batch(examples):
     alone = list(batches(source, 4, 2, 0))
     shares = [list(batches(source, 4, 2, 0, shard=i, num_shards=2)) for i in (0, 1)]
     together = [
-        pipeline.Batch(*(np.stack([x, y], axis=1).reshape(-1, *x.shape[1:]) for x, y in zip(*pair)))
+        pipeline.Batch(*(np.stack([x, y], axis=1).reshape(-1, *x.shape[1:]) for x, y in zip(*pair, strict=True)))
         for pair in zip(*shares, strict=True)
     ]
     assert_same(alone, together)

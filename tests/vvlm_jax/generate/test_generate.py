@@ -11,6 +11,7 @@ from vvlm_jax.models.vlm import VideoVLM
 from vvlm_jax.types import Prompts
 
 WORDS = [f"w{i}" for i in range(40)]
+NAMES = [*SPECIAL, "<unk>", "\n\n", "\n", *WORDS]
 BACKEND = word_level(WORDS)
 SPECIAL_IDS = {token: BACKEND.token_to_id(token) for token in SPECIAL}
 VISION = VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=8)
@@ -75,7 +76,7 @@ def tokenizer(stop_id):
 
 
 def words(ids):
-    return " ".join(WORDS[i - 8] for i in ids if i >= 8)
+    return " ".join(NAMES[i] for i in ids if i >= len(SPECIAL)).strip()
 
 
 def test_prefill_and_decode_are_the_full_forward_pass(params, frames, visual, prompts):
@@ -106,24 +107,19 @@ def test_greedy_is_the_argmax_of_repeated_full_passes(params, visual, prompts, g
     assert texts == [words(row) for row in greedy]
 
 
-@pytest.mark.parametrize("stop_row", range(len(LENGTHS)))
-def test_generation_stops_at_eot(params, visual, prompts, greedy, stop_row):
-    stop_id = greedy[stop_row, 3]
-    ends = [row.index(stop_id) if stop_id in row else NEW for row in greedy.tolist()]
-    out = np.asarray(
-        jitted(MODEL, NEW, int(stop_id))[1](params, prompts.tokens_BL, LENGTHS, visual[VIDEO_OF])
-    )
-    for row, expected, end in zip(out, greedy, ends, strict=True):
-        np.testing.assert_array_equal(row[:end], expected[:end])
-        assert (row[end:] == stop_id).all()
+@pytest.mark.parametrize(("row", "at"), [(0, 3), (1, 0)])
+def test_generation_stops_at_eot(params, visual, prompts, greedy, row, at):
+    stop_id = greedy[row, at]
+    ends = [ids.index(stop_id) if stop_id in ids else NEW for ids in greedy.tolist()]
+    assert max(ends) == NEW  # another row goes on
+    continue_ = jitted(MODEL, NEW, int(stop_id))[1]
+    out = np.asarray(continue_(params, prompts.tokens_BL, LENGTHS, visual[VIDEO_OF]))
+    for found, expected, end in zip(out, greedy, ends, strict=True):
+        np.testing.assert_array_equal(found[:end], expected[:end])
+        assert (found[end:] == stop_id).all()
     texts = generate(MODEL, params, tokenizer(stop_id), prompts, visual, NEW)
-    assert texts == [words(row[:end]) for row, end in zip(greedy, ends, strict=True)]
-
-
-def test_a_first_token_that_stops_leaves_nothing(params, visual, prompts, greedy):
-    row = slice(0, 1)
-    only = Prompts(*(x[row] for x in prompts))
-    assert generate(MODEL, params, tokenizer(greedy[0, 0]), only, visual, NEW) == [""]
+    assert texts == [words(ids[:end]) for ids, end in zip(greedy, ends, strict=True)]
+    assert (texts[row] == "") == (at == 0)
 
 
 def test_one_new_token(params, visual, prompts, greedy):

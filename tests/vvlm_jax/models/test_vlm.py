@@ -179,11 +179,12 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(params, inpu
     assert {x.dtype for x in jax.tree.leaves(made)} == {jnp.dtype("float32")}
     assert run(params, *inputs, model=model).dtype == jnp.bfloat16
     assert run(params, inputs[1], model=model, method="encode").dtype == jnp.bfloat16
-    loss, grads = loss_and_gradients(model, params, inputs)
+    gentle = jax.tree.map(lambda x: x / 2, params)  # as they are at the start of training
+    loss, grads = loss_and_gradients(model, gentle, inputs)
     assert loss.dtype == jnp.float32
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
-    exact, exact_grads = loss_and_gradients(MODEL, params, inputs)
-    np.testing.assert_allclose(loss, exact, rtol=0.05)
+    exact, exact_grads = loss_and_gradients(MODEL, gentle, inputs)
+    np.testing.assert_allclose(loss, exact, rtol=0.02)
     ours, theirs = (
         np.concatenate([np.ravel(x) for x in jax.tree.leaves(g)]) for g in (grads, exact_grads)
     )

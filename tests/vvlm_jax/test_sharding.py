@@ -1,0 +1,200 @@
+"""Meshes. Training steps run in a process of its own that simulates 8 devices: this very file."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from vvlm_jax.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
+from vvlm_jax.models import vlm
+from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.sharding import BATCH, RULES, make_mesh, spec_for
+from vvlm_jax.train import loop
+from vvlm_jax.types import Batch
+
+ROOT = Path(__file__).parents[2]
+AXES = ("data", "fsdp", "tensor")
+MESHES = {(8, 1, 1): 1, (1, 8, 1): 1, (2, 2, 2): 1, (1, 4, 2): 2}
+"""The microbatches that each mesh takes its steps in, by mesh."""
+CONFIG = TrainConfig(
+    model=ModelConfig("study/12", "study-l", 2, 4, "float32", remat=False),
+    # A large eps keeps the step proportional to the gradient: no rounding error becomes a sign.
+    optim=OptimConfig((("vision/.*", 1e-2), ("(projector|llm)/.*", 5e-2)), eps=0.1),
+    batch_size=8,
+)
+STEPS = 2
+
+
+def batch():
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(10, 150, (8, 24), dtype=np.int32)
+    tokens[:, 3:11] = 4
+    positions = rng.integers(12, 23, (8, 3), dtype=np.int32)
+    weight = (np.arange(3)[None] < rng.integers(1, 4, (8, 1))).astype(np.float32)
+    targets = np.take_along_axis(tokens, positions + 1, axis=1)
+    frames = rng.integers(0, 256, (8, 2, 48, 48, 3), dtype=np.uint8)
+    return Batch(tokens, positions, targets, weight, frames)
+
+
+def steps_on(sizes, microbatches):
+    """Losses, gradient norms, final parameters, and how things were placed and compiled."""
+    mesh = make_mesh(tuple(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
+    model = vlm.build(CONFIG.model, 4)
+    state = loop.initial_state(CONFIG, model, mesh)
+    step = loop.compiled_step(model, CONFIG.optim, mesh, microbatches, "token")
+    on_mesh = jax.device_put(batch(), jax.sharding.NamedSharding(mesh, BATCH))
+    metrics, born = [], jax.tree.map(lambda x: x.sharding, state)
+    for i in range(STEPS):
+        state, found = step(state, on_mesh, np.float32(1 - i / 4))
+        metrics.append({k: float(v) for k, v in found.items()})
+    stays = jax.tree.map(lambda x, s: x.sharding.is_equivalent_to(s, x.ndim), state, born)
+    moments = state.opt_state[1].mu
+    return {
+        "metrics": metrics,
+        "params": {path: np.asarray(x).tolist() for path, x in state.trainable.items()},
+        "moments": {path: np.asarray(x).tolist() for path, x in moments.items()},
+        "shares": {
+            path: [x.addressable_shards[0].data.size / x.size for x in (leaf, moments[path])]
+            for path, leaf in state.trainable.items()
+        },
+        "in_place": all(jax.tree.leaves(stays)),
+        "compiled": step._cache_size(),
+    }
+
+
+@pytest.fixture(scope="module")
+def runs():
+    """What `steps_on` says for one device and for every mesh, by mesh."""
+    environ = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JAX_NUM_CPU_DEVICES": "8",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",  # compiles in half the time
+    }
+    done = subprocess.run(
+        [sys.executable, __file__], env=environ, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {tuple(sizes): found for sizes, found in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_a_mesh_trains_as_one_device_does(runs, sizes):
+    one, many = runs[1, 1, 1], runs[sizes]
+    for step in range(STEPS):
+        for name in ("loss", "grad_norm"):
+            expected = one["metrics"][step][name]
+            np.testing.assert_allclose(many["metrics"][step][name], expected, rtol=1e-5)
+    assert one["metrics"][1]["loss"] < one["metrics"][0]["loss"] - 0.01  # it did learn
+    for kind in ("moments", "params"):
+        assert one[kind].keys() == many[kind].keys()
+        for path, expected in one[kind].items():
+            atol = 2e-5 * np.abs(expected).max() + 1e-8
+            np.testing.assert_allclose(many[kind][path], expected, rtol=0, atol=atol, err_msg=path)
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_parameters_are_sharded_with_their_moments(runs, sizes):
+    _, fsdp, tensor = sizes
+    shares = runs[sizes]["shares"]
+    for path, (of_param, of_moment) in shares.items():
+        assert of_param == of_moment, path
+    # Widths of study-l divide by 8; of study/12, whose 3 heads fit no tensor axis, as well.
+    block = "vision/Transformer/encoderblock"
+    for path in (
+        "llm/embed/embedding",
+        "llm/layers/attn/q/kernel",
+        "llm/layers/mlp/up/kernel",
+        "projector/fc1/kernel",
+        f"{block}/MlpBlock_0/Dense_0/kernel",
+    ):
+        assert shares[path][0] == 1 / (fsdp * tensor), path
+    assert shares["vision/embedding/kernel"][0] == 1 / fsdp
+    assert shares[f"{block}/MultiHeadDotProductAttention_0/query/kernel"][0] == 1 / fsdp
+    assert shares["llm/norm/scale"][0] == 1
+
+
+@pytest.mark.parametrize("sizes", MESHES)
+def test_the_step_is_compiled_once_and_leaves_things_where_they_are(runs, sizes):
+    assert runs[sizes]["compiled"] == 1
+    assert runs[sizes]["in_place"]
+
+
+# The mesh.
+
+
+def test_minus_one_takes_what_is_left():
+    devices = list(range(12))
+    mesh = make_mesh((("data", 2), ("fsdp", -1), ("tensor", 3)), devices)
+    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 3}
+    assert mesh.devices.tolist() == np.arange(12).reshape(2, 2, 3).tolist()
+
+
+@pytest.mark.parametrize(
+    "sizes", [(3, 1, 1), (3, -1, 1), (1, 16, 1), (-1, -1, 1), (0, -1, 1), (0, 1, 1), (-2, -4, 1)]
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused_in_one_line(sizes):
+    with pytest.raises(ConfigError) as raised:
+        make_mesh(tuple(zip(AXES, sizes, strict=True)), list(range(8)))
+    message = str(raised.value)
+    assert f"(data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]})" in message
+    assert "8 devices" in message
+    assert "\n" not in message
+
+
+# The rules.
+
+
+def all_shapes(vision, llm):
+    model = vlm.build(ModelConfig(vision=vision, llm=llm), video_id=0)
+    return flatten_dict(vlm.shapes(model), sep="/")
+
+
+@pytest.mark.parametrize(
+    ("vision", "llm"),
+    [(v, "study-s") for v in VISION] + [("study/12", m) for m in LLAMA],
+)
+def test_every_kernel_has_a_rule_of_its_own(vision, llm):
+    *rules, (catch_all, nowhere) = RULES
+    assert (catch_all, nowhere) == (".*", ())
+    for path, x in all_shapes(vision, llm).items():
+        ranks = [len(axes) for pattern, axes in rules if re.fullmatch(pattern, path)]
+        assert len(ranks) == path.endswith(("kernel", "llm/embed/embedding")), path
+        assert all(rank == x.ndim for rank in ranks), path
+
+
+def test_every_rule_is_used():
+    paths = set(all_shapes("so400m/14-384", "llama3.1-8b"))
+    for pattern, _ in RULES:
+        assert any(re.fullmatch(pattern, path) for path in paths), pattern
+
+
+@pytest.mark.parametrize("llm", ["llama3.2-1b", "llama3.2-3b", "llama3.1-8b"])
+def test_a_large_mesh_splits_all_large_tensors(llm):
+    """On 8 × 8 devices every device holds a 64th of each, but for the encoder's 16 heads."""
+    mesh = AbstractMesh((1, 8, 8), AXES)
+    for path, x in all_shapes("so400m/14-384", llm).items():
+        if x.size > 1_000_000:
+            axes = spec_for(path, x.shape, mesh)
+            assert {"fsdp", "tensor"} <= set(axes), path
+
+
+def test_an_axis_that_does_not_divide_is_left_out():
+    mesh = AbstractMesh((1, 4, 2), AXES)
+    kernel = "llm/layers/attn/k/kernel"
+    assert spec_for(kernel, (2, 64, 2, 16), mesh) == PartitionSpec(None, "fsdp", "tensor", None)
+    assert spec_for(kernel, (2, 64, 1, 16), mesh) == PartitionSpec(None, "fsdp", None, None)
+    assert spec_for(kernel, (2, 66, 2, 16), mesh) == PartitionSpec(None, None, "tensor", None)
+    assert spec_for("llm/norm/scale", (64,), mesh) == PartitionSpec()
+
+
+if __name__ == "__main__":
+    todo = {(1, 1, 1): 1} | MESHES
+    print(json.dumps([(sizes, steps_on(sizes, n)) for sizes, n in todo.items()]))
