@@ -13,38 +13,29 @@ A folder of images is a video too, sorted by name.
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.stream import Disposition
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
+from vvlm_jax.data.container import Scan, VideoError, decoded, opened, scan_file, truncated
 from vvlm_jax.data.frames import resize_square
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
-# Containers that store when each frame is shown. For others FFmpeg guesses, and with B-frames in an
-# AVI it guesses wrong.
-_KEEP_TIMES = ("mp4", "matroska", "mpegts", "flv")
 _SEEK_GAIN = 24  # frames of decoding that a seek must save to be worth making
 # On small frames x264's macroblock tree reads memory that nobody wrote: with it, writing the same
 # 48 × 48 clip 60 times gives half a dozen different files.
 _X264 = {"preset": "fast", "mbtree": "0"}
 # Before PyAV 17 colours were always converted on one thread; since then, on all unless told.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
-
-
-class VideoError(ValueError):
-    """A video that cannot be read. One line: the path, then what is wrong with it."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +59,9 @@ def probe(path: str | os.PathLike, *, folder_fps: float = FOLDER_FPS) -> VideoIn
     path = Path(path)
     if path.is_dir():
         return _folder_info(path, _folder_images(path), folder_fps)
-    scan = _scan(path)
-    with _opened(path) as (container, stream):
-        return _info(scan, _first(path, scan, _decoded(container, stream)))
+    scan = scan_file(path)
+    with opened(path) as (container, stream):
+        return _info(scan, _first(path, scan, decoded(container, stream)))
 
 
 def read_frames(
@@ -92,9 +83,9 @@ def read_frames(
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, choose, size, folder_fps)
-    scan = _scan(path)
-    with _opened(path) as (container, stream):
-        frames = _decoded(container, stream)
+    scan = scan_file(path)
+    with opened(path) as (container, stream):
+        frames = decoded(container, stream)
         first = _first(path, scan, frames)
         ranks, places = _checked_choice(choose, _info(scan, first))
         convert = _converter(first, size)
@@ -131,192 +122,13 @@ def write_video(
         raise
 
 
-# Packets: which frames there are, and when each is shown.
-
-
-class _Packet(NamedTuple):
-    pts: int | None
-    dts: int | None
-    duration: int
-    is_key: bool
-    is_shown: bool
-    is_whole: bool
-
-
-@dataclass(frozen=True)
-class _Scan:
-    """The frames of a file, N of them, as its packets announce them."""
-
-    num_frames: int
-    fps: float
-    pts_N: np.ndarray | None  # when each is shown, ascending; None if the file does not say
-    key_rank_K: np.ndarray  # first frame shown after decoding starts at each keyframe, ascending
-    key_time_K: np.ndarray  # where to seek for it
-
-
-def _scan(path: Path) -> _Scan:
-    with _opened(path) as (container, stream):
-        packets = list(_packets(container, stream))
-        keeps_times = any(name in container.format.name for name in _KEEP_TIMES)
-        shown = _shown(packets)
-        fps = _average_fps(stream, shown)
-        expected = len(shown) + _num_lost(container, stream, packets, shown, fps)
-    if expected > len(shown):
-        raise _truncated(path, _count_decodable(path), expected)
-    if not shown:
-        raise VideoError(f"{path}: no frames")
-    pts_N = _times(shown) if keeps_times else None
-    return _Scan(len(shown), fps, pts_N, *_seek_points(packets, pts_N))
-
-
-def _seek_points(packets: list[_Packet], pts_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each keyframe, the rank of the first frame it gives and the time to seek for it."""
-    keys = sorted((p.pts, p.dts) for p in packets if p.is_key and None not in (p.pts, p.dts))
-    if pts_N is None or not keys:
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    pts_K, dts_K = np.array(keys, np.int64).T
-    return np.searchsorted(pts_N, pts_K), np.minimum(pts_K, dts_K)
-
-
-def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet]:
-    is_vp8 = stream.codec_context.name == "vp8"
-    for packet in container.demux(stream):
-        if packet.size:
-            # VP8 keeps its hidden reference frames in packets of their own: bit 4 says "show".
-            hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
-            times = packet.pts, packet.dts, packet.duration or 0
-            yield _Packet(*times, packet.is_keyframe, not hidden, not packet.is_corrupt)
-
-
-def _shown(packets: list[_Packet]) -> list[_Packet]:
-    """Packets that become frames, in the order shown where that is known.
-
-    Edit lists hide packets. Packets shown before the first keyframe refer to frames that were cut
-    off, and no decoder shows them.
-    """
-    shown = [p for p in packets if p.is_shown and p.is_whole]
-    if any(p.pts is None for p in shown):
-        return shown
-    start = min((p.pts for p in packets if p.is_key and p.pts is not None), default=None)
-    return sorted(p for p in shown if start is None or p.pts >= start)
-
-
-def _times(shown: list[_Packet]) -> np.ndarray | None:
-    if any(p.pts is None for p in shown):
-        return None
-    pts_N = np.array([p.pts for p in shown], np.int64)
-    return pts_N if (np.diff(pts_N) > 0).all() else None
-
-
-def _average_fps(stream: VideoStream, shown: list[_Packet]) -> float:
-    """The header's average rate, unless the packets contradict it by a tenth or more."""
-    header = float(stream.average_rate or stream.guessed_rate or 0)
-    seconds = _seconds(stream, shown)
-    measured = len(shown) / seconds if seconds > 0 else 0.0
-    if not measured or abs(header / measured - 1) < 0.1:
-        return header or 1.0
-    return measured
-
-
-def _seconds(stream: VideoStream, shown: list[_Packet]) -> float:
-    """From the first frame to the end of the last; 0 where times are missing."""
-    if _times(shown) is None or not shown:
-        return 0.0
-    span = shown[-1].pts - shown[0].pts
-    last = shown[-1].duration or span / max(1, len(shown) - 1)
-    return float((span + last) * stream.time_base)
-
-
-def _num_lost(
-    container: InputContainer,
-    stream: VideoStream,
-    packets: list[_Packet],
-    shown: list[_Packet],
-    fps: float,
-) -> int:
-    """Frames that the header announces and the packets do not bring.
-
-    MP4 lists every packet up front, so the difference is exact (PyAV 17 shows the list). Elsewhere
-    a file counts as cut short if its packets end before nine tenths of the announced duration.
-    """
-    whole = sum(p.is_whole for p in packets)
-    if "mp4" in container.format.name and hasattr(stream, "index_entries"):
-        return max(len(stream.index_entries), len(packets)) - whole
-    announced = _announced_seconds(container, stream)
-    if 0 < _seconds(stream, shown) < 0.9 * announced:
-        return max(1, round(announced * fps) - len(shown))
-    return len(packets) - whole
-
-
-def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """Duration of the video stream by the header, 0 if it does not say."""
-    if stream.duration:
-        return float(stream.duration * stream.time_base)
-    if tag := stream.metadata.get("DURATION"):  # Matroska, "00:01:02.500000000"
-        hours, minutes, seconds = tag.split(":")
-        return int(hours) * 3600 + int(minutes) * 60 + float(seconds)
-    return (container.duration or 0) / av.time_base if len(container.streams) == 1 else 0.0
-
-
 # Decoding.
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, one thread, other streams skipped; closed at the end."""
-    if not path.exists():
-        raise VideoError(f"{path}: no such file")
-    if path.stat().st_size == 0:
-        raise VideoError(f"{path}: zero bytes")
-    try:
-        with av.open(path) as container:
-            yield container, _video_stream(path, container)
-    except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: not a video: {error.strerror}") from error
-
-
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
-    # The cover picture of a song is a video stream to FFmpeg, not to us.
-    videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
-    if not videos:
-        kinds = {s.type for s in container.streams} - {"video"}
-        raise VideoError(f"{path}: no video stream ({' and '.join(sorted(kinds)) or 'empty'} only)")
-    stream = videos[0]
-    if stream.codec_context is None:
-        raise VideoError(f"{path}: no decoder for its video codec")
-    for other in container.streams:
-        if other.index != stream.index and hasattr(other, "discard"):  # PyAV 18
-            other.discard = av.stream.Discard.all
-    stream.codec_context.thread_type = "NONE"
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def _decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames from the present position on. Damaged packets show nothing; callers notice."""
-    for packet in container.demux(stream):
-        if packet.is_corrupt:
-            continue
-        try:
-            frames = packet.decode()
-        except av.error.InvalidDataError:
-            continue
-        yield from frames
-
-
-def _count_decodable(path: Path) -> int:
-    with _opened(path) as (container, stream):
-        return sum(1 for _ in _decoded(container, stream))
-
-
-def _truncated(path: Path, num_decoded: int, num_expected: int) -> VideoError:
-    return VideoError(f"{path}: truncated: {num_decoded} of {num_expected} frames could be decoded")
-
-
-def _first(path: Path, scan: _Scan, frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
+def _first(path: Path, scan: Scan, frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
     first = next(frames, None)
     if first is None:
-        raise _truncated(path, 0, scan.num_frames)
+        raise truncated(path, 0, scan.num_frames)
     return first
 
 
@@ -325,7 +137,7 @@ def _put_back(first: av.VideoFrame, frames: Iterator[av.VideoFrame]) -> Iterator
     yield from frames
 
 
-def _info(scan: _Scan, first: av.VideoFrame) -> VideoInfo:
+def _info(scan: Scan, first: av.VideoFrame) -> VideoInfo:
     pose = _pose(first)
     height, width = (first.width, first.height) if pose[0] else (first.height, first.width)
     rotation = _ROTATIONS.get(pose, 0)
@@ -351,7 +163,7 @@ def _read_by_time(
     container: InputContainer,
     stream: VideoStream,
     frames: Iterator[av.VideoFrame],
-    scan: _Scan,
+    scan: Scan,
     ranks: np.ndarray,
     convert: Callable[[av.VideoFrame], np.ndarray],
 ) -> list[np.ndarray] | None:
@@ -363,7 +175,7 @@ def _read_by_time(
         key = np.searchsorted(scan.key_rank_K, rank, side="right") - 1
         if key >= 0 and scan.key_rank_K[key] > position + _SEEK_GAIN:
             container.seek(int(scan.key_time_K[key]), stream=stream)
-            frames = _decoded(container, stream)
+            frames = decoded(container, stream)
         frame = _frame_at(frames, scan.pts_N[rank])
         if frame is None:
             return None
@@ -382,17 +194,17 @@ def _frame_at(frames: Iterator[av.VideoFrame], pts: int) -> av.VideoFrame | None
 
 
 def _read_by_rank(
-    path: Path, scan: _Scan, ranks: np.ndarray, convert: Callable[[av.VideoFrame], np.ndarray]
+    path: Path, scan: Scan, ranks: np.ndarray, convert: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
     """Decode all and count. The count must agree: a loss anywhere would shift what follows."""
     wanted, images, count = set(ranks.tolist()), [], 0
-    with _opened(path) as (container, stream):
-        for frame in _decoded(container, stream):
+    with opened(path) as (container, stream):
+        for frame in decoded(container, stream):
             if count in wanted:
                 images.append(convert(frame))
             count += 1
     if count < scan.num_frames:
-        raise _truncated(path, count, scan.num_frames)
+        raise truncated(path, count, scan.num_frames)
     return images
 
 

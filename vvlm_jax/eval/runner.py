@@ -50,6 +50,8 @@ def read_questions(path: str | Path) -> list[dict]:
     rows = read_jsonl(path)
     seen = set()
     for number, row in enumerate(rows, 1):
+        if not isinstance(row, dict):
+            raise ValueError(f"{path}: question {number} is no JSON object")
         missing = [f for f in FIELDS if not str(row.get(f, "")).strip()]
         if missing:
             raise ValueError(f"{path}: question {number} lacks {', '.join(missing)}")
@@ -57,7 +59,7 @@ def read_questions(path: str | Path) -> list[dict]:
             raise ValueError(f"{path}: question {number} repeats id {row['id']!r}")
         seen.add(row["id"])
         options = row.get("options")
-        if options and row["answer"] not in "ABCDEFGH"[: len(options)]:
+        if options and row["answer"] not in list("ABCDEFGH"[: len(options)]):
             raise ValueError(
                 f"{path}: question {number}: answer {row['answer']!r} is no letter of its options"
             )
@@ -93,7 +95,8 @@ def evaluate(
 
     Frames and tokens a frame are the model's own. A video is encoded once for all its questions.
     Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task,
-    error}); what is there already is not asked again, so an interrupted evaluation continues.
+    error}). What is answered already is not asked again, so an interrupted evaluation continues;
+    what could not be read is tried again.
 
     Raises VideoError when more than `data_config.max_unreadable` of the videos cannot be read.
     """
@@ -112,30 +115,34 @@ def evaluate(
     answer = _Answerer(model, params, tokenizer, model_config, data_config.system, max_new_tokens)
     allowed = int(data_config.max_unreadable * len({q["video"] for q in questions}))
     asked = max((len(rows) for rows in groups.values()), default=0)
-    for start in range(0, len(groups), videos_per_batch):
-        names = list(groups)[start : start + videos_per_batch]
-        frames, errors = _read_all(reader, names)
-        rows = [q for name in names if name in frames for q in groups[name]]
-        replies = answer(frames, rows, videos_per_batch, videos_per_batch * asked) if rows else []
-        for q, reply in zip(rows, replies, strict=True):
-            correct = mcq.is_correct(reply, q["answer"], len(q.get("options") or ()))
-            done[q["id"]] = dict(
-                id=q["id"], task=q["task"], reply=reply, answer=q["answer"], correct=correct
+    try:
+        for start in range(0, len(groups), videos_per_batch):
+            names = list(groups)[start : start + videos_per_batch]
+            frames, errors = _read_all(reader, names)
+            rows = [q for name in names if name in frames for q in groups[name]]
+            replies = (
+                answer(frames, rows, videos_per_batch, videos_per_batch * asked) if rows else []
             )
-            writer.write(**done[q["id"]])
-        for name, error in errors.items():
-            for q in groups[name]:
-                done[q["id"]] = dict(id=q["id"], task=q["task"], error=error)
+            for q, reply in zip(rows, replies, strict=True):
+                correct = mcq.is_correct(reply, q["answer"], len(q.get("options") or ()))
+                done[q["id"]] = dict(
+                    id=q["id"], task=q["task"], reply=reply, answer=q["answer"], correct=correct
+                )
                 writer.write(**done[q["id"]])
-        broken = {p["error"] for p in done.values() if "error" in p}
-        if len(broken) > allowed:
-            raise VideoError(
-                f"{len(broken)} unreadable videos, more than the {allowed} that "
-                f"data.max_unreadable allows: {min(broken)}"
-            )
-        progress.update(len(done))
-    progress.close()
-    writer.close()
+            for name, error in errors.items():
+                for q in groups[name]:
+                    done[q["id"]] = dict(id=q["id"], task=q["task"], error=error)
+                    writer.write(**done[q["id"]])
+            broken = {p["error"] for p in done.values() if "error" in p}
+            if len(broken) > allowed:
+                raise VideoError(
+                    f"{len(broken)} unreadable videos, more than the {allowed} that "
+                    f"data.max_unreadable allows: {min(broken)}"
+                )
+            progress.update(len(done))
+    finally:
+        progress.close()
+        writer.close()
     return score([done[q["id"]] for q in questions])
 
 
@@ -207,14 +214,17 @@ def _by_video(questions):
 
 
 def _read_predictions(path: Path) -> dict[str, dict]:
-    """Predictions of an interrupted evaluation; a half-written last line is dropped."""
+    """Answers of an interrupted evaluation; a half-written last line and errors are dropped."""
     if not path.is_file():
         return {}
     text = path.read_text()
     whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        path.write_text(whole)
-    return {row["id"]: row for row in map(json.loads, whole.splitlines())}
+    rows = [json.loads(line) for line in whole.splitlines()]
+    rows = [row for row in rows if "error" not in row]
+    kept = "".join(json.dumps(row) + "\n" for row in rows)
+    if kept != text:
+        path.write_text(kept)
+    return {row["id"]: row for row in rows}
 
 
 def average(scores: dict[str, TaskScore]) -> float:

@@ -7,7 +7,6 @@ or cores there are. Workers end with their parent, however it ends.
 import ctypes
 import multiprocessing
 import os
-import queue
 import signal
 import sys
 import time
@@ -48,7 +47,8 @@ def run_local(jobs: Iterable[Job], num_workers: int, on_update=None) -> dict[str
     if not jobs:
         return {}
     context = multiprocessing.get_context("spawn")
-    updates, core_index = context.Queue(), context.Value("i", 0)
+    # Not a Queue: its put returns before the message is sent, so the last ones would get lost.
+    updates, core_index = context.SimpleQueue(), context.Value("i", 0)
     pool = ProcessPoolExecutor(
         min(num_workers, len(jobs)),
         context,
@@ -108,11 +108,8 @@ def _start_worker(updates, core_index, parent: int) -> None:
 
 
 def _drain(updates, on_update):
-    while True:
-        try:
-            name, message = updates.get_nowait()
-        except queue.Empty:
-            return
+    while not updates.empty():
+        name, message = updates.get()
         if on_update:
             on_update(name, message)
 

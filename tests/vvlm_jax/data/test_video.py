@@ -80,14 +80,14 @@ def test_leaps_and_repeats_equal_straight_decoding(name):
 
 
 def count_decoded(monkeypatch):
-    decoded, original = [], video._decoded
+    decoded, original = [], video.decoded
 
     def counting(container, stream):
         for frame in original(container, stream):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(video, "_decoded", counting)
+    monkeypatch.setattr(video, "decoded", counting)
     return decoded
 
 
@@ -113,14 +113,14 @@ def test_counts_frames_where_packet_times_are_wrong(monkeypatch):
 
 
 def test_a_seek_that_lands_too_late_is_made_good(monkeypatch):
-    original = video._scan
+    original = video.scan_file
 
     def late(path):
         scan = original(path)
         scan.key_time_K[:] += 12_000
         return scan
 
-    monkeypatch.setattr(video, "_scan", late)
+    monkeypatch.setattr(video, "scan_file", late)
     assert numbers(read_frames(VIDEOS / "h264_open_gop.mp4", at(40))) == [40]
 
 

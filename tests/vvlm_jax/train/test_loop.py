@@ -91,7 +91,7 @@ def test_every_step_is_a_line_of_metrics(whole):
         share = step / warm if step < warm else 0.5 * (1 + math.cos(math.pi * (step - warm) / 11))
         assert row["rate_share"] == pytest.approx(share, abs=1e-6)
         assert row["unreadable"] == 0
-    assert rows[0]["loss"] == pytest.approx(math.log(192), abs=0.6)  # a guess among all words
+    assert rows[0]["loss"] == pytest.approx(math.log(192), abs=1)  # a guess among all words
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.3
 
 

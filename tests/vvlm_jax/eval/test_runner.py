@@ -1,0 +1,293 @@
+import dataclasses
+import json
+import math
+import shutil
+
+import jax
+import pytest
+
+from vvlm_jax.config import DataConfig
+from vvlm_jax.data import pipeline
+from vvlm_jax.data.media import FrameReader
+from vvlm_jax.data.video import VideoError
+from vvlm_jax.eval import runner
+from vvlm_jax.eval.runner import TaskScore, average, evaluate, prompt_text, read_questions
+from vvlm_jax.models import vlm
+
+
+@pytest.fixture(scope="module")
+def setup(stage, tok):
+    """Everything `evaluate` takes first; weights so large that replies depend on what is asked."""
+    config = stage()
+    model = vlm.build(config.model, pipeline.video_id(tok))
+    params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(1))
+    params = jax.tree.map(lambda x: 3 * x, params)
+    return model, params, tok, config
+
+
+@pytest.fixture(scope="module")
+def questions(world):
+    return read_questions(world / "val.jsonl")
+
+
+@pytest.fixture
+def ask(setup, tmp_path, world):
+    """ask(questions, root=…, max_unreadable=…, …) -> scores; predictions in tmp_path."""
+    model, params, tok, config = setup
+
+    def run(questions, name="predictions.jsonl", root=world, max_unreadable=0.0, **options):
+        data = dataclasses.replace(config.data, media_root=str(root), max_unreadable=max_unreadable)
+        options = {"max_new_tokens": 3, **options}
+        return evaluate(
+            model, params, tok, questions, tmp_path / name, config.model, data, **options
+        )
+
+    return run
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The ids of the questions that the model is asked, batch by batch."""
+    seen = []
+    plain = runner._Answerer.__call__
+
+    def call(self, frames, rows, *sizes):
+        seen.append([row["id"] for row in rows])
+        return plain(self, frames, rows, *sizes)
+
+    monkeypatch.setattr(runner._Answerer, "__call__", call)
+    return seen
+
+
+def rows_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def replies(setup, questions, world, tmp_path_factory):
+    """{id: reply} of every question, each asked alone about its video."""
+    model, params, tok, config = setup
+    found = {}
+    for q in questions:
+        file = tmp_path_factory.mktemp("alone") / "p.jsonl"
+        evaluate(
+            model, params, tok, [q], file, config.model, config.data,
+            max_new_tokens=3, videos_per_batch=1,
+        )  # fmt: skip
+        found[q["id"]] = rows_of(file)[0]["reply"]
+    return found
+
+
+# Answers.
+
+
+def test_replies_differ_by_video_and_question(replies, questions):
+    videos = {}
+    for q in questions:
+        videos.setdefault(q["task"], set()).add(replies[q["id"]])
+    assert len(set(replies.values())) > 3
+    assert max(map(len, videos.values())) > 1
+
+
+@pytest.mark.parametrize("videos_per_batch", [1, 2, 4, 7])
+def test_replies_do_not_depend_on_how_questions_are_batched(
+    ask, asked, questions, replies, tmp_path, videos_per_batch
+):
+    uneven = questions[:-1]  # the last video has one question fewer
+    ask(uneven, videos_per_batch=videos_per_batch)
+    got = {p["id"]: p["reply"] for p in rows_of(tmp_path / "predictions.jsonl")}
+    assert got == {q["id"]: replies[q["id"]] for q in uneven}
+    assert len(asked) == math.ceil(6 / videos_per_batch)
+
+
+def test_scores_by_hand(ask, questions, replies, tmp_path):
+    # Three open questions of which two are made to be right, one multiple choice that is wrong.
+    mine = [{**q, "task": "open"} for q in questions if not q.get("options")][:3]
+    mine = [{**q, "answer": replies[q["id"]]} for q in mine[:2]] + [{**mine[2], "answer": "never"}]
+    choice = next(q for q in questions if q.get("options"))
+    wrong = "A" if runner.mcq.parse_letter(replies[choice["id"]], 4) != "A" else "B"
+    scores = ask([*mine, {**choice, "task": "choice", "answer": wrong}])
+    stderr = 100 * math.sqrt(2 / 3 * 1 / 3 / 3)
+    assert scores == {
+        "choice": TaskScore(0.0, 0.0, 1, 0),
+        "open": TaskScore(pytest.approx(200 / 3), pytest.approx(stderr), 3, 0),
+    }
+    assert average(scores) == pytest.approx(100 / 3)
+    first = rows_of(tmp_path / "predictions.jsonl")[0]
+    assert first.keys() == {"id", "task", "reply", "answer", "correct"}
+    correct = {p["id"]: p["correct"] for p in rows_of(tmp_path / "predictions.jsonl")}
+    assert [correct[q["id"]] for q in [*mine, choice]] == [True, True, False, False]
+
+
+def test_a_score_counts_readable_questions_only():
+    made = [dict(task="t", correct=c) for c in (True, True, True, False)]
+    made += [dict(task="t", error="broken"), dict(task="u", error="broken")]
+    scores = runner.score(made)
+    assert scores["t"] == TaskScore(75.0, pytest.approx(100 * math.sqrt(0.75 * 0.25 / 4)), 4, 1)
+    assert (scores["u"].num_questions, scores["u"].unreadable) == (0, 1)
+    assert math.isnan(scores["u"].score)
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"question": "what ?"}, "what ?"),
+        ({"question": "what ?", "options": []}, "what ?"),
+        ({"question": "what ?", "prompt": "say what"}, "say what"),
+        (
+            {"question": "what ?", "options": ["cat", "dog"]},
+            "what ?\nA. cat\nB. dog\n"
+            "Answer with the option's letter from the given choices directly.",
+        ),
+    ],
+)
+def test_what_the_model_is_asked(row, text):
+    assert prompt_text(row) == text
+
+
+# Unreadable videos.
+
+
+@pytest.fixture
+def damaged(world, tmp_path):
+    """A copy of the validation clips in which one is empty and one missing."""
+    root = tmp_path / "damaged"
+    shutil.copytree(world / "val", root / "val")
+    (root / "val/000001.mp4").write_bytes(b"")
+    (root / "val/000004.mp4").unlink()
+    return root
+
+
+def test_unreadable_videos_are_counted_and_left_out(ask, damaged, questions, replies, tmp_path):
+    scores = ask(questions, root=damaged, max_unreadable=2 / 6)
+    assert [(s.num_questions, s.unreadable) for s in scores.values()] == [(4, 2)] * 3
+    rows = {p["id"]: p for p in rows_of(tmp_path / "predictions.jsonl")}
+    assert len(rows) == 18
+    for q in questions:
+        row = rows[q["id"]]
+        if q["video"] in ("val/000001.mp4", "val/000004.mp4"):
+            assert row["error"].startswith(str(damaged / q["video"]))
+            assert row.keys() == {"id", "task", "error"}
+        else:
+            assert row["reply"] == replies[q["id"]]
+
+
+def test_more_unreadable_videos_than_allowed_stop_every_time(ask, damaged, questions, tmp_path):
+    for _ in range(2):
+        with pytest.raises(
+            VideoError, match=r"2 unreadable videos.* 1 .*data\.max_unreadable"
+        ) as e:
+            ask(questions, root=damaged, max_unreadable=1.9 / 6, videos_per_batch=6)
+        assert str(damaged / "val") in str(e.value)
+        assert "\n" not in str(e.value)
+
+
+def test_a_mended_video_is_asked_about(ask, asked, damaged, world, questions, replies, tmp_path):
+    ask(questions, root=damaged, max_unreadable=0.5)
+    asked.clear()
+    for name in ("val/000001.mp4", "val/000004.mp4"):
+        shutil.copy(world / name, damaged / name)
+    scores = ask(questions, root=damaged, max_unreadable=0.5)
+    mended = {q["id"] for q in questions if q["video"] in ("val/000001.mp4", "val/000004.mp4")}
+    assert sorted(sum(asked, [])) == sorted(mended)
+    assert all(s.unreadable == 0 for s in scores.values())
+    got = {p["id"]: p.get("reply") for p in rows_of(tmp_path / "predictions.jsonl")}
+    assert got == replies
+
+
+# Interrupted evaluations.
+
+
+@pytest.mark.parametrize("kept", [0, 1, 7.5, 18])
+def test_an_interrupted_evaluation_goes_on(ask, asked, questions, replies, tmp_path, kept):
+    whole = ask(questions, "whole.jsonl")
+    text = (tmp_path / "whole.jsonl").read_text().splitlines(keepends=True)
+    there = text[: int(kept)] + ([text[int(kept)][:-9]] if kept % 1 else [])
+    (tmp_path / "predictions.jsonl").write_text("".join(there))
+    asked.clear()
+    assert ask(questions) == whole
+    rows = rows_of(tmp_path / "predictions.jsonl")
+    assert {p["id"]: p["reply"] for p in rows} == replies
+    assert len(rows) == 18
+    missing = {q["id"] for q in questions} - {json.loads(t)["id"] for t in text[: int(kept)]}
+    assert set(sum(asked, [])) == missing
+    assert sum(map(len, asked)) == 18 - int(kept)
+
+
+# Question files.
+
+QUESTION = dict(id="1", task="t", video="a.mp4", question="what ?", answer="red")
+
+
+def write(path, *rows):
+    path.write_text("".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows))
+    return path
+
+
+@pytest.mark.parametrize("field", ["id", "task", "video", "question", "answer"])
+@pytest.mark.parametrize("value", [None, "", "  "])
+def test_a_missing_field_is_named(tmp_path, field, value):
+    bad = {**QUESTION, "id": "2", field: value}
+    if value is None:
+        del bad[field]
+    file = write(tmp_path / "q.jsonl", QUESTION, bad)
+    with pytest.raises(ValueError, match=rf"q\.jsonl: question 2 lacks {field}$"):
+        read_questions(file)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (QUESTION, "question 2 repeats id '1'"),
+        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "C"}, "answer 'C' is no letter"),
+        (
+            {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "AB"},
+            "answer 'AB' is no letter",
+        ),
+        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"}, "answer 'x' is no letter"),
+        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": 1}, "answer 1 is no letter"),
+        ('{"id": 2,', "line 2 is not JSON"),
+        ("[1, 2]", "question 2 is no JSON object"),
+    ],
+)
+def test_a_broken_question_is_named(tmp_path, bad, message):
+    file = write(tmp_path / "q.jsonl", QUESTION, bad)
+    with pytest.raises(ValueError, match=message) as e:
+        read_questions(file)
+    assert str(e.value).startswith(f"{file}: ")
+
+
+def test_a_missing_question_file_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"q\.jsonl: no such question file"):
+        read_questions(tmp_path / "q.jsonl")
+
+
+def test_a_good_question_file_is_read_as_it_is(tmp_path):
+    rows = [QUESTION, {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "B", "prompt": "?"}]
+    assert read_questions(write(tmp_path / "q.jsonl", *rows)) == rows
+
+
+def test_the_given_reader_is_used(ask, setup, questions, world):
+    class Counting(FrameReader):
+        seen = []
+
+        def video(self, name):
+            self.seen.append(name)
+            return super().video(name)
+
+    config = setup[-1]
+    assert isinstance(config.data, DataConfig)
+    reader = Counting(world, config.model.num_frames, 48)
+    ask(questions, reader=reader)
+    assert sorted(Counting.seen) == sorted({q["video"] for q in questions})  # once each
+
+
+def test_shuffled_parameters_keep_their_entries_and_lose_their_places(setup):
+    params = setup[1]
+    shuffled = runner.untrained_like(params)
+    for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(shuffled), strict=True):
+        assert x.shape == y.shape
+        assert sorted(x.ravel().tolist()) == sorted(y.ravel().tolist())
+    kernel = ("projector", "fc1", "kernel")
+    before, after = (p[kernel[0]][kernel[1]][kernel[2]] for p in (params, shuffled))
+    assert (before != after).mean() > 0.9
