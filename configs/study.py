@@ -22,7 +22,7 @@ class StudyConfig:
     flash_length: int = 2
     """Frames that a flash lasts."""
     image_size: int = 48
-    train_videos: int = 4000
+    train_videos: int = 5000
     """Clips to finetune on, one conversation each: the largest n."""
     val_videos: int = 1000
     """Clips to evaluate on, one question a task each."""
@@ -40,7 +40,9 @@ class StudyConfig:
     tokens_levels: tuple[int, ...] = (1, 4, 9, 16)
     """x_V of the star."""
     num_examples: tuple[int, ...] = (1000, 2000, 4000)
-    """n of the star; the isoFLOP sweep uses the largest."""
+    """n of the star."""
+    isoflop_examples: int = 5000
+    """n of the isoFLOP sweep; larger than the star's, as in Table 6: no run is made twice."""
     budgets: tuple[float, ...] = (12e6, 24e6)
     """c of the isoFLOP curves, FLOPs."""
     domain_frames: tuple[int, ...] = tuple(range(1, 17))

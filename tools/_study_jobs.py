@@ -111,11 +111,12 @@ def train_chain(configs, check: bool = False) -> bool:
 def sweep_specs(study: StudyConfig, folder: str):
     """The star and the isoFLOP sweep of the study as run configs, by the general generators."""
     from fitting import sweeps
+    from vvlm_jax.config import choose
     from vvlm_jax.flops import llm_params
     from vvlm_jax.models.variants import LLAMA
     from vvlm_jax.sweep.runs import run_spec
 
-    size = {llm_params(LLAMA[llm]): llm for llm in study.llms}
+    size = {llm_params(choose(LLAMA, llm, "llms")): llm for llm in study.llms}
     cost, domain = study_cost(study), study_domain(study)
     levels = sweeps.Domain(tuple(size), study.num_frames_levels, study.tokens_levels)
     center = max(size), max(study.num_frames_levels), max(study.tokens_levels)
@@ -124,7 +125,7 @@ def sweep_specs(study: StudyConfig, folder: str):
         *sweeps.isoflop_sweep(
             domain,
             study.budgets,
-            max(study.num_examples),
+            study.isoflop_examples,
             cost,
             tolerance=study.tolerance,
             max_per_curve=study.max_per_curve,
@@ -154,6 +155,20 @@ def sweep_specs(study: StudyConfig, folder: str):
     ]
 
 
+def check(study: StudyConfig, specs) -> None:
+    """Raises ConfigError, before anything is written, for a study that cannot be run."""
+    from vvlm_jax.config import ConfigError, choose, validate
+    from vvlm_jax.models.variants import VISION
+
+    for spec in specs:
+        validate(spec.train, choose(VISION, study.vision, "vision"))
+        n = spec.train.data.num_examples
+        if n > study.train_videos:
+            raise ConfigError(
+                f"num_examples = {n}: must be at most train_videos = {study.train_videos}"
+            )
+
+
 def sweep_jobs(specs, folder: str):
     """Every run, and one evaluation of what the largest starts from."""
     from vvlm_jax.sweep.launch import Job
@@ -166,10 +181,11 @@ def sweep_jobs(specs, folder: str):
 def study_cost(study: StudyConfig):
     """Equation 1 with the study's own encoder: x_M its parameters, x_W its features a frame."""
     from fitting.cost import CostConstants
+    from vvlm_jax.config import choose
     from vvlm_jax.flops import vision_params
     from vvlm_jax.models.variants import VISION
 
-    vision = VISION[study.vision]
+    vision = choose(VISION, study.vision, "vision")
     return CostConstants(vision_params(vision), vision.num_patches)
 
 

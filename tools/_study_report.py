@@ -83,7 +83,7 @@ def write(study: StudyConfig, specs, untrained: dict, work: Path, out: Path, cos
     ]
     reach = cost(domain.configurations())
     budgets = np.geomspace(reach.min() * 1.05, reach.max(), 60)
-    sizes = np.geomspace(min(study.num_examples), 2 * max(study.num_examples), 5)
+    sizes = np.geomspace(min(study.num_examples), 2 * study.isoflop_examples, 5)
     analysis = analyse(table.select(metric="avg"), domain, cost, configs, budgets, sizes)
     analysis.law.save(out / "fit")
 

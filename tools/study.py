@@ -48,12 +48,15 @@ def main(args: Args) -> None:
     study = override(load_config(args.config, StudyConfig), args.set)
     workers = args.workers or len(os.sched_getaffinity(0))
     work = args.out / "work" / content_hash(study)
-    work.mkdir(parents=True, exist_ok=True)
-    (work / "study.json").write_text(to_json(study))
     compiled = str((args.out / "work" / "compiled").absolute())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    folder, clock = str(work), Clock(work / "phases.json")
+    folder = str(work)
+    specs = jobs.sweep_specs(study, folder)
+    jobs.check(study, specs)
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "study.json").write_text(to_json(study))
+    clock = Clock(work / "phases.json")
 
     with clock("videos, pictures and stories"):
         launch_phase(jobs.data_jobs(study, folder), workers)
@@ -61,7 +64,6 @@ def main(args: Args) -> None:
         launch_phase(jobs.pretrain_jobs(study, folder), workers)
         launch_phase(jobs.projector_jobs(study, folder), workers)
     with clock("sweep and evaluation"):
-        specs = jobs.sweep_specs(study, folder)
         note(f"{len(specs)} runs, {workers} at a time")
         launch_phase(jobs.sweep_jobs(specs, folder), workers)
     with clock("fits and report"):
