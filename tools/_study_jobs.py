@@ -173,9 +173,21 @@ def sweep_jobs(specs, folder: str):
     """Every run, and one evaluation of what the largest starts from."""
     from vvlm_jax.sweep.launch import Job
 
-    center = max(specs, key=lambda s: s.cost)
+    center = star_center(specs)
     untrained = Job("untrained", run_untrained, (center, f"{folder}/untrained"), center.cost / 9)
     return [*(Job(s.run_id, run_one, s, s.cost) for s in specs), untrained]
+
+
+def control_jobs(specs, folder: str):
+    """What needs a finished run: the star's centre, asked about other clips."""
+    from vvlm_jax.sweep.launch import Job
+
+    return [Job("other clip", run_other_clip, (star_center(specs), f"{folder}/other-clip"), 1.0)]
+
+
+def star_center(specs):
+    """The star's largest run: its centre at the largest n."""
+    return max((s for s in specs if s.sweep == "star"), key=lambda s: s.cost)
 
 
 def study_cost(study: StudyConfig):
@@ -248,7 +260,28 @@ def run_untrained(argument, check: bool = False) -> bool:
     return True
 
 
-def evaluate_one(spec, out: Path, model, params, tok, config) -> dict:
+def run_other_clip(argument, check: bool = False) -> bool:
+    """Asks a finished run every question about the next clip instead of its own: a control in
+    which nothing but the format can be right, so that it must score chance.
+    """
+    from vvlm_jax.sweep import store
+
+    spec, out = argument
+    if check or store.read_result(out):
+        return store.read_result(out) is not None
+    from vvlm_jax.eval import runner
+    from vvlm_jax.train.checkpoint import load_model
+
+    questions = runner.read_questions(spec.questions)
+    clips = list(dict.fromkeys(q["video"] for q in questions))
+    following = dict(zip(clips, clips[1:] + clips[:1], strict=True))
+    questions = [{**q, "video": following[q["video"]]} for q in questions]
+    model = load_model(spec.train.out_dir)
+    store.write_result(out, evaluate_one(spec, Path(out), *model, questions))
+    return True
+
+
+def evaluate_one(spec, out: Path, model, params, tok, config, questions=None) -> dict:
     """Scores, standard errors and counts by task and on average."""
     from vvlm_jax.eval import runner
 
@@ -256,7 +289,7 @@ def evaluate_one(spec, out: Path, model, params, tok, config) -> dict:
         model,
         params,
         tok,
-        runner.read_questions(spec.questions),
+        questions or runner.read_questions(spec.questions),
         out / "predictions.jsonl",
         config.model,
         dataclasses.replace(config.data, media_root=spec.eval_media_root),

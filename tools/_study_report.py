@@ -59,12 +59,13 @@ class Effect:
         return self.drop / max(np.hypot(*self.stderrs), 1e-9)
 
 
-def write(study: StudyConfig, specs, untrained: dict, work: Path, out: Path, cost, domain) -> None:
+def write(study: StudyConfig, specs, center, work: Path, out: Path, cost, domain) -> None:
     """Writes OUT/runs.csv, OUT/fit, OUT/figures and OUT/report.html.
 
     Args:
       specs: the sweep's runs, all finished.
-      untrained: the result of the pretrained parts before any video training.
+      center: the run at the star's centre with the largest n.
+      work: the study's folder, with the `untrained` and `other-clip` evaluations.
       cost, domain: of the study, for the frontier.
     """
     results = {spec.run_id: store.read_result(spec.train.out_dir) for spec in specs}
@@ -94,7 +95,7 @@ def write(study: StudyConfig, specs, untrained: dict, work: Path, out: Path, cos
     )
     _add_facts(report, study, specs, results)
     _add_clip(report, work)
-    _add_learning(report, specs, results, untrained)
+    _add_learning(report, specs, results, center, work)
     add_law(report, analysis)
     report.write(out)
 
@@ -182,18 +183,36 @@ def _add_clip(report, work):
     )
 
 
-def _add_learning(report, specs, results, untrained):
-    best = max((s for s in specs if s.sweep == "star"), key=lambda s: s.cost)
-    center, n = results[best.run_id], best.train.data.num_examples
+def _add_learning(report, specs, results, center_spec, work):
+    center, n = results[center_spec.run_id], center_spec.train.data.num_examples
+    untrained = _replies(work / "untrained" / "predictions.jsonl")
+    other = store.read_result(work / "other-clip")
     report.section(
         "Is it learning?",
         "Chance is guessing among the valid answers. Untrained is the pretrained encoder and "
-        "language model with a random projector, before any video training.",
+        "language model with a random projector, before any video training: it has learnt from "
+        "stories how to answer, but many of its replies are no valid answer and count as wrong, "
+        "so its share among the valid ones stands beside. Other clip is the trained star centre, "
+        "each question asked about the next clip: what can be right without looking.",
     )
     report.table(
-        ["task", "chance", "untrained", f"star centre, n = {n:,}"],
         [
-            [task, f"{chance:.1f}", _pm(untrained, task), _pm(center, task)]
+            "task",
+            "chance",
+            "untrained",
+            "valid replies",
+            "right among them",
+            "other clip",
+            f"star centre, n = {n:,}",
+        ],
+        [
+            [
+                task,
+                f"{chance:.1f}",
+                *_untrained_cells(untrained[task]),
+                _pm(other, task),
+                _pm(center, task),
+            ]
             for task, chance in synthetic.CHANCE.items()
         ],
         "Score ± standard error, percent.",
@@ -212,6 +231,29 @@ def _add_learning(report, specs, results, untrained):
     for task, chance in synthetic.CHANCE.items():
         if center["scores"][task] - chance < 5 * center["stderr"][task]:
             report.warning(f"The star centre is close to chance on {task}.")
+
+
+def _replies(predictions: Path) -> dict[str, list]:
+    """{task: [(is the reply a valid answer, is it right)]} of an evaluation."""
+    replies = {task: [] for task in synthetic.TASKS}
+    for row in map(json.loads, predictions.read_text().splitlines()):
+        if "error" not in row:
+            valid = synthetic.is_valid_reply(row["task"], row["reply"], row["answer"])
+            replies[row["task"]].append((valid, row["correct"]))
+    return replies
+
+
+def _untrained_cells(replies) -> list[str]:
+    right = [correct for _, correct in replies]
+    among = [correct for valid, correct in replies if valid]
+    return [_share(right), f"{len(among):,} of {len(replies):,}", _share(among)]
+
+
+def _share(right) -> str:
+    if not right:
+        return "–"
+    p = np.mean(right)
+    return f"{100 * p:.1f} ± {100 * np.sqrt(p * (1 - p) / len(right)):.1f}"
 
 
 def _effect_row(e: Effect) -> list[str]:

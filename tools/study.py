@@ -43,7 +43,6 @@ def main(args: Args) -> None:
     """Runs every phase that is not done yet."""
     from tools import _study_jobs as jobs
     from tools import _study_report
-    from vvlm_jax.sweep import store
 
     study = override(load_config(args.config, StudyConfig), args.set)
     workers = args.workers or len(os.sched_getaffinity(0))
@@ -66,10 +65,10 @@ def main(args: Args) -> None:
     with clock("sweep and evaluation"):
         note(f"{len(specs)} runs, {workers} at a time")
         launch_phase(jobs.sweep_jobs(specs, folder), workers)
+        launch_phase(jobs.control_jobs(specs, folder), workers)
     with clock("fits and report"):
-        untrained = store.read_result(work / "untrained")
         cost, domain = jobs.study_cost(study), jobs.study_domain(study)
-        _study_report.write(study, specs, untrained, work, args.out, cost, domain)
+        _study_report.write(study, specs, jobs.star_center(specs), work, args.out, cost, domain)
     clock.finish()
     shutil.copy(work / "phases.json", args.out / "phases.json")
     note(f"report: {args.out / 'report.html'}")

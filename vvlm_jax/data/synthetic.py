@@ -145,6 +145,16 @@ def _choice(task, text, options, letter):
     }
 
 
+def is_valid_reply(task: str, reply: str, answer: str) -> bool:
+    """Whether a reply has the form of an answer to the question, right or wrong."""
+    words = reply.split()
+    if task == "cell":
+        return len(words) == 2 and words[0] == answer.split()[0] and words[1] in NAMES
+    if task == "most":
+        return len(words) == 2 and words[0] in NAMES and words[1] in LETTERS
+    return len(words) == 1 and words[0] in NAMES
+
+
 def caption(scene: Scene, cells=range(SIDE * SIDE), lit: bool = True) -> str:
     """The given cells with their colours, a word each, in reading order; then the flash, if lit."""
     words = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in sorted(cells)]

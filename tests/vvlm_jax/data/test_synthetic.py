@@ -108,7 +108,7 @@ def test_a_seed_fixes_every_byte(tmp_path):
         contents(write_world(tmp_path / n, seed)) for n, seed in (("a", 0), ("b", 0), ("c", 1))
     ]
     assert worlds[0] == worlds[1]
-    assert len(worlds[0]) == 1 + 5 + 5 + 3 + 5
+    assert len(worlds[0]) == 1 + (4 + 1) + (4 + 1) + 1 + (5 + 1)
     same = [name for name in worlds[0] if worlds[0][name] == worlds[2][name]]
     assert same == ["tokenizer.json"]
 
