@@ -5,7 +5,10 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError
+from vvlm_jax.config import ConfigError, Stopped
+
+_PEOPLES = (ValueError, FileNotFoundError, Stopped)
+"""Errors that a person can mend; the rest are bugs."""
 
 
 def load_config(path: Path, kind: type):
@@ -36,6 +39,9 @@ def die_in_one_line(command) -> None:
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to continue", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, FileNotFoundError) as e:
-        print(f"error: {e}", file=sys.stderr)
+    except Exception as e:
+        # A failed job of a sweep carries its error as the cause.
+        if not any(isinstance(error, _PEOPLES) for error in (e, e.__cause__)):
+            raise
+        print(f"error: {e}".splitlines()[0], file=sys.stderr)
         sys.exit(2)

@@ -18,6 +18,10 @@ class ConfigError(ValueError):
     """A wrong option: the message is one line that names the field and what is allowed."""
 
 
+class Stopped(RuntimeError):
+    """Work that ended for a reason people can mend (bad files, divergence): one line says which."""
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """A SoViT (big_vision's ViT without a class token). Sizes live in `models/variants.py`."""

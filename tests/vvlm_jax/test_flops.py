@@ -59,8 +59,8 @@ def test_vision_params_is_what_the_model_has(vision):
 
 # FLOPs, against XLA's count of the program as it is written, before any optimisation. It counts
 # the body of a loop once, so depth is 1 here, and it counts all of attention where we count the
-# causal half. In float32, as it counts casts too. What remains are norms, activations and softmax: at
-# these widths around 1 %.
+# causal half. In float32, as it counts casts too. What remains are norms, activations and softmax:
+# at these widths around 1 %.
 
 
 def xla_flops(function, *shapes):

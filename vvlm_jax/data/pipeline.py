@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import grain
 import numpy as np
 
-from vvlm_jax.config import DataConfig, ModelConfig, VisionConfig
+from vvlm_jax.config import DataConfig, ModelConfig, Stopped, VisionConfig
 from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import nested_subset, read_conversations
 from vvlm_jax.data.media import FrameReader
@@ -15,7 +15,7 @@ from vvlm_jax.data.video import VideoError
 from vvlm_jax.types import Batch, Example
 
 
-class TooManyUnreadable(RuntimeError):
+class TooManyUnreadable(Stopped):
     """More media files failed than `data.max_unreadable` allows; the message names some of them."""
 
 

@@ -23,7 +23,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, TrainConfig, choose, validate
+from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, make_mesh, param_shardings
@@ -33,7 +33,7 @@ from vvlm_jax.train.state import TrainState
 from vvlm_jax.train.step import make_train_step
 
 
-class TrainingDiverged(RuntimeError):
+class TrainingDiverged(Stopped):
     """Loss or gradient is not finite; the message names the step."""
 
 
@@ -59,75 +59,13 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
         return json.loads((out_dir / "summary.json").read_text())
     tok = tokenizer.load(config.data.tokenizer)
     examples = pipeline.Examples(config.data, config.model, vision, tok, config.seed)
-    num_steps = len(examples) // config.batch_size * config.epochs
-    data = pipeline.batches(
-        examples,
-        config.batch_size,
-        config.epochs,
-        config.seed,
-        shard=jax.process_index(),
-        num_shards=jax.process_count(),
-    )
-
-    mesh = make_mesh(config.mesh)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
-    state = initial_state(config, model, mesh)
-    step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
-
-    checkpoints = (
-        checkpoint.Checkpoints(out_dir / "checkpoints") if config.checkpoint_every else None
-    )
-    iterator = iter(data)
-    start = 0
-    if checkpoints and (start := checkpoints.latest() or 0):
-        state, position = checkpoints.restore(start, state)
-        iterator.set_state(position["iterator"])
-        examples.unreadable.messages.update(position["unreadable"])
-
-    metrics = {}
-    log = JsonlWriter(out_dir / "metrics.jsonl", after_step=start)
-    progress = Progress(out_dir.name, num_steps * config.batch_size)
-    began, batch_sharding = time.monotonic(), NamedSharding(mesh, BATCH)
-    try:
-        for step in range(start, num_steps):
-            batch = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), next(iterator)
-            )
-            share = np.float32(optim.cosine_with_warmup(step, num_steps, config.optim.warmup))
-            state, metrics = step_fn(state, batch, share)
-            done = step + 1
-            if done % config.log_every == 0 or done == num_steps:
-                metrics = {k: float(v) for k, v in metrics.items()}
-                if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-                    raise TrainingDiverged(
-                        f"{out_dir}: step {done}: {metrics}; lower optim.learning_rates"
-                    )
-                rate = (done - start) * config.batch_size / (time.monotonic() - began)
-                log.write(
-                    step=done,
-                    **metrics,
-                    rate_share=float(share),
-                    examples_per_second=round(rate, 2),
-                    unreadable=len(examples.unreadable.messages),
-                )
-                progress.update(done * config.batch_size, f"loss {metrics['loss']:.3f}")
-                if on_step:
-                    on_step(done, num_steps, metrics)
-            if checkpoints and done % config.checkpoint_every == 0 and done < num_steps:
-                position = {
-                    "iterator": iterator.get_state(),
-                    "unreadable": dict(examples.unreadable.messages),
-                }
-                checkpoints.save(done, state, position)
-    finally:
-        progress.close()
-        log.close()
-        if checkpoints:
-            checkpoints.close()
+    state, loss = _run_steps(config, out_dir, examples, model, on_step)
+    steps = num_steps(config, examples)
     summary = {
-        "steps": num_steps,
-        "examples": num_steps * config.batch_size,
-        "loss": metrics.get("loss"),
+        "steps": steps,
+        "examples": steps * config.batch_size,
+        "loss": loss,
         "unreadable": sorted(examples.unreadable.messages.values()),
     }
     (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
@@ -135,6 +73,96 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
     if not keep_checkpoints:
         shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
     return summary
+
+
+def num_steps(config: TrainConfig, examples) -> int:
+    """Optimiser steps of a stage; an incomplete last batch of an epoch is dropped."""
+    return len(examples) // config.batch_size * config.epochs
+
+
+def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
+    """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
+    mesh, total = make_mesh(config.mesh), num_steps(config, examples)
+    iterator = iter(
+        pipeline.batches(
+            examples,
+            config.batch_size,
+            config.epochs,
+            config.seed,
+            shard=jax.process_index(),
+            num_shards=jax.process_count(),
+        )
+    )
+    state = initial_state(config, model, mesh)
+    step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
+    checkpoints = (
+        checkpoint.Checkpoints(out_dir / "checkpoints") if config.checkpoint_every else None
+    )
+    start = checkpoints.latest() or 0 if checkpoints else 0
+    if start:
+        state, position = checkpoints.restore(start, state)
+        iterator.set_state(position["iterator"])
+        examples.unreadable.messages.update(position["unreadable"])
+    log, batch_sharding = _Log(config, out_dir, start, total, on_step), NamedSharding(mesh, BATCH)
+    try:
+        for step in range(start, total):
+            batch = jax.tree.map(
+                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), next(iterator)
+            )
+            share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
+            state, metrics = step_fn(state, batch, share)
+            log(step + 1, metrics, share, len(examples.unreadable.messages))
+            if checkpoints and (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
+                messages = dict(examples.unreadable.messages)
+                position = {"iterator": iterator.get_state(), "unreadable": messages}
+                checkpoints.save(step + 1, state, position)
+    finally:
+        log.close()
+        if checkpoints:
+            checkpoints.close()
+    return state, log.loss
+
+
+class _Log:
+    """Every `log_every` steps: fetches the metrics, checks them, writes and shows them.
+
+    Other steps are not waited for, so that the device always has work.
+    """
+
+    def __init__(self, config: TrainConfig, out_dir: Path, start: int, total: int, on_step):
+        self.config, self.out_dir, self.on_step = config, out_dir, on_step
+        self.start, self.total, self.began = start, total, time.monotonic()
+        self.lines = JsonlWriter(out_dir / "metrics.jsonl", after_step=start)
+        self.progress = Progress(out_dir.name, total * config.batch_size)
+        self.loss = None
+
+    def __call__(self, step: int, metrics, share, num_unreadable: int) -> None:
+        """Notes that `step` steps are done."""
+        if step % self.config.log_every and step != self.total:
+            return
+        metrics = {k: float(v) for k, v in metrics.items()}
+        self.loss = metrics["loss"]
+        if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+            raise TrainingDiverged(
+                f"{self.out_dir}: step {step}: {metrics}; lower optim.learning_rates"
+            )
+        size = self.config.batch_size
+        rate = (step - self.start) * size / (time.monotonic() - self.began)
+        self.lines.write(
+            step=step,
+            **metrics,
+            rate_share=float(share),
+            examples_per_second=round(rate, 2),
+            unreadable=num_unreadable,
+        )
+        self.progress.update(step * size, f"loss {metrics['loss']:.3f}")
+        if self.on_step:
+            self.on_step(step, self.total, metrics)
+
+    def close(self) -> None:
+        """Closes the file and clears the progress line."""
+        self.progress.close()
+        self.lines.close()
 
 
 def claim_folder(config: TrainConfig) -> Path:

@@ -319,7 +319,8 @@ def test_the_oldest_clips_leave_when_memory_is_full(world, cache):
     reader = FrameReader(world, **FRAMES, cache_mb=1)
     for i in range(24):
         reader.video(f"train/{i:06d}.mp4")
-        reader.video("train/000000.mp4")  # in use, so it stays
+        assert (str(world / "train/000000.mp4"), 48) in cache._clips  # in use, so it stays
+        reader.video("train/000000.mp4")
         assert cache._bytes == sum(frames.nbytes for frames, _ in cache._clips.values()) <= 2**20
     held = [Path(path).stem for path, _ in cache._clips]
     assert sorted(held) == ["000000", *(f"{i:06d}" for i in range(25 - fits, 24))]
