@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# System packages that some tests use: ffmpeg makes odd videos, chromium opens the HTML report.
+# System packages that some tests use: chromium opens the HTML report.
 # Installs the missing ones where apt and root are at hand; elsewhere says what is missing, and the
 # tests that need it are skipped with that reason.
 set -euo pipefail
 
 missing=()
-for program in ffmpeg chromium; do
+for program in chromium; do
     command -v "$program" >/dev/null || missing+=("$program")
 done
 if ((${#missing[@]} == 0)); then

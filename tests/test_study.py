@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -108,6 +109,25 @@ def test_the_page_stands_alone_and_says_what_it_is(studies):
     figures = {p.stem for p in (killed / "figures").glob("*.svg")}
     assert figures >= {"clip", "runs", "isoflop", "frontier", "parameters", "predicted"}
     assert "Warning" in page, "a miniature learns little, and the page must say so"
+
+
+@pytest.mark.skipif(not shutil.which("chromium"), reason="chromium is not installed")
+def test_the_page_opens_in_a_browser(studies, tmp_path):
+    killed, _, _ = studies
+    quiet = ["--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    browser = subprocess.run(
+        [
+            *("chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-sync", *quiet),
+            *("--enable-logging=stderr", f"--user-data-dir={tmp_path}", "--dump-dom"),
+            (killed / "report.html").resolve().as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Is it learning?" in browser.stdout
+    assert browser.stdout.count("<img") >= 6
+    assert "CONSOLE" not in browser.stderr
 
 
 def test_running_it_again_trains_nothing(studies):
