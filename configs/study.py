@@ -22,7 +22,7 @@ class StudyConfig:
     flash_length: int = 2
     """Frames that a flash lasts."""
     image_size: int = 48
-    train_videos: int = 5000
+    train_videos: int = 4000
     """Clips to finetune on, one conversation each: the largest n."""
     val_videos: int = 1000
     """Clips to evaluate on, one question a task each."""
@@ -39,9 +39,9 @@ class StudyConfig:
     """x_T of the star."""
     tokens_levels: tuple[int, ...] = (1, 4, 9, 16)
     """x_V of the star."""
-    num_examples: tuple[int, ...] = (1000, 2000, 4000)
+    num_examples: tuple[int, ...] = (750, 1500, 3000)
     """n of the star."""
-    isoflop_examples: int = 5000
+    isoflop_examples: int = 4000
     """n of the isoFLOP sweep; larger than the star's, as in Table 6: no run is made twice."""
     budgets: tuple[float, ...] = (12e6, 24e6)
     """c of the isoFLOP curves, FLOPs."""

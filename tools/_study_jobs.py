@@ -4,7 +4,6 @@ work is done."""
 import dataclasses
 import json
 import math
-import resource
 import time
 from pathlib import Path
 
@@ -225,7 +224,6 @@ def run_one(spec, check: bool = False) -> bool:
     from vvlm_jax.sweep.launch import report
     from vvlm_jax.train.checkpoint import load_model
 
-    _forget_programs_when_large()
     train_chain([spec.train])
     report((0.8, "evaluating"))
     summary = json.loads((out / "summary.json").read_text())
@@ -234,22 +232,6 @@ def run_one(spec, check: bool = False) -> bool:
         out, {**scored, "unreadable_train": summary["unreadable"], "loss": summary["loss"]}
     )
     return True
-
-
-def _forget_programs_when_large(limit_gib: float = 2.0) -> None:
-    """Every distinct x leaves its compiled programs behind; beyond the limit they are dropped.
-
-    They come back from the compilation cache on disk where a later run needs them.
-    """
-    import jax
-
-    from vvlm_jax.generate import generate
-    from vvlm_jax.train import loop
-
-    if resource.getrusage(resource.RUSAGE_SELF).ru_maxrss > limit_gib * 2**20:
-        loop.compiled_step.cache_clear()
-        generate.jitted.cache_clear()
-        jax.clear_caches()
 
 
 def run_untrained(argument, check: bool = False) -> bool:
