@@ -10,7 +10,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from vvlm_jax.config import DataConfig, ModelConfig
@@ -230,11 +229,3 @@ def _read_predictions(path: Path) -> dict[str, dict]:
 def average(scores: dict[str, TaskScore]) -> float:
     """Mean score of the tasks, 0–100 (the paper's Metrics/Avg)."""
     return float(np.mean([s.score for s in scores.values()]))
-
-
-def untrained_like(params, seed: int = 0):
-    """Parameters with every array's entries shuffled: same statistics, nothing learnt."""
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    shuffled = [rng.permutation(np.asarray(x).ravel()).reshape(x.shape) for x in leaves]
-    return jax.tree.unflatten(tree, shuffled)
