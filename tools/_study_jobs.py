@@ -235,15 +235,18 @@ def run_one(spec, check: bool = False) -> bool:
 
 
 def run_untrained(argument, check: bool = False) -> bool:
-    """Evaluates what finetuning starts from, but with a random projector: no video has been
-    seen.
+    """Evaluates what finetuning starts from, but with a random projector: no video has been seen.
+
+    It may reply with valid answers only; its free replies are often none, and would score less
+    than a guess.
     """
     from vvlm_jax.sweep import store
 
     spec, out = argument
     if check or store.read_result(out):
         return store.read_result(out) is not None
-    from vvlm_jax.data import pipeline, tokenizer
+    from vvlm_jax.data import pipeline, synthetic, tokenizer
+    from vvlm_jax.eval import runner
     from vvlm_jax.models import vlm
     from vvlm_jax.sharding import make_mesh
     from vvlm_jax.train import optim
@@ -256,7 +259,10 @@ def run_untrained(argument, check: bool = False) -> bool:
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
     state = initial_state(config, model, make_mesh(config.mesh))
     params = optim.merge(state.trainable, state.frozen)
-    store.write_result(out, evaluate_one(spec, Path(out), model, params, tok, config))
+    questions = [
+        {**q, "choices": synthetic.valid_replies(q)} for q in runner.read_questions(spec.questions)
+    ]
+    store.write_result(out, evaluate_one(spec, Path(out), model, params, tok, config, questions))
     return True
 
 

@@ -16,7 +16,7 @@ Everything here is made up; nothing resembles a benchmark's data.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -145,14 +145,14 @@ def _choice(task, text, options, letter):
     }
 
 
-def is_valid_reply(task: str, reply: str, answer: str) -> bool:
-    """Whether a reply has the form of an answer to the question, right or wrong."""
-    words = reply.split()
-    if task == "cell":
-        return len(words) == 2 and words[0] == answer.split()[0] and words[1] in NAMES
-    if task == "most":
-        return len(words) == 2 and words[0] in NAMES and words[1] in LETTERS
-    return len(words) == 1 and words[0] in NAMES
+def valid_replies(row: dict) -> list[str]:
+    """Every reply with the form of an answer to a question of the validation file: those among
+    which `CHANCE` guesses.
+    """
+    if row["task"] == "most":
+        return [f"{name} {letter}" for letter, name in zip(LETTERS, row["options"], strict=True)]
+    place = row["answer"].split()[:-1]
+    return [" ".join([*place, name]) for name in NAMES]
 
 
 def caption(scene: Scene, cells=range(SIDE * SIDE), lit: bool = True) -> str:
@@ -202,12 +202,33 @@ def _sorting(rng):
 
 
 def _askable(rng, num_frames, flash_length):
-    """A scene and one question a task; boards without a most frequent colour are drawn again."""
+    """A scene with a most frequent colour."""
     while True:
         scene = make_scene(rng, num_frames, flash_length)
-        questions = [question(scene, task, rng) for task in TASKS]
-        if all(questions):
-            return scene, questions
+        if question(scene, "most", rng):
+            return scene
+
+
+def _quizzes(rng, count, num_frames, flash_length):
+    """`count` times a scene and one question a task, every answer equally often (to within one).
+
+    Whoever always says the same then scores chance exactly, and not chance in the long run.
+    """
+    targets = [rng.permutation(np.arange(count) % len(NAMES)) for _ in TASKS]
+    letters = rng.permutation(np.arange(count) % len(LETTERS))
+    for flash, colour, most, letter in zip(*targets, letters, strict=True):
+        cells = []
+        while not cells:
+            scene = _askable(rng, num_frames, flash_length)
+            turn = most - np.bincount(scene.board).argmax()
+            board = tuple(((np.array(scene.board) + turn) % len(NAMES)).tolist())
+            scene = replace(scene, flash=int(flash), board=board)
+            cells = [i for i, c in enumerate(board) if c == colour]
+        quiz = {task: question(scene, task, rng) for task in ("flash", "most")}
+        quiz["cell"] = question(scene, "cell", rng, cells)
+        while quiz["most"]["answer"] != LETTERS[letter]:
+            quiz["most"] = question(scene, "most", rng)
+        yield scene, [quiz[task] for task in TASKS]
 
 
 def _asked(scene, turns, rng, cells):
@@ -283,14 +304,17 @@ def write_videos(
     """`{split}/*.mp4` (H.264, one frame a second) and their annotations.
 
     `train` writes `train.json`, one conversation a clip; any other split writes `{split}.jsonl`,
-    one question a task and clip. Splits draw from different seeds, so no clip is in two of them.
-    Files that are there already are kept, so an interrupted call continues.
+    one question a task and clip, answers balanced. Splits draw from different seeds, so no clip is
+    in two of them. Files that are there already are kept, so an interrupted call continues.
     """
     rng = np.random.default_rng([seed, 3 if split == "train" else 4])
     (folder / split).mkdir(parents=True, exist_ok=True)
     rows = []
-    for i in range(count):
-        scene, questions = _askable(rng, num_frames, flash_length)
+    if split == "train":
+        scenes = ((_askable(rng, num_frames, flash_length), []) for _ in range(count))
+    else:
+        scenes = _quizzes(rng, count, num_frames, flash_length)
+    for i, (scene, questions) in enumerate(scenes):
         name = f"{split}/{i:06d}.mp4"
         if not (folder / name).exists():
             write_video(folder / name, render(scene, size), fps=1)

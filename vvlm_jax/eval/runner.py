@@ -2,7 +2,7 @@
 
 A question is a JSON line: `id`, `task`, `video`, `question`, `answer`, for multiple choice
 `options` (then `answer` is a letter), and optionally `prompt`, the exact text to ask instead of the
-default.
+default, and `choices`, the only replies allowed (all questions have them, or none).
 """
 
 import json
@@ -61,6 +61,10 @@ def read_questions(path: str | Path) -> list[dict]:
         if options and row["answer"] not in list("ABCDEFGH"[: len(options)]):
             raise ValueError(
                 f"{path}: question {number}: answer {row['answer']!r} is no letter of its options"
+            )
+        if bool(row.get("choices")) != bool(rows[0].get("choices")):
+            raise ValueError(
+                f"{path}: question {number}: either all questions have choices or none"
             )
     return rows
 
@@ -185,8 +189,17 @@ class _Answerer:
                 [names.index(r["video"]) for r in rows] + [0] * (num_prompts - len(rows)), np.int32
             ),
         )
+        choices = [row["choices"] for row in rows] if rows[0].get("choices") else None
+        if choices:
+            choices += choices[:1] * (num_prompts - len(rows))
         replies = generate(
-            self.model, self.params, self.tokenizer, prompts, visual_BVD, self.max_new_tokens
+            self.model,
+            self.params,
+            self.tokenizer,
+            prompts,
+            visual_BVD,
+            self.max_new_tokens,
+            choices,
         )
         return replies[: len(rows)]
 

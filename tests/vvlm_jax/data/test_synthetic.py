@@ -242,6 +242,28 @@ def test_answers_are_balanced(task):
             assert_uniform([q["options"][place] for q in made if q], NAMES)
 
 
+def test_always_saying_the_same_scores_chance():
+    """Every answer of the questions to be scored appears equally often, to within one."""
+    quizzes = list(synthetic._quizzes(np.random.default_rng(3), 50, 6, 2))
+    for task, questions in zip(TASKS, zip(*(q for _, q in quizzes), strict=True), strict=True):
+        assert {q["task"] for q in questions} == {task}
+        answers = [q["answer"].split()[-1] for q in questions]
+        right = (
+            [q["options"][LETTERS.index(q["answer"])] for q in questions] if task == "most" else []
+        )
+        for values, kinds in ((answers, LETTERS if right else NAMES), (right, NAMES)):
+            counts = [values.count(kind) for kind in kinds]
+            assert sum(counts) == len(values)
+            assert max(counts) - min(counts) <= 1
+
+
+def test_valid_replies_hold_the_right_one_among_as_many_as_chance_says(made):
+    for row in rows_of(made, "val.jsonl"):
+        replies = synthetic.valid_replies(row)
+        assert len(set(replies)) == round(100 / synthetic.CHANCE[row["task"]])
+        assert row.get("reply", row["answer"]) in replies
+
+
 def assert_uniform(values, kinds):
     counts = collections.Counter(values)
     assert set(counts) == set(kinds)

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from vvlm_jax.config import DataConfig
-from vvlm_jax.data import pipeline
+from vvlm_jax.data import pipeline, synthetic
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.eval import runner
@@ -280,3 +280,18 @@ def test_the_given_reader_is_used(ask, setup, questions, world):
     reader = Counting(world, config.model.num_frames, 48)
     ask(questions, reader=reader)
     assert sorted(Counting.seen) == sorted({q["video"] for q in questions})  # once each
+
+
+def test_choices_are_the_only_replies(ask, questions, tmp_path):
+    rows = [{**q, "choices": synthetic.valid_replies(q)} for q in questions]
+    ask(rows, max_new_tokens=4, videos_per_batch=2)
+    replies = {row["id"]: row["reply"] for row in rows_of(tmp_path / "predictions.jsonl")}
+    assert len(replies) == len(rows)
+    assert all(replies[row["id"]] in row["choices"] for row in rows)
+
+
+def test_choices_for_some_questions_only_are_refused(questions, tmp_path):
+    rows = [questions[0], {**questions[1], "choices": ["red"]}]
+    (tmp_path / "val.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="question 2: either all questions have choices or none"):
+        read_questions(tmp_path / "val.jsonl")

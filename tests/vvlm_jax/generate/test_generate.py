@@ -146,3 +146,33 @@ def test_neither_padding_rows_nor_more_padding_matter(params, visual, prompts, g
     )
     texts = generate(MODEL, params, tokenizer(0), padded, visual, NEW)
     assert texts[:B] == [words(row) for row in greedy]
+
+
+def choice_texts(rows):
+    return [[" ".join(f"w{i}" for i in choice) for choice in choices] for choices in rows]
+
+
+def test_only_the_given_choices_are_replied(params, frames, visual, prompts):
+    """Each reply is built from the likeliest next token of its own choices, which share prefixes,
+    differ in length and in number."""
+    choices = [[(1, 2, 3), (1, 2, 4), (5,)], [(1, 2), (1, 3)], [(7,)], [(9, 8), (8, 9), (9, 9)]]
+    texts = generate(
+        MODEL, params, tokenizer(SPECIAL_IDS[EOT]), prompts, visual, 4, choice_texts(choices)
+    )
+    ids = [[[NAMES.index(f"w{i}") for i in c] + [SPECIAL_IDS[EOT]] for c in row] for row in choices]
+    for b, row in enumerate(ids):
+        begun = []
+        while begun not in row:
+            tokens = prompts.tokens_BL[b : b + 1, : LENGTHS[b]]
+            tokens = np.append(tokens, [begun], axis=1).astype(np.int32) if begun else tokens
+            padded = np.pad(tokens, ((0, 0), (0, 16 - tokens.shape[1])))
+            logits = all_logits(params, padded, frames[VIDEO_OF[b : b + 1]])[0]
+            allowed = [c[len(begun)] for c in row if c[: len(begun)] == begun]
+            begun.append(max(allowed, key=lambda i: float(logits[tokens.shape[1] - 1, i])))
+        assert texts[b] == words(begun[:-1])
+
+
+def test_a_choice_that_does_not_fit_is_named(params, visual, prompts):
+    choices = [["w1 w2 w3"]] * len(LENGTHS)
+    with pytest.raises(ValueError, match="choice 'w1 w2 w3' has 3 tokens; max_new_tokens is 2"):
+        generate(MODEL, params, tokenizer(0), prompts, visual, 2, choices)
