@@ -322,7 +322,8 @@ def _replace(config, keys, value, path):
         parent = path[: len(path) - len(".".join(keys))]
         if not hints:
             raise ConfigError(f"{path}: {parent[:-1]} is a value, it holds no options")
-        raise ConfigError(f"{path}: no such option {parent}{head}; {nearest(head, hints)}")
+        name = f" {parent}{head}" if rest else ""
+        raise ConfigError(f"{path}: no such option{name}; {nearest(head, hints)}")
     new = (
         _replace(getattr(config, head), rest, value, path)
         if rest

@@ -47,7 +47,7 @@ def run(file, *assignments):
 
 
 MISTAKES = [
-    (("model.num_frame=8",), "model.num_frame: no such option .*did you mean 'num_frames'"),
+    (("model.num_frame=8",), "model.num_frame: no such option; did you mean 'num_frames'"),
     (("modle.num_frames=8",), "modle.num_frames: no such option .*did you mean 'model'"),
     (("epochs",), "'epochs': write an override as key=value"),
     (("batch_size=eight",), "batch_size = 'eight': must be int, not str"),

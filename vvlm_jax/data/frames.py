@@ -1,9 +1,9 @@
-"""Which frames of a video the model sees, and the numbers they become.
+"""Which frames of a video the model sees, and their size.
 
 The rules are those of LLaVA-NeXT (`llava/utils.py`, `SigLipImageProcessor`): one frame a second,
 thinned evenly when that is more than the model takes; each frame resized straight to a square,
-aspect not kept, and scaled to [-1, 1]. The paper adds that a short video repeats its frames, so
-that every example has exactly `num_frames` of them.
+aspect not kept. The paper adds that a short video repeats its frames, so that every example has
+exactly `num_frames` of them. Frames stay uint8 up to the device, where the model scales them.
 """
 
 import math
@@ -12,9 +12,6 @@ import numpy as np
 from PIL import Image
 
 MODES = ("uniform", "force")
-
-# The 256 values a byte can take once normalised: (x / 255 - 0.5) / 0.5, rounded once.
-_LEVELS = ((np.arange(256) / 255 - 0.5) / 0.5).astype(np.float32)
 
 
 def choose_frames(
@@ -46,13 +43,6 @@ def _check_choice(num_native: int, fps: float, num_frames: int, mode: str) -> No
         raise ValueError(f"fps={fps}: must be a positive number")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}: must be one of {', '.join(MODES)}")
-
-
-def normalize(frames: np.ndarray) -> np.ndarray:
-    """uint8 of any shape → float32 in [-1, 1], (x / 255 - 0.5) / 0.5 (SigLIP's mean and std)."""
-    if frames.dtype != np.uint8:
-        raise ValueError(f"frames: must be uint8 in 0..255, got {frames.dtype}")
-    return _LEVELS[frames]
 
 
 def resize_square(frame: np.ndarray, size: int) -> np.ndarray:

@@ -150,6 +150,8 @@ def batches(
         raise ValueError(
             f"batch_size = {batch_size}: must be at most the {len(examples)} examples there are"
         )
+    if batch_size % num_shards:
+        raise ValueError(f"batch_size = {batch_size}: must be divisible by the {num_shards} hosts")
     dataset = grain.MapDataset.source(examples).seed(seed).shuffle()
     usable = len(examples) // batch_size * batch_size
     dataset = dataset[:usable].repeat(epochs)[shard::num_shards]

@@ -32,9 +32,9 @@ def parse_letter(reply: str, num_options: int, letters: str = "ABCDEFGH") -> str
 
 
 def normalise(text: str) -> str:
-    """Lower case, no articles, no punctuation, single spaces."""
-    text = re.sub(r"[^\w\s]", " ", text.lower())
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+    """Lower case, no articles, no punctuation, single spaces; a text of articles alone stays."""
+    words = re.sub(r"[^\w\s]", " ", text.lower()).split()
+    return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def is_correct(reply: str, answer: str, num_options: int = 0) -> bool:

@@ -15,7 +15,7 @@ def write_json(path: str | Path, value) -> None:
     """Writes JSON so that a reader, or a crash, never meets half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".partial-{os.getpid()}")
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
     partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
     partial.replace(path)
 

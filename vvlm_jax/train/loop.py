@@ -37,13 +37,12 @@ class TrainingDiverged(Stopped):
     """Loss or gradient is not finite; the message names the step."""
 
 
-def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) -> dict:
+def train(config: TrainConfig, *, on_step=None) -> dict:
     """Trains one stage and writes the finished model to `config.out_dir`; a finished one is left as
     it is.
 
     Args:
       on_step: called as `on_step(step, num_steps, metrics)` after every logged step.
-      keep_checkpoints: leave the train states in place after the stage has finished.
 
     Returns:
       {"steps", "examples", "loss", "unreadable"}: the loss of the last step, and the messages of
@@ -56,6 +55,7 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
     validate(config, vision)
     out_dir = claim_folder(config)
     if checkpoint.is_finished(out_dir):
+        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
         return json.loads((out_dir / "summary.json").read_text())
     tok = tokenizer.load(config.data.tokenizer)
     examples = pipeline.Examples(config.data, config.model, vision, tok, config.seed)
@@ -70,8 +70,7 @@ def train(config: TrainConfig, *, on_step=None, keep_checkpoints: bool = False) 
     }
     (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     checkpoint.save_params(out_dir, optim.merge(state.trainable, state.frozen))
-    if not keep_checkpoints:
-        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
     return summary
 
 
@@ -113,6 +112,7 @@ def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
             state, metrics = step_fn(state, batch, share)
             log(step + 1, metrics, share, len(examples.unreadable.messages))
             if checkpoints and (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
+                log.check(step + 1, metrics)  # a diverged state must not replace a good one
                 messages = dict(examples.unreadable.messages)
                 position = {"iterator": iterator.get_state(), "unreadable": messages}
                 checkpoints.save(step + 1, state, position)
@@ -140,12 +140,8 @@ class _Log:
         """Notes that `step` steps are done."""
         if step % self.config.log_every and step != self.total:
             return
-        metrics = {k: float(v) for k, v in metrics.items()}
+        metrics = self.check(step, metrics)
         self.loss = metrics["loss"]
-        if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
-            raise TrainingDiverged(
-                f"{self.out_dir}: step {step}: {metrics}; lower optim.learning_rates"
-            )
         size = self.config.batch_size
         rate = (step - self.start) * size / (time.monotonic() - self.began)
         self.lines.write(
@@ -158,6 +154,15 @@ class _Log:
         self.progress.update(step * size, f"loss {metrics['loss']:.3f}")
         if self.on_step:
             self.on_step(step, self.total, metrics)
+
+    def check(self, step: int, metrics) -> dict[str, float]:
+        """The metrics as floats; raises TrainingDiverged when loss or gradient is not finite."""
+        metrics = {k: float(v) for k, v in metrics.items()}
+        if not np.isfinite([metrics["loss"], metrics["grad_norm"]]).all():
+            raise TrainingDiverged(
+                f"{self.out_dir}: step {step}: {metrics}; lower optim.learning_rates"
+            )
+        return metrics
 
     def close(self) -> None:
         """Closes the file and clears the progress line."""

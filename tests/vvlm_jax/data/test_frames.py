@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vvlm_jax.data.frames import MODES, choose_frames, normalize, resize_square
+from vvlm_jax.data.frames import MODES, choose_frames, resize_square
 
 # By hand from the rule: (native frames, fps, frames wanted, mode) → indices.
 BY_HAND = [
@@ -101,21 +101,6 @@ def test_says_which_field_is_wrong(arguments, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole message is compared
         choose_frames(*arguments)
     assert str(caught.value) == message
-
-
-def test_normalize_maps_bytes_to_minus_one_to_one():
-    levels = np.arange(256, dtype=np.uint8).reshape(4, 64)
-    scaled = normalize(levels)
-    assert scaled.dtype == np.float32
-    assert scaled.shape == (4, 64)
-    assert scaled[0, 0] == -1
-    assert scaled[3, 63] == 1
-    np.testing.assert_allclose(scaled, levels.astype(np.float64) / 127.5 - 1, atol=1e-7)
-
-
-def test_normalize_refuses_what_is_already_float():
-    with pytest.raises(ValueError, match="frames: must be uint8 in 0..255, got float32"):
-        normalize(np.zeros((2, 2), np.float32))
 
 
 @pytest.mark.parametrize(("height", "width"), [(35, 51), (48, 64), (28, 90), (7, 5)])

@@ -112,6 +112,11 @@ def test_hosts_share_each_global_batch(examples):
             np.testing.assert_array_equal(x[1::2], b)
 
 
+def test_a_batch_that_hosts_cannot_share_is_refused(examples):
+    with pytest.raises(ValueError, match=r"batch_size = 4: must be divisible by the 3 hosts"):
+        batches(examples(), 4, 2, 0, num_shards=3)
+
+
 def test_every_example_comes_once_an_epoch_in_a_new_order(examples):
     order = [id for batch in names(examples(), 4, 3) for id in batch]
     epochs = [order[:24], order[24:48], order[48:]]

@@ -64,6 +64,9 @@ def test_what_normalising_leaves(text, normal):
         ("red B", "B", 4, True),
         ("red", "B", 4, False),
         ("B", "b", 0, True),
+        ("", "A", 0, False),
+        ("the", "A", 0, False),
+        ("a", "A", 0, True),
     ],
 )
 def test_which_replies_are_correct(reply, answer, options, correct):

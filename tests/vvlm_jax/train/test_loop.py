@@ -155,6 +155,25 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(stage, tmp_pa
     assert not checkpoint.is_finished(tmp_path)
 
 
+def test_a_diverged_state_is_not_kept(stage, tmp_path, monkeypatch):
+    """The step before the checkpoint goes wrong, and no step is logged before the last."""
+    schedule = loop.optim.cosine_with_warmup
+    monkeypatch.setattr(
+        loop.optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
+    )
+    with pytest.raises(TrainingDiverged, match="step 4: "):
+        train(stage(tmp_path, "log_every=100", "checkpoint_every=2"))
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+
+
+def test_left_over_checkpoints_of_a_finished_run_go(stage, tmp_path):
+    """What a kill leaves between the last parameters and the end."""
+    summary = train(stage(tmp_path))
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    assert train(stage(tmp_path)) == summary
+    assert not (tmp_path / "checkpoints").exists()
+
+
 # Interrupted runs.
 
 
