@@ -110,9 +110,7 @@ def test_a_wrong_override_is_one_line(assignment, message):
 
 
 def test_a_name_like_no_other_lists_what_there_is():
-    with pytest.raises(
-        ConfigError, match=r"^model\.zzz: no such option; known: vision, llm, num_"
-    ):
+    with pytest.raises(ConfigError, match=r"^model\.zzz: no such option; known: vision, llm, num_"):
         override(TrainConfig(), ["model.zzz=1"])
 
 
