@@ -9,7 +9,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vvlm_jax.config import ConfigError
 
-BATCH = PartitionSpec(("data", "fsdp"))
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(AXES[:2])
 """Batches are split over the data-parallel axes."""
 
 RULES = (
@@ -34,16 +35,28 @@ RULES = (
 def make_mesh(axes: tuple[tuple[str, int], ...], devices=None) -> Mesh:
     """The mesh of a config: axis sizes in order, one −1 taking what is left.
 
-    Raises ConfigError when the sizes do not multiply to the number of devices.
+    Raises ConfigError when an axis is missing or unknown, or the sizes do not multiply to the
+    number of devices.
     """
     devices = jax.devices() if devices is None else devices
-    names, sizes = zip(*axes, strict=True)
+    names, sizes = zip(*axes, strict=True) if axes else ((), ())
+    if sorted(names) != sorted(AXES):
+        raise ConfigError(f"mesh = {list(names)}: must name {', '.join(AXES)}, each once")
     known = int(np.prod([s for s in sizes if s != -1]))
     sizes = [len(devices) // max(known, 1) if s == -1 else s for s in sizes]
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
         shape = ", ".join(f"{n}={s}" for n, s in axes)
         raise ConfigError(f"mesh ({shape}) does not divide the {len(devices)} devices there are")
     return Mesh(np.asarray(devices).reshape(sizes), names)
+
+
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ConfigError when a batch cannot be split evenly over the data-parallel axes."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ConfigError(
+            f"batch_size = {batch_size}: must be divisible by data × fsdp = {parts} of the mesh"
+        )
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

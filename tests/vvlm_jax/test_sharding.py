@@ -17,12 +17,11 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from vvlm_jax.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import LLAMA, VISION
-from vvlm_jax.sharding import BATCH, RULES, make_mesh, spec_for
+from vvlm_jax.sharding import AXES, BATCH, RULES, check_batch, make_mesh, spec_for
 from vvlm_jax.train import loop
 from vvlm_jax.types import Batch
 
 ROOT = Path(__file__).parents[2]
-AXES = ("data", "fsdp", "tensor")
 ONE = (1, 1, 1)
 SLOW = pytest.mark.slow(reason="every mesh compiles a train step, and one of them tells most")
 EVERY_MESH = pytest.mark.parametrize(
@@ -147,6 +146,23 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused_in_one_line(sizes):
     assert f"(data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]})" in message
     assert "8 devices" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "axes", [(), (("data", 8),), (("data", 1), ("fsdp", 8), ("model", 1)), (("data", 1),) * 3]
+)
+def test_a_mesh_has_each_of_the_three_axes_once(axes):
+    with pytest.raises(ConfigError, match=r"^mesh = \[.*\]: must name data, fsdp, tensor, each once$"):
+        make_mesh(axes, list(range(8)))
+
+
+def test_a_batch_that_the_devices_cannot_share_is_refused():
+    mesh = AbstractMesh((2, 3, 4), AXES)
+    check_batch(12, mesh)
+    with pytest.raises(
+        ConfigError, match=r"^batch_size = 8: must be divisible by data × fsdp = 6 of the mesh$"
+    ):
+        check_batch(8, mesh)
 
 
 # The rules.

@@ -26,7 +26,7 @@ from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
-from vvlm_jax.sharding import BATCH, make_mesh, param_shardings
+from vvlm_jax.sharding import BATCH, check_batch, make_mesh, param_shardings
 from vvlm_jax.train import checkpoint, optim
 from vvlm_jax.train.metrics import JsonlWriter, Progress
 from vvlm_jax.train.state import TrainState
@@ -82,6 +82,7 @@ def num_steps(config: TrainConfig, examples) -> int:
 def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
     """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
     mesh, total = make_mesh(config.mesh), num_steps(config, examples)
+    check_batch(config.batch_size, mesh)
     iterator = iter(
         pipeline.batches(
             examples,
