@@ -19,8 +19,8 @@ class StudyConfig:
     seed: int = 0
     num_frames: int = 16
     """Frames of a clip, one a second."""
-    flash_length: int = 2
-    """Frames that a flash lasts."""
+    flash_lengths: tuple[int, ...] = (1, 2, 4, 8)
+    """Frames that a flash may last: short ones need many sampled frames, long ones few."""
     image_size: int = 48
     train_videos: int = 4000
     """Clips to finetune on, one conversation each: the largest n."""

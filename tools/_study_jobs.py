@@ -54,7 +54,7 @@ def write_data(argument, check: bool = False) -> bool:
             count,
             study.turns,
             num_frames=study.num_frames,
-            flash_length=study.flash_length,
+            flash_lengths=study.flash_lengths,
             size=study.image_size,
             seed=study.seed,
             on_done=on_done(count),
@@ -160,6 +160,12 @@ def check(study: StudyConfig, specs) -> None:
     from vvlm_jax.config import ConfigError, choose, validate
     from vvlm_jax.models.variants import VISION
 
+    lengths = study.flash_lengths
+    if not lengths or not all(1 <= length <= study.num_frames for length in lengths):
+        raise ConfigError(
+            f"flash_lengths = {list(lengths)}: must be lengths from 1 to num_frames = "
+            f"{study.num_frames}"
+        )
     for spec in specs:
         validate(spec.train, choose(VISION, study.vision, "vision"))
         n = spec.train.data.num_examples

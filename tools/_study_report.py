@@ -179,7 +179,7 @@ def _add_clip(report, work):
         "clip",
         figure,
         f"A validation clip, all {len(frames)} frames. Asked: {asked}.",
-        "A four by four board of coloured shapes; its background changes colour for two frames.",
+        "A four by four board of coloured shapes; its background changes colour for a while.",
     )
 
 

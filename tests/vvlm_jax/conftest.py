@@ -8,7 +8,7 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, o
 from vvlm_jax.data import synthetic, tokenizer
 
 TURNS = (("flash", 1), ("cell", 1), ("most", 1))
-CLIP = dict(num_frames=8, flash_length=2, size=48, seed=0)
+CLIP = dict(num_frames=8, flash_lengths=(2,), size=48, seed=0)
 
 
 @pytest.fixture(scope="session")

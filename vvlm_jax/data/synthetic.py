@@ -2,7 +2,7 @@
 something.
 
 A scene is a 4 × 4 board of small coloured shapes, still for the whole clip, whose background
-flashes in one colour for a short while at a random time. Three questions:
+flashes in one colour for a while, short or long, at a random time. Three questions:
 
 - `flash` (open-ended, scored exactly): the flash's colour. Seen only if a sampled frame falls on
 it: frames.
@@ -66,8 +66,9 @@ class Scene:
     num_frames: int
 
 
-def make_scene(rng: np.random.Generator, num_frames: int = 16, flash_length: int = 2) -> Scene:
-    """Draws a scene; the flash lies inside the clip."""
+def make_scene(rng: np.random.Generator, num_frames: int = 16, flash_lengths=(2,)) -> Scene:
+    """Draws a scene; the flash has one of the lengths and lies inside the clip."""
+    flash_length = int(rng.choice(flash_lengths))
     return Scene(
         board=tuple(rng.integers(len(NAMES), size=SIDE * SIDE).tolist()),
         shapes=tuple(rng.integers(3, size=SIDE * SIDE).tolist()),
@@ -201,25 +202,26 @@ def _sorting(rng):
     return {"prompt": f"sort {listed}", "answer": answer}
 
 
-def _askable(rng, num_frames, flash_length):
+def _askable(rng, num_frames, flash_lengths):
     """A scene with a most frequent colour."""
     while True:
-        scene = make_scene(rng, num_frames, flash_length)
+        scene = make_scene(rng, num_frames, flash_lengths)
         if question(scene, "most", rng):
             return scene
 
 
-def _quizzes(rng, count, num_frames, flash_length):
+def _quizzes(rng, count, num_frames, flash_lengths):
     """`count` times a scene and one question a task, every answer equally often (to within one).
 
     Whoever always says the same then scores chance exactly, and not chance in the long run.
     """
     targets = [rng.permutation(np.arange(count) % len(NAMES)) for _ in TASKS]
     letters = rng.permutation(np.arange(count) % len(LETTERS))
-    for flash, colour, most, letter in zip(*targets, letters, strict=True):
+    lengths = rng.permutation(np.resize(flash_lengths, count))
+    for flash, colour, most, letter, length in zip(*targets, letters, lengths, strict=True):
         cells = []
         while not cells:
-            scene = _askable(rng, num_frames, flash_length)
+            scene = _askable(rng, num_frames, (length,))
             turn = most - np.bincount(scene.board).argmax()
             board = tuple(((np.array(scene.board) + turn) % len(NAMES)).tolist())
             scene = replace(scene, flash=int(flash), board=board)
@@ -275,7 +277,7 @@ def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None)
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
     for i in range(count):
-        scene = make_scene(rng, num_frames=2, flash_length=1)
+        scene = make_scene(rng, num_frames=2, flash_lengths=(1,))
         name = f"pictures/{i:06d}.png"
         if not (folder / name).exists():
             partial = (folder / name).with_suffix(".partial")
@@ -296,7 +298,7 @@ def write_videos(
     turns,
     *,
     num_frames,
-    flash_length,
+    flash_lengths,
     size,
     seed,
     on_done=None,
@@ -311,9 +313,9 @@ def write_videos(
     (folder / split).mkdir(parents=True, exist_ok=True)
     rows = []
     if split == "train":
-        scenes = ((_askable(rng, num_frames, flash_length), []) for _ in range(count))
+        scenes = ((_askable(rng, num_frames, flash_lengths), []) for _ in range(count))
     else:
-        scenes = _quizzes(rng, count, num_frames, flash_length)
+        scenes = _quizzes(rng, count, num_frames, flash_lengths)
     for i, (scene, questions) in enumerate(scenes):
         name = f"{split}/{i:06d}.mp4"
         if not (folder / name).exists():

@@ -15,7 +15,7 @@ from vvlm_jax.data.synthetic import CELLS, COLOURS, LETTERS, NAMES, TASKS
 from vvlm_jax.data.video import read_frames
 
 TURNS = (("flash", 1), ("cell", 3), ("most", 1))
-CLIP = dict(num_frames=6, flash_length=2, size=48)
+CLIP = dict(num_frames=6, flash_lengths=(2,), size=48)
 PALETTE = np.array(list(COLOURS.values()), float)
 
 
@@ -244,7 +244,7 @@ def test_answers_are_balanced(task):
 
 def test_always_saying_the_same_scores_chance():
     """Every answer of the questions to be scored appears equally often, to within one."""
-    quizzes = list(synthetic._quizzes(np.random.default_rng(3), 50, 6, 2))
+    quizzes = list(synthetic._quizzes(np.random.default_rng(3), 50, 6, (1, 2)))
     for task, questions in zip(TASKS, zip(*(q for _, q in quizzes), strict=True), strict=True):
         assert {q["task"] for q in questions} == {task}
         answers = [q["answer"].split()[-1] for q in questions]
@@ -274,7 +274,7 @@ def assert_uniform(values, kinds):
 
 def test_flashes_lie_anywhere_inside_the_clip():
     rng = np.random.default_rng(0)
-    starts = [synthetic.make_scene(rng, 8, 2).flash_start for _ in range(1400)]
+    starts = [synthetic.make_scene(rng, 8, (2,)).flash_start for _ in range(1400)]
     assert_uniform(starts, range(7))
 
 
