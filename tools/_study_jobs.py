@@ -176,12 +176,24 @@ def check(study: StudyConfig, specs) -> None:
 
 
 def sweep_jobs(specs, folder: str):
-    """Every run, and one evaluation of what the largest starts from."""
+    """Every run, and evaluations of what the largest starts from."""
     from vvlm_jax.sweep.launch import Job
 
     center = star_center(specs)
-    untrained = Job("untrained", run_untrained, (center, f"{folder}/untrained"), center.cost / 9)
-    return [*(Job(s.run_id, run_one, s, s.cost) for s in specs), untrained]
+    return [
+        *(Job(s.run_id, run_one, s, s.cost) for s in specs),
+        *(
+            Job(out.name, run_untrained, (center, str(out), seed), center.cost / 20)
+            for seed, out in enumerate(untrained_folders(folder))
+        ),
+    ]
+
+
+def untrained_folders(folder) -> list[Path]:
+    """Where the evaluations of untrained models are. One random projector may by chance turn what
+    is seen into a preference for wrong answers; the mean of several does not.
+    """
+    return [Path(folder) / f"untrained-{seed}" for seed in range(3)]
 
 
 def control_jobs(specs, folder: str):
@@ -241,14 +253,14 @@ def run_one(spec, check: bool = False) -> bool:
 
 
 def run_untrained(argument, check: bool = False) -> bool:
-    """Evaluates what finetuning starts from, but with a random projector: no video has been seen.
+    """Evaluates what finetuning starts from, but with a random projector: it has seen no video.
 
     It may reply with valid answers only; its free replies are often none, and would score less
     than a guess.
     """
     from vvlm_jax.sweep import store
 
-    spec, out = argument
+    spec, out, seed = argument
     if check or store.read_result(out):
         return store.read_result(out) is not None
     from vvlm_jax.data import pipeline, synthetic, tokenizer
@@ -259,7 +271,7 @@ def run_untrained(argument, check: bool = False) -> bool:
     from vvlm_jax.train.loop import initial_state
 
     config = dataclasses.replace(
-        spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector")
+        spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector"), seed=seed
     )
     tok = tokenizer.load(config.data.tokenizer)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)

@@ -14,6 +14,7 @@ from fitting.forms import FORMS
 from fitting.html import Report
 from fitting.report import add_law
 from fitting.runs import read_runs, write_runs
+from tools._study_jobs import untrained_folders
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
 from vvlm_jax.sweep import store
@@ -65,7 +66,7 @@ def write(study: StudyConfig, specs, center, work: Path, out: Path, cost, domain
     Args:
       specs: the sweep's runs, all finished.
       center: the run at the star's centre with the largest n.
-      work: the study's folder, with the `untrained` and `other-clip` evaluations.
+      work: the study's folder, with the evaluations of untrained models and of other clips.
       cost, domain: of the study, for the frontier.
     """
     results = {spec.run_id: store.read_result(spec.train.out_dir) for spec in specs}
@@ -185,18 +186,25 @@ def _add_clip(report, work):
 
 def _add_learning(report, specs, results, center_spec, work):
     center, n = results[center_spec.run_id], center_spec.train.data.num_examples
-    untrained, other = (store.read_result(work / name) for name in ("untrained", "other-clip"))
+    untrained = [store.read_result(folder) for folder in untrained_folders(work)]
+    other = store.read_result(work / "other-clip")
     report.section(
         "Is it learning?",
         "Chance is guessing among the valid answers. Untrained is the pretrained encoder and "
-        "language model with a random projector, before any video training; it may reply with "
-        "valid answers only, the likeliest counts. Other clip is the trained star centre, each "
-        "question asked about the next clip: what can be right without looking.",
+        f"language model with a random projector, the mean of {len(untrained)} such; it may reply "
+        "with valid answers only, the likeliest counts. Other clip is the trained star centre, "
+        "each question asked about the next clip: what can be right without looking.",
     )
     report.table(
         ["task", "chance", "untrained", "other clip", f"star centre, n = {n:,}"],
         [
-            [task, f"{chance:.1f}", _pm(untrained, task), _pm(other, task), _pm(center, task)]
+            [
+                task,
+                f"{chance:.1f}",
+                _pm(_mean(untrained), task),
+                _pm(other, task),
+                _pm(center, task),
+            ]
             for task, chance in synthetic.CHANCE.items()
         ],
         "Score ± standard error, percent.",
@@ -221,6 +229,18 @@ def _effect_row(e: Effect) -> list[str]:
     errors = [f"{x:.1f} ± {s:.1f}" for x, s in zip(e.errors, e.stderrs, strict=True)]
     levels = " → ".join(f"{level:,g}" for level in e.levels)
     return [NAMES[e.factor], e.task, levels, *errors, f"{e.drop:.1f}", f"{e.drop_in_stderrs:.1f}"]
+
+
+def _mean(results) -> dict:
+    """Mean scores of several results and their standard errors."""
+    count = len(results)
+    return {
+        "scores": {t: sum(r["scores"][t] for r in results) / count for t in results[0]["scores"]},
+        "stderr": {
+            t: np.hypot.reduce([r["stderr"][t] for r in results]) / count
+            for t in results[0]["stderr"]
+        },
+    }
 
 
 def _pm(result, task):

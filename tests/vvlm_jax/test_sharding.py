@@ -152,7 +152,9 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused_in_one_line(sizes):
     "axes", [(), (("data", 8),), (("data", 1), ("fsdp", 8), ("model", 1)), (("data", 1),) * 3]
 )
 def test_a_mesh_has_each_of_the_three_axes_once(axes):
-    with pytest.raises(ConfigError, match=r"^mesh = \[.*\]: must name data, fsdp, tensor, each once$"):
+    with pytest.raises(
+        ConfigError, match=r"^mesh = \[.*\]: must name data, fsdp, tensor, each once$"
+    ):
         make_mesh(axes, list(range(8)))
 
 
