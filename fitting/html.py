@@ -19,7 +19,7 @@ _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
 body { margin: 0; color: #1d2329; background: #fff; font: 16px/1.55 system-ui, sans-serif; }
-header, main, nav { max-width: 62rem; margin: 0 auto; padding: 0 1.1rem; }
+header, main, nav { max-width: 66rem; margin: 0 auto; padding: 0 1.1rem; }
 header { padding-top: 2rem; }
 h1 { margin: 0; font-size: 1.9rem; line-height: 1.2; }
 .subtitle { margin: .3rem 0 1rem; color: #56616b; }
