@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-all test-light lint format clean
+.PHONY: help setup study test test-quick test-light lint format clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
@@ -27,13 +27,13 @@ setup: $(VENV)/.ready  ## set up .venv and stop
 study: $(VENV)/.ready  ## run the study: its tables, figures and report
 	$(PY) -m tools.study $(ARGS)
 
-test: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those left out
-	$(PY) -m pytest -m 'not slow' $(ARGS)
-
-test-all: $(VENV)/.ready-torch  ## run all tests
+test: $(VENV)/.ready-torch  ## run all tests, and name those that cannot run here
 	$(PY) -m pytest $(ARGS)
 
-test-light: $(VENV)/.ready-tests  ## like test, and without the comparisons with PyTorch
+test-quick: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those left out
+	$(PY) -m pytest -m 'not slow' $(ARGS)
+
+test-light: $(VENV)/.ready-tests  ## like test-quick, without the comparisons with PyTorch
 	$(PY) -m pytest -m 'not slow and not torch' $(ARGS)
 
 lint: $(VENV)/.ready-tests  ## check style and format

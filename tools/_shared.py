@@ -1,39 +1,77 @@
 """What every command does the same way."""
 
+import dataclasses
 import importlib
 import importlib.util
+import os
+import re
 import sys
+import traceback
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError, Stopped
+from vvlm_jax import config as config_lib
+from vvlm_jax.config import ConfigError, Stopped, from_json, to_json
 
-_PEOPLES = (ValueError, FileNotFoundError, Stopped)
+_PEOPLES = (ValueError, OSError, Stopped)
 """Errors that a person can mend; the rest are bugs."""
 
 
 def load_config(path: Path, kind: type):
-    """The value of `config()` in a Python file. ConfigError when the file or the function is not
-    there.
+    """The value of `config()` in a Python file. ConfigError, one line naming the file, when it is
+    not there, fails, or sets an option that does not exist or has the wrong type.
     """
-    if not path.is_file():
+    if not path.is_file() or path.suffix != ".py":
         there = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no Python file"
-        raise ConfigError(f"--config {path}: no such file; in that folder: {there}")
+        raise ConfigError(f"--config {path}: no such Python file; in that folder: {there}")
     root, file = Path(__file__).parents[1], path.resolve()
-    if file.is_relative_to(root):  # so that `configs.study` is one module, however it is named
-        module = importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
-    else:
-        spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        spec.loader.exec_module(module)
-    value = module.config() if hasattr(module, "config") else None
+    try:
+        module = _import(file, root)
+        value = module.config() if hasattr(module, "config") else None
+    except Exception as e:  # whatever a person's file may raise
+        raise ConfigError(f"--config {path}{_line_of(e, file)}: {_reason(e, kind)}") from e
     if not isinstance(value, kind):
         raise ConfigError(f"--config {path}: must define config() -> {kind.__name__}")
-    return value
+    try:
+        return from_json(kind, to_json(value))  # Python does not check the types of fields
+    except (ConfigError, TypeError) as e:
+        raise ConfigError(f"--config {path}: {e}") from e
+
+
+def _import(file: Path, root: Path):
+    if file.is_relative_to(root):  # so that `configs.study` is one module, however it is named
+        return importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
+    spec = importlib.util.spec_from_file_location(f"config_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _line_of(error: Exception, file: Path) -> str:
+    """`, line 3`: where in the person's file the error arose; empty when it did not."""
+    if isinstance(error, SyntaxError) and error.filename == str(file):
+        return f", line {error.lineno}"
+    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+    return f", line {lines[-1]}" if lines else ""
+
+
+def _reason(error: Exception, kind: type) -> str:
+    """What a file's error says; for an option that does not exist, the nearest one that does."""
+    unknown = re.search(
+        r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
+    )
+    known = {**vars(config_lib), kind.__name__: kind}
+    if unknown and dataclasses.is_dataclass(cls := known.get(unknown[1])):
+        options = [field.name for field in dataclasses.fields(cls)]
+        return f"{unknown[2]}: no such option; {config_lib.nearest(unknown[2], options)}"
+    return f"{type(error).__name__}: {error}"
 
 
 def die_in_one_line(command) -> None:
-    """Runs a command; people's mistakes and Ctrl-C end it with one line, bugs with a traceback."""
+    """Runs a command; people's mistakes and Ctrl-C end it with one line, bugs with a traceback.
+
+    With VVLM_TRACEBACK=1 in the environment everything has a traceback.
+    """
     try:
         command()
     except KeyboardInterrupt:
@@ -41,7 +79,13 @@ def die_in_one_line(command) -> None:
         sys.exit(130)
     except Exception as e:
         # A failed job of a sweep carries its error as the cause.
-        if not any(isinstance(error, _PEOPLES) for error in (e, e.__cause__)):
+        mine = any(isinstance(error, _PEOPLES) for error in (e, e.__cause__))
+        if os.environ.get("VVLM_TRACEBACK") or not mine:
             raise
-        print(f"error: {e}".splitlines()[0], file=sys.stderr)
+        of_file = isinstance(e, OSError) and e.filename and e.strerror
+        print(
+            "error:",
+            f"{e.filename}: {e.strerror}" if of_file else f"{e}".split("\n")[0],
+            file=sys.stderr,
+        )
         sys.exit(2)

@@ -4,6 +4,7 @@ work is done."""
 import dataclasses
 import json
 import math
+import os
 import time
 from pathlib import Path
 
@@ -155,24 +156,71 @@ def sweep_specs(study: StudyConfig, folder: str):
     ]
 
 
-def check(study: StudyConfig, specs) -> None:
+def check(study: StudyConfig) -> None:
     """Raises ConfigError, before anything is written, for a study that cannot be run."""
-    from vvlm_jax.config import ConfigError, choose, validate
-    from vvlm_jax.models.variants import VISION
+    from vvlm_jax.config import ConfigError, choose, tokens_side, validate
+    from vvlm_jax.data.synthetic import SIDE, TASKS
+    from vvlm_jax.models.variants import LLAMA, VISION
 
-    lengths = study.flash_lengths
-    if not lengths or not all(1 <= length <= study.num_frames for length in lengths):
-        raise ConfigError(
-            f"flash_lengths = {list(lengths)}: must be lengths from 1 to num_frames = "
-            f"{study.num_frames}"
-        )
-    for spec in specs:
-        validate(spec.train, choose(VISION, study.vision, "vision"))
-        n = spec.train.data.num_examples
-        if n > study.train_videos:
-            raise ConfigError(
-                f"num_examples = {n}: must be at most train_videos = {study.train_videos}"
-            )
+    def require(name: str, ok: bool, allowed: str):
+        if not ok:
+            value = json.dumps(getattr(study, name))
+            raise ConfigError(f"{name} = {value}: must be {allowed}")
+
+    def levels(name: str, least: float, most: float, count: int = 1):
+        values = getattr(study, name)
+        good = len(set(values)) == len(values) >= count and all(least <= v <= most for v in values)
+        span = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+        require(name, good, f"{count} or more different values {span}")
+
+    vision = choose(VISION, study.vision, "vision")
+    for llm in study.llms:
+        choose(LLAMA, llm, "llms")
+    prepared = stages.lm_stage(study, study.llms[0], "").batch_size if study.llms else 1
+    require("seed", study.seed >= 0, "0 or above")
+    require("num_frames", study.num_frames >= 1, "at least 1")
+    require(
+        "image_size", study.image_size == vision.image_size, f"{vision.image_size}, the encoder's"
+    )
+    require("image_size", study.image_size % SIDE == 0, f"a multiple of {SIDE}")
+    levels("flash_lengths", 1, study.num_frames)
+    require("batch_size", study.batch_size >= 2 and study.batch_size % 2 == 0, "even, at least 2")
+    levels("num_examples", study.batch_size, study.train_videos, count=3)
+    n = study.isoflop_examples
+    require(
+        "isoflop_examples",
+        study.batch_size <= n <= study.train_videos and n not in study.num_examples,
+        f"from batch_size = {study.batch_size} to train_videos = {study.train_videos}, and none of "
+        "num_examples",
+    )
+    require("val_videos", study.val_videos >= 1, "at least 1")
+    for name in ("captions", "stories"):
+        require(name, getattr(study, name) >= prepared, f"at least {prepared}, one batch")
+    tasks = [task for task, _ in study.turns]
+    require(
+        "turns",
+        set(tasks) <= set(TASKS) and tasks and all(count >= 1 for _, count in study.turns),
+        f"pairs of a task ({', '.join(TASKS)}) and how often it is asked",
+    )
+    require("llms", len(set(study.llms)) == len(study.llms) >= 3, "3 or more different models")
+    for name in ("num_frames_levels", "domain_frames"):
+        levels(name, 1, math.inf)
+    for name in ("tokens_levels", "domain_tokens"):
+        levels(name, 1, vision.num_patches)
+        for tokens in getattr(study, name):
+            tokens_side(tokens, vision.grid, name)
+    levels("budgets", 1, math.inf, count=2)
+    require("tolerance", 0 < study.tolerance < 1, "between 0 and 1")
+    for name in ("max_per_curve", "resamples", "starts"):
+        require(name, getattr(study, name) >= 1, "at least 1")
+    require("rate", study.rate > 0, "above 0")
+    for spec in sweep_specs(study, ""):
+        validate(spec.train, vision)
+
+
+def num_cores() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def sweep_jobs(specs, folder: str):
@@ -184,23 +232,31 @@ def sweep_jobs(specs, folder: str):
         *(Job(s.run_id, run_one, s, s.cost) for s in specs),
         *(
             Job(out.name, run_untrained, (center, str(out), seed), center.cost / 20)
-            for seed, out in enumerate(untrained_folders(folder))
+            for seed, out in enumerate(untrained_folders(center, folder))
         ),
     ]
 
 
-def untrained_folders(folder) -> list[Path]:
+def untrained_folders(center, folder) -> list[Path]:
     """Where the evaluations of untrained models are. One random projector may by chance turn what
     is seen into a preference for wrong answers; the mean of several does not.
     """
-    return [Path(folder) / f"untrained-{seed}" for seed in range(3)]
+    return [Path(folder) / "controls" / center.run_id / f"untrained-{seed}" for seed in range(3)]
+
+
+def other_clip_folder(center, folder) -> Path:
+    """Where the evaluation on other clips is."""
+    return Path(folder) / "controls" / center.run_id / "other-clip"
 
 
 def control_jobs(specs, folder: str):
     """What needs a finished run: the star's centre, asked about other clips."""
     from vvlm_jax.sweep.launch import Job
 
-    return [Job("other clip", run_other_clip, (star_center(specs), f"{folder}/other-clip"), 1.0)]
+    center = star_center(specs)
+    return [
+        Job("other clip", run_other_clip, (center, str(other_clip_folder(center, folder))), 1.0)
+    ]
 
 
 def star_center(specs):
@@ -323,7 +379,7 @@ def evaluate_one(spec, out: Path, model, params, tok, config, questions=None) ->
         "scores": {**{t: s.score for t, s in scores.items()}, "avg": runner.average(scores)},
         "stderr": {**{t: s.stderr for t, s in scores.items()}, "avg": average_stderr(scores)},
         "num_questions": {t: s.num_questions for t, s in scores.items()},
-        "unreadable_eval": {t: s.unreadable for t, s in scores.items()},
+        "unreadable_eval": runner.unreadable_files(out / "predictions.jsonl"),
     }
 
 

@@ -14,7 +14,7 @@ from fitting.forms import FORMS
 from fitting.html import Report
 from fitting.report import add_law
 from fitting.runs import read_runs, write_runs
-from tools._study_jobs import untrained_folders
+from tools._study_jobs import other_clip_folder, untrained_folders
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
 from vvlm_jax.sweep import store
@@ -139,10 +139,10 @@ def _add_facts(report, study, specs, results):
         "decoding, both training stages, the sweeps, the evaluation and the fits are the code "
         "that trains the full-size model.",
         f"{len(specs)} runs: {star} of a star sweep around its largest configuration and "
-        f"{len(specs) - star} isoFLOP runs at {budgets} MFLOPs a video (equation 1 with the "
-        f"study's own encoder). Every run is evaluated on at least {min(questions.values()):,} "
-        "unseen questions a task. Scores are percent correct; error = 100 − score; avg is the "
-        "mean of the three tasks.",
+        f"{len(specs) - star} isoFLOP runs at {budgets} MFLOPs a video, to within "
+        f"{100 * study.tolerance:g}% (equation 1 with the study's own encoder). Every run is "
+        f"evaluated on at least {min(questions.values()):,} unseen questions a task. Scores are "
+        "percent correct; error = 100 − score; avg is the mean of the three tasks.",
         f"Each law is fitted with {study.resamples} bootstrap resamples (stratified by sweep and "
         f"language model) and {study.starts} random starts; the paper uses 100 and 500.",
     )
@@ -159,12 +159,11 @@ def _add_facts(report, study, specs, results):
 
 def _warn_unreadable(report, results):
     unreadable = sorted({m for r in results.values() for m in r["unreadable_train"]})
-    unanswered = max(sum(r["unreadable_eval"].values()) for r in results.values())
-    if unreadable:
-        shown = "; ".join(unreadable[:3])
-        report.warning(f"{len(unreadable)} training files could not be read: {shown}")
-    if unanswered:
-        report.warning(f"Up to {unanswered} questions a run had no readable video; left out.")
+    unanswered = sorted({m for r in results.values() for m in r["unreadable_eval"]})
+    for kind, messages in (("training", unreadable), ("validation", unanswered)):
+        if messages:
+            shown = "; ".join(messages[:3])
+            report.warning(f"{len(messages)} {kind} files could not be read, left out: {shown}")
 
 
 def _add_clip(report, work):
@@ -186,8 +185,8 @@ def _add_clip(report, work):
 
 def _add_learning(report, specs, results, center_spec, work):
     center, n = results[center_spec.run_id], center_spec.train.data.num_examples
-    untrained = [store.read_result(folder) for folder in untrained_folders(work)]
-    other = store.read_result(work / "other-clip")
+    untrained = [store.read_result(folder) for folder in untrained_folders(center_spec, work)]
+    other = store.read_result(other_clip_folder(center_spec, work))
     report.section(
         "Is it learning?",
         "Chance is guessing among the valid answers. Untrained is the pretrained encoder and "

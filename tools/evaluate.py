@@ -8,6 +8,7 @@ too, and then the answer is a letter. Interrupted, the same command continues.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 
 import tyro
@@ -55,8 +56,11 @@ def main(args: Args) -> None:
         out / "predictions.jsonl",
         config.model,
         data,
+        identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}",
         max_new_tokens=args.max_new_tokens,
     )
+    for message in runner.unreadable_files(out / "predictions.jsonl"):
+        print(f"unreadable: {message}", file=sys.stderr)
     for task, s in scores.items():
         left_out = f", {s.unreadable} unreadable left out" if s.unreadable else ""
         print(

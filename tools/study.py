@@ -5,10 +5,13 @@ Example:
 
 Writes clips, pretrains a small encoder and language models, trains and evaluates a star and an
 isoFLOP sweep, fits the scaling laws and writes OUT/runs.csv, OUT/report.html and OUT/figures.
-Interrupted anywhere, the same command continues. Numbers depend on --seed alone, not on --workers.
+Interrupted anywhere, the same command continues. Numbers depend on the study alone (its seed is an
+option: --set seed=1), not on --workers. Other fits or further runs take over what is trained.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -22,7 +25,7 @@ import tyro
 
 from configs.study import StudyConfig
 from tools._shared import die_in_one_line, load_config
-from vvlm_jax.config import override, to_json
+from vvlm_jax.config import ConfigError, override, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,48 +43,66 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Runs every phase that is not done yet."""
+    """Checks the study and runs every phase that is not done yet."""
     from tools import _study_jobs as jobs
-    from tools import _study_report
 
     study = override(load_config(args.config, StudyConfig), args.set)
-    workers = args.workers or len(os.sched_getaffinity(0))
-    work = args.out / "work" / content_hash(study)
+    if args.workers < 0:
+        raise ConfigError(f"--workers {args.workers}: must be 0 (all cores) or above")
+    jobs.check(study)
     compiled = str((args.out / "work" / "compiled").absolute())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
-    folder = str(work)
-    specs = jobs.sweep_specs(study, folder)
-    jobs.check(study, specs)
+    work = args.out / "work" / content_hash(study)
     work.mkdir(parents=True, exist_ok=True)
-    (work / "study.json").write_text(to_json(study))
-    clock = Clock(work / "phases.json")
+    with claimed(work):
+        run_phases(study, work, args.out, args.workers or jobs.num_cores())
 
+
+def run_phases(study: StudyConfig, work: Path, out: Path, workers: int) -> None:
+    """Data, preparation, sweep, fits and report; `work` keeps what was made, `out` gets results."""
+    from tools import _study_jobs as jobs
+    from tools import _study_report
+
+    folder, clock = str(work), Clock(work / "phases.json")
+    specs = jobs.sweep_specs(study, folder)
+    (work / "study.json").write_text(to_json(study))
     with clock("videos, pictures and stories"):
         launch_phase(jobs.data_jobs(study, folder), workers)
     with clock("pretrained encoder and language models"):
         launch_phase(jobs.pretrain_jobs(study, folder), workers)
         launch_phase(jobs.projector_jobs(study, folder), workers)
     with clock("sweep and evaluation"):
-        note(f"{len(specs)} runs, {workers} at a time")
-        launch_phase(jobs.sweep_jobs(specs, folder), workers)
+        sweep = jobs.sweep_jobs(specs, folder)
+        extra = len(sweep) - len(specs)
+        note(f"{len(specs)} runs and {extra} untrained models, {workers} at a time")
+        launch_phase(sweep, workers)
         launch_phase(jobs.control_jobs(specs, folder), workers)
-    with clock("fits and report"):
+    with clock("fits and report", whole=True):
         cost, domain = jobs.study_cost(study), jobs.study_domain(study)
-        _study_report.write(study, specs, jobs.star_center(specs), work, args.out, cost, domain)
+        _study_report.write(study, specs, jobs.star_center(specs), work, out, cost, domain)
     clock.finish()
-    shutil.copy(work / "phases.json", args.out / "phases.json")
-    note(f"report: {args.out / 'report.html'}")
+    shutil.copy(work / "phases.json", out / "phases.json")
+    note(f"report: {out / 'report.html'}")
 
 
 # --- the content hash and the clock ---
 
 
+LATER = {
+    *("num_frames_levels", "tokens_levels", "num_examples", "isoflop_examples", "budgets"),
+    *("domain_frames", "domain_tokens", "tolerance", "max_per_curve", "resamples", "starts"),
+}
+"""Which runs there are, and how they are fitted: no run's own result depends on these."""
+
+
 def content_hash(study: StudyConfig) -> str:
-    """Names what the prepared models and runs depend on: the study's numbers and the code that
-    trains.
+    """Names what prepared models and runs depend on: the study's numbers and the code that trains.
+
+    A study that only adds runs, or fits them differently, shares the folder.
     """
-    digest = hashlib.sha256(to_json(study).encode())
+    values = {k: v for k, v in dataclasses.asdict(study).items() if k not in LATER}
+    digest = hashlib.sha256(json.dumps(values).encode())
     root = Path(__file__).parent.parent
     for pattern in (
         "vvlm_jax/**/*.py",
@@ -93,6 +114,19 @@ def content_hash(study: StudyConfig) -> str:
         for path in sorted(root.glob(pattern)):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def claimed(work: Path):
+    """Holds a study's folder; ConfigError while another process does."""
+    with (work / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(
+                f"{work}: another study is at work there; wait, or choose another --out"
+            ) from None
+        yield
 
 
 def note(text: str) -> None:
@@ -107,9 +141,9 @@ class Clock:
         self.file = file
         self.phases = json.loads(file.read_text())["seconds"] if file.exists() else {}
 
-    def __call__(self, phase: str):
-        """`with clock("phase"):` times it."""
-        self.phase = phase
+    def __call__(self, phase: str, whole: bool = False):
+        """`with clock("phase"):` times it; a phase that always starts afresh is taken `whole`."""
+        self.phase, self.whole = phase, whole
         return self
 
     def __enter__(self):
@@ -118,7 +152,8 @@ class Clock:
 
     def __exit__(self, *_):
         seconds = time.monotonic() - self.start
-        self.phases[self.phase] = round(self.phases.get(self.phase, 0) + seconds, 1)
+        earlier = 0 if self.whole else self.phases.get(self.phase, 0)
+        self.phases[self.phase] = round(earlier + seconds, 1)
         self.finish()
 
     def finish(self):

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -226,6 +227,11 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
         data.frame_sampling,
         "uniform or force",
     )
+    share = data.max_unreadable
+    _require(0 <= share <= 1, "data.max_unreadable", share, "a share from 0 to 1")
+    for name, least in (("max_text_tokens", 1), ("frame_cache_mb", 0), ("read_threads", 0)):
+        value = getattr(data, name)
+        _require(value >= least, f"data.{name}", value, f"{least} or above")
     n = data.num_examples
     _require(n is None or n >= 1, "data.num_examples", n, "at least 1, or null for all")
     _require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
@@ -251,8 +257,17 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     )
     _require(0 <= optim.warmup < 1, "optim.warmup", optim.warmup, "a share from 0 to below 1")
     _require(optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
+    for name in ("b1", "b2"):
+        value = getattr(optim, name)
+        _require(0 <= value < 1, f"optim.{name}", value, "from 0 to below 1")
+    _require(optim.eps > 0, "optim.eps", optim.eps, "above 0")
+    _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or above")
     for pattern, rate in optim.learning_rates:
         _require(rate >= 0, f"optim.learning_rates[{pattern}]", rate, "0 (frozen) or above")
+        try:
+            re.compile(pattern)
+        except re.error as e:
+            raise ConfigError(f"optim.learning_rates: {pattern!r} is no regex: {e}") from None
     return config
 
 

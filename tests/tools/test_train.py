@@ -63,6 +63,10 @@ MISTAKES = [
     (("microbatches=3",), "microbatches = 3: must be a divisor of batch_size = 4"),
     (("batch_size=9",), "batch_size = 9: must be at most the 8 examples"),
     (('optim.learning_rates=[["llm/.*",1]]',), r"optim\.learning_rates: no pattern covers"),
+    (("optim.b1=2",), r"optim\.b1 = 2\.0: must be from 0 to below 1"),
+    (("optim.eps=-1",), r"optim\.eps = -1\.0: must be above 0"),
+    (("data.max_unreadable=-1",), r"data\.max_unreadable = -1\.0: must be a share from 0 to 1"),
+    (('optim.learning_rates=[["(",1]]',), r"optim\.learning_rates: '\(' is no regex"),
     (("data.max_text_tokens=3",), r"stories\.json: example 'story-\d': .*data\.max_text_tokens"),
 ]
 
@@ -86,7 +90,7 @@ def test_a_missing_config_names_those_that_are_there(config_file, capsys):
         run(config_file.parent / "tini.py")
     assert e.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{config_file.parent / 'tini.py'}: no such file" in line
+    assert f"{config_file.parent / 'tini.py'}: no such Python file" in line
     assert str(config_file) in line
 
 
@@ -98,6 +102,36 @@ def test_a_config_file_without_a_config_is_named(tmp_path, capsys, text):
     assert e.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.endswith("c.py: must define config() -> TrainConfig")
+
+
+CONFIG_MISTAKES = [
+    ("num_frame=8", r"c\.py, line 3: num_frame: no such option; did you mean 'num_frames'\?$"),
+    ('num_frames="8"', r"c\.py: model\.num_frames = '8': must be int, not str$"),
+    ("num_frames=1 / 0", r"c\.py, line 3: ZeroDivisionError: division by zero$"),
+    ("num_frames=(", r"c\.py, line \d: SyntaxError: "),
+]
+
+
+@pytest.mark.parametrize(("option", "message"), CONFIG_MISTAKES)
+def test_a_mistake_in_a_config_file_is_one_line(tmp_path, capsys, option, message):
+    (tmp_path / "c.py").write_text(
+        "from vvlm_jax.config import ModelConfig, TrainConfig\n"
+        f"def config():\n    return TrainConfig(ModelConfig({option}))\n"
+    )
+    with pytest.raises(SystemExit) as e:
+        run(tmp_path / "c.py")
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line), line
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(config_file, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit) as e:
+        run(config_file, f"out_dir={tmp_path / 'file' / 'run'}")
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {tmp_path / 'file' / 'run'}: Not a directory"
 
 
 def test_an_interruption_says_how_to_go_on(capsys):

@@ -34,7 +34,7 @@ def read_conversations(path: str | Path) -> list[dict]:
 def read_jsonl(path: str | Path) -> list[dict]:
     """One JSON value a line; empty lines are passed over. ValueError names file and line."""
     rows = []
-    for number, line in enumerate(Path(path).read_text().split("\n"), 1):
+    for number, line in enumerate(_read_text(Path(path)).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -43,9 +43,16 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return rows
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: byte {e.start} is not UTF-8 text") from None
+
+
 def _read_json_list(path: Path) -> list:
     try:
-        rows = json.loads(path.read_text())
+        rows = json.loads(_read_text(path))
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: line {e.lineno} is not JSON: {e.msg}") from None
     if not isinstance(rows, list):

@@ -6,14 +6,18 @@ LETTER_PROMPT = "Answer with the option's letter from the given choices directly
 """What LMMs-Eval's multiple-choice tasks append (videomme, longvideobench, perceptiontest)."""
 
 
-def format_options(options, letters: str = "ABCDEFGH") -> str:
+LETTERS = "ABCDEFGH"
+"""Of the options of a question, in order."""
+
+
+def format_options(options, letters: str = LETTERS) -> str:
     """`A. cat\\nB. dog`: one option a line."""
     return "\n".join(
         f"{letter}. {option}" for letter, option in zip(letters, options, strict=False)
     )
 
 
-def parse_letter(reply: str, num_options: int, letters: str = "ABCDEFGH") -> str | None:
+def parse_letter(reply: str, num_options: int, letters: str = LETTERS) -> str | None:
     """The option letter a reply names, or None: a leading letter, `(B)`, `answer is B`, or a final
     letter.
     """

@@ -5,6 +5,7 @@ A question is a JSON line: `id`, `task`, `video`, `question`, `answer`, for mult
 default, and `choices`, the only replies allowed (all questions have them, or none).
 """
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.config import DataConfig, ModelConfig
+from vvlm_jax.config import ConfigError, DataConfig, ModelConfig
 from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import read_jsonl
 from vvlm_jax.data.media import FrameReader
@@ -42,31 +43,45 @@ class TaskScore:
 
 
 def read_questions(path: str | Path) -> list[dict]:
-    """Rows of a question file. ValueError names file, line and the missing or broken field."""
+    """Rows of a question file. ValueError names file, question and the missing or broken field."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such question file")
-    rows = read_jsonl(path)
-    seen = set()
+    rows, seen = read_jsonl(path), set()
+    if not rows:
+        raise ValueError(f"{path}: holds no question")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
             raise ValueError(f"{path}: question {number} is no JSON object")
-        missing = [f for f in FIELDS if not str(row.get(f, "")).strip()]
-        if missing:
-            raise ValueError(f"{path}: question {number} lacks {', '.join(missing)}")
-        if row["id"] in seen:
-            raise ValueError(f"{path}: question {number} repeats id {row['id']!r}")
+        wrong = _what_is_wrong(row)
+        if not wrong and row["id"] in seen:
+            wrong = f"repeats id {row['id']!r}"
+        if not wrong and ("choices" in row) != ("choices" in rows[0]):
+            wrong = "either all questions have choices or none"
+        if wrong:
+            raise ValueError(f"{path}: question {number}: {wrong}")
         seen.add(row["id"])
-        options = row.get("options")
-        if options and row["answer"] not in list("ABCDEFGH"[: len(options)]):
-            raise ValueError(
-                f"{path}: question {number}: answer {row['answer']!r} is no letter of its options"
-            )
-        if bool(row.get("choices")) != bool(rows[0].get("choices")):
-            raise ValueError(
-                f"{path}: question {number}: either all questions have choices or none"
-            )
     return rows
+
+
+def _what_is_wrong(row: dict) -> str:
+    """The first thing about a question that cannot be asked or scored; empty when all is well."""
+    if missing := [f for f in FIELDS if row.get(f) is None or not str(row[f]).strip()]:
+        return f"lacks {', '.join(missing)}"
+    for name in (*FIELDS, "prompt"):
+        if not isinstance(row.get(name, ""), str):
+            return f"{name} = {row[name]!r}: must be a text"
+    for name, most in (("options", len(mcq.LETTERS)), ("choices", math.inf)):
+        texts = row.get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+            return f"{name} = {texts!r}: must be a list of texts"
+        if name in row and not 1 <= len(texts) <= most:
+            return f"{name}: must be from 1 to {most} texts, got {len(texts)}"
+    if "options" in row and row["answer"] not in list(mcq.LETTERS[: len(row["options"])]):
+        return f"answer {row['answer']!r} is no letter of its options"
+    if any(place in prompt_text(row) for place in chat.PLACEHOLDERS):
+        return "holds a placeholder; the video is put before the question by itself"
+    return ""
 
 
 def prompt_text(row: dict) -> str:
@@ -90,6 +105,7 @@ def evaluate(
     data_config: DataConfig,
     *,
     reader: FrameReader | None = None,
+    identity: str = "",
     max_new_tokens: int = 16,
     videos_per_batch: int = 4,
     title: str = "evaluate",
@@ -99,11 +115,24 @@ def evaluate(
     Frames and tokens a frame are the model's own. A video is encoded once for all its questions.
     Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task,
     error}). What is answered already is not asked again, so an interrupted evaluation continues;
-    what could not be read is tried again.
+    what could not be read is tried again. `asked.json` beside them says what was asked of which
+    model (`identity`).
 
-    Raises VideoError when more than `data_config.max_unreadable` of the videos cannot be read.
+    Raises VideoError when more than `data_config.max_unreadable` of the videos cannot be read,
+    ConfigError when the predictions are of another model, other questions or other options.
     """
+    if max_new_tokens < 1:
+        raise ConfigError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
     predictions_file = Path(predictions_file)
+    _claim_predictions(
+        predictions_file,
+        {
+            "model": identity,
+            "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
+            "media_root": str(data_config.media_root),
+            "max_new_tokens": max_new_tokens,
+        },
+    )
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
         Path(data_config.media_root),
@@ -140,13 +169,36 @@ def evaluate(
             if len(broken) > allowed:
                 raise VideoError(
                     f"{len(broken)} unreadable videos, more than the {allowed} that "
-                    f"data.max_unreadable allows: {min(broken)}"
+                    f"max_unreadable = {data_config.max_unreadable:g} allows: {min(broken)}"
                 )
             progress.update(len(done))
     finally:
         progress.close()
         writer.close()
     return score([done[q["id"]] for q in questions])
+
+
+def _claim_predictions(file: Path, asked: dict) -> None:
+    """Writes what is asked beside the predictions, or checks that it is what was asked before."""
+    note = file.with_name("asked.json")
+    if file.is_file() and note.is_file():
+        earlier = json.loads(note.read_text())
+        for name, value in asked.items():
+            if earlier.get(name) != value:
+                raise ConfigError(
+                    f"{file} holds replies with other {name} ({earlier.get(name)!r}, not "
+                    f"{value!r}); choose another folder, or remove it"
+                )
+    note.parent.mkdir(parents=True, exist_ok=True)
+    partial = note.with_name("asked.json.partial")
+    partial.write_text(json.dumps(asked, indent=1) + "\n")
+    partial.replace(note)
+
+
+def unreadable_files(predictions_file: str | Path) -> list[str]:
+    """Messages of the videos that could not be read, each naming its file, sorted."""
+    lines = Path(predictions_file).read_text().splitlines()
+    return sorted({p["error"] for p in map(json.loads, lines) if "error" in p})
 
 
 def score(predictions: list[dict]) -> dict[str, TaskScore]:

@@ -16,6 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from vvlm_jax.train.metrics import Progress
+
 _PR_SET_PDEATHSIG = 1
 _updates = None
 
@@ -108,11 +110,12 @@ def _release_memory() -> None:
 
 
 def _start_worker(updates, core_index, parent: int) -> None:
-    """In the child, before jax is imported: one core, no Ctrl-C of its own, death with the
-    parent.
+    """In the child, before jax is imported: one core, no progress line or Ctrl-C of its own, death
+    with the parent.
     """
     global _updates
     _updates = updates
+    Progress.shown = False
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

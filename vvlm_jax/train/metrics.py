@@ -41,13 +41,16 @@ def _step(line: str) -> float:
 class Progress:
     """`title 120/400 · 51.2 examples/s · loss 0.41 · 5 s left`, rewritten in place on a terminal.
 
-    In a log (no terminal) it stays quiet but for `note`.
+    In a log (no terminal) it stays quiet. So it does in the workers of a sweep, whose parent has
+    the terminal's line (`shown`).
     """
+
+    shown = True
 
     def __init__(self, title: str, total: int, unit: str = "examples", stream=None):
         self.title, self.total, self.unit = title, total, unit
         self._stream = sys.stderr if stream is None else stream
-        self._live = self._stream.isatty()
+        self._live = self.shown and self._stream.isatty()
         self._start = self._shown = time.monotonic()
         self._first: int | None = None
 

@@ -6,7 +6,7 @@ import shutil
 import jax
 import pytest
 
-from vvlm_jax.config import DataConfig
+from vvlm_jax.config import ConfigError, DataConfig
 from vvlm_jax.data import pipeline, synthetic
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.video import VideoError
@@ -174,9 +174,7 @@ def test_unreadable_videos_are_counted_and_left_out(ask, damaged, questions, rep
 
 def test_more_unreadable_videos_than_allowed_stop_every_time(ask, damaged, questions, tmp_path):
     for _ in range(2):
-        with pytest.raises(
-            VideoError, match=r"2 unreadable videos.* 1 .*data\.max_unreadable"
-        ) as e:
+        with pytest.raises(VideoError, match=r"2 unreadable videos.* 1 .*max_unreadable = 0") as e:
             ask(questions, root=damaged, max_unreadable=1.9 / 6, videos_per_batch=6)
         assert str(damaged / "val") in str(e.value)
         assert "\n" not in str(e.value)
@@ -231,21 +229,25 @@ def test_a_missing_field_is_named(tmp_path, field, value):
     if value is None:
         del bad[field]
     file = write(tmp_path / "q.jsonl", QUESTION, bad)
-    with pytest.raises(ValueError, match=rf"q\.jsonl: question 2 lacks {field}$"):
+    with pytest.raises(ValueError, match=rf"q\.jsonl: question 2: lacks {field}$"):
         read_questions(file)
 
 
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (QUESTION, "question 2 repeats id '1'"),
+        (QUESTION, "question 2: repeats id '1'"),
         ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "C"}, "answer 'C' is no letter"),
         (
             {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "AB"},
             "answer 'AB' is no letter",
         ),
         ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"}, "answer 'x' is no letter"),
-        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": 1}, "answer 1 is no letter"),
+        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": 1}, "answer = 1: must be a text"),
+        ({**QUESTION, "id": 2}, "question 2: id = 2: must be a text"),
+        ({**QUESTION, "id": "2", "options": "xy"}, "options = 'xy': must be a list of texts"),
+        ({**QUESTION, "id": "2", "options": list("abcdefghi")}, "from 1 to 8 texts, got 9"),
+        ({**QUESTION, "id": "2", "question": "<video> ?"}, "question 2: holds a placeholder"),
         ('{"id": 2,', "line 2 is not JSON"),
         ("[1, 2]", "question 2 is no JSON object"),
     ],
@@ -255,6 +257,30 @@ def test_a_broken_question_is_named(tmp_path, bad, message):
     with pytest.raises(ValueError, match=message) as e:
         read_questions(file)
     assert str(e.value).startswith(f"{file}: ")
+
+
+def test_a_question_file_without_questions_or_text_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"q\.jsonl: holds no question"):
+        read_questions(write(tmp_path / "q.jsonl"))
+    (tmp_path / "l.jsonl").write_bytes(b"{\xe9}")
+    with pytest.raises(ValueError, match=r"l\.jsonl: byte 1 is not UTF-8 text"):
+        read_questions(tmp_path / "l.jsonl")
+
+
+def test_replies_to_other_questions_or_of_another_model_are_not_taken_over(ask, questions):
+    ask(questions[:3], identity="one")
+    ask(questions[:3], identity="one")
+    with pytest.raises(ConfigError, match=r"predictions\.jsonl holds replies with other questions"):
+        ask([*questions[:2], {**questions[2], "answer": "red"}], identity="one")
+    with pytest.raises(ConfigError, match=r"other model \('one', not 'two'\)"):
+        ask(questions[:3], identity="two")
+    with pytest.raises(ConfigError, match=r"other max_new_tokens \(3, not 2\)"):
+        ask(questions[:3], identity="one", max_new_tokens=2)
+
+
+def test_no_room_for_a_reply_is_refused(ask, questions):
+    with pytest.raises(ConfigError, match="max_new_tokens = 0: must be at least 1"):
+        ask(questions, max_new_tokens=0)
 
 
 def test_a_missing_question_file_is_named(tmp_path):

@@ -136,6 +136,22 @@ def test_a_run_that_could_not_start_does_not_claim_its_folder(stage, tmp_path):
         train(stage(tmp_path, "data.num_examples=4"))
 
 
+def test_what_changes_no_number_may_change_between_calls(stage, tmp_path):
+    """Else an interrupted run could not go on with more room for unreadable files."""
+    train(stage(tmp_path))
+    others = ("log_every=3", "checkpoint_every=1", "data.max_unreadable=0.5", "data.read_threads=1")
+    train(stage(tmp_path, *others))
+
+
+def test_a_broken_config_is_named(stage, tmp_path):
+    train(stage(tmp_path))
+    (tmp_path / "config.json").write_text("")
+    with pytest.raises(
+        ConfigError, match=r"config\.json: .*; remove .*, or choose another out_dir"
+    ):
+        train(stage(tmp_path))
+
+
 def test_only_logged_steps_are_reported_and_always_the_last(stage, tmp_path):
     seen = []
     summary = train(stage(tmp_path, "log_every=4"), on_step=stop_after(None, seen))

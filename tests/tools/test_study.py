@@ -1,0 +1,99 @@
+"""The study command: what cannot be run is refused in one line, before anything is written."""
+
+import dataclasses
+import fcntl
+import re
+from pathlib import Path
+
+import pytest
+
+from configs import study, study_mini
+from tools import study as command
+from tools._shared import die_in_one_line
+from vvlm_jax.config import override
+
+MISTAKES = [
+    ("train_video=3", "train_video: no such option; did you mean 'train_videos'"),
+    ("train_videos=many", "train_videos = 'many': must be int, not str"),
+    ("seed=-1", "seed = -1: must be 0 or above"),
+    ("image_size=47", "image_size = 47: must be 48, the encoder's"),
+    ("flash_lengths=[17]", "flash_lengths = .17.: must be 1 or more different values from 1 to 16"),
+    ("captions=5", "captions = 5: must be at least 32"),
+    ("val_videos=0", "val_videos = 0: must be at least 1"),
+    ('turns=[["foo", 1]]', "turns = .*: must be pairs of a task"),
+    ('llms=["study-s"]', "llms = .*: must be 3 or more different models"),
+    ('llms=["study-x", "study-m", "study-l"]', "llms = 'study-x': unknown; did you mean"),
+    ("num_examples=[]", "num_examples = ..: must be 3 or more different values"),
+    ("num_examples=[64, 64, 128]", "num_examples = .*: must be 3 or more different values"),
+    ("num_examples=[8, 16, 5000]", "num_examples = .*: must be .* from 8 to 4000"),
+    ("isoflop_examples=750", "isoflop_examples = 750: .* none of num_examples"),
+    ("num_frames_levels=[0, 1]", "num_frames_levels = .*: must be .* of at least 1"),
+    ("tokens_levels=[1, 5]", "tokens_levels = 5: must be a perfect square from 1 to 4² = 16"),
+    ("domain_tokens=[25]", "domain_tokens = .*: must be .* from 1 to 16"),
+    ("budgets=[12e6, 12e6]", "budgets = .*: must be 2 or more different values"),
+    ("budgets=[1, 2]", "no configuration costs within"),
+    ("batch_size=7", "batch_size = 7: must be even"),
+    ("rate=0", "rate = 0.0: must be above 0"),
+    ("resamples=0", "resamples = 0: must be at least 1"),
+]
+
+
+def run(out, *assignments, **options):
+    args = command.Args(out=out, set=assignments, **options)
+    die_in_one_line(lambda: command.main(args))
+
+
+@pytest.mark.parametrize(("assignment", "message"), MISTAKES)
+def test_a_mistake_is_one_line_and_writes_nothing(tmp_path, capsys, assignment, message):
+    with pytest.raises(SystemExit) as e:
+        run(tmp_path / "out", assignment)
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"error: {message}", line), line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_negative_number_of_workers_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run(tmp_path / "out", workers=-1)
+    assert "--workers -1: must be 0 (all cores) or above" in capsys.readouterr().err
+
+
+def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
+    config = Path("configs/study_mini.py")
+    work = tmp_path / "work" / command.content_hash(study_mini.config())
+    work.mkdir(parents=True)
+    with (work / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit):
+            run(tmp_path, config=config)
+    assert "another study is at work there" in capsys.readouterr().err
+    assert [p.name for p in work.iterdir()] == ["lock"]
+
+
+def test_only_what_a_run_depends_on_names_its_folder():
+    base = study.study()
+    same = override(
+        base, ["resamples=100", "budgets=[12e6, 24e6, 48e6]", "num_examples=[8, 16, 32]"]
+    )
+    assert command.content_hash(same) == command.content_hash(base)
+    others = [
+        override(base, [a]) for a in ("seed=1", "rate=1e-3", "train_videos=4001", "captions=99")
+    ]
+    assert len({command.content_hash(s) for s in [base, *others]}) == 5
+
+
+def test_a_later_option_is_an_option():
+    assert {f.name for f in dataclasses.fields(study.StudyConfig)} >= command.LATER
+
+
+def test_a_phase_taken_whole_is_not_added_up(tmp_path):
+    clock = command.Clock(tmp_path / "phases.json")
+    for _ in range(2):
+        clock.phases |= {"sweep": 5.0, "fits": 5.0}
+        with clock("sweep"):
+            pass
+        with clock("fits", whole=True):
+            pass
+    assert clock.phases["sweep"] == 5.0
+    assert clock.phases["fits"] < 1.0
