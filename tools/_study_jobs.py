@@ -90,8 +90,8 @@ def stage_cost(config) -> float:
     return 2e4 + llm_params(LLAMA[config.model.llm])
 
 
-def train_chain(configs, check: bool = False) -> bool:
-    """Trains stages one after another, or says whether the last one is done."""
+def train_chain(configs, check: bool = False, share: float = 1.0) -> bool:
+    """Trains stages one after another, `share` of a job, or says whether the last one is done."""
     if check:
         return (Path(configs[-1].out_dir) / "params").is_dir()
     from vvlm_jax.sweep.launch import report
@@ -102,7 +102,7 @@ def train_chain(configs, check: bool = False) -> bool:
 
         def on_step(step, steps, metrics, i=i, start=start, config=config):
             rate = step * config.batch_size / (time.monotonic() - start)
-            part = (i + step / steps) / len(configs)
+            part = share * (i + step / steps) / len(configs)
             report((part, f"loss {metrics['loss']:.3f} · {rate:.0f} examples/s"))
 
         train(config, on_step=on_step)
@@ -298,9 +298,9 @@ def run_one(spec, check: bool = False) -> bool:
     from vvlm_jax.sweep.launch import report
     from vvlm_jax.train.checkpoint import load_model
 
-    train_chain([spec.train])
-    report((0.8, "evaluating"))
+    train_chain([spec.train], share=0.8)
     summary = json.loads((out / "summary.json").read_text())
+    report((0.8, f"loss {summary['loss']:.3f} · evaluating"))
     scored = evaluate_one(spec, out, *load_model(out))
     store.write_result(
         out, {**scored, "unreadable_train": summary["unreadable"], "loss": summary["loss"]}
