@@ -1,6 +1,7 @@
-"""From a table of runs to a decision, in one call: compare forms, fit, frontier, elasticity.
+"""From a table of runs to a decision: compare forms, fit, frontier, elasticity.
 
-`analyse` returns everything as one value; `findings` says in plain words where not to trust it.
+`analyse` does it all in one call and `examine` starts from a law that is fitted already; both
+return one value, and `findings` says in plain words where not to trust it.
 """
 
 from collections.abc import Callable
@@ -8,42 +9,42 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting import units
+from fitting import summary, units
 from fitting.elasticity import Elasticity, elasticity
 from fitting.fit import BaggedFit
-from fitting.forms import FORMS
+from fitting.forms import PAPER_FORMS
 from fitting.frontier import Frontier, agreement, frontier, member_frontiers
-from fitting.runs import FACTORS, RunTable
-from fitting.selection import Comparison, compare_forms
+from fitting.runs import RunTable
+from fitting.selection import Comparison, Score, compare, score
 from fitting.solve import STOPPED
 from fitting.sweeps import Domain
 
-GOOD_R2 = 0.8  # cross-validation below this: a poor description
-GOOD_EXTRAPOLATION = 0.5  # star to isoFLOP below this: no better guide than a rough guess
+GOOD_R2 = 0.8  # on unseen runs below this: a poor description
+GOOD_EXTRAPOLATION = 0.5  # of the chosen split below this: no better guide than a rough guess
 OFTEN = 0.1  # share of members from which a habit of the solver is worth a sentence
 
 
 @dataclass(frozen=True, eq=False)
 class Analysis:
-    """Everything `analyse` found.
+    """A law and what was found out about it.
 
     Attributes:
       table: the runs, of one metric.
-      cost: x [X, K] -> FLOPs [X].
-      comparison: of all forms.
-      law: the `BaggedFit` of the form of least cross-validation MSE.
-      frontier: x*(c; n).
-      elasticity: of x* to n.
-      agreement: share of the law's members with the same x*, [C, M].
+      law: the `BaggedFit`.
+      comparison: of several forms, the law's among them; None without one.
+      cost: x [X, K] -> FLOPs [X]; None where costs are unknown, and then no frontier.
+      frontier: x*(c; n), or None.
+      agreement: share of the law's members with the same x*, [C, M], or None.
+      elasticity: of x* to n; None for a law without n, or without a frontier.
     """
 
     table: RunTable
-    cost: Callable
-    comparison: Comparison
     law: BaggedFit
-    frontier: Frontier
-    elasticity: Elasticity
-    agreement: np.ndarray
+    comparison: Comparison | None = None
+    cost: Callable | None = None
+    frontier: Frontier | None = None
+    agreement: np.ndarray | None = None
+    elasticity: Elasticity | None = None
 
 
 def analyse(
@@ -65,55 +66,134 @@ def analyse(
       table: runs of one metric.
       domain: the configurations on offer.
       cost: x [X, K] -> FLOPs [X].
-      configs: a `FitConfig` (or a name) for each form; None for all forms with default options.
+      configs: a `FitConfig` (or a name) for each form; None for the paper's with default options.
       budgets: inference budgets [C], in FLOPs.
-      num_examples: data sizes [M].
+      num_examples: data sizes [M]; None for laws without n.
       delta: step of the elasticity; half the largest n by default, as the paper's 5M is of 10M.
       folds, seed: of the cross-validation.
       on_progress: called with a line of text before each step.
 
     Raises:
-      ValueError: as `compare_forms`, `frontier` and `elasticity`.
+      ValueError: as `compare`, `frontier` and `elasticity`.
     """
-    configs = tuple(FORMS) if configs is None else configs
-    comparison = compare_forms(table, configs, folds=folds, seed=seed, on_progress=on_progress)
-    law = comparison.fits[comparison.best]
+    configs = PAPER_FORMS if configs is None else configs
+    sweeps, split = {"star", "isoflop"}, {}
+    if sweeps <= set(table.columns.get("sweep", ())):
+        split = dict(train="sweep=star", test="sweep=isoflop")
+
+    def say(label, done, total):
+        if done == 0:
+            on_progress(f"form {label}")
+
+    options = dict(folds=folds, seed=seed, leave_out=False, on_progress=say)
+    comparison = compare(table, configs, **split, **options)
+    law = comparison.entry(comparison.best).law
     on_progress(f"frontier of {comparison.best}: {len(domain.configurations())} configurations")
+    return examine(table, law, domain, cost, budgets, num_examples, comparison, delta)
+
+
+def examine(
+    table: RunTable,
+    law: BaggedFit,
+    domain,
+    cost,
+    budgets=None,
+    num_examples=None,
+    comparison: Comparison | None = None,
+    delta: float | None = None,
+) -> Analysis:
+    """The frontier and the elasticity of a law.
+
+    Args:
+      table: the runs it was fitted to.
+      law: a `BaggedFit`.
+      domain: the configurations on offer, as in `frontier`.
+      cost: x [X, K] -> FLOPs [X].
+      budgets: [C]; by default 60 from the cheapest configuration to the dearest.
+      num_examples: [M]; by default five from the smallest n of the runs to twice their largest.
+      comparison: kept beside it.
+      delta: step of the elasticity; half the largest n by default.
+
+    Raises:
+      ValueError: as `frontier` and `elasticity`.
+    """
+    if budgets is None:
+        offers = domain.configurations() if hasattr(domain, "configurations") else domain
+        reach = cost(offers)
+        budgets = np.geomspace(reach.min() * 1.05, reach.max(), 60)
+    if num_examples is None and law.examples is not None:
+        num_examples = np.geomspace(table.n.min(), 2 * table.n.max(), 5)
     best = frontier(law, domain, cost, budgets, num_examples)
     shares = agreement(best, member_frontiers(law, domain, cost, budgets, num_examples))
-    on_progress("elasticity")
-    delta = 0.5 * float(np.max(num_examples)) if delta is None else delta
-    change = elasticity(law, domain, cost, budgets, num_examples, delta)
-    return Analysis(table, cost, comparison, law, best, change, shares)
+    change = None
+    if law.examples is not None:
+        delta = 0.5 * float(np.max(num_examples)) if delta is None else delta
+        change = elasticity(law, domain, cost, budgets, num_examples, delta)
+    return Analysis(table, law, comparison, cost, best, shares, change)
+
+
+# --- reasons for doubt ---
 
 
 def findings(analysis: Analysis) -> list[str]:
     """Reasons for doubt, in plain words; empty where there are none."""
-    return [*_fit_quality(analysis), *_fit_health(analysis.law), *_reach(analysis)]
+    found = [*_fit_quality(analysis), *_fit_health(analysis.law)]
+    return found if analysis.frontier is None else [*found, *_reach(analysis), *_bounds(analysis)]
+
+
+def fitted_score(analysis: Analysis) -> Score:
+    """Of the law on its own runs."""
+    return score(analysis.law.predict(analysis.table.x, analysis.table.n), analysis.table.error)
 
 
 def _fit_quality(analysis: Analysis) -> list[str]:
-    row, law, found = analysis.comparison.row(analysis.law.config.form), analysis.law, []
-    r2, reach = row.cross_validation.r2, row.extrapolation.r2
+    comparison, law, found = analysis.comparison, analysis.law, []
+    if comparison is None:
+        r2, how = fitted_score(analysis).r2, "The law describes its own runs poorly: R²"
+        if len(law.parameters) >= law.num_runs:
+            found.append(
+                f"{law.num_runs} runs for {len(law.parameters)} parameters: the law can pass "
+                "through every run, whatever the truth."
+            )
+        found.append(
+            "No run was left out to test the law: how well it predicts runs it has not seen is "
+            "not measured."
+        )
+    else:
+        r2 = comparison.entry(law.config.form).cross_validation.r2
+        how = "The law describes unseen runs poorly: cross-validation R²"
     if not r2 >= GOOD_R2:
         found.append(
-            f"The law describes unseen runs poorly: cross-validation R² is {r2:.2f}, below "
-            f"{GOOD_R2}. Do not decide by it before there are more runs or less noise."
+            f"{how} is {r2:.2f}, below {GOOD_R2}. Do not decide by it before there are more runs "
+            "or less noise."
         )
-    if not reach >= GOOD_EXTRAPOLATION:
-        names = f"{analysis.comparison.train_sweep} to {analysis.comparison.test_sweep}"
-        text = "not measured" if np.isnan(reach) else f"R² is {reach:.2f}"
-        found.append(f"Extrapolation from {names}: {text}. Trust it only near the runs.")
-    if np.isnan(row.aicc):
+    if comparison is not None:
+        reach = comparison.score(law.config.form, comparison.extrapolation).r2
+        if not reach >= GOOD_EXTRAPOLATION:
+            text = "not measured" if np.isnan(reach) else f"R² is {reach:.2f}"
+            found.append(
+                f"Extrapolation{split_text(analysis)}: {text}. Trust the law only near the runs."
+            )
+    if np.isnan(law.aicc):
         found.append(
-            f"{law.num_runs} runs hardly determine {row.num_parameters} parameters: "
+            f"{law.num_runs} runs hardly determine {len(law.parameters)} parameters: "
             "AICc is undefined."
         )
     return found
 
 
+def split_text(analysis: Analysis) -> str:
+    """' from star to isoflop' of a table of sweeps; of any other split, its name."""
+    split = analysis.comparison.extrapolation
+    if split == "sweep=star → sweep=isoflop" or (not split and "sweep" in analysis.table.columns):
+        return " from star to isoflop"
+    return f", {split}" if split else ""
+
+
 def _fit_health(law: BaggedFit) -> list[str]:
     size, found = len(law.theta), []
+    if law.degenerate:
+        return [f"The law is degenerate: {law.degenerate}. Its parameters mean nothing."]
     if law.failures:
         found.append(f"{law.failures} of {size} bootstrap fits failed and were left out.")
     stopped = int((law.status == STOPPED).sum())
@@ -128,14 +208,18 @@ def _fit_health(law: BaggedFit) -> list[str]:
         if count > OFTEN * size
     ]
     if capped:
+        found.append(f"Exponents at a bound: {', '.join(capped)}. The runs do not determine them.")
+    unknown = summary.undetermined(law)
+    if unknown.any():
+        names = ", ".join(name for name, no in zip(law.parameters, unknown, strict=True) if no)
         found.append(
-            f"Exponents at the cap of {law.config.exponent_cap:g}: {', '.join(capped)}. "
-            "The runs do not determine them."
+            f"{unknown.sum()} of {len(unknown)} parameters are not determined by the runs: {names}."
+            " Read predictions and frontiers, not these numbers."
         )
     if law.lost_levels:
         found.append(
-            f"{law.lost_levels} of {size} resamples hold no run of some language-model size; "
-            "resampling='stratified' avoids it."
+            f"{law.lost_levels} of {size} resamples hold no run of some level of "
+            f"{units.label(law.level_factor)}; resampling 'stratified' avoids it."
         )
     return found
 
@@ -162,66 +246,93 @@ def _reach(analysis: Analysis) -> list[str]:
     return found
 
 
+def _bounds(analysis: Analysis) -> list[str]:
+    law, (error_A, low_A, high_A) = analysis.law, _answers(analysis)
+    wrong = (np.array([error_A, low_A, high_A]) > law.scale).any(axis=0)
+    wrong |= (np.array([error_A, low_A, high_A]) < 0).any(axis=0)
+    if not wrong.any():
+        return []
+    return [
+        f"{wrong.sum()} of {len(wrong)} frontier answers have a predicted error, or an end of its "
+        f"interval, outside 0 to {law.scale:g}, which no run can have: the law is extrapolating, "
+        "or its runs do not determine it there."
+    ]
+
+
+def _answers(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Error and the ends of its interval at every x* there is, [A] each."""
+    best, law = analysis.frontier, analysis.law
+    known_CM = ~np.isnan(best.cost)
+    n_CM = np.broadcast_to(best.num_examples, known_CM.shape)
+    low, high = law.interval(best.x[known_CM], None if law.examples is None else n_CM[known_CM])
+    return best.error[known_CM], low, high
+
+
 def extrapolates(law: BaggedFit, best: Frontier) -> np.ndarray:
     """Bool [C, M]: x* or n lies outside the range of the fitted runs."""
-    low, high = law.ranges.T
-    x_out_CM = ((best.x < low[:-1]) | (best.x > high[:-1])).any(axis=-1)
-    n_out_M = (best.num_examples < low[-1]) | (best.num_examples > high[-1])
-    return (x_out_CM | n_out_M) & ~np.isnan(best.cost)
+    known_CM = ~np.isnan(best.cost)
+    x = np.where(known_CM[..., None], best.x, law.units[: len(law.factors)])
+    return known_CM & law.extrapolates(x, None if law.examples is None else best.num_examples)
 
 
-DEPLOYMENT_HEADERS = (
-    "budget",
-    "examples",
-    *(units.LABELS[name] for name in FACTORS),
-    "error",
-    "90% interval",
-    "cost",
-    "agreement",
-    "extrapolates",
-)
+# --- what to deploy ---
+
+
+def deployment_headers(law: BaggedFit, brief: bool = False) -> tuple[str, ...]:
+    """Of `deployment_rows`; brief for a text."""
+    name = units.short if brief else units.label
+    n = () if law.examples is None else ("examples",)
+    factors = (name(factor) for factor in law.factors)
+    return ("budget", *n, *factors, "error", "90% interval", "cost", "agreement", "extrapolates")
 
 
 def deployment_rows(analysis: Analysis, *, max_budgets=6, max_num_examples=4) -> list[tuple]:
-    """What to deploy, as texts under `DEPLOYMENT_HEADERS`: a spread of budgets and data sizes."""
+    """What to deploy, as texts under the headers: a spread of budgets and data sizes."""
     best, law, rows = analysis.frontier, analysis.law, []
-    outside_CM = extrapolates(law, best)
+    outside_CM, width = extrapolates(law, best), len(deployment_headers(law))
     for m in _spread(best.num_examples, max_num_examples):
+        n = None if law.examples is None else best.num_examples[m]
         for c in _spread(best.budgets, max_budgets):
-            head = units.flops(best.budgets[c]), units.count(best.num_examples[m])
+            head = (units.flops(best.budgets[c]), *([] if n is None else [units.count(n)]))
             if np.isnan(best.cost[c, m]):
-                rows.append((*head, *["-"] * (len(DEPLOYMENT_HEADERS) - 2)))
+                rows.append((*head, *["-"] * (width - len(head))))
                 continue
-            low, high = law.interval(best.x[c, m], best.num_examples[m])
+            errors = [best.error[c, m], *law.interval(best.x[c, m], n)]
+            error, low, high = (error_text(value, law.scale) for value in errors)
+            doubt = "yes" if outside_CM[c, m] else "no"
+            if min(errors) < 0 or max(errors) > law.scale:
+                doubt = "impossible"
             rows.append(
                 (
                     *head,
                     *(units.count(value) for value in best.x[c, m]),
-                    f"{best.error[c, m]:.1f}",
-                    f"{low:.1f} to {high:.1f}",
+                    error,
+                    f"{low} to {high}",
                     units.flops(best.cost[c, m]),
                     f"{100 * analysis.agreement[c, m]:.0f}%",
-                    "yes" if outside_CM[c, m] else "no",
+                    doubt,
                 )
             )
     return rows
 
 
+def error_text(error: float, scale: float) -> str:
+    """A predicted error; outside the scale its value means nothing, and only the side is said."""
+    if not 0 <= error <= scale:
+        return f">{scale:g}" if error > scale else "<0"
+    return f"{error:.1f}" if scale == 100 else f"{error:.3f}"
+
+
 def deployment_text(analysis: Analysis, **limits) -> str:
     """`deployment_rows` as an aligned text table, then the findings."""
-    headers = ("budget", "examples", "LM", "frames", "tokens", *DEPLOYMENT_HEADERS[5:])
-    rows = [headers, *deployment_rows(analysis, **limits)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(headers))]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows
-    ]
-    return "\n".join([*lines, *(f"Warning: {text}" for text in findings(analysis))])
+    headers = deployment_headers(analysis.law, brief=True)
+    text = units.aligned(headers, deployment_rows(analysis, **limits))
+    return "\n".join([text, *(f"Warning: {doubt}" for doubt in findings(analysis))])
 
 
 def _spread(values, most: int) -> np.ndarray:
     """Indices of at most so many values, evenly spread over the sorted ones, both ends in."""
     order = np.argsort(values)
     return order[
-        np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round()).astype(int)
+        np.unique(np.linspace(0, len(order) - 1, min(most, len(order))).round().astype(int))
     ]

@@ -42,16 +42,15 @@ def styled(draw):
     return wrapped
 
 
-ERROR = "error (100 - score)"
+def error_label(scale: float) -> str:
+    """The label of an axis of errors."""
+    return f"error (0 to {scale:g})"
 
 
-def panel_row(panels: int, ylabel: str | None, *, width: float = 3.1, sharey: bool = False):
-    """(Figure, axes) of one row of panels; the first carries the y label."""
-    figure = Figure(figsize=(width * panels, 3.3), layout="constrained")
-    axes = figure.subplots(1, panels, sharey=sharey)
-    if ylabel:
-        axes[0].set_ylabel(ylabel)
-    return figure, axes
+def panel_grid(rows: int, panels: int, *, width: float = 3.1, height: float = 3.3, sharey="row"):
+    """(Figure, axes [rows, panels]); panels of a row share their y axis unless told otherwise."""
+    figure = Figure(figsize=(width * panels, height * rows), layout="constrained")
+    return figure, figure.subplots(rows, panels, sharey=sharey, squeeze=False)
 
 
 def shades(values, name: str = "viridis_r") -> dict:

@@ -1,11 +1,17 @@
 """Options of a fit, as plain data: no jax here, so that a command line can read it at once."""
 
 import dataclasses
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 AGGREGATES = ("median", "mean")
-RESAMPLINGS = ("iid", "stratified")
-SOLVERS = ("lm", "lbfgs")
+INITS = ("coefficient", "log-coefficient", "zero", "projected")
+LOSSES = ("mse", "huber")
+RESAMPLINGS = ("iid", "stratified", "wild", "bayesian", "none")
+SOLVERS = ("lm", "lbfgs", "jaxopt-lm")
+SPACES = ("log", "linear")
+UNITS = {"lm_params": 1e9, "num_examples": 1e6}  # the paper's tables; other columns 1
 
 
 @dataclass(frozen=True)
@@ -18,14 +24,30 @@ class FitConfig:
       starts: random starts I of each resample; the best optimum is kept.
       seed: of the resamples and the starts; the same seed gives the same fit.
       aggregate: how members become one prediction, 'median' or 'mean'.
-      exponent_cap: largest |exponent|, kept by a smooth map; None for the paper's free exponents,
-        whose optima can run to infinity.
-      resampling: 'iid' over all runs, or 'stratified' within each (sweep, lm_params), which cannot
-        lose a language-model size.
-      solver: 'lm', Levenberg-Marquardt on the residuals, or 'lbfgs' on their squared sum.
-      start_coefficient: coefficients start uniform in (0, this), in error points at the
-        geometric-mean run.
-      start_exponent: exponents start uniform in (-this, this).
+      exponent_cap: largest |exponent|; None for the paper's free exponents, whose optima can run
+        to infinity.
+      bound_exponents: whether exponents are kept >= 0 (Table 8's 'bounded positive').
+      free_floor: whether the floor may go negative; in linear space only.
+      space: residuals of 'log' error, as in equation 7, or of the error itself, 'linear'.
+      loss: 'mse', squared residuals, or 'huber'.
+      huber_delta: |residual| from which the Huber loss grows linearly; in the residual's own unit,
+        log error or error.
+      resampling: 'iid' over all runs (the paper's); 'stratified' within each sweep and level of
+        the factor with the fewest levels, which cannot lose such a level; 'wild', residuals of the
+        whole fit with random signs (HC2); 'bayesian', Dirichlet weights; 'none', one member, the
+        fit to all runs.
+      init: where starts come from: 'coefficient', coefficients uniform in (0, start_coefficient)
+        and exponents uniform in (-start_exponent, start_exponent); 'log-coefficient', the same
+        for the coefficients' logs; 'zero', all logs and exponents 0, one start; 'projected', such
+        exponents and, for each, the best coefficients >= 0.
+      solver: 'lm', Levenberg-Marquardt on the residuals, starts pruned and optima shared; or every
+        start of every resample to its end with jaxopt's 'lbfgs', the paper's procedure, or with
+        its 'jaxopt-lm'.
+      units: what a factor is measured in while starts are drawn and parameters reported: None for
+        1e9 of lm_params, 1e6 of num_examples and 1 of any other column; 'geomean' for geometric
+        means over the runs; or {column: unit} that replaces some of the former.
+      start_coefficient: see init; in error points of a scale of 100.
+      start_exponent: see init.
     """
 
     form: str = "add-interact"
@@ -34,26 +56,61 @@ class FitConfig:
     seed: int = 0
     aggregate: str = "median"
     exponent_cap: float | None = 4.0
+    bound_exponents: bool = False
+    free_floor: bool = False
+    space: str = "log"
+    loss: str = "mse"
+    huber_delta: float = 1e-3
     resampling: str = "iid"
+    init: str = "coefficient"
     solver: str = "lm"
+    units: str | Mapping[str, float] | None = None
     start_coefficient: float = 30.0
     start_exponent: float = 1.0
 
     def __post_init__(self):
-        _choice("aggregate", self.aggregate, AGGREGATES)
-        _choice("resampling", self.resampling, RESAMPLINGS)
-        _choice("solver", self.solver, SOLVERS)
+        for name, allowed in _CHOICES.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(
+                    f"FitConfig.{name} must be one of {', '.join(allowed)}; got {value!r}"
+                )
         for name, least in (("resamples", 1), ("starts", 1), ("seed", 0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f"FitConfig.{name} must be an integer >= {least}, got {value!r}")
-        if self.exponent_cap is not None and not self.exponent_cap > 0:
+        for name in ("bound_exponents", "free_floor"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(
+                    f"FitConfig.{name} must be True or False, got {getattr(self, name)!r}"
+                )
+        for name in ("exponent_cap", "huber_delta", "start_coefficient", "start_exponent"):
+            value = getattr(self, name)
+            if not (value is None and name == "exponent_cap") and not _positive(value):
+                also = " or None" * (name == "exponent_cap")
+                raise ValueError(f"FitConfig.{name} must be positive{also}, got {value!r}")
+        if self.free_floor and self.space != "linear":
             raise ValueError(
-                f"FitConfig.exponent_cap must be positive or None, got {self.exponent_cap!r}"
+                "FitConfig.free_floor needs space='linear': a negative floor has no logarithm"
             )
-        for name in ("start_coefficient", "start_exponent"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"FitConfig.{name} must be positive, got {getattr(self, name)!r}")
+        self._check_units()
+
+    def _check_units(self):
+        if isinstance(self.units, Mapping):
+            for column, value in self.units.items():
+                if not _positive(value):
+                    raise ValueError(
+                        f"FitConfig.units[{column!r}] must be a positive number, got {value!r}"
+                    )
+        elif self.units not in (None, "geomean"):
+            raise ValueError(
+                f"FitConfig.units must be None, 'geomean' or a mapping; got {self.units!r}"
+            )
+
+    def unit(self, column: str) -> float:
+        """The unit of a column, where `units` is not 'geomean'."""
+        chosen = {} if self.units is None else self.units
+        return float(chosen.get(column, UNITS.get(column, 1.0)))
 
     def replace(self, **changes) -> "FitConfig":
         """A copy with some fields changed and the whole validated again."""
@@ -61,9 +118,22 @@ class FitConfig:
 
     def to_dict(self) -> dict:
         """The fields as JSON-ready values; `FitConfig(**d)` reads them back."""
-        return dataclasses.asdict(self)
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        if isinstance(self.units, Mapping):
+            fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}
+        return fields
 
 
-def _choice(name: str, value, allowed: tuple):
-    if value not in allowed:
-        raise ValueError(f"FitConfig.{name} must be one of {', '.join(allowed)}; got {value!r}")
+_CHOICES = {
+    "aggregate": AGGREGATES,
+    "init": INITS,
+    "loss": LOSSES,
+    "resampling": RESAMPLINGS,
+    "solver": SOLVERS,
+    "space": SPACES,
+}
+
+
+def _positive(value) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and 0 < value < math.inf

@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fitting.frontier import frontier
-from fitting.sweeps import Domain
+from fitting.frontier import frontier, member_frontiers
+
+BUDGETS = np.linspace(1e12, 100e12, 300)
+NUM_EXAMPLES = np.linspace(1e6, 10e6, 100)
+DELTA = 5e6
+"""Appendix E: 300 budgets over 1-100 TFLOPs, 100 data sizes over 1-10M, a step of 5M."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,12 +27,14 @@ class Elasticity:
       num_examples: [M], n of each difference.
       delta: the step in n.
       values: e_k(c, n), [C, M, K]; NaN where undefined.
+      members: equation 11 of every member's own frontier, [B', K]; [0, K] for a plain function.
     """
 
     budgets: np.ndarray
     num_examples: np.ndarray
     delta: float
     values: np.ndarray
+    members: np.ndarray
 
     @property
     def by_num_examples(self) -> np.ndarray:
@@ -38,37 +44,63 @@ class Elasticity:
     @property
     def mean(self) -> np.ndarray:
         """Equation 11: the mean over budgets and data sizes, [K]."""
-        return _mean(self.values.reshape(-1, self.values.shape[-1]), axis=0)
+        return _mean(self.values, axis=(0, 1))
 
     @property
     def undefined(self) -> int:
         """Pairs (budget, n) that no mean contains."""
         return int(np.isnan(self.values).any(axis=-1).sum())
 
+    def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
+        """Central interval (low [K], high [K]) of equation 11 over members; NaN without them."""
+        if not 0 < level < 1:
+            raise ValueError(f"level must lie between 0 and 1, got {level}")
+        defined = self.members[~np.isnan(self.members).any(axis=1)]
+        if not len(defined):
+            return (np.full(self.members.shape[1], np.nan),) * 2
+        low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        return low, high
 
-def elasticity(model, domain: Domain, cost, budgets, num_examples, delta: float) -> Elasticity:
+
+def elasticity(
+    model,
+    domain,
+    cost,
+    budgets=BUDGETS,
+    num_examples=NUM_EXAMPLES,
+    delta: float = DELTA,
+) -> Elasticity:
     """Equation 9 at every budget and data size, on the exact discrete frontier.
 
     Args:
-      model, domain, cost, budgets: as in `fitting.frontier.frontier`.
+      model, domain, cost, budgets: as in `fitting.frontier.frontier`; a law needs n.
       num_examples: [M].
-      delta: dn > 0; the paper uses 5M with n from 1M to 10M.
+      delta: dn > 0.
 
     Raises:
-      ValueError: delta is not positive.
+      ValueError: delta is not positive, or the law has no n.
     """
     if not delta > 0:
         raise ValueError(f"delta must be positive, got {delta}")
-    num_examples = np.atleast_1d(np.asarray(num_examples, np.float64))
-    both = np.unique(np.concatenate([num_examples, num_examples + delta]))
+    n_M = np.atleast_1d(np.asarray(num_examples, np.float64))
+    both, where = np.unique(np.concatenate([n_M, n_M + delta]), return_inverse=True)
+    now, then = where[: len(n_M)], where[len(n_M) :]
+
+    def differences(x):
+        """Equation 9 of x* [..., all n, K]."""
+        x_now, x_then = x[..., now, :], x[..., then, :]
+        return (x_then - x_now) / delta * n_M[:, None] / x_now
+
     best = frontier(model, domain, cost, budgets, both)
-    now = best.x[:, np.searchsorted(both, num_examples)]
-    then = best.x[:, np.searchsorted(both, num_examples + delta)]
-    values = (then - now) / delta * num_examples[:, None] / now
-    return Elasticity(best.budgets, num_examples, float(delta), values)
+    values = differences(best.x)
+    members = np.empty((0, values.shape[-1]))
+    if hasattr(model, "theta"):
+        paths = member_frontiers(model, domain, cost, budgets, both)
+        members = np.stack([_mean(differences(path), axis=(0, 1)) for path in paths])
+    return Elasticity(best.budgets, n_M, float(delta), values, members)
 
 
-def _mean(values, axis: int) -> np.ndarray:
+def _mean(values, axis) -> np.ndarray:
     """Mean over what is defined; NaN, without a warning, where nothing is."""
     defined = ~np.isnan(values)
     total = np.where(defined, values, 0.0).sum(axis=axis)

@@ -7,13 +7,14 @@ Every form is a sum of terms, each a coefficient times powers of the factors and
 In log space a term is linear in (log coefficient, exponents), so a form is a log-sum-exp of linear
 functions: log f = logsumexp_m (A theta)_m, where A [R, M, P] depends on the runs alone. To add a
 form, write the function that lists its terms for K factors and enter it in `FORMS`; parameter
-names, starts, the fit and the reports follow from the list.
+names, starts, the fit, the form without n and the reports follow from the list.
 """
 
 import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +34,31 @@ class Term:
     powers: tuple[tuple[str, int, int], ...] = ()
 
 
+class Layout(NamedTuple):
+    """A form as plain indices, which a compiled program can hold on to.
+
+    Attributes:
+      num_terms: M; theta's first M entries are the terms' log coefficients.
+      num_parameters: P.
+      powers: (term, parameter, +1 or -1, column of log z) for every power.
+      floor: index of the term without powers, or None.
+    """
+
+    num_terms: int
+    num_parameters: int
+    powers: tuple[tuple[int, int, int, int], ...]
+    floor: int | None
+
+    def design(self, log_z) -> np.ndarray:
+        """A [R, M, P] with log terms = A theta, from log_z [R, K] or, with n, [R, K + 1]."""
+        design_RMP = np.zeros((len(log_z), self.num_terms, self.num_parameters))
+        for m in range(self.num_terms):
+            design_RMP[:, m, m] = 1.0
+        for m, p, sign, column in self.powers:
+            design_RMP[:, m, p] += sign * np.asarray(log_z)[:, column]
+        return design_RMP
+
+
 @dataclass(frozen=True)
 class Form:
     """A named list of terms for any number of factors; parameters theta [P] = logs, exponents.
@@ -40,7 +66,7 @@ class Form:
     Attributes:
       name: the paper's name (table of forms, Appendix D).
       list_terms: labels of the K factors -> tuple of `Term`.
-      frontier_moves: whether the best x at a budget depends on n.
+      frontier_moves: whether the best x at a budget depends on n; such a form needs n.
     """
 
     name: str
@@ -48,40 +74,70 @@ class Form:
     frontier_moves: bool
 
     @cache  # noqa: B019  forms live as long as the process
-    def terms(self, num_factors: int) -> tuple[Term, ...]:
-        """The M terms."""
-        return self.list_terms(factor_labels(num_factors))
+    def terms(self, num_factors: int, with_n: bool = True) -> tuple[Term, ...]:
+        """The M terms; without n, what n alone decides falls away.
 
-    def coefficients(self, num_factors: int) -> tuple[str, ...]:
+        Raises:
+          ValueError: an interaction form without n, or no factor.
+        """
+        if num_factors < 1:
+            raise ValueError(f"form {self.name!r} needs one or more factors, got {num_factors}")
+        terms = self.list_terms(factor_labels(num_factors))
+        if with_n:
+            return terms
+        if self.frontier_moves:
+            separable = ", ".join(f.name for f in FORMS.values() if not f.frontier_moves)
+            raise ValueError(
+                f"form {self.name!r} describes how factors and examples interact, and the runs "
+                f"have no examples column; forms without n: {separable}"
+            )
+        kept = []
+        for term in terms:
+            powers = tuple(power for power in term.powers if power[2] != N)
+            if powers or not term.powers:
+                kept.append(Term(term.coefficient, powers))
+        return tuple(kept)
+
+    def coefficients(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
         """Names of the first M parameters, log coefficients, one a term."""
-        return tuple(term.coefficient for term in self.terms(num_factors))
+        return tuple(term.coefficient for term in self.terms(num_factors, with_n))
 
-    def exponents(self, num_factors: int) -> tuple[str, ...]:
+    def exponents(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
         """Names of the other parameters, exponents; that of n comes last."""
-        powers = [power for term in self.terms(num_factors) for power in term.powers]
+        powers = [power for term in self.terms(num_factors, with_n) for power in term.powers]
         return tuple(dict.fromkeys(p[0] for p in sorted(powers, key=lambda p: p[2] == N)))
 
-    def parameters(self, num_factors: int) -> tuple[str, ...]:
+    def parameters(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
         """Names of all P parameters, in the order of theta."""
-        return self.coefficients(num_factors) + self.exponents(num_factors)
+        return self.coefficients(num_factors, with_n) + self.exponents(num_factors, with_n)
 
-    def is_exponent(self, num_factors: int) -> np.ndarray:
+    def is_exponent(self, num_factors: int, with_n: bool = True) -> np.ndarray:
         """Bool [P]: True where theta holds an exponent, False where a log coefficient."""
-        return np.arange(len(self.parameters(num_factors))) >= len(self.terms(num_factors))
+        layout = self.layout(num_factors, with_n)
+        return np.arange(layout.num_parameters) >= layout.num_terms
 
-    def design(self, log_x, log_n) -> np.ndarray:
+    @cache  # noqa: B019
+    def layout(self, num_factors: int, with_n: bool = True) -> Layout:
+        """The form as indices."""
+        terms, names = self.terms(num_factors, with_n), self.parameters(num_factors, with_n)
+        return Layout(
+            len(terms),
+            len(names),
+            tuple(
+                (m, names.index(name), sign, num_factors if column == N else column)
+                for m, term in enumerate(terms)
+                for name, sign, column in term.powers
+            ),
+            next((m for m, term in enumerate(terms) if not term.powers), None),
+        )
+
+    def design(self, log_x, log_n=None) -> np.ndarray:
         """A [R, M, P] with log f = logsumexp over M of A theta, from log_x [R, K], log_n [R]."""
-        log_z = np.concatenate([log_x, np.asarray(log_n)[:, None]], axis=1)
-        num_factors = log_x.shape[1]
-        terms, names = self.terms(num_factors), self.parameters(num_factors)
-        design_RMP = np.zeros((len(log_z), len(terms), len(names)))
-        for m, term in enumerate(terms):
-            design_RMP[:, m, m] = 1.0
-            for exponent, sign, column in term.powers:
-                design_RMP[:, m, names.index(exponent)] += sign * log_z[:, column]
-        return design_RMP
+        log_x = np.asarray(log_x)
+        log_z = log_x if log_n is None else np.c_[log_x, np.asarray(log_n)]
+        return self.layout(log_x.shape[1], log_n is not None).design(log_z)
 
-    def log_error(self, theta, log_x, log_n):
+    def log_error(self, theta, log_x, log_n=None):
         """log f [R] of one theta [P] at log_x [R, K], log_n [R]; pure, for numpy or jax theta."""
         return log_sum_exp(self.design(log_x, log_n) @ theta)
 
@@ -115,6 +171,13 @@ def _mult(labels):
     return (Term("alpha", (*powers, ("d", -1, N))), _FLOOR)
 
 
+def _li(labels):
+    """Li et al. (arXiv 2411.03312): A N^-alpha T^-beta + D, no n."""
+    greek = ("alpha", "beta", "gamma", "delta")
+    names = greek if len(labels) <= len(greek) else tuple(f"alpha_{s}" for s in labels)
+    return (Term("A", tuple((names[k], -1, k) for k in range(len(labels)))), Term("D"))
+
+
 FORMS = {
     form.name: form
     for form in (
@@ -126,9 +189,12 @@ FORMS = {
             lambda s: (*_fall(s), *_interact(s), _DATA, _FLOOR),
             frontier_moves=True,
         ),
+        Form("li", _li, frontier_moves=False),
     )
 }
-"""The paper's four forms, by name: 6, 9, 14 and 15 parameters with three factors."""
+"""The paper's four forms (6, 9, 14 and 15 parameters with three factors) and Li et al.'s."""
+
+PAPER_FORMS = ("mult", "add", "add-interact-s", "add-interact")
 
 
 def get_form(name: str) -> Form:

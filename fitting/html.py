@@ -15,6 +15,8 @@ from pathlib import Path
 
 from fitting.canvas import to_bytes
 
+REM_PER_INCH = 5.6  # of a figure: its 9-point letters as large as the page's small ones
+
 _STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -39,7 +41,8 @@ td { white-space: nowrap; }
 th { border-bottom: 2px solid #b9c2ca; vertical-align: bottom; }
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.4rem 0; }
-figure img { display: block; width: 100%; min-width: 34rem; height: auto; }
+figure img { display: block; width: 100%; height: auto;
+  max-width: var(--wide); min-width: min(34rem, var(--wide)); }
 figcaption { max-width: 46rem; color: #56616b; font-size: .92rem; }
 pre { padding: .8rem; overflow-x: auto; background: #f5f7f8; font-size: .82rem; line-height: 1.4; }
 @media print { nav { display: none; } body { font-size: 11pt; }
@@ -118,7 +121,8 @@ class Report:
         self._figures[name] = {kind: to_bytes(figure, kind) for kind in ("svg", "png")}
         data = base64.b64encode(self._figures[name]["svg"]).decode("ascii")
         self._body.append(
-            f'<figure><div class="scroll"><img alt="{escape(alt)}" '
+            f'<figure style="--wide: {REM_PER_INCH * figure.get_figwidth():.0f}rem">'
+            f'<div class="scroll"><img alt="{escape(alt)}" '
             f'src="data:image/svg+xml;base64,{data}"></div>\n'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )

@@ -1,213 +1,390 @@
 """The paper's figures from fitted objects: each function returns a matplotlib Figure.
 
-Unit prefixes follow the data, from kFLOPs to PFLOPs, so that a tiny study reads as well as the
-paper's. Curves are the law's, dots are measured.
+    1, 10  iso_performance      contours of equal error over factor x n
+    2, 9   isoflop_curves       runs of equal cost, and the empirical frontier
+    3      parameter_boxes, predicted_vs_actual, errors_by_task
+    4      frontier_paths       x* against the budget, and its elasticity to n
+    5      elasticity_by_task
+    6      vision_share         of the compute, over x_N and x_V
+    7, 8   all_runs             of both sweeps
+
+Where a figure takes one law or a table of one metric it draws one row of panels; several laws or
+metrics are a row each, which makes Figures 8, 9 and 10 of 7, 2 and 1. Columns may have any names;
+the first factor tells runs apart (the language model), the last is an axis (tokens). Unit prefixes
+follow the data, from kFLOPs to PFLOPs. Curves are the law's, dots are measured.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
-from matplotlib import ticker
+from matplotlib import patheffects, ticker
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from fitting import units
+from fitting import summary, units
 from fitting.canvas import (
-    ERROR,
     GREY,
     MARKERS,
     PALETTE,
+    error_label,
     legend_below,
     log_axis,
-    panel_row,
+    panel_grid,
     round_ticks,
     shades,
     styled,
 )
+from fitting.fit import BaggedFit
 from fitting.forms import factor_labels
 from fitting.frontier import empirical_frontier
-from fitting.runs import FACTORS, RunTable
+from fitting.runs import RunTable
+from fitting.selection import score
 
 CURVE_GAP = 1.25  # isoFLOP runs whose costs differ by more belong to different curves
-FLOOR = 1e-3  # error points: smaller coefficients are drawn here
+LINEAR_BELOW = 1e-3  # error points: the axis of coefficients is linear from here down to 0
+
+
+# --- the runs: Figures 7 and 8 ---
 
 
 @styled
-def all_runs(table: RunTable, cost) -> Figure:
-    """Figure 7: every run of both sweeps; the star's arms by factor, the other runs by cost.
+def all_runs(table: RunTable, cost=None) -> Figure:
+    """Every run: a panel a factor, the last panel at what the runs cost; a row a metric.
+
+    With a star sweep the factors' panels show its arms, else all runs; lines join runs that differ
+    in the panel's factor alone.
 
     Args:
-      table: runs of one metric.
-      cost: x [R, K] -> FLOPs [R].
+      table: runs of one metric or several.
+      cost: x [R, K] -> FLOPs [R]; None leaves the last panel out.
     """
-    figure, axes = panel_row(len(FACTORS) + 1, ERROR)
-    is_star = table.sweep == "star"
-    for k, name in enumerate(FACTORS):
-        axes[k].set_title("star" if is_star.any() else "no star runs")
-        if is_star.any():
-            _draw_arm(axes[k], table.take(is_star), k)
-        log_axis(axes[k], table.x[is_star | ~is_star.any(), k], units.LABELS[name])
-    rest = table if is_star.all() else table.take(~is_star)
-    _draw_by_cost(axes[-1], rest, cost)
-    axes[-1].set_title(", ".join(rest.sweeps))
-    if is_star.any():
-        legend_below(figure, axes[0], where="left", title="n =")
-    legend_below(figure, axes[-1], where="right", title="LM")
+    num_factors = len(table.factors)
+    figure, axes = panel_grid(len(table.metrics), num_factors + (cost is not None), height=2.9)
+    for row, metric in zip(axes, table.metrics, strict=True):
+        runs = table.select(metric=metric)
+        star, rest = _sweep(runs, "star"), ~_sweep(runs, "star")
+        shown = runs.take(star) if star.any() else runs
+        for k, axis in enumerate(row[:num_factors]):
+            _draw_arm(axis, shown, k, center(runs) if star.any() else None)
+        if cost is not None:
+            _draw_by_cost(row[-1], runs.take(rest) if rest.any() else runs, cost)
+        _name_row(row[0], metric, table)
+    if table.n is not None:
+        legend_below(figure, axes[0, 0], where="left", title="n =")
+    if cost is not None:
+        title = units.short(table.factors[0])
+        legend_below(figure, axes[0, -1], where="right", title=title)
     return figure
 
 
-def _draw_arm(axis, star: RunTable, k: int) -> None:
-    """The star's runs along factor k, a line for each data size."""
-    arm = star.take(along(star, center(star), k))
-    for n, colour in shades(star.n).items():
-        at_n = arm.take(arm.n == n)
-        order = np.argsort(at_n.x[:, k])
-        label = units.count(n)
-        axis.plot(at_n.x[order, k], at_n.error[order], "o-", color=colour, ms=4, label=label)
+def _sweep(table: RunTable, name: str) -> np.ndarray:
+    """Bool [R]: the runs of a sweep; none where the table has no such column."""
+    return table.columns.get("sweep", np.full(len(table), "")) == name
+
+
+def _name_row(axis, metric: str, table: RunTable) -> None:
+    many = len(table.metrics) > 1
+    axis.set_ylabel(f"{metric}: {error_label(table.scale)}" if many else error_label(table.scale))
+
+
+def _draw_arm(axis, runs: RunTable, k: int, middle) -> None:
+    """Error along factor k; a line joins runs alike in all else, shaded by n or another factor."""
+    axis.set_title("all runs" if middle is None else "star")
+    if middle is not None:
+        runs = runs.take(along(runs, middle, k))
+    others = np.delete(runs.x, k, axis=1)
+    if runs.n is not None:
+        others = np.column_stack([runs.n, others])
+    if not others.shape[1]:
+        others = np.zeros((len(runs), 1))
+    colours, ends = shades(others[:, 0]), {}
+    for level in np.unique(others, axis=0):
+        rows = runs.take((others == level).all(axis=1))
+        order = np.argsort(rows.x[:, k])
+        shade = level[0]
+        style = dict(color=colours[shade], ms=4)
+        label = None if shade in ends else units.count(shade)
+        axis.plot(rows.x[order, k], rows.error[order], "o-", label=label, **style)
+        ends[shade] = rows.x[order[-1], k], rows.error[order[-1]]
+    log_axis(axis, runs.x[:, k], units.label(runs.factors[k]))
+    if runs.n is None and len(runs.factors) > 1:
+        axis.set_title(f"lines: {units.short(runs.factors[0 if k else 1])}")
+        _name_lines(axis, ends, colours)
+
+
+def _name_lines(axis, ends: dict, colours: dict) -> None:
+    """The level of at most four lines, beside their right ends."""
+    levels = sorted(ends)
+    for i in np.unique(np.linspace(0, len(levels) - 1, min(4, len(levels))).round().astype(int)):
+        style = dict(xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.annotate(units.count(levels[i]), ends[levels[i]], color=colours[levels[i]], **style)
 
 
 def _draw_by_cost(axis, table: RunTable, cost) -> None:
     size, unit = units.flops_unit(cost(table.x))
-    for index, lm in enumerate(np.unique(table.lm_params)):
-        rows = table.take(table.lm_params == lm)
-        style = dict(color=PALETTE[index % 6], ms=4.5, alpha=0.85, label=units.count(lm))
+    for index, level in enumerate(np.unique(table.x[:, 0])):
+        rows = table.take(table.x[:, 0] == level)
+        style = dict(color=PALETTE[index % 6], ms=4.5, alpha=0.85, label=units.count(level))
         axis.plot(cost(rows.x) / size, rows.error, MARKERS[index % 6], **style)
     log_axis(axis, curve_costs(cost(table.x)) / size, f"inference cost ({unit})", digits=2)
+    axis.set_title(", ".join(table.levels("sweep")) if "sweep" in table.columns else "all runs")
+
+
+# --- contours: Figures 1 and 10 ---
 
 
 @styled
-def iso_performance(fit, table: RunTable) -> Figure:
-    """Figure 1: contours of equal predicted error over factor x data, one panel a factor.
+def iso_performance(laws, table: RunTable) -> Figure:
+    """Contours of equal predicted error over factor x n, a panel a factor; a row a law.
 
-    The other factors stay at the star's centre; dots are the runs measured there, in the colour of
-    their own error, so that a dot that stands out of its surroundings is a miss of the law.
+    The other factors stay at the star's centre, or the commonest level. Dots are the runs measured
+    there, in the colour of their own error, so that a dot that stands out of its surroundings is a
+    miss of the law. A law without n has a panel for each pair of factors.
+
+    Args:
+      laws: a `BaggedFit` or several, of as many metrics.
+      table: the runs of these metrics.
+
+    Raises:
+      ValueError: the runs vary in less than two columns, or no run is of a law's metric.
     """
-    middle = center(table)
-    figure, axes = panel_row(len(FACTORS), units.LABELS["num_examples"], width=3.9)
-    surfaces = [_surface(fit, middle, k) for k in range(len(FACTORS))]
-    runs = [table.take(along(table, middle, k)) for k in range(len(FACTORS))]
-    values = np.concatenate([s[2].ravel() for s in surfaces] + [t.error for t in runs])
-    levels = ticker.MaxNLocator(12).tick_values(values.min(), values.max())
-    style = dict(cmap="cividis_r", norm=Normalize(levels[0], levels[-1]))
-    for k, axis in enumerate(axes):
-        filled = axis.contourf(*surfaces[k], levels, **style)
-        lines = axis.contour(*surfaces[k], levels, colors="white", linewidths=0.7)
-        axis.clabel(lines, fmt="%g", fontsize=7, colors="black")
-        dots = dict(s=46, edgecolors="white", linewidths=1.2, zorder=3, clip_on=False)
-        axis.scatter(runs[k].x[:, k], runs[k].n, c=runs[k].error, **style, **dots)
-        log_axis(axis, runs[k].x[:, k], units.LABELS[FACTORS[k]])
-        log_axis(axis, table.n, None, which="y")
-        fixed = [f"{units.count(middle[j])} {SHORT[j]}" for j in range(len(middle)) if j != k]
-        axis.set_title("at " + ", ".join(fixed))
-        axis.grid(False)
-    figure.colorbar(filled, ax=axes, label=ERROR, pad=0.01)
+    laws = _listed(laws)
+    pairs = _pairs(laws[0])
+    figure, axes = panel_grid(len(laws), len(pairs), width=3.9, height=3.2, sharey=False)
+    for row, law in zip(axes, laws, strict=True):
+        runs = table.select(metric=law.metric)
+        _draw_contours(figure, row, law, runs, pairs)
+        if len(laws) > 1:
+            row[0].set_ylabel(f"{law.metric}\n{row[0].get_ylabel()}")
     return figure
 
 
-SHORT = ("LM", "frames", "tokens")
+def _listed(laws) -> list[BaggedFit]:
+    return [laws] if isinstance(laws, BaggedFit) else list(laws)
 
 
-def _surface(fit, middle, k: int):
-    """Grids (x, n, error), each [60, 60], over the fitted range with the other factors fixed."""
-    x_line, n_line = np.geomspace(*fit.ranges[k], 60), np.geomspace(*fit.ranges[-1], 60)
-    x_grid, n_grid = np.meshgrid(x_line, n_line)
-    x = np.broadcast_to(middle, (*x_grid.shape, len(middle))).copy()
-    x[..., k] = x_grid
-    return x_grid, n_grid, fit.predict(x, n_grid)
+def _pairs(law: BaggedFit) -> list[tuple[int, int]]:
+    """Columns (across, up) of the panels: each factor against n, or against the others."""
+    low, high = law.ranges.T
+    varied = [k for k in range(len(law.columns)) if low[k] < high[k]]
+    last = len(law.factors)
+    if law.examples is not None:
+        pairs = [(k, last) for k in varied if k < last and last in varied]
+    else:
+        pairs = [(i, j) for i in varied for j in varied if i < j]
+    if not pairs:
+        names = ", ".join(law.columns[k] for k in varied) or "nothing"
+        what = f"a factor and {law.examples}" if law.examples else "two factors"
+        raise ValueError(f"contours need runs that vary in {what}; these vary in {names}")
+    return pairs
+
+
+def _draw_contours(figure, axes, law: BaggedFit, table: RunTable, pairs) -> None:
+    z = table.x if table.n is None else np.column_stack([table.x, table.n])
+    middle = center(table) if table.n is None else np.append(center(table), np.median(table.n))
+    names = law.columns
+    grids = [_surface(law, middle, pair) for pair in pairs]
+    fixed = [[k for k in range(len(law.factors)) if k not in pair] for pair in pairs]
+    dots = [(z[:, rest] == middle[rest]).all(axis=1) for rest in fixed]
+    values = np.concatenate([g[2].ravel() for g in grids] + [table.error[d] for d in dots])
+    levels = ticker.MaxNLocator(12).tick_values(values.min(), values.max())
+    style = dict(cmap="cividis_r", norm=Normalize(levels[0], levels[-1]))
+    for axis, (across, up), rest, grid, dot in zip(axes, pairs, fixed, grids, dots, strict=True):
+        _span_log(axis, *grid[:2])
+        filled = axis.contourf(*grid, levels, **style)
+        lines = axis.contour(*grid, levels, colors="white", linewidths=0.7)
+        _name_contours(axis, lines, "%g")
+        if grid[2].max() > law.scale:  # beyond lies the impossible
+            axis.contour(*grid, [law.scale], colors=PALETTE[1], linestyles="--", linewidths=1.5)
+        marks = dict(s=46, edgecolors="white", linewidths=1.2, zorder=3, clip_on=False)
+        axis.scatter(z[dot, across], z[dot, up], c=table.error[dot], **style, **marks)
+        ticks = np.concatenate([z[dot, across], law.ranges[across]])
+        log_axis(axis, ticks, units.label(names[across]))
+        log_axis(axis, z[:, up], None, which="y")
+        if rest:
+            held = ", ".join(f"{units.count(middle[k])} {units.short(names[k])}" for k in rest)
+            axis.set_title(f"at {held}")
+        axis.grid(False)
+        if axis is axes[0] or law.examples is None:
+            axis.set_ylabel(units.label(names[up]))
+    figure.colorbar(filled, ax=axes, label=error_label(law.scale), pad=0.01)
+
+
+def _span_log(axis, across, up) -> None:
+    """Log axes over the grid, before contours are drawn: their labels go by what is seen."""
+    limits = dict(xlim=(across.min(), across.max()), ylim=(up.min(), up.max()))
+    axis.set(xscale="log", yscale="log", **limits)
+
+
+def _name_contours(axis, lines, text: str) -> None:
+    """Labels that read on light and dark; none in the outermost 5%, where they would be cut."""
+    halo = patheffects.withStroke(linewidth=2, foreground="white")
+    for label in axis.clabel(lines, fmt=text, fontsize=7, colors="black"):
+        place = axis.transAxes.inverted().transform(axis.transData.transform(label.get_position()))
+        label.set_visible(bool((abs(place - 0.5) < 0.45).all()))
+        label.set_path_effects([halo])
+
+
+def _surface(law: BaggedFit, middle, pair):
+    """Grids (across, up, error), each [60, 60], over the fitted ranges; other columns fixed."""
+    across, up = np.meshgrid(*(np.geomspace(*law.ranges[k], 60) for k in pair))
+    z = np.broadcast_to(middle, (*across.shape, len(middle))).copy()
+    z[..., pair[0]], z[..., pair[1]] = across, up
+    return across, up, _predict(law, z)
+
+
+def _predict(law: BaggedFit, z) -> np.ndarray:
+    """Error [...] at z [..., C], the factors and, with examples, n."""
+    size = len(law.factors)
+    return law.predict(z[..., :size], None if law.examples is None else z[..., -1])
+
+
+# --- equal cost: Figures 2 and 9 ---
 
 
 @styled
-def isoflop_curves(fit, table: RunTable, cost) -> Figure:
-    """Figure 2: isoFLOP runs and the law's curves, a panel for each language model.
+def isoflop_curves(laws, table: RunTable, cost) -> Figure:
+    """isoFLOP runs and the law's curves, a panel for each level of the first factor; a row a law.
 
     A colour is a cost; a ring marks its best measured run. The last panel is the empirical
     frontier: the best run within each cost, and what the law says there.
 
+    Args:
+      laws: a `BaggedFit` or several, of as many metrics.
+      table: the runs of these metrics.
+      cost: x [R, K] -> FLOPs [R].
+
     Raises:
-      ValueError: the table holds no isoFLOP runs.
+      ValueError: the table holds no isoFLOP runs, or a single factor.
     """
+    laws = _listed(laws)
+    if len(table.factors) < 2:
+        raise ValueError(f"isoFLOP curves trade two or more factors; there is {table.factors[0]}")
+    if not _sweep(table, "isoflop").any():
+        raise ValueError(f"{table.source}: no runs with sweep 'isoflop', so no isoFLOP curves")
     runs = table.select(sweep="isoflop")
-    curve_R, costs = cost_groups(cost(runs.x)), curve_costs(cost(runs.x))
-    models, colours = np.unique(runs.lm_params), shades(costs)
-    figure, axes = panel_row(len(models) + 1, ERROR, sharey=True)
-    for curve, (middle, colour) in enumerate(colours.items()):
-        style = dict(color=colour, marker=MARKERS[curve % 6], label=units.flops(middle, 2))
-        rows = runs.take(curve_R == curve)
-        best = np.argmin(rows.error)
-        for axis, lm in zip(axes, models, strict=False):
-            if (rows.lm_params == lm).any():
-                _draw_curve(axis, fit, rows.take(rows.lm_params == lm), **style)
-            if rows.lm_params[best] == lm:
-                ring = dict(ms=12, mfc="none", mec="black", mew=1.3)
-                axis.plot(rows.tokens_per_frame[best], rows.error[best], "o", **ring)
-        axes[-1].plot([], [], linestyle="none", **style)
-    for axis, lm in zip(axes, models, strict=False):
-        at_lm = runs.take(runs.lm_params == lm)
-        log_axis(axis, at_lm.tokens_per_frame, units.LABELS["tokens_per_frame"])
-        axis.set_title(f"{units.count(lm)} language model")
-    legend_below(figure, axes[-1], title="about")
-    _draw_empirical(axes[-1], fit, runs, cost)
+    models = np.unique(runs.x[:, 0]) if len(table.factors) > 2 else [None]
+    figure, axes = panel_grid(len(laws), len(models) + 1)
+    for row, law in zip(axes, laws, strict=True):
+        _draw_isoflop(row, law, runs.select(metric=law.metric), models, cost)
+        _name_row(row[0], law.metric, runs)
+    legend_below(figure, axes[0, 0], where="left", title="about")
+    legend_below(figure, axes[0, -1], where="right")
     return figure
 
 
-def _draw_curve(axis, fit, rows: RunTable, *, color, marker: str, label: str) -> None:
+def _draw_isoflop(axes, law: BaggedFit, runs: RunTable, models, cost) -> None:
+    curve_R, costs = cost_groups(cost(runs.x)), curve_costs(cost(runs.x))
+    for curve, (middle, colour) in enumerate(shades(costs).items()):
+        style = dict(color=colour, marker=MARKERS[curve % 6])
+        rows = runs.take(curve_R == curve)
+        best = np.argmin(rows.error)
+        for axis, level in zip(axes, models, strict=False):
+            at_level = np.ones(len(rows), bool) if level is None else rows.x[:, 0] == level
+            if at_level.any():
+                _draw_curve(axis, law, rows.take(at_level), **style)
+            if at_level[best]:
+                ring = dict(ms=12, mfc="none", mec="black", mew=1.3)
+                axis.plot(rows.x[best, -1], rows.error[best], "o", **ring)
+        axes[0].plot([], [], linestyle="none", label=units.flops(middle, 2), **style)
+    for axis, level in zip(axes, models, strict=False):
+        at_level = runs if level is None else runs.take(runs.x[:, 0] == level)
+        log_axis(axis, at_level.x[:, -1], units.label(runs.factors[-1]))
+        name = units.short(runs.factors[0])
+        axis.set_title(f"all {name}" if level is None else f"{units.count(level)} {name}")
+    _draw_empirical(axes[-1], law, runs, cost)
+
+
+def _draw_curve(axis, law: BaggedFit, rows: RunTable, *, color, marker: str) -> None:
     """One curve: measured dots, and the law along the straight log-log path through them."""
-    rows = rows.take(np.lexsort((rows.num_frames, rows.tokens_per_frame)))
-    _, first = np.unique(rows.tokens_per_frame, return_index=True)
-    log_x, log_n = np.log(rows.x[first]), np.log(rows.n[first])
-    path = np.linspace(log_x[0, 2], log_x[-1, 2], 60)
-    x = np.exp(np.stack([np.interp(path, log_x[:, 2], log_x[:, k]) for k in range(3)], axis=1))
-    n = np.exp(np.interp(path, log_x[:, 2], log_n))
-    axis.plot(x[:, 2], fit.predict(x, n), color=color, alpha=0.9)
-    axis.plot(rows.tokens_per_frame, rows.error, marker, color=color, ms=5, label=label)
+    z = rows.x if rows.n is None else np.column_stack([rows.x, rows.n])
+    order = np.lexsort((*z.T, z[:, len(rows.factors) - 1]))
+    along_path, first = np.unique(z[order, len(rows.factors) - 1], return_index=True)
+    log_z, log_path = np.log(z[order][first]), np.log(along_path)
+    path = np.linspace(log_path[0], log_path[-1], 60)
+    dense = np.exp(np.stack([np.interp(path, log_path, column) for column in log_z.T], axis=1))
+    axis.plot(np.exp(path), _predict(law, dense), color=color, alpha=0.9)
+    axis.plot(rows.x[:, -1], rows.error, marker, color=color, ms=5)
 
 
-def _draw_empirical(axis, fit, runs: RunTable, cost) -> None:
+def _draw_empirical(axis, law: BaggedFit, runs: RunTable, cost) -> None:
     size, unit = units.flops_unit(cost(runs.x))
     best = empirical_frontier(runs, cost)
     axis.plot(cost(runs.x) / size, runs.error, "o", color="#c4c4c4", ms=3.5)
     axis.step(best.cost / size, best.error, where="post", color="black")
-    (measured,) = axis.plot(best.cost / size, best.error, "o", ms=8, mfc="none", mec="black")
-    law = fit.predict(best.x, best.num_examples)
-    (crosses,) = axis.plot(best.cost / size, law, "x", color=PALETTE[1], ms=6, mew=1.8)
+    ring = dict(ms=8, mfc="none", mec="black", label="best measured")
+    axis.plot(best.cost / size, best.error, "o", **ring)
+    said = law.predict(best.x, None if law.examples is None else best.num_examples)
+    cross = dict(color=PALETTE[1], ms=6, mew=1.8, label="the law there")
+    axis.plot(best.cost / size, said, "x", **cross)
     axis.set_title("empirical frontier")
-    axis.legend([measured, crosses], ["best measured", "the law there"])
     log_axis(axis, curve_costs(cost(runs.x)) / size, f"inference cost ({unit})", digits=2)
 
 
+# --- the fit: Figure 3 ---
+
+
 @styled
-def parameter_boxes(fit) -> Figure:
+def parameter_boxes(law: BaggedFit) -> Figure:
     """Figure 3a: the members' parameters; coefficients in error points, exponents without unit.
 
-    Boxes span the middle half, whiskers 5% to 95%; the cross is the fit to all runs.
+    Boxes span the middle half, whiskers 5% to 95%; the cross is the fit to all runs. Grey boxes
+    are of parameters that the runs do not determine.
+
+    Raises:
+      ValueError: the law is degenerate, so that its parameters mean nothing.
     """
-    is_exponent = fit.form.is_exponent(len(fit.units) - 1)
-    good_BP = fit.values[np.isfinite(fit.theta).all(axis=1)]
-    drawn_BP = np.where(is_exponent, good_BP, np.maximum(good_BP, FLOOR))
-    whole_P = np.array([row[1] for row in fit.parameter_rows()])
-    whole_P = np.where(is_exponent, whole_P, np.maximum(whole_P, FLOOR))
-    figure, axes = panel_row(2, f"error points (below {FLOOR:g} drawn there)", width=4.2)
-    for axis, part in ((axes[0], ~is_exponent), (axes[1], is_exponent)):
-        names = [_symbol(name) for name, keep in zip(fit.parameters, part, strict=True) if keep]
-        axis.boxplot(
-            list(drawn_BP[:, part].T),
+    if law.degenerate:
+        raise ValueError(f"the parameters of {law.metric} mean nothing: {law.degenerate}")
+    rows, unknown_P = law.parameter_rows(), summary.undetermined(law)
+    values_BP = np.where(law.absent, 0.0, law.values)[np.isfinite(law.theta).all(axis=1)]
+    shares = [law.layout.num_terms, law.layout.num_parameters - law.layout.num_terms]
+    figure = Figure(figsize=(2.2 + 0.52 * len(rows), 3.4), layout="constrained")
+    axes = figure.subplots(1, 2, width_ratios=[max(2, s) for s in shares])
+    for axis, part in ((axes[0], ~law.is_exponent), (axes[1], law.is_exponent)):
+        at, where = np.arange(1, part.sum() + 1), np.flatnonzero(part)
+        boxes = axis.boxplot(
+            list(values_BP[:, part].T),
             whis=(5, 95),
             showfliers=False,
             patch_artist=True,
+            widths=0.55,
             boxprops=dict(facecolor="#cfe3f1", edgecolor=PALETTE[0]),
             medianprops=dict(color=PALETTE[1], linewidth=2),
             whiskerprops=dict(color=PALETTE[0]),
             capprops=dict(color=PALETTE[0]),
         )
-        at = np.arange(1, len(names) + 1)
-        axis.plot(at, whole_P[part], "kx", ms=6)
-        axis.set_xticks(at, names)
-    axes[0].set(yscale="log", title="coefficients, at a typical run")
-    axes[1].set_title("exponents")
+        for box, unknown in zip(boxes["boxes"], unknown_P[part], strict=True):
+            if unknown:
+                box.set(facecolor="#d4d4d4", edgecolor=GREY)
+        axis.plot(at, [rows[p][1] for p in where], "kx", ms=6)
+        axis.set_xticks(at, [_symbol(law.parameters[p]) for p in where])
+        axis.grid(axis="x", visible=False)
+    axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW * law.scale / 100)
+    axes[0].set(title="coefficients", ylabel=f"error (of {law.scale:g})")
+    _room_for(axes[0], values_BP[:, ~law.is_exponent], [r[1] for r in rows[: shares[0]]])
+    cap, title = law.config.exponent_cap, "exponents"
     axes[1].axhline(0, color=GREY, linewidth=0.8)
-    if fit.at_cap.any():
-        axes[1].axhline(fit.config.exponent_cap, color=GREY, linewidth=1, linestyle=":")
-        axes[1].axhline(-fit.config.exponent_cap, color=GREY, linewidth=1, linestyle=":")
-        axes[1].set_title("exponents (dotted: the cap)")
+    if law.at_cap.any() and cap is not None:
+        for side in (cap, -cap):
+            axes[1].axhline(side, color=GREY, linewidth=1, linestyle=":")
+        title += " (dotted: the cap)"
+    axes[1].set_title(title)
+    if unknown_P.any():
+        figure.supxlabel("grey: not determined by the runs", fontsize=8, color=GREY)
     return figure
+
+
+def _room_for(axis, values_BP, whole_P) -> None:
+    """A symlog axis from 0 (or below) to the largest whisker, with ticks that do not collide."""
+    ends = np.quantile(values_BP, [0.05, 0.95], axis=0)
+    top, bottom = max(ends[1].max(), *whole_P), min(ends[0].min(), *whole_P)
+    threshold = axis.yaxis.get_transform().linthresh
+    powers = np.arange(np.log10(threshold), np.ceil(np.log10(max(top, 10 * threshold))) + 1)
+    ticks = 10.0 ** powers[:: max(1, len(powers) // 6)]
+    axis.set_yticks([0, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
+    axis.yaxis.set_minor_locator(ticker.NullLocator())
+    axis.set_ylim(min(bottom * 2, -threshold / 4), top * 2)
 
 
 def _symbol(name: str) -> str:
@@ -218,79 +395,213 @@ def _symbol(name: str) -> str:
 
 
 @styled
-def predicted_vs_actual(table: RunTable, comparison, form: str) -> Figure:
-    """Figure 3b: predictions of runs the fit has not seen, against what was measured."""
-    figure, axes = panel_row(2, "predicted error", width=3.7)
-    row = comparison.row(form)
-    split = f"{comparison.train_sweep} to {comparison.test_sweep}"
-    for axis, predicted, score, title in (
-        (axes[0], comparison.held_out[form], row.cross_validation, "cross-validation"),
-        (axes[1], comparison.extrapolated[form], row.extrapolation, split),
-    ):
-        shown = np.concatenate([table.error, predicted[~np.isnan(predicted)]])
-        margin = 0.04 * np.ptp(shown)
-        span = shown.min() - margin, shown.max() + margin
+def predicted_vs_actual(table: RunTable, predictions: Mapping[str, np.ndarray]) -> Figure:
+    """Figure 3b: predicted against measured error, a panel each.
+
+    Args:
+      table: runs of one metric.
+      predictions: title -> error [R], NaN where a run is not predicted.
+
+    Raises:
+      ValueError: predictions of no run at all.
+    """
+    for title, predicted in predictions.items():
+        if np.isnan(predicted).all():
+            raise ValueError(f"{title}: no run is predicted")
+    figure, axes = panel_grid(1, len(predictions), width=3.7, height=3.6)
+    known = np.concatenate([p[~np.isnan(p)] for p in predictions.values()])
+    shown = np.concatenate([table.error, known])
+    margin = 0.04 * np.ptp(shown) or 1.0
+    span = shown.min() - margin, shown.max() + margin
+    sweep_R = table.columns.get("sweep", np.full(len(table), "runs"))
+    for axis, (title, predicted) in zip(axes[0], predictions.items(), strict=True):
         axis.plot(span, span, color=GREY, linewidth=1)
-        for index, sweep in enumerate(table.sweeps):
-            rows = (table.sweep == sweep) & ~np.isnan(predicted)
+        for index, sweep in enumerate(np.unique(sweep_R)):
+            rows = (sweep_R == sweep) & ~np.isnan(predicted)
             if rows.any():
                 style = dict(color=PALETTE[index % 6], ms=5, alpha=0.8, label=sweep)
                 axis.plot(table.error[rows], predicted[rows], MARKERS[index % 6], **style)
-                axis.legend(loc="lower right")
+        axis.legend(loc="lower right")
         axis.set(xlim=span, ylim=span, aspect="equal", title=title, xlabel="measured error")
-        axis.text(0.04, 0.95, _score_text(score), transform=axis.transAxes, va="top")
+        text = _score_text(score(predicted, table.error))
+        axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top")
+    axes[0, 0].set_ylabel("predicted error")
     return figure
 
 
-def _score_text(score) -> str:
-    if np.isnan(score.mse):
-        return "no runs for this split"
-    return f"R² = {score.r2:.3f}\nMSE = {score.mse:.3g}\nE = {score.percent:.2g}%"
+def _score_text(found) -> str:
+    return f"R² = {found.r2:.3f}\nMSE = {found.mse:.3g}\nE = {found.percent:.2g}%"
 
 
 @styled
-def frontier_paths(best, change=None) -> Figure:
+def errors_by_task(comparisons: Mapping) -> Figure:
+    """Figure 3c: mean relative error of each form on runs it has not seen, a line a task.
+
+    Args:
+      comparisons: task -> `Comparison`, all of the same forms.
+    """
+    first = next(iter(comparisons.values()))
+    splits = [first.splits[0], *([first.extrapolation] if first.extrapolation else [])]
+    tasks, at = list(comparisons), np.arange(len(comparisons))
+    figure, axes = panel_grid(1, len(splits), width=4.2, height=1.3 + 0.32 * len(tasks))
+    for axis, split in zip(axes[0], splits, strict=True):
+        for index, entry in enumerate(first.entries):
+            percents = [comparisons[task].score(entry.name, split).percent for task in tasks]
+            style = dict(color=PALETTE[index % 6], ms=5.5, label=entry.name)
+            apart = 0.14 * (index - (len(first.entries) - 1) / 2)
+            axis.plot(percents, at + apart, MARKERS[index % 6], **style)
+        axis.set(title=split, xlabel="mean relative error E (%)")
+        axis.set_xlim(left=0)
+    _name_tasks(axes[0, 0], tasks)
+    legend_below(figure, axes[0, 0])
+    return figure
+
+
+def _name_tasks(axis, tasks: list[str]) -> None:
+    axis.set_yticks(np.arange(len(tasks)), tasks)
+    axis.set_ylim(len(tasks) - 0.5, -0.5)
+
+
+# --- the frontier: Figures 4, 5 and 6 ---
+
+
+@styled
+def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figure:
     """Figure 4: x* of each factor against the budget, a shade for each n, and the elasticity.
 
     Args:
       best: a `Frontier`.
-      change: an `Elasticity`, drawn in a last panel against n (equation 10); None leaves it out.
+      factors: names of its K factors.
+      change: an `Elasticity`, drawn in a last panel against n (equation 10), with the interval of
+        the mean over members beside it; None leaves it out.
+      unit: of the budgets; None for FLOPs.
+
+    Raises:
+      ValueError: no budget affords any configuration.
     """
-    figure, axes = panel_row(len(FACTORS) + (change is not None), None, width=3.2)
-    size, unit = units.flops_unit(best.budgets)
+    if np.isnan(best.cost).all():
+        raise ValueError(f"no budget up to {best.budgets.max():g} affords any configuration")
+    panels = len(factors) + (change is not None)
+    figure, axes = panel_grid(1, panels, sharey=False)
+    size, unit = units.flops_unit(best.budgets) if unit is None else (1.0, unit)
     order = np.argsort(best.budgets)
-    colours = shades(best.num_examples)
-    for k, name in enumerate(FACTORS):
-        for column, n in enumerate(best.num_examples):
-            style = dict(color=colours[n], alpha=0.9, label=units.count(n, 2))
+    for k, (axis, name) in enumerate(zip(axes[0], factors, strict=False)):
+        for column, (n, colour, width) in enumerate(_shaded(best.num_examples)):
+            style = dict(color=colour, linewidth=width, label=units.count(n, 2))
             path = best.x[order, column, k]
-            axes[k].step(best.budgets[order] / size, path, where="post", **style)
-        axes[k].set_title(f"best {units.LABELS[name]}")
-        log_axis(axes[k], best.x[..., k], None, which="y")
-        log_axis(axes[k], round_ticks(best.budgets / size), f"inference budget ({unit})")
-    legend_below(figure, axes[0], title="n =")
+            axis.step(best.budgets[order] / size, path, where="post", **style)
+        axis.set_title(f"best {units.label(name)}")
+        log_axis(axis, best.x[..., k], None, which="y")
+        log_axis(axis, round_ticks(best.budgets / size), f"inference budget ({unit})")
+    if np.isfinite(best.num_examples).all():
+        legend_below(figure, axes[0, 0], where="left", title="n =")
     if change is not None:
-        _draw_elasticity(axes[-1], change)
+        _draw_elasticity(axes[0, -1], change, factors)
+        legend_below(figure, axes[0, -1], where="right")
     return figure
 
 
-def _draw_elasticity(axis, change) -> None:
-    lines_MK = change.by_num_examples
-    for k, (label, mean) in enumerate(zip(factor_labels(3), change.mean, strict=True)):
-        text = f"{label}: mean {mean:+.2f}" if np.isfinite(mean) else f"{label}: undefined"
-        style = dict(color=PALETTE[k], ms=4, label=text)
-        axis.plot(change.num_examples, lines_MK[:, k], MARKERS[k] + "-", **style)
+def _shaded(num_examples):
+    """(n, colour, line width): paths that coincide stay visible, the later one is thinner."""
+    if not np.isfinite(num_examples).all():
+        return [(n, PALETTE[0], 1.6) for n in num_examples]
+    colours, rank = shades(num_examples), np.argsort(np.argsort(num_examples))
+    widths = 3.4 - 2.2 * rank / max(1, len(num_examples) - 1)
+    return [(n, colours[n], w) for n, w in zip(num_examples, widths, strict=True)]
+
+
+def _draw_elasticity(axis, change, factors) -> None:
+    lines_MK, (low_K, high_K) = change.by_num_examples, change.interval()
+    for k, label in enumerate(factor_labels(len(factors))):
+        mean = change.mean[k]
+        number = f"{mean:+.2f}".replace("-", "−")
+        text = f"{label}: mean {number}" if np.isfinite(mean) else f"{label}: undefined"
+        style = dict(color=PALETTE[k % 6], ms=4, label=text)
+        axis.plot(change.num_examples, lines_MK[:, k], MARKERS[k % 6] + "-", **style)
+        if np.isfinite(low_K[k]):
+            bar = dict(color=PALETTE[k % 6], transform=axis.get_yaxis_transform())
+            right = 0.96 - 0.14 * (1 - (k + 0.5) / len(factors))
+            axis.plot([right, right], [low_K[k], high_K[k]], linewidth=2.5, alpha=0.6, **bar)
+            axis.plot([right], [mean], MARKERS[k % 6], ms=5, mec="white", mew=0.6, **bar)
     axis.axhline(0, color=GREY, linewidth=0.8)
     log_axis(axis, change.num_examples, units.LABELS["num_examples"], digits=2)
+    low, high = change.num_examples.min(), change.num_examples.max()
+    if len(change.members) and low < high:  # room for the bars at the right
+        axis.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.3)
+        axis.text(0.89, 0.99, "mean", transform=axis.transAxes, ha="center", va="top", fontsize=7)
     axis.set_title("elasticity of x* to n")
-    axis.legend()
+
+
+@styled
+def elasticity_by_task(changes: Mapping, factors) -> Figure:
+    """Figure 5: the mean elasticity of each factor to n and its interval over members, by task.
+
+    Args:
+      changes: task -> `Elasticity`.
+      factors: names of the K factors.
+    """
+    tasks = list(changes)
+    figure, axes = panel_grid(1, len(factors), height=1.2 + 0.32 * len(tasks))
+    for k, (axis, name) in enumerate(zip(axes[0], factors, strict=True)):
+        axis.axvline(0, color=GREY, linewidth=0.8)
+        for row, task in enumerate(tasks):
+            low, high = (ends[k] for ends in changes[task].interval())
+            axis.plot([low, high], [row, row], color=PALETTE[k % 6], linewidth=2.5, alpha=0.45)
+            axis.plot(changes[task].mean[k], row, MARKERS[k % 6], color=PALETTE[k % 6], ms=6)
+        axis.set(title=units.label(name), xlabel="elasticity of x* to n")
+    _name_tasks(axes[0, 0], tasks)
+    return figure
+
+
+@styled
+def vision_share(cost, lm_params, tokens_per_frame, table: RunTable | None = None) -> Figure:
+    """Figure 6: share of the inference compute that the vision model takes, over (x_N, x_V).
+
+    Under equation 1 it is x_M x_W / (x_M x_W + x_N x_V), whatever the number of frames.
+
+    Args:
+      cost: `CostConstants`.
+      lm_params, tokens_per_frame: the ranges to cover; their least and largest values count.
+      table: runs to mark, with columns of these names; or None.
+
+    Raises:
+      ValueError: a cost model without a vision model of its own, or a range of one value.
+    """
+    if not hasattr(cost, "vision_params"):
+        raise ValueError("the share of vision compute needs equation 1, a CostConstants")
+    ranges = {"lm_params": lm_params, "tokens_per_frame": tokens_per_frame}
+    for name, values in ranges.items():
+        if np.min(values) == np.max(values):
+            raise ValueError(f"the share of vision compute needs two values of {name} or more")
+    lines = [np.geomspace(np.min(v), np.max(v), 120) for v in ranges.values()]
+    across, up = np.meshgrid(*lines)
+    vision = cost.vision_params * cost.features_per_frame
+    share = 100 * vision / (vision + across * up)
+    figure, ((axis,),) = panel_grid(1, 1, width=5.6, height=4.0)
+    _span_log(axis, across, up)
+    filled = axis.contourf(across, up, share, np.arange(0, 101, 10), cmap="cividis")
+    drawn = axis.contour(across, up, share, np.arange(10, 100, 10), colors="white", linewidths=0.7)
+    _name_contours(axis, drawn, "%g%%")
+    if table is not None:
+        x, y = (table.column(name) for name in ranges)
+        marks = dict(s=22, c="white", edgecolors="black", linewidths=0.8, zorder=3, clip_on=False)
+        axis.scatter(x, y, label="runs", **marks)
+        legend_below(figure, axis)
+    log_axis(axis, np.asarray(lm_params, float), units.LABELS["lm_params"])
+    log_axis(axis, np.asarray(tokens_per_frame, float), units.LABELS["tokens_per_frame"], which="y")
+    axis.grid(False)
+    figure.colorbar(filled, ax=axis, label="vision model's share of compute (%)", pad=0.02)
+    return figure
+
+
+# --- which runs belong together ---
 
 
 def center(table: RunTable) -> np.ndarray:
     """The star's centre [K]: the commonest level of each factor among the star's runs."""
-    is_star = table.sweep == "star"
-    star = table.take(is_star) if is_star.any() else table
-    counted = [np.unique(column, return_counts=True) for column in star.x.T]
+    star = _sweep(table, "star")
+    rows = table.take(star) if star.any() else table
+    counted = [np.unique(column, return_counts=True) for column in rows.x.T]
     return np.array([levels[np.argmax(counts)] for levels, counts in counted])
 
 

@@ -6,167 +6,334 @@ add_law(report, analysis)
 report.write("out")
 """
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from fitting import plots, units
 from fitting.analysis import (
-    DEPLOYMENT_HEADERS,
     Analysis,
     analyse,
+    deployment_headers,
     deployment_rows,
     deployment_text,
     findings,
+    fitted_score,
+    split_text,
 )
+from fitting.cost import CostConstants
 from fitting.forms import factor_labels
 from fitting.html import Report
-from fitting.runs import FACTORS
+from fitting.runs import FACTORS, RunTable
 
-__all__ = ["Analysis", "Report", "add_law", "analyse", "deployment_text"]
+__all__ = ["Analysis", "Report", "add_law", "add_tasks", "analyse", "deployment_text"]
 
 
 def add_law(report: Report, analysis: Analysis, *, prefix: str = "") -> None:
-    """Adds the sections Answer, Runs, Forms, Law, Frontier and Elasticity of one metric.
+    """Adds the sections Answer, Runs, Forms, Law and Frontier of one metric.
+
+    What the analysis does not hold (a comparison, costs and a frontier, an elasticity) is left out.
 
     Args:
       report: where to add them.
-      analysis: what `analyse` returned.
+      analysis: what `analyse` or `examine` returned.
       prefix: of the figures' file names; give one to each metric of a report with several.
     """
     _add_answer(report, analysis)
     _add_runs(report, analysis, prefix)
     _add_forms(report, analysis, prefix)
     _add_parameters(report, analysis, prefix)
-    _add_frontier(report, analysis, prefix)
+    if analysis.frontier is not None:
+        _add_frontier(report, analysis, prefix)
 
 
 def _add_answer(report: Report, analysis: Analysis) -> None:
-    law = analysis.law
-    report.section(
-        f"What to deploy: {law.metric}",
-        f"For an inference budget and a number of finetuning examples, the configuration with the "
-        f"least predicted error. The law is {law.config.form}, fitted to {law.num_runs} runs.",
-    )
+    law, given = analysis.law, _given(analysis)
+    if analysis.frontier is None:
+        report.section(
+            f"How far to trust it: {law.metric}",
+            f"The law is {law.config.form}, fitted to {law.num_runs} runs of {law.source}. No cost "
+            "is known of its configurations, so there is no frontier here.",
+        )
+    else:
+        report.section(
+            f"What to deploy: {law.metric}",
+            f"For {given}, the configuration with the least predicted error. The law is "
+            f"{law.config.form}, fitted to {law.num_runs} runs. {_cost_text(analysis.cost)}",
+        )
     for text in findings(analysis):
         report.warning(text)
-    report.table(
-        DEPLOYMENT_HEADERS,
-        deployment_rows(analysis),
-        "Best configuration on offer for each budget and data size. The interval is of the law's "
-        "parameters; agreement is the share of bootstrap members that choose the same one.",
+    if analysis.frontier is not None:
+        report.table(
+            deployment_headers(law),
+            deployment_rows(analysis),
+            f"Best configuration on offer for {given}. The interval is of the law's parameters; "
+            "agreement is the share of bootstrap members that choose the same one. No run can have "
+            f"an error outside 0 to {law.scale:g}: where the law says so, the row is marked "
+            "impossible, and its value is not shown.",
+        )
+
+
+def _given(analysis: Analysis) -> str:
+    with_n = analysis.law.examples is not None
+    return "an inference budget" + " and a number of finetuning examples" * with_n
+
+
+def _cost_text(cost) -> str:
+    if not isinstance(cost, CostConstants):
+        return ""
+    return (
+        f"Costs are those of equation 1 with a vision model of {units.count(cost.vision_params)} "
+        f"parameters and {units.count(cost.features_per_frame)} features a frame."
     )
 
 
 def _add_runs(report: Report, analysis: Analysis, prefix: str) -> None:
-    table, law = analysis.table, analysis.law
-    report.section("Runs", f"{len(table)} measured runs: {', '.join(table.sweeps)}.")
+    table, law, cost = analysis.table, analysis.law, analysis.cost
+    sweeps = f": {', '.join(table.levels('sweep'))}" if "sweep" in table.columns else ""
+    report.section("Runs", f"{len(table)} measured runs{sweeps}.")
     report.figure(
         f"{prefix}runs",
-        plots.all_runs(table, analysis.cost),
-        "Every run. The star changes one factor at a time around its centre, a line for each "
-        "number of examples n; the last panel shows the other runs at what they cost.",
-        f"Measured errors of {len(table)} runs against each factor and against cost",
+        plots.all_runs(table, cost),
+        _runs_caption(table, cost),
+        f"Measured errors of {len(table)} runs against each factor",
     )
-    report.figure(
+    _add_figure_if(
+        report,
         f"{prefix}performance",
-        plots.iso_performance(law, table),
-        "Lines of equal predicted error over one factor and the number of examples, the other "
-        "factors at the star's centre. Dots are runs in the colour of their measured error.",
-        "Contours of predicted error for each factor against finetuning examples",
+        lambda: plots.iso_performance(law, table),
+        "Lines of equal predicted error, the other factors at "
+        f"{'the star’s centre' if _has(table, 'star') else 'their commonest level'}. Dots are runs "
+        "in the colour of their measured error; a dot that stands out is a miss of the law. Beyond "
+        "a dashed line predictions leave the scale.",
+        "Contours of predicted error over two columns of the runs",
     )
-    if "isoflop" in table.sweeps:
-        report.figure(
+    if _has(table, "isoflop") and cost is not None:
+        _add_figure_if(
+            report,
             f"{prefix}isoflop",
-            plots.isoflop_curves(law, table, analysis.cost),
+            lambda: plots.isoflop_curves(law, table, cost),
             "Runs of equal cost: dots are measured, curves are the law, a ring marks the best run "
             "of a cost. Right: the best measured error within each cost.",
-            "Error against visual tokens per frame at equal cost, by language-model size",
+            f"Error against {units.label(table.factors[-1])} at equal cost",
         )
 
 
+def _has(table: RunTable, sweep: str) -> bool:
+    return sweep in table.columns.get("sweep", ())
+
+
+def _runs_caption(table: RunTable, cost) -> str:
+    if not _has(table, "star"):
+        text = "Every run; lines join runs that differ in one factor alone."
+    else:
+        text = "Every run. The star changes one factor at a time around its centre"
+        text += "." if table.n is None else ", a line for each number of examples n."
+    return text + " The last panel shows the other runs at what they cost." * (cost is not None)
+
+
+def _add_figure_if(report: Report, name: str, draw, caption: str, alt: str) -> None:
+    """A figure, or a line that says why there is none."""
+    try:
+        figure = draw()
+    except ValueError as e:
+        report.paragraph(f"No figure: {e}.")
+        return
+    report.figure(name, figure, caption, alt)
+
+
 def _add_forms(report: Report, analysis: Analysis, prefix: str) -> None:
-    comparison = analysis.comparison
-    split = f"{comparison.train_sweep} to {comparison.test_sweep}"
-    report.section(
-        "Forms",
-        "Each form is scored on runs it has not seen: five-fold cross-validation over all runs, "
-        f"and extrapolation from {split}. The law is the one with the least cross-validation MSE.",
-    )
-    scored = ("MSE", "E%", "R²")
-    report.table(
-        (
-            "form",
-            "parameters",
-            *(f"CV {s}" for s in scored),
-            *(f"{split} {s}" for s in scored),
-            "AICc",
-        ),
-        [
-            (
-                row.form,
-                row.num_parameters,
-                *(units.number(v) for v in row.cross_validation),
-                *(units.number(v) for v in row.extrapolation),
-                units.number(row.aicc, 4),
-            )
-            for row in comparison.rows
-        ],
-        "MSE in squared error points, E% the mean relative error; lower is better. AICc of the fit "
-        "to all runs, in log error; only differences count.",
-    )
+    comparison, law, table = analysis.comparison, analysis.law, analysis.table
+    fitted = law.predict(table.x, table.n)
+    if comparison is None:
+        report.section("Fit", "How the law meets the runs it was fitted to.")
+        cells = [units.number(value) for value in fitted_score(analysis)]
+        report.table(("MSE", "E%", "R²"), [cells], f"Of {len(table)} runs, all fitted.")
+        predictions = {"all runs (fitted)": fitted}
+    else:
+        _add_form_table(report, analysis)
+        found = comparison.entry(law.config.form).validations
+        chosen = (comparison.splits[0], comparison.extrapolation)
+        predictions = {v.name: v.predicted for v in found if v.name in chosen}
     report.figure(
         f"{prefix}predicted",
-        plots.predicted_vs_actual(analysis.table, comparison, analysis.law.config.form),
-        "Predicted against measured error of runs the fit has not seen; on the line is right.",
-        "Predicted error against measured error, cross-validated and extrapolated",
+        plots.predicted_vs_actual(table, predictions),
+        "Predicted against measured error, on the line is right. "
+        + ("Of the runs fitted." if comparison is None else "Of runs the fit has not seen."),
+        "Predicted error against measured error",
+    )
+
+
+def _add_form_table(report: Report, analysis: Analysis) -> None:
+    comparison, scored = analysis.comparison, ("MSE", "E%", "R²")
+    chosen, split = comparison.extrapolation, split_text(analysis)
+    tested = f", and extrapolation{split}" if chosen else ""
+    report.section(
+        "Forms",
+        "Each form is scored on runs it has not seen: cross-validation over all runs "
+        f"({comparison.splits[0]}){tested}. The least cross-validation MSE is that of "
+        f"{comparison.best}; the law of this page is {analysis.law.config.form}.",
+    )
+    heads, rows = [f"CV {s}" for s in scored], []
+    if chosen:
+        name = split.removeprefix(" from ").removeprefix(", ")
+        heads += [f"{name} {s}" for s in scored]
+    for entry in comparison.entries:
+        values = list(entry.cross_validation)
+        values += comparison.score(entry.name, chosen) if chosen else ()
+        aicc = units.number(entry.law.aicc, 4)
+        rows.append((entry.name, entry.num_parameters, *map(units.number, values), aicc))
+    report.table(
+        ("form", "parameters", *heads, "AICc"),
+        rows,
+        "MSE in squared error points, E% the mean relative error; lower is better. AICc of the fit "
+        "to all runs, in log error; only differences count.",
     )
 
 
 def _add_parameters(report: Report, analysis: Analysis, prefix: str) -> None:
     law = analysis.law
     typical = ", ".join(
-        f"{units.count(unit)} {units.LABELS[name]}"
-        for unit, name in zip(law.units, (*FACTORS, "num_examples"), strict=True)
+        f"{units.count(unit)} {units.label(name)}"
+        for unit, name in zip(law.units, law.columns, strict=True)
     )
+    values = [(name, *map(units.number, row), note) for name, *row, note in law.parameter_rows()]
     report.section(
         "Law",
-        f"Coefficients are the error points of their term at a typical run ({typical}); exponents "
-        "have no unit. A wide interval means that the runs do not determine the parameter, even "
-        "where they determine the predictions well.",
+        f"A coefficient is the error of its term, of {law.scale:g}, where every factor is one unit "
+        f"({typical}); exponents have no unit. A wide interval means that the runs do not "
+        "determine the parameter, even where they determine the predictions well.",
     )
-    report.table(
-        ("parameter", "all runs", "median", "5%", "95%", "note"),
-        [(name, *map(units.number, values), note) for name, *values, note in law.parameter_rows()],
-        f"Over {len(law.theta) - law.failures} bootstrap members.",
-    )
-    report.figure(
+    if not law.degenerate:
+        report.table(
+            ("parameter", "all runs", "median", "5%", "95%", "note"),
+            values,
+            f"Over {len(law.theta) - law.failures} bootstrap members.",
+        )
+    _add_figure_if(
+        report,
         f"{prefix}parameters",
-        plots.parameter_boxes(law),
+        lambda: plots.parameter_boxes(law),
         "The same: boxes hold the middle half of the members, whiskers 5% to 95%, the cross is the "
-        "fit to all runs.",
+        "fit to all runs. Grey boxes are of parameters that the runs do not determine.",
         "Box plot of the bootstrapped coefficients and exponents",
     )
-    report.preformatted(law.summary())
+    report.preformatted(law.report())
 
 
 def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
-    change = analysis.elasticity
+    change, law = analysis.elasticity, analysis.law
     report.section(
         "Frontier",
-        "How the best configuration moves with the budget and with the data. Steps are real: the "
-        "configurations on offer are discrete, and the best is often cheaper than the budget.",
+        "How the best configuration moves with the budget"
+        + " and with the data" * (change is not None)
+        + ". Steps are real: the configurations on offer are discrete, and the best is often "
+        "cheaper than the budget.",
     )
-    report.figure(
+    shaded = ""
+    if change is not None:
+        shaded = (
+            ", a shade for each number of examples n. Right, the elasticity: the percent change of "
+            "the best value for one percent more data; beside it the mean over all n, with a bar "
+            "for the middle 90% of the members' own means"
+        )
+    _add_figure_if(
+        report,
         f"{prefix}frontier",
-        plots.frontier_paths(analysis.frontier, change),
-        "Best value of each factor against the budget, a shade for each number of examples n; "
-        "right, the elasticity: the percent change of the best value for one percent more data.",
-        "Best language model, frames and tokens against inference budget, and their elasticity",
+        lambda: plots.frontier_paths(analysis.frontier, law.factors, change),
+        f"Best value of each factor against the budget{shaded}.",
+        "Best value of each factor against the inference budget",
     )
+    if change is not None:
+        _add_elasticity_table(report, change, law.factors)
+    if isinstance(analysis.cost, CostConstants) and law.factors == FACTORS:
+        table = analysis.table
+        sizes, tokens = table.x[:, 0], table.x[:, 2]
+        _add_figure_if(
+            report,
+            f"{prefix}vision",
+            lambda: plots.vision_share(analysis.cost, sizes, tokens, table),
+            "Share of the inference compute that the vision model takes (equation 1), whatever the "
+            "number of frames. Dots are the runs.",
+            "Contours of the vision model's share of compute over model size and visual tokens",
+        )
+
+
+def _add_elasticity_table(report: Report, change, factors) -> None:
+    ends = np.stack(change.interval(), axis=1)
     report.table(
-        ("factor", "elasticity to n"),
+        ("factor", "elasticity to n", "90% of members"),
         [
-            (f"{label}: {units.LABELS[name]}", units.number(value))
-            for label, name, value in zip(factor_labels(3), FACTORS, change.mean, strict=True)
+            (f"{label}: {units.label(name)}", units.number(value), _interval_text(*pair))
+            for label, name, value, pair in zip(
+                factor_labels(len(factors)), factors, change.mean, ends, strict=True
+            )
         ],
         f"Mean over {len(change.budgets)} budgets and {len(change.num_examples)} data sizes, with "
         f"a step of {units.count(change.delta)} examples; {change.undefined} undefined pairs are "
         "left out.",
     )
+
+
+def _interval_text(low: float, high: float) -> str:
+    return f"{units.number(low)} to {units.number(high)}" if np.isfinite(low) else "-"
+
+
+# --- several tasks ---
+
+
+def add_tasks(report: Report, table: RunTable, analyses: Mapping[str, Analysis]) -> None:
+    """Adds what compares the laws of several metrics: Figures 3c, 5, 8, 9 and 10.
+
+    Args:
+      report: where to add them.
+      table: the runs of all the metrics.
+      analyses: metric -> what `analyse` or `examine` returned.
+    """
+    all_of = list(analyses.values())
+    laws, cost = [a.law for a in all_of], all_of[0].cost
+    report.section(
+        "Tasks",
+        f"One law for each of {len(laws)} metrics, all {laws[0].config.form}; their own pages say "
+        "more.",
+    )
+    for metric, analysis in analyses.items():
+        for text in findings(analysis):
+            report.warning(f"{metric}: {text}")
+    if all(a.comparison for a in all_of):
+        report.figure(
+            "errors_by_task",
+            plots.errors_by_task({m: a.comparison for m, a in analyses.items()}),
+            "Mean relative error of each form on runs it has not seen.",
+            "Relative error of every form for each task",
+        )
+    if all(a.elasticity for a in all_of):
+        report.figure(
+            "elasticity_by_task",
+            plots.elasticity_by_task({m: a.elasticity for m, a in analyses.items()}, table.factors),
+            "Percent change of the best value of a factor for one percent more data; lines hold "
+            "the middle 90% of the members.",
+            "Elasticity of each factor for each task",
+        )
+    report.figure(
+        "runs_by_task",
+        plots.all_runs(table, cost),
+        _runs_caption(table, cost) + " A row a task.",
+        "Measured errors against each factor, a row a task",
+    )
+    _add_figure_if(
+        report,
+        "performance_by_task",
+        lambda: plots.iso_performance(laws, table),
+        "Lines of equal predicted error, a row a task. Beyond a dashed line predictions leave the "
+        "scale.",
+        "Contours of predicted error, a row a task",
+    )
+    if _has(table, "isoflop") and cost is not None:
+        _add_figure_if(
+            report,
+            "isoflop_by_task",
+            lambda: plots.isoflop_curves(laws, table, cost),
+            "Runs of equal cost: dots are measured, curves are the law. A row a task.",
+            "Error at equal cost, a row a task",
+        )

@@ -1,223 +1,409 @@
-"""The table of runs: what every fit starts from, and the one file format of this package.
+"""The table of runs: what every fit starts from, read from anyone's CSV.
 
-A CSV with the columns below, one row a run and metric. Lines that start with # are comments.
-Scores lie on a 0-100 scale, higher is better; a law describes the error, 100 - score.
+One row a run and metric; lines that start with # are comments. A score is better when higher; a law
+describes the error, scale - score. The house's own tables have the columns `COLUMNS`, and
+`read_runs` takes those when it is told nothing else.
 """
 
 import csv
 import difflib
 import math
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import EllipsisType
 
 import numpy as np
 
 FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
-NUMBERS = (*FACTORS, "num_examples", "score")
 COLUMNS = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
+SCALES = (100.0, 1.0)
+
+LI2024 = Path(__file__).parent / "data" / "li2024.csv"
+"""The published grid of Li et al. (arXiv 2411.03312): lm_params, visual_tokens, error (0 to 1)."""
 
 
 @dataclass(frozen=True, eq=False)
 class RunTable:
-    """Columns of equal length R; texts as str, numbers as float64.
+    """R runs as arrays, in the order of the file.
 
     Attributes:
-      run_id: name of the run; unique together with the metric.
-      sweep: 'star', 'isoflop', or another name.
-      lm_params, num_frames, tokens_per_frame: the configuration x.
-      num_examples: n, finetuning examples.
-      metric: name of the score.
-      score: 0-100, higher is better.
+      factors: names of the K factors.
+      x: configurations [R, K], in the CSV's own units.
+      examples: name of the column of data sizes; None for laws without n.
+      n: data sizes [R], or None.
+      error: [R], on the scale that is fitted.
+      scale: the error of a complete failure, 100 or 1.
+      weights: [R], 1 by default.
+      run_id: [R] names; 'row 7' where the CSV names none.
+      metric: [R] what the error is of.
+      columns: the other columns as text [R] each, such as 'sweep'.
+      source: the file's name, for messages.
     """
 
+    factors: tuple[str, ...]
+    x: np.ndarray
+    examples: str | None
+    n: np.ndarray | None
+    error: np.ndarray
+    scale: float
+    weights: np.ndarray
     run_id: np.ndarray
-    sweep: np.ndarray
-    lm_params: np.ndarray
-    num_frames: np.ndarray
-    tokens_per_frame: np.ndarray
-    num_examples: np.ndarray
     metric: np.ndarray
-    score: np.ndarray
+    columns: dict[str, np.ndarray]
+    source: str
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping], source="rows") -> "RunTable":
-        """Validates mappings with the keys `COLUMNS`, and sorts them by run_id and metric.
+        """A table from mappings with the house's keys, `COLUMNS`.
 
         Raises:
           ValueError: one line, naming the source, the row (counted from 1), the column and value.
         """
-        rows = [
-            _check_row(row, f"{source}, row {number}") for number, row in enumerate(rows, start=1)
-        ]
-        return cls._from_checked(rows, source)
-
-    @classmethod
-    def _from_checked(cls, rows: list[dict], source) -> "RunTable":
-        if not rows:
-            raise ValueError(f"{source}: no runs; at least one row is needed")
-        seen = set()
-        for row in rows:
-            key = row["run_id"], row["metric"]
-            if key in seen:
+        rows = list(rows)
+        for number, row in enumerate(rows, start=1):
+            missing = [name for name in COLUMNS if name not in row]
+            if missing:
                 raise ValueError(
-                    f"{source}: run_id {key[0]!r} has metric {key[1]!r} twice; "
-                    "each pair may appear once"
+                    f"{source}, row {number}: no {missing[0]!r}; a run needs {', '.join(COLUMNS)}"
                 )
-            seen.add(key)
-        rows = sorted(rows, key=lambda row: (row["run_id"], row["metric"]))
-        return cls(**{name: np.array([row[name] for row in rows]) for name in COLUMNS})
+        wheres = [f"row {number}" for number in range(1, len(rows) + 1)]
+        records = {name: [row[name] for row in rows] for name in COLUMNS}
+        return _table(records, wheres, str(source), FACTORS, "num_examples", score="score")
 
     def __len__(self) -> int:
-        return len(self.run_id)
-
-    @property
-    def x(self) -> np.ndarray:
-        """Configurations [R, 3], in factor order."""
-        return np.stack([getattr(self, name) for name in FACTORS], axis=-1)
-
-    @property
-    def n(self) -> np.ndarray:
-        """Data sizes [R]."""
-        return self.num_examples
-
-    @property
-    def error(self) -> np.ndarray:
-        """f = 100 - score, [R]."""
-        return 100.0 - self.score
+        return len(self.error)
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The distinct metrics, sorted."""
-        return tuple(str(name) for name in np.unique(self.metric))
+        return self.levels("metric")
 
-    @property
-    def sweeps(self) -> tuple[str, ...]:
-        """The distinct sweeps, sorted."""
-        return tuple(str(name) for name in np.unique(self.sweep))
+    def column(self, name: str) -> np.ndarray:
+        """Any column [R]: numbers for factors and n, text for the rest.
+
+        Raises:
+          ValueError: no such column; names the nearest.
+        """
+        named = dict(zip(self.factors, self.x.T, strict=True))
+        if self.examples is not None:
+            named[self.examples] = self.n
+        named |= {"run_id": self.run_id, "metric": self.metric, **self.columns}
+        if name not in named:
+            raise ValueError(f"{self.source}: {_no_column(name, named)}")
+        return named[name]
+
+    def levels(self, column: str) -> tuple:
+        """The distinct values of a column, sorted; floats for factors and n, else texts."""
+        return tuple(np.unique(self.column(column)).tolist())
 
     def take(self, rows) -> "RunTable":
         """The rows of a boolean mask [R] or of indices."""
-        return RunTable(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+        return RunTable(
+            self.factors,
+            self.x[rows],
+            self.examples,
+            None if self.n is None else self.n[rows],
+            self.error[rows],
+            self.scale,
+            self.weights[rows],
+            self.run_id[rows],
+            self.metric[rows],
+            {name: values[rows] for name, values in self.columns.items()},
+            self.source,
+        )
 
-    def select(self, *, metric: str | None = None, sweep: str | None = None) -> "RunTable":
-        """The rows of one metric and/or one sweep.
+    def where(self, column: str, value) -> np.ndarray:
+        """Bool [R]: the rows that have the value in the column; 2e12 also finds 2000000000000.
 
         Raises:
-          ValueError: no such row; names what there is.
+          ValueError: no such column, or no such row; names what there is.
+        """
+        values_R, number = self.column(column), _float(value)
+        same_R = values_R.astype(str) == str(value)
+        if not math.isnan(number):
+            same_R |= np.array([_float(v) == number for v in values_R])
+        if not same_R.any():
+            present = [_plain(level) for level in self.levels(column)]
+            shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
+            raise ValueError(
+                f"{self.source}: no runs with {column} {str(value)!r}"
+                f"{_nearest(str(value), present)}; there are {shown}"
+            )
+        return same_R
+
+    def select(self, **values) -> "RunTable":
+        """The rows with these values, such as `select(metric='avg', sweep='star')`; None is any.
+
+        Raises:
+          ValueError: no such column, value or combination; names what there is.
         """
         keep_R = np.ones(len(self), bool)
-        for column, value, present in (
-            ("metric", metric, self.metrics),
-            ("sweep", sweep, self.sweeps),
-        ):
-            if value is None:
-                continue
-            if value not in present:
-                raise ValueError(f"no runs with {column} {value!r}; there are {', '.join(present)}")
-            keep_R &= getattr(self, column) == value
+        chosen = {column: value for column, value in values.items() if value is not None}
+        for column, value in chosen.items():
+            keep_R &= self.where(column, value)
         if not keep_R.any():
-            raise ValueError(f"no runs with metric {metric!r} and sweep {sweep!r} together")
+            text = " and ".join(f"{column} {str(value)!r}" for column, value in chosen.items())
+            raise ValueError(f"{self.source}: no runs with {text} together")
         return self.take(keep_R)
 
-    def rows(self) -> list[dict]:
-        """The table as mappings, which `write_runs` takes."""
-        return [{name: getattr(self, name)[i].item() for name in COLUMNS} for i in range(len(self))]
 
+def read_runs(
+    path,
+    *,
+    factors=FACTORS,
+    examples: str | None | EllipsisType = ...,
+    score: str | None = None,
+    error: str | None = None,
+    metric: str | None = None,
+    weights: str | None = None,
+    scale: float | None = None,
+    group: str | None = None,
+) -> RunTable:
+    """Reads and validates a CSV of runs; without options, one with the house's `COLUMNS`.
 
-def read_runs(path) -> RunTable:
-    """Reads and validates a CSV of runs.
+    Args:
+      path: UTF-8, a header line, one line a run (and metric); blank and # lines are passed over.
+      factors: names of the K columns that make up a configuration.
+      examples: name of the column of data sizes n, None for laws without n; left out,
+        'num_examples' where the file has it or the factors are the house's.
+      score: column of scores, 0 to `scale`, higher is better; 'score' if `error` is None too.
+      error: column of errors, in place of scores.
+      metric: keeps the rows with this value in the column 'metric'.
+      weights: column of the runs' weights, 0 or more.
+      scale: 100 or 1, the error of a complete failure; 100 by default, except that values which
+        are all at most 1 need it said.
+      group: column that says what a row's error is of, 'metric' by default; a run may appear once
+        in each group.
 
     Raises:
-      ValueError: one line, naming file, line, column, value and what is allowed.
+      ValueError: one line, naming file, row, column, value and what is allowed.
+      FileNotFoundError: one line.
     """
-    with open(path, newline="", encoding="utf-8") as file:
-        numbered = [
-            (number, line)
-            for number, line in enumerate(file, start=1)
-            if line.strip() and not line.startswith("#")
-        ]
-    if not numbered:
-        raise ValueError(f"{path}: empty; the first line must name the columns {','.join(COLUMNS)}")
-    records = list(csv.reader(line for _, line in numbered))
-    header = tuple(name.strip() for name in records[0])
-    _check_header(header, path)
-    rows = []
-    for (number, _), record in zip(numbered[1:], records[1:], strict=True):
-        where = f"{path}, line {number}"
-        if len(record) != len(header):
-            raise ValueError(f"{where}: {len(record)} values for {len(header)} columns")
-        rows.append(_check_row(dict(zip(header, record, strict=True)), where))
-    return RunTable._from_checked(rows, path)
+    factors = (factors,) if isinstance(factors, str) else tuple(factors)
+    header, lines, records = _read_csv(path)
+    if examples is ...:
+        house = "num_examples" in header or factors == FACTORS
+        examples = "num_examples" if house and "num_examples" not in factors else None
+    wheres = [f"row {row} (line {line})" for row, line in enumerate(lines, start=1)]
+    columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
+    if metric is not None:
+        _check_columns(["metric"], columns, path)
+        kept = [i for i, value in enumerate(columns["metric"]) if value == metric]
+        if not kept:
+            there = sorted(set(columns["metric"]))
+            raise ValueError(
+                f"{path}: no runs with metric {metric!r}{_nearest(metric, there)}; "
+                f"there are {', '.join(there)}"
+            )
+        wheres = [wheres[i] for i in kept]
+        columns = {name: [values[i] for i in kept] for name, values in columns.items()}
+    return _table(
+        columns, wheres, str(path), factors, examples, score, error, weights, scale, group
+    )
 
 
 def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
-    """Writes validated runs as CSV, sorted by run_id and metric; the same runs, the same bytes.
+    """Writes runs as a CSV with the house's `COLUMNS`, sorted by run_id and metric.
 
-    The file is replaced in one step, so that a reader never sees half of it.
+    The same runs give the same bytes, in whatever order they come. The file is replaced in one
+    step, so that a reader never sees half of it.
 
     Raises:
-      ValueError: as `RunTable.from_rows`.
+      ValueError: as `RunTable.from_rows`, or a table with other columns than the house's.
     """
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
-    path = Path(path)
+    if (table.factors, table.examples, table.scale) != (FACTORS, "num_examples", 100.0):
+        raise ValueError(
+            f"{table.source}: only tables with the columns {', '.join(COLUMNS)} can be written"
+        )
+    sweep_R, path = table.column("sweep"), Path(path)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in table.rows():
-            writer.writerow([_text(name, row[name]) for name in COLUMNS])
+        for r in np.lexsort((table.metric, table.run_id)):
+            numbers = [_plain(value.item()) for value in (*table.x[r], table.n[r])]
+            score = f"{100 - table.error[r]:.4f}"
+            writer.writerow([table.run_id[r], sweep_R[r], *numbers, table.metric[r], score])
     os.replace(partial, path)
 
 
-def _text(name: str, value) -> str:
-    if name == "score":
-        return f"{value:.4f}"
-    if name in NUMBERS:
-        return str(int(value)) if value.is_integer() else repr(value)
-    return value
-
-
-def _check_header(header: tuple, path) -> None:
-    if len(set(header)) != len(header):
-        raise ValueError(f"{path}: a column appears twice in {','.join(header)}")
-    unknown = [name for name in header if name not in COLUMNS]
-    for name in COLUMNS:
-        if name not in header:
-            near = difflib.get_close_matches(name, unknown, n=1)
-            hint = f"; is {near[0]!r} misspelt?" if near else ""
-            raise ValueError(f"{path}: no column {name!r}{hint} Columns: {', '.join(COLUMNS)}")
-    if unknown:
-        raise ValueError(f"{path}: unknown column {unknown[0]!r}; allowed: {', '.join(COLUMNS)}")
-
-
-def _check_row(row: Mapping, where: str) -> dict:
-    """One row with its numbers parsed; ValueError names the column, the value, what is allowed."""
-    missing = [name for name in COLUMNS if name not in row]
-    if missing:
-        raise ValueError(f"{where}: no {missing[0]!r}; a run needs {', '.join(COLUMNS)}")
-    checked = {}
-    for name in COLUMNS:
-        value = row[name]
-        if name in NUMBERS:
-            checked[name] = _number(name, value, where)
-        else:
-            checked[name] = str(value).strip()
-            if not checked[name]:
-                raise ValueError(f"{where}: column {name!r} is empty; it needs a text")
-    return checked
-
-
-def _number(name: str, value, where: str) -> float:
+def _read_csv(path) -> tuple[list[str], list[int], list[list[str]]]:
+    """Header, and of each record its line in the file and its stripped texts."""
+    numbers, lines, records = [], [], []
     try:
-        number = float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if name == "score":
-        good, allowed = 0 <= number <= 100, "a number from 0 to 100"
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(_content(file, numbers))
+            for record in reader:
+                lines.append(numbers[reader.line_num - 1])
+                records.append([value.strip() for value in record])
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise ValueError(f"{path}: a folder; a CSV file of runs is needed") from None
+    except OSError as e:
+        raise ValueError(f"{path}: cannot be read: {e.strerror}") from None
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{path}: not UTF-8 text ({e.reason}); save it as CSV UTF-8") from None
+    except csv.Error as e:
+        raise ValueError(f"{path}, line {numbers[-1]}: not CSV: {e}") from None
+    if not records:
+        raise ValueError(f"{path}: empty; the first line must name the columns")
+    header = records[0]
+    for name in header:
+        if header.count(name) > 1:
+            raise ValueError(f"{path}, line {lines[0]}: column {name!r} appears twice")
+    if len(records) == 1:
+        raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
+    for row, (line, record) in enumerate(zip(lines[1:], records[1:], strict=True), start=1):
+        if len(record) != len(header):
+            raise ValueError(
+                f"{path}, row {row} (line {line}): {len(record)} values for {len(header)} columns"
+            )
+    return header, lines[1:], records[1:]
+
+
+def _content(file, numbers: list[int]) -> Iterator[str]:
+    """The lines that are no comments and not blank; their numbers go into the list."""
+    for number, line in enumerate(file, start=1):
+        if line.strip() and not line.startswith("#"):
+            numbers.append(number)
+            yield line
+
+
+def _table(
+    columns: Mapping[str, list],
+    wheres: list[str],
+    source: str,
+    factors: tuple[str, ...],
+    examples: str | None,
+    score: str | None = None,
+    error: str | None = None,
+    weights: str | None = None,
+    scale: float | None = None,
+    group: str | None = None,
+) -> RunTable:
+    """Validated columns as a `RunTable`; `wheres` name the rows in messages."""
+    if not wheres:
+        raise ValueError(f"{source}: no runs; at least one row is needed")
+    if score is not None and error is not None:
+        raise ValueError(f"give a score column or an error column, not both ({score}, {error})")
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale must be 100 or 1, got {scale!r}")
+    values_of = error or score or "score"
+    needed = [*factors, examples, values_of, weights]
+    needed = [name for name in needed if name is not None]
+    if not factors:
+        raise ValueError(f"{source}: at least one factor is needed")
+    for name in needed:
+        if needed.count(name) > 1:
+            raise ValueError(f"{source}: column {name!r} has two parts among {', '.join(needed)}")
+    _check_columns([*needed, *([group] if group else [])], columns, source)
+
+    def numbers(name: str, allowed: str, good) -> np.ndarray:
+        found = [_float(value) for value in columns[name]]
+        for where, value, number in zip(wheres, columns[name], found, strict=True):
+            if not good(number):
+                raise ValueError(
+                    f"{source}, {where}: column {name!r} is {str(value)!r}; it must be {allowed}"
+                )
+        return np.array(found)
+
+    def texts(name: str, default: list[str]) -> np.ndarray:
+        return np.array([str(value) for value in columns.get(name, default)])
+
+    def positive(name: str) -> np.ndarray:
+        return numbers(name, "a positive number", lambda v: 0 < v < math.inf)
+
+    x_RK = np.stack([positive(name) for name in factors], axis=1)
+    n_R = None if examples is None else positive(examples)
+    top = scale or 100.0
+    value_R = numbers(values_of, f"a number from 0 to {top:g}", lambda v: 0 <= v <= top)
+    # A score column that nobody named is the house's, whose scale is known.
+    if scale is None and (score or error) and value_R.max() <= 1:
+        raise ValueError(
+            f"{source}: column {values_of!r} lies between {value_R.min():g} and {value_R.max():g}, "
+            "never above 1; say scale 1 if 1 is the most there is, else scale 100"
+        )
+    weight_R = np.ones(len(wheres))
+    if weights is not None:
+        weight_R = numbers(weights, "0 or a positive number", lambda v: 0 <= v < math.inf)
+        if not weight_R.any():
+            raise ValueError(f"{source}: column {weights!r}: no run has a weight above 0")
+    metric = group or "metric"
+    table = RunTable(
+        factors=factors,
+        x=x_RK,
+        examples=examples,
+        n=n_R,
+        error=value_R if error else top - value_R,
+        scale=float(top),
+        weights=weight_R,
+        run_id=texts("run_id", [where.split(" (")[0] for where in wheres]),
+        metric=texts(metric, [values_of] * len(wheres)),
+        columns={
+            name: texts(name, []) for name in columns if name not in {*needed, "run_id", metric}
+        },
+        source=source,
+    )
+    _check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
+    _check_unique(table, columns, wheres)
+    return table
+
+
+def _check_texts(columns, wheres, source, names) -> None:
+    for name in names:
+        for where, value in zip(wheres, columns[name], strict=True):
+            if not str(value).strip():
+                raise ValueError(f"{source}, {where}: column {name!r} is empty; it needs a text")
+
+
+def _check_unique(table: RunTable, columns: Mapping[str, list], wheres: list[str]) -> None:
+    """A run once a metric; without names, no two rows alike in every column."""
+    if "run_id" in columns:
+        keys, what = zip(table.run_id, table.metric, strict=True), "run_id {!r} with metric {!r}"
     else:
-        good, allowed = 0 < number < math.inf, "a positive number"
-    if not good:
-        raise ValueError(f"{where}: column {name!r} is {value!r}; it must be {allowed}")
-    return number
+        n = () if table.n is None else (table.n,)
+        alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
+        keys, what = zip(*alike, strict=True), "the same values in all columns"
+    seen = {}
+    for where, key in zip(wheres, keys, strict=True):
+        if key in seen:
+            raise ValueError(
+                f"{table.source}, {where}: {what.format(*map(str, key))} again, first in "
+                f"{seen[key]}; a run may appear once"
+            )
+        seen[key] = where
+
+
+def _check_columns(names: list[str], columns, source) -> None:
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"{source}: {_no_column(name, columns)}")
+
+
+def _no_column(name: str, columns) -> str:
+    there = [column for column in columns if column]
+    return f"no column {name!r}{_nearest(name, there)}; there are {', '.join(there)}"
+
+
+def _nearest(name: str, there) -> str:
+    near = difflib.get_close_matches(name, there, n=1)
+    return f" (the nearest is {near[0]!r})" if near else ""
+
+
+def _float(value) -> float:
+    """NaN for what is no number."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def _plain(value) -> str:
+    """Every digit, an integer without a point."""
+    if isinstance(value, float):
+        return str(int(value)) if value.is_integer() else repr(value)
+    return str(value)

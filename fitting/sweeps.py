@@ -148,7 +148,8 @@ def isoflop_sweep(
     """A well-spaced subset of `isoflop_candidates` for each curve (budget, language model).
 
     A curve keeps its two ends and then, one by one, the candidate farthest from those kept, in
-    log (num_frames, tokens_per_frame). A model that no candidate of a budget uses has no curve.
+    log (num_frames, tokens_per_frame). A model that no candidate of a budget uses has no curve; one
+    candidate is a curve of one (2 TFLOPs at 7.5B within 3%; within 6% the paper's have 2 or more).
 
     Args:
       domain, budgets, cost, tolerance: as in `isoflop_candidates`.

@@ -1,4 +1,4 @@
-"""Numbers as people read them: 7.5B parameters, 250k examples, 15 TFLOPs, 3.2 MFLOPs."""
+"""Numbers as people read them: 7.5B parameters, 250k examples, 15 TFLOPs; tables of such."""
 
 import math
 
@@ -10,8 +10,24 @@ LABELS = {
     "tokens_per_frame": "visual tokens per frame",
     "num_examples": "finetuning examples",
 }
+SHORT = {
+    "lm_params": "LM",
+    "num_frames": "frames",
+    "tokens_per_frame": "tokens",
+    "num_examples": "examples",
+}
 _COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _FLOPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+
+
+def label(column: str) -> str:
+    """A column's name in words, for an axis; any other name without its underscores."""
+    return LABELS.get(column, column.replace("_", " "))
+
+
+def short(column: str) -> str:
+    """The same in one word, for a title or a narrow table."""
+    return SHORT.get(column, column.replace("_", " "))
 
 
 def count(value: float, digits: int = 3) -> str:
@@ -41,6 +57,17 @@ def flops_unit(values) -> tuple[float, str]:
 def number(value: float, digits: int = 3) -> str:
     """A plain number in so many significant digits; '-' where undefined."""
     return f"{value:.{digits}g}" if math.isfinite(value) else "-"
+
+
+def aligned(headers, rows) -> str:
+    """A table of texts as lines: the first column to the left, the others to the right."""
+    rows = [tuple(headers), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for first, *others in rows:
+        cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
+    return "\n".join(lines)
 
 
 def _scale(value: float, prefixes) -> tuple[float, str]:

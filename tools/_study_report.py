@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from configs.study import StudyConfig
 from fitting.analysis import analyse
 from fitting.config import FitConfig
-from fitting.forms import FORMS
+from fitting.forms import PAPER_FORMS
 from fitting.html import Report
 from fitting.report import add_law
 from fitting.runs import read_runs, write_runs
@@ -80,8 +80,9 @@ def write(study: StudyConfig, specs, center, work: Path, out: Path, cost, domain
             starts=study.starts,
             seed=study.seed,
             resampling="stratified",
+            units="geomean",
         )
-        for form in FORMS
+        for form in PAPER_FORMS
     ]
     reach = cost(domain.configurations())
     budgets = np.geomspace(reach.min() * 1.05, reach.max(), 60)

@@ -30,7 +30,7 @@ PAPER_UNITS = np.array([4e9, 16.0, 60.0, 8e5])
 
 
 def true_theta(form: forms.Form) -> np.ndarray:
-    """theta [P] of the known law of a form, three factors."""
+    """theta [P] of the known law of a paper's form, three factors."""
     value = np.array([TRUTH[name] for name in form.parameters(3)])
     return np.where(form.is_exponent(3), value, np.log(value))
 
@@ -60,4 +60,23 @@ def synthetic_table(form_name, points, *, noise=0.0, seed=0, units=PAPER_UNITS, 
             "score": 100.0 - float(value),
         }
         for point, value in zip(points, error, strict=True)
+    )
+
+
+def table_of(error, x, n=None, *, scale=100.0, weights=None, factors=None, metric="error"):
+    """A `RunTable` from arrays: error [R], x [R, K], n [R] or None."""
+    x, error = np.asarray(x, float), np.asarray(error, float)
+    count, num_factors = x.shape
+    return RunTable(
+        factors=tuple(f"x{k + 1}" for k in range(num_factors)) if factors is None else factors,
+        x=x,
+        examples=None if n is None else "n",
+        n=None if n is None else np.asarray(n, float),
+        error=error,
+        scale=scale,
+        weights=np.ones(count) if weights is None else np.asarray(weights, float),
+        run_id=np.array([f"row {r + 1}" for r in range(count)]),
+        metric=np.full(count, metric),
+        columns={},
+        source="synthetic",
     )

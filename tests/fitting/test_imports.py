@@ -1,13 +1,20 @@
-"""What the package promises to leave alone: other people's imports, precision and packages."""
+"""What the package promises: its verbs, and to leave alone other people's imports and precision."""
 
 import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import pytest
 
+import fitting
+
 ROOM = Path(__file__).parents[2] / "fitting"
+VERBS = (
+    *("read_runs", "write_runs", "fit", "fit_many", "cross_validate", "extrapolate", "compare"),
+    *("ablate", "frontier", "elasticity", "star_sweep", "isoflop_sweep"),
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -20,25 +27,54 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def run(code: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOM.parent)
+
+
 @pytest.mark.parametrize(
     "module", ["", ".config", ".sweeps", ".cost", ".runs", ".forms", ".frontier", ".elasticity"]
 )
 def test_imports_without_jax_and_matplotlib(module):
-    code = (
+    run(
         "import sys\n"
         "sys.modules['jax'] = sys.modules['matplotlib'] = None\n"
         f"import fitting{module}\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOM.parent)
 
 
 def test_every_export_exists():
-    import fitting
-
     for name in fitting.__all__:
         assert getattr(fitting, name) is not None
+    assert set(dir(fitting)) >= {*VERBS, "BaggedFit", "FitConfig", "plots", "config"}
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = fitting.no_such_name
+
+
+@pytest.mark.parametrize("name", VERBS)
+def test_a_verb_is_a_function_of_the_package(name):
+    assert isinstance(getattr(fitting, name), FunctionType)
+
+
+@pytest.mark.parametrize("first", ["fitting.fit", "fitting.frontier", "fitting.elasticity"])
+def test_importing_a_module_does_not_hide_the_verb_of_its_name(first):
+    verb = first.split(".")[1]
+    run(
+        f"import fitting, sys\n"
+        f"import {first}\n"
+        f"from fitting import {verb}\n"
+        f"from {first} import {verb} as same\n"
+        f"assert fitting.{verb} is {verb} is same is sys.modules['{first}'].{verb}\n"
+        f"assert callable({verb})\n"
+        "from fitting.fit import BaggedFit\n"
+        "assert fitting.BaggedFit is BaggedFit\n"
+        "import fitting.config\n"
+        "assert fitting.config is sys.modules['fitting.config']\n"
+    )
+
+
+def test_modules_without_a_verb_are_modules():
+    for name in ("config", "plots", "runs", "sweeps", "selection", "forms"):
+        assert isinstance(getattr(fitting, name), ModuleType)
 
 
 def test_never_imports_the_model_library():

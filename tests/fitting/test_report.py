@@ -8,11 +8,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from fitting import plots, units
-from fitting.analysis import analyse, deployment_rows, deployment_text, findings
+from fitting.analysis import Analysis, analyse, deployment_rows, deployment_text, findings
 from fitting.config import FitConfig
 from fitting.cost import CostConstants
-from fitting.report import Report, add_law
-from fitting.selection import compare_forms, score
+from fitting.fit import fit
+from fitting.report import Report, add_law, add_tasks
+from fitting.runs import LI2024, read_runs
+from fitting.summary import undetermined
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
 from tests.fitting.synthetic import synthetic_table
 
@@ -42,33 +44,24 @@ def analysis(table, lines):
     return analyse(table, DOMAIN, COST, CONFIGS, budgets, sizes, on_progress=lines.append)
 
 
-def test_score_by_hand():
-    got = score(np.array([1.0, np.nan, 4.0]), np.array([2.0, 9.0, 4.0]))
-    assert got == (0.5, 25.0, 1 - 1 / 2)
-    assert np.isnan(score(np.full(2, np.nan), np.ones(2))).all()
-
-
 def test_the_true_form_wins_and_predictions_are_held_out(analysis, table, lines):
     comparison = analysis.comparison
     assert comparison.best == "add" == analysis.law.config.form
-    assert comparison.row("add").aicc < comparison.row("mult").aicc
-    assert comparison.row("add").cross_validation.r2 > 0.9
-    known = ~np.isnan(comparison.extrapolated["add"])
-    assert (known == (table.sweep == "isoflop")).all()
+    assert comparison.entry("add").law.aicc < comparison.entry("mult").law.aicc
+    assert comparison.entry("add").cross_validation.r2 > 0.9
+    known = ~np.isnan(comparison.entry("add").validation(comparison.extrapolation).predicted)
+    assert (known == (table.column("sweep") == "isoflop")).all()
     inside = analysis.law.predict(table.x, table.n)
-    assert not np.isclose(comparison.held_out["add"], inside, rtol=1e-9).any()
+    held_out = comparison.entry("add").validation("5-fold").predicted
+    assert not np.isclose(held_out, inside, rtol=1e-9).any()
     assert lines[0] == "form 1/2: mult"
     assert any("frontier" in line for line in lines)
 
 
 def test_comparison_without_the_second_sweep_says_so(table):
     star = table.select(sweep="star")
-    comparison = compare_forms(star, CONFIGS[:1])
-    assert np.isnan(comparison.row("mult").extrapolation).all()
-    with pytest.raises(ValueError, match="different form"):
-        compare_forms(star, ["mult", "mult"])
-    with pytest.raises(ValueError, match="99 folds"):
-        compare_forms(star, ["mult"], folds=99)
+    got = analyse(star, DOMAIN, COST, CONFIGS[:1], [1e8], [2000])
+    assert any("Extrapolation from star to isoflop: not measured" in t for t in findings(got))
 
 
 def test_findings_name_extrapolation_and_budgets_too_small(analysis):
@@ -84,8 +77,8 @@ def test_findings_name_extrapolation_and_budgets_too_small(analysis):
 
 
 def test_a_poor_fit_warns(table):
-    shuffled = np.random.default_rng(0).permutation(table.score)
-    noise = dataclasses.replace(table, score=shuffled)
+    shuffled = np.random.default_rng(0).permutation(table.error)
+    noise = dataclasses.replace(table, error=shuffled)
     got = analyse(noise, DOMAIN, COST, CONFIGS[:1], [1e8], [2000])
     assert any("describes unseen runs poorly" in text for text in findings(got))
 
@@ -110,13 +103,14 @@ def test_report_stands_alone_and_escapes(tmp_path, analysis):
     assert "http" not in page
     assert "<script" not in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 6
+    assert len(sources) == 7
     assert all(source.startswith("data:image/svg+xml;base64,") for source in sources)
     assert all(alt.strip() for alt in re.findall(r'<img alt="([^"]*)"', page))
-    assert page.count("<img ") == 6 == len(re.findall(r"<img alt=", page))
+    assert page.count("<img ") == 7 == len(re.findall(r"<img alt=", page))
     for anchor in re.findall(r'href="([^"]*)"', page):
         assert f'id="{anchor[1:]}"' in page
-    for name in ("runs", "performance", "isoflop", "predicted", "parameters", "frontier"):
+    names = ("runs", "performance", "isoflop", "predicted", "parameters", "frontier", "vision")
+    for name in names:
         assert (tmp_path / "a" / "figures" / f"{name}.svg").read_bytes().startswith(b"<?xml")
         assert (tmp_path / "a" / "figures" / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
@@ -132,6 +126,51 @@ def test_the_same_calls_give_the_same_bytes(tmp_path, analysis):
         pages.append({p.name: p.read_bytes() for p in (tmp_path / folder).rglob("*.*")})
     assert pages[0].keys() == {"report.html", "boxes.svg", "boxes.png"}
     assert pages[0] == pages[1]
+
+
+def test_an_impossible_answer_is_named_and_its_value_is_not_shown(analysis):
+    law = dataclasses.replace(analysis.law, scale=40.05)  # between roundings
+    got = dataclasses.replace(analysis, law=law)
+    rows = [row for row in deployment_rows(got) if row[2] != "-"]
+    for row, sound in zip(rows, (r for r in deployment_rows(analysis) if r[2] != "-"), strict=True):
+        high = float(sound[6].split(" to ")[1])
+        assert (row[-1] == "impossible") == (high > 40.05)
+        assert (row[5] == ">40.05") == (float(sound[5]) > 40.05)
+        assert row[6].endswith("to >40.05") == (high > 40.05)
+    assert {row[-1] for row in rows} > {"impossible"}
+    assert any("outside 0 to 40.05, which no run can have" in text for text in findings(got))
+    assert not any("which no run can have" in text for text in findings(analysis))
+
+
+def test_a_law_without_n_and_costs_has_a_page_too(tmp_path):
+    li = read_runs(LI2024, factors=("lm_params", "visual_tokens"), error="error", scale=1)
+    law = fit(li, FitConfig("li", resamples=3, starts=8, space="linear"))
+    report = Report("T")
+    add_law(report, Analysis(li, law))
+    page = report.write(tmp_path).read_text()
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {"runs", "performance", "predicted", "parameters"}
+    assert "No run was left out to test the law" in page
+    assert "No cost is known" in page
+
+
+def test_tasks_are_compared_on_one_page(tmp_path, analysis, table):
+    report = Report("T")
+    add_tasks(report, table, {table.metrics[0]: analysis})
+    page = report.write(tmp_path).read_text()
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    by_task = {"errors", "elasticity", "runs", "performance", "isoflop"}
+    assert names == {f"{name}_by_task" for name in by_task}
+    assert page.count("acc &lt;&amp;&gt;: ") >= len(findings(analysis))
+
+
+def test_undetermined_parameters_are_named(analysis):
+    unknown = undetermined(analysis.law)
+    text = " ".join(findings(analysis))
+    assert ("parameters are not determined by the runs" in text) == unknown.any()
+    for name, no in zip(analysis.law.parameters, unknown, strict=True):
+        if no:
+            assert name in text
 
 
 def test_report_refuses_bad_calls():

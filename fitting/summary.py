@@ -1,0 +1,215 @@
+"""The report of one fit as a page of text: what was done, the values, how far to trust them.
+
+Takes a `fitting.fit.BaggedFit`; pure text, no computation that the fit does not keep the data for.
+"""
+
+import numpy as np
+
+from fitting import objective
+from fitting.forms import factor_labels
+from fitting.objective import Loss
+
+WIDE = 2.0  # 90% range of an exponent or a log coefficient from which it counts as undetermined
+CORRELATED = 0.95  # |correlation| over members worth a line
+MOST_LEVELS = 12  # of a factor, shown one by one; more are cut into quarters
+
+
+def report(law) -> str:
+    """The page."""
+    parts = [_card(law), _values(law), _correlations(law), _members(law), _residuals(law)]
+    return "\n\n".join(part for part in [*parts, _ranges(law)] if part)
+
+
+def parameter_rows(law) -> list[tuple]:
+    """(name, whole fit, median, 5%, 95%, note) of every parameter, in readable form."""
+    good_BP = np.where(law.absent, 0.0, law.values)[np.isfinite(law.theta).all(axis=1)]
+    low, mid, high = np.quantile(good_BP, [0.05, 0.5, 0.95], axis=0)
+    whole = np.where(law.absent_in(law.whole.theta)[0], 0.0, law.readable(law.whole.theta[0]))
+    return list(zip(law.parameters, whole, mid, low, high, _notes(law), strict=True))
+
+
+def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
+    """Of the whole fit, from its Jacobian: [P] standard errors and singular values (scaled).
+
+    Columns are scaled to length 1, so that a singular value near 0 is a combination of parameters
+    that the runs do not see; its parameters get an infinite standard error.
+    """
+    residual, jacobian = _linearised(law)
+    length = np.linalg.norm(jacobian, axis=0)
+    _, singular, rotation = np.linalg.svd(jacobian / np.maximum(length, 1e-300), False)
+    freedom = max(len(residual) - jacobian.shape[1], 1)
+    seen = singular > 1e-7 * singular.max(initial=1e-300)
+    variance = ((rotation[seen] / singular[seen, None]) ** 2).sum(axis=0)
+    blind = np.vstack([rotation[~seen], np.zeros((1, jacobian.shape[1]))])
+    unseen = (length < 1e-9) | ((blind**2).sum(axis=0) > 1e-2)
+    unseen |= len(residual) < jacobian.shape[1]
+    error = np.sqrt(variance * (residual**2).sum() / freedom) / np.maximum(length, 1e-300)
+    return np.where(unseen, np.inf, error), singular
+
+
+def undetermined(law) -> np.ndarray:
+    """Bool [P]: parameters that the runs do not determine.
+
+    The 90% range of the members is wider than `WIDE` (a factor e^2 of a coefficient), or the whole
+    fit's standard error is above a quarter of that. A coefficient at 0 is an answer.
+    """
+    good_BP = law.theta[np.isfinite(law.theta).all(axis=1)]
+    low, high = np.quantile(good_BP, [0.05, 0.95], axis=0)
+    wide = (high - low > WIDE) | (standard_errors(law)[0] > WIDE / 4)
+    if law.config.free_floor:  # not a log: an error points' worth of doubt
+        wide[law.layout.floor] = high[law.layout.floor] - low[law.layout.floor] > law.scale / 10
+    return wide & (law.absent.mean(axis=0) < 0.5)
+
+
+def _linearised(law) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted residuals [R] of the whole fit and their Jacobian [R, P], in the fitted space."""
+    linear = law.config.space == "linear"
+    loss = Loss(law.config.space, None, law.config.free_floor)
+    target = law.runs.error if linear else np.log(law.runs.error)
+    log_z = np.log(law.runs.z / law.units).T[None]
+    residual, jacobian = objective.residuals_and_jacobian(
+        law.whole.theta, log_z, target[None], np.sqrt(law.runs.weights)[None], law.layout, loss
+    )
+    return residual[0], jacobian[0].T
+
+
+def _notes(law) -> list[str]:
+    size = int(np.isfinite(law.theta).all(axis=1).sum())
+    absent_P, unknown_P = law.absent.sum(axis=0), undetermined(law)
+    notes = []
+    for capped, absent, unknown in zip(law.at_cap, absent_P, unknown_P, strict=True):
+        note = [f"at its bound in {capped} of {size}"] * bool(capped)
+        note += [f"at its bound 0 (absent) in {absent} of {size}"] * bool(absent)
+        note += ["not determined by the data"] * bool(unknown)
+        notes.append(", ".join(note))
+    return notes
+
+
+def _card(law) -> str:
+    config = law.config
+    loss = "squares" if config.loss == "mse" else f"Huber (delta {config.huber_delta:g})"
+    space = "log error" if config.space == "log" else "error"
+    exponents = "free" if config.exponent_cap is None else f"|exponent| <= {config.exponent_cap:g}"
+    if config.bound_exponents:
+        exponents = exponents.replace("|exponent|", "0 <= exponent").replace("free", ">= 0")
+    starts = "one start at zero" if config.init == "zero" else f"{config.starts} starts"
+    bag = f"{len(law.theta)} resamples ({config.resampling}), {config.aggregate} of predictions"
+    if config.resampling == "none":
+        bag = "no resampling: one fit, no spread"
+    units = ", ".join(f"{u:g} {name}" for name, u in zip(law.columns, law.units, strict=True))
+    labels = zip(factor_labels(len(law.factors)), law.factors, strict=True)
+    weighted = ", weighted" * bool(np.ptp(law.runs.weights))
+    rows = [
+        ("law", f"{config.form}, {len(law.parameters)} parameters, of {law.metric}"),
+        ("factors", ", ".join(f"{label} = {name}" for label, name in labels)),
+        ("runs", f"{law.num_runs} from {law.source}{weighted}, sha256 {law.runs.sha256[:12]}"),
+        ("loss", f"{loss} of {space}; {exponents}"),
+        ("search", f"{starts} ({config.init}), {config.solver}, seed {config.seed}"),
+        ("bag", bag),
+        ("units", units),
+    ]
+    if law.num_runs <= len(law.parameters):
+        rows.append(("warning", "no more runs than parameters: nothing is left to check the law"))
+    return "\n".join(f"{name:<8} {text}" for name, text in rows)
+
+
+def _values(law) -> str:
+    if law.degenerate:
+        return (
+            f"DEGENERATE: {law.degenerate}.\nThe parameters mean nothing and are not shown. Keep "
+            "the floor at 0 or above (no free floor), or add runs that reach it."
+        )
+    lines = [
+        f"coefficients in error points (of {law.scale:g}) where each factor is one unit",
+        f"{'':<10} {'all runs':>10} {'median':>10} {'5%':>10} {'95%':>10}",
+    ]
+    lines += [
+        f"{name:<10} {whole:>10.4g} {mid:>10.4g} {low:>10.4g} {high:>10.4g}  {note}".rstrip()
+        for name, whole, mid, low, high, note in law.parameter_rows()
+    ]
+    return "\n".join(lines)
+
+
+def _correlations(law) -> str:
+    good_BP = law.theta[np.isfinite(law.theta).all(axis=1)]
+    moving = np.flatnonzero(np.ptp(good_BP, axis=0) > 1e-9)
+    if law.degenerate or len(good_BP) < 10 or len(moving) < 2:
+        return ""
+    matrix = np.corrcoef(good_BP[:, moving].T)
+    rows, columns = np.triu_indices(len(moving), 1)
+    strength = np.abs(matrix[rows, columns])
+    pairs = [
+        f"{law.parameters[moving[rows[i]]]}, {law.parameters[moving[columns[i]]]} "
+        f"{matrix[rows[i], columns[i]]:+.2f}"
+        for i in np.argsort(-strength)[:6]
+        if strength[i] >= CORRELATED
+    ]
+    return "correlated over members: " + "; ".join(pairs) if pairs else ""
+
+
+def _members(law) -> str:
+    good = np.isfinite(law.objective)
+    counts = np.bincount(law.status, minlength=3)
+    status = ", ".join(f"{c} {t}" for c, t in zip(counts, law.status_names, strict=True))
+    whole = law.whole
+    fits = "Huber loss" if law.config.loss == "huber" else "mean squared residual"
+    lines = [
+        f"members    {status}",
+        f"objective  {fits}: all runs {whole.objective[0]:.4g} "
+        f"(gradient {whole.gradient_norm[0]:.0e} of it), members "
+        f"{np.min(law.objective[good]):.4g} to {np.max(law.objective[good]):.4g}",
+        f"basin      {whole.basin_share[0]:.1%} of the starts reach the optimum of all runs; "
+        f"members' candidates {np.median(law.bag.basin_share):.0%} (median)",
+    ]
+    if law.lost_levels:
+        lines.append(
+            f"lost       {law.lost_levels} of {len(law.theta)} resamples hold no run of some level "
+            f"of {law.level_factor}; resampling 'stratified' or 'wild' avoids it"
+        )
+    _, singular = standard_errors(law)
+    blind = int((singular <= 1e-7 * singular[0]).sum())
+    if blind:
+        lines.append(f"blind      {blind} combinations of parameters change no fitted run")
+    return "\n".join(lines)
+
+
+def _residuals(law) -> str:
+    """Mean and root mean square of the relative residuals of all runs, by level of each column."""
+    fitted = law.predict_whole(law.runs.z)
+    miss = 100 * (fitted - law.runs.error) / np.maximum(np.abs(law.runs.error), 1e-300)
+    total = ((law.runs.error - law.runs.error.mean()) ** 2).sum()
+    r2 = 1 - ((fitted - law.runs.error) ** 2).sum() / total if total > 0 else np.nan
+    worst = int(np.argmax(np.abs(miss)))
+    lines = [
+        f"residuals  of all runs: {np.sqrt(np.mean(miss**2)):.2f}% root mean square, R² {r2:.3f}, "
+        f"AICc {law.aicc:.1f}; worst {law.runs.run_id[worst]} {miss[worst]:+.1f}%",
+        f"{'':<28} {'runs':>5} {'mean %':>8} {'rms %':>8}",
+    ]
+    for name, column in zip(law.columns, law.runs.z.T, strict=True):
+        for label, rows in _levels(column):
+            lines.append(
+                f"  {name + ' ' + label:<26} {rows.sum():>5} {miss[rows].mean():>+8.2f} "
+                f"{np.sqrt(np.mean(miss[rows] ** 2)):>8.2f}"
+            )
+    return "\n".join(lines)
+
+
+def _levels(column) -> list[tuple]:
+    """(label, rows) of each level, or of each quarter where there are many."""
+    levels = np.unique(column)
+    if len(levels) <= MOST_LEVELS:
+        return [(f"{level:g}", column == level) for level in levels]
+    edges = np.quantile(column, [0, 0.25, 0.5, 0.75, 1])
+    quarter = np.clip(np.searchsorted(edges, column, side="right") - 1, 0, 3)
+    return [
+        (f"{column[quarter == q].min():g} to {column[quarter == q].max():g}", quarter == q)
+        for q in np.unique(quarter)
+    ]
+
+
+def _ranges(law) -> str:
+    spans = ", ".join(
+        f"{name} {low:g} to {high:g}"
+        for name, (low, high) in zip(law.columns, law.ranges, strict=True)
+    )
+    return f"fitted on {spans}; beyond that a prediction extrapolates"

@@ -1,0 +1,129 @@
+"""How far to trust a decision: what its error may be, whether it is the best, what it may lose.
+
+Every member of a bag is a law that the runs might as well have given. So the share of members
+whose best configuration is x estimates P(x is optimal | budget, n), and what a member loses by x
+instead of its own best, f(x) - f(x*), is a draw of the regret. A new run misses a law by noise too:
+an interval for its error takes the members and the residuals of the whole fit together.
+"""
+
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+from fitting.fit import BaggedFit
+from fitting.frontier import by_cost
+from fitting.solve import FAILED
+
+# Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
+_NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
+_BLOCK = 256  # configurations whose members and noise are held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """All configurations within a budget, the best first; row 0 is x*.
+
+    Attributes:
+      budget: in the unit of the cost model.
+      num_examples: n; NaN for a law without n.
+      x: [X, K].
+      cost: [X].
+      error: [X], predicted by the bag.
+      probability: [X], share of members whose own best it is.
+      regret: [X, B'], by how much each member's error there exceeds that of its own best.
+    """
+
+    budget: float
+    num_examples: float
+    x: np.ndarray
+    cost: np.ndarray
+    error: np.ndarray
+    probability: np.ndarray
+    regret: np.ndarray
+
+    def regret_set(self, tolerance: float, confidence: float = 0.9) -> np.ndarray:
+        """Bool [X]: {x : P(f(x) - f(x*) <= tolerance) >= confidence}, x* each member's own."""
+        if not (tolerance >= 0 and 0 < confidence <= 1):
+            raise ValueError(
+                f"tolerance must be 0 or more and confidence in (0, 1], got {tolerance} and "
+                f"{confidence}"
+            )
+        return (self.regret <= tolerance).mean(axis=1) >= confidence
+
+
+def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> Decision:
+    """The best configuration within one budget, and the alternatives.
+
+    Args:
+      law: a `BaggedFit`.
+      domain, cost: as in `fitting.frontier.frontier`.
+      budget: in the unit of the cost.
+      num_examples: n; None for a law without n.
+
+    Raises:
+      ValueError: the budget is below the cheapest configuration, which is named; n missing or not
+        wanted.
+    """
+    x_XK, cost_X = by_cost(domain, cost, budget)
+    if cost_X[0] > budget:
+        cheapest = ", ".join(f"{k}={v:g}" for k, v in zip(law.factors, x_XK[0], strict=True))
+        raise ValueError(
+            f"a budget of {budget:.4g} is below the cheapest configuration, {cheapest}, which "
+            f"costs {cost_X[0]:.4g}"
+        )
+    error_X = law.predict(x_XK, num_examples)
+    error_XB = law.predict_members(x_XK, num_examples).T
+    error_XB = error_XB[:, ~np.isnan(error_XB).any(axis=0)]
+    winners = np.bincount(error_XB.argmin(axis=0), minlength=len(x_XK))  # ties: the cheaper
+    order = np.argsort(error_X, kind="stable")
+    return Decision(
+        budget=float(budget),
+        num_examples=float("nan" if num_examples is None else num_examples),
+        x=x_XK[order],
+        cost=cost_X[order],
+        error=error_X[order],
+        probability=winners[order] / error_XB.shape[1],
+        regret=(error_XB - error_XB.min(axis=0))[order],
+    )
+
+
+def run_noise(law: BaggedFit) -> float:
+    """Standard deviation of a run around the law, in the space it was fitted in.
+
+    Of the whole fit's residuals, weighted, with a degree of freedom off for each parameter: log
+    error, so roughly relative, or points in linear space. NaN where parameters exhaust the runs.
+    """
+    spare = law.num_runs - law.theta.shape[1]
+    if spare <= 0:
+        return float("nan")
+    fitted, measured = law.predict_whole(law.runs.z), law.runs.error
+    if law.config.space == "log":
+        fitted, measured = np.log(fitted), np.log(measured)
+    square = np.average((fitted - measured) ** 2, weights=law.runs.weights)
+    return float(np.sqrt(square * law.num_runs / spare))
+
+
+def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9):
+    """Where the error of a new run would fall: members and run noise together.
+
+    Args:
+      law: a `BaggedFit`.
+      x: [..., K]; num_examples: n, broadcast against [...], or None for a law without n.
+      level: share of new runs inside.
+
+    Returns:
+      (low [...], high [...]); NaN where the run noise is undefined.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    members = law.predict_members(x, num_examples)[law.status != FAILED]
+    members_XB, noise = members.reshape(len(members), -1).T, run_noise(law) * _NORMAL
+    bounds_X2 = np.empty((len(members_XB), 2))
+    for start in range(0, len(members_XB), _BLOCK):
+        block = members_XB[start : start + _BLOCK, :, None]
+        runs = block * np.exp(noise) if law.config.space == "log" else block + noise
+        ends = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2], axis=(1, 2), method="hazen")
+        bounds_X2[start : start + _BLOCK] = ends.T
+    low, high = bounds_X2.T.reshape(2, *members.shape[1:])
+    return low, high

@@ -1,0 +1,61 @@
+"""Resamples: what they draw from, their moments, what they lose; wild targets."""
+
+import numpy as np
+import pytest
+
+from fitting.bootstrap import lost_levels, resample_weights, wild_targets
+from tests.fitting.synthetic import PAPER_POINTS
+
+
+def test_resamples_draw_only_from_their_rows_and_strata():
+    rows = np.arange(12) < 9
+    strata = np.array([0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    for kind in ("count", "dirichlet"):
+        weights = resample_weights(12, 200, 0, rows=rows, strata=strata, kind=kind)
+        assert (weights[:, 9:] == 0).all()
+        np.testing.assert_allclose(weights[:, :3].sum(axis=1), 3)
+        np.testing.assert_allclose(weights[:, 3:].sum(axis=1), 6)
+    with pytest.raises(ValueError, match="at least one run"):
+        resample_weights(3, 2, 0, rows=np.zeros(3, bool))
+
+
+def test_counts_and_dirichlet_weights_have_their_moments():
+    size, many = 20, 40_000
+    counts = resample_weights(size, many, 0)
+    assert (counts == np.round(counts)).all()
+    np.testing.assert_allclose(counts.mean(axis=0), 1.0, atol=0.03)
+    np.testing.assert_allclose(counts.var(axis=0), 1 - 1 / size, rtol=0.05)  # multinomial
+    bayesian = resample_weights(size, many, 0, kind="dirichlet")
+    assert (bayesian > 0).all()
+    np.testing.assert_allclose(bayesian.mean(axis=0), 1.0, atol=0.03)
+    np.testing.assert_allclose(bayesian.var(axis=0), (size - 1) / (size + 1), rtol=0.05)
+    pair = np.cov(bayesian[:, 0], bayesian[:, 1])[0, 1]
+    assert abs(pair + 1 / (size + 1)) < 0.02
+
+
+def test_iid_resamples_of_the_star_lose_a_language_model_size():
+    levels = np.array([point.x[0] for point in PAPER_POINTS if point.sweep == "star"])
+    assert len(levels) == 39
+    iid = lost_levels(resample_weights(39, 4000, 0), levels)
+    assert abs(iid.mean() - 0.085) < 0.015  # fitting.md: 8.5%
+    for options in (dict(strata=levels), dict(kind="dirichlet")):
+        assert not lost_levels(resample_weights(39, 500, 0, **options), levels).any()
+
+
+def test_wild_targets_carry_the_noise_of_each_run():
+    rng = np.random.default_rng(0)
+    jacobian = np.c_[np.ones(30), np.linspace(-1, 1, 30)]
+    noise = np.linspace(0.5, 1.5, 30) * rng.standard_normal(30)
+    target = jacobian @ [2.0, 1.0] + noise
+    weights = np.ones(30)
+    weights[-1] = 0.0
+    used = weights > 0
+    best = np.linalg.lstsq(jacobian[used], target[used], rcond=None)[0]
+    fitted = jacobian @ best
+    wild = wild_targets(fitted, target, jacobian, weights, 20_000, 0)
+    np.testing.assert_allclose(wild[:, used].mean(axis=0), fitted[used], atol=0.04)
+    a = jacobian[used]
+    leverage = np.diag(a @ np.linalg.inv(a.T @ a) @ a.T)
+    hc2 = np.abs(target - fitted)[used] / np.sqrt(1 - leverage)
+    np.testing.assert_allclose(np.abs(wild[:, used] - fitted[used]), np.tile(hc2, (20_000, 1)))
+    assert (wild[:, ~used] == target[~used]).all()  # a run without weight keeps its own

@@ -1,0 +1,53 @@
+"""`python -m tools.bench.bench_fit`: --help without jax, scipy's own gradient, one small run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import scipy.optimize
+
+from fitting.config import FitConfig
+from tools.bench import bench_fit as bench
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['bench', '--help']\n"
+        "runpy.run_module('tools.bench.bench_fit', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python -m tools.bench.bench_fit" in done.stdout
+
+
+def test_scipys_gradient_is_right(monkeypatch):
+    seen = {}
+
+    def keep(function, start, **options):
+        seen.update(function=function, start=start)
+        return scipy.optimize.OptimizeResult(fun=function(start)[0])
+
+    monkeypatch.setattr(scipy.optimize, "minimize", keep)
+    config = FitConfig(resamples=2, starts=3)
+    case, problem, bounds = bench.setup(bench.twin(), config)
+    design = case.layout.design(case.log_z)
+    bench.scipy_fit((design, case.target, problem.weights[0], case.starts[0], *bounds))
+    value, gradient = seen["function"](seen["start"])
+    assert value > 0
+    for p, step in enumerate(1e-6 * np.eye(len(gradient))):
+        up, down = (seen["function"](seen["start"] + s)[0] for s in (step, -step))
+        np.testing.assert_allclose(gradient[p], (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
+
+
+def test_a_small_run_prints_every_comparison(capsys):
+    config = FitConfig(form="mult", resamples=2, starts=4)
+    bench.speed(config, bench.Args(repeats=1, reference_starts=8, scipy_resamples=1))
+    shown = capsys.readouterr().out
+    assert "mult on a synthetic twin of 88 runs, 2 x 4" in shown
+    assert "cold process" in shown
+    assert "ours worse by more than 0.0001 in 0, better in 0" in shown
+    assert "objective within 0.0001 in 2 of 2 resamples, lower by more in 0" in shown
+    assert "0.0000 points root mean square" in shown
