@@ -76,6 +76,8 @@ class LlamaConfig:
     num_kv_heads: int
     head_dim: int
     tie_embeddings: bool
+    qkv_bias: bool = False
+    """Biases on queries, keys and values, as Qwen2.5 has them."""
     rope_theta: float = 5e5
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
@@ -85,14 +87,16 @@ class LlamaConfig:
 class ModelConfig:
     """x = (x_N, x_T, x_V) and the towers it is built from."""
 
-    vision: str = "so400m/14-384"
-    """Encoder variant, a key of `variants.VISION`."""
-    llm: str = "llama3.2-1b"
-    """Language-model variant, a key of `variants.LLAMA`; fixes x_N."""
+    vision: str | VisionConfig = "so400m/14-384"
+    """Encoder: a key of `variants.VISION`, or its sizes."""
+    llm: str | LlamaConfig = "llama3.2-1b"
+    """Language model: a key of `variants.LLAMA`, or its sizes; fixes x_N."""
     num_frames: int = 32
     """x_T: frames a video, sampled uniformly, exactly this many."""
     tokens_per_frame: int = 196
     """x_V: visual tokens a frame, a perfect square r², r at most the encoder's grid."""
+    resampler: str = "bilinear"
+    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing)."""
     dtype: str = "bfloat16"
     """Dtype of matrix products: bfloat16 or float32. Parameters stay float32."""
     remat: bool = True
@@ -192,8 +196,10 @@ def nearest(word: str, known) -> str:
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
 
 
-def choose(table: dict, key: str, name: str):
-    """`table[key]`, or a ConfigError that names the nearest key."""
+def choose(table: dict, key, name: str):
+    """`table[key]`, or a ConfigError that names the nearest key; sizes that are no key are taken."""
+    if not isinstance(key, str):
+        return key
     if key not in table:
         raise ConfigError(f"{name} = {key!r}: unknown; {nearest(key, table)}")
     return table[key]
@@ -280,9 +286,12 @@ def _coerce(value, hint, name: str):
     """
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in args:
             return None
-        return _coerce(value, next(a for a in args if a is not type(None)), name)
+        kinds = [a for a in args if a is not type(None)]
+        # A name or sizes: a mapping can only mean the sizes.
+        sizes = [a for a in kinds if dataclasses.is_dataclass(a) and isinstance(value, dict | a)]
+        return _coerce(value, (sizes or kinds)[0], name)
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return from_dict(hint, value, prefix=f"{name}.")
     if origin is tuple:
