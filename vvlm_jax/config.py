@@ -95,12 +95,12 @@ class ModelConfig:
     """x_T: frames a video, sampled uniformly, exactly this many."""
     tokens_per_frame: int = 196
     """x_V: visual tokens a frame, a perfect square r², r at most the encoder's grid."""
-    resampler: str = "bilinear"
-    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing)."""
     dtype: str = "bfloat16"
     """Dtype of matrix products: bfloat16 or float32. Parameters stay float32."""
     remat: bool = True
     """Recompute each block in the backward pass instead of keeping its activations."""
+    resampler: str = "bilinear"
+    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing)."""
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def nearest(word: str, known) -> str:
 
 
 def choose(table: dict, key, name: str):
-    """`table[key]`, or a ConfigError that names the nearest key; sizes that are no key are taken."""
+    """`table[key]`, or a ConfigError that names the nearest key; sizes in its place are taken."""
     if not isinstance(key, str):
         return key
     if key not in table:

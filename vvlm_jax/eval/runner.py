@@ -21,7 +21,7 @@ from vvlm_jax.data.tokenizer import EOT, Tokenizer
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.eval import mcq
 from vvlm_jax.generate.generate import generate, jitted
-from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train.metrics import JsonlWriter, Progress
 from vvlm_jax.types import Prompts
 
@@ -96,7 +96,7 @@ def prompt_text(row: dict) -> str:
 
 
 def evaluate(
-    model: VideoVLM,
+    model: VLM,
     params,
     tokenizer: Tokenizer,
     questions: list[dict],

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from vvlm_jax.data.tokenizer import EOT, Tokenizer
-from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.models.vlm import VLM
 from vvlm_jax.types import Prompts
 
 
 @functools.lru_cache(maxsize=8)
-def jitted(model: VideoVLM, max_new_tokens: int, stop_id: int):
+def jitted(model: VLM, max_new_tokens: int, stop_id: int):
     """(encode, continue_) for a model: both are compiled once a shape.
 
     encode(params, frames_BTHWC) → visual tokens [B, T·V, D];
@@ -65,7 +65,7 @@ def jitted(model: VideoVLM, max_new_tokens: int, stop_id: int):
 
 
 def generate(
-    model: VideoVLM,
+    model: VLM,
     params,
     tokenizer: Tokenizer,
     prompts: Prompts,

@@ -17,7 +17,7 @@ from vvlm_jax.models.projector import Projector
 from vvlm_jax.models.sovit import SoViT
 
 
-class VideoVLM(nn.Module):
+class VLM(nn.Module):
     """Parameters: `vision/…`, `projector/…`, `llm/…`. `video_id` is the placeholder's token id."""
 
     vision_config: VisionConfig
@@ -78,7 +78,7 @@ class VideoVLM(nn.Module):
         return self.llm.logits(hidden_B1D)[:, 0], cache
 
 
-def build(config: ModelConfig, video_id: int, vocab: int | None = None) -> VideoVLM:
+def build(config: ModelConfig, video_id: int, vocab: int | None = None) -> VLM:
     """The model of a config. Raises when the tokenizer has more ids (`vocab`) than the variant
     embeds.
     """
@@ -87,10 +87,10 @@ def build(config: ModelConfig, video_id: int, vocab: int | None = None) -> Video
     if vocab is not None and vocab > llm.vocab:
         raise ValueError(f"the tokenizer has {vocab} ids but {config.llm} embeds {llm.vocab}")
     dtype = jnp.dtype(config.dtype)
-    return VideoVLM(vision, llm, config.tokens_per_frame, video_id, dtype, config.remat)
+    return VLM(vision, llm, config.tokens_per_frame, video_id, dtype, config.remat)
 
 
-def init(model: VideoVLM, key) -> dict:
+def init(model: VLM, key) -> dict:
     """Random float32 parameters. Shapes only matter, so one frame and one token are enough."""
     size = model.vision_config.image_size
     return model.init(
@@ -102,6 +102,6 @@ def init(model: VideoVLM, key) -> dict:
     )["params"]
 
 
-def shapes(model: VideoVLM) -> dict:
+def shapes(model: VLM) -> dict:
     """Shape and dtype of every parameter, without allocating any."""
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))

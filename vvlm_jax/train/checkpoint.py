@@ -12,7 +12,7 @@ from vvlm_jax.data import tokenizer
 from vvlm_jax.data.pipeline import video_id
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.models import vlm
-from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.models.vlm import VLM
 
 PARAMS = "params"
 
@@ -94,7 +94,7 @@ def load_params(folder: str | Path, like: dict, parts=None) -> dict:
     return {k: restored[k] for k in wanted}
 
 
-def load_model(folder: str | Path) -> tuple[VideoVLM, dict, Tokenizer, TrainConfig]:
+def load_model(folder: str | Path) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
     """A finished stage's model, parameters, tokenizer and config, ready for generation."""
     file = Path(folder) / "config.json"
     if not file.is_file():

@@ -218,7 +218,7 @@ def _without_conveniences(config: TrainConfig) -> TrainConfig:
     )
 
 
-def initial_state(config: TrainConfig, model: vlm.VideoVLM, mesh) -> TrainState:
+def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     """Random parameters with the parts named by `config.init` loaded over them, sharded from
     birth.
     """
@@ -238,7 +238,7 @@ def initial_state(config: TrainConfig, model: vlm.VideoVLM, mesh) -> TrainState:
     )
 
 
-def state_shardings(model: vlm.VideoVLM, optim_config, mesh) -> TrainState:
+def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
     """Where every leaf of a train state lives: moments with their parameters, scalars
     everywhere.
     """

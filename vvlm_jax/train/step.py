@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train import optim
 from vvlm_jax.train.loss import answer_loss
 from vvlm_jax.train.state import TrainState
@@ -12,7 +12,7 @@ from vvlm_jax.types import Batch
 
 
 def make_train_step(
-    model: VideoVLM, tx: optax.GradientTransformation, microbatches: int, weighting: str
+    model: VLM, tx: optax.GradientTransformation, microbatches: int, weighting: str
 ):
     """Returns `train_step(state, batch, rate_share) -> (state, {"loss", "grad_norm"})`.
 

@@ -7,7 +7,7 @@ from vvlm_jax.config import LlamaConfig, VisionConfig
 from vvlm_jax.data.tokenizer import EOT, SPECIAL, VIDEO, Tokenizer, word_level
 from vvlm_jax.generate.generate import generate, jitted
 from vvlm_jax.models import vlm
-from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.models.vlm import VLM
 from vvlm_jax.types import Prompts
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -19,7 +19,7 @@ LLAMA = LlamaConfig(
     vocab=BACKEND.get_vocab_size(), width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2,
     head_dim=8, tie_embeddings=False, rope_theta=100.0,
 )  # fmt: skip
-MODEL = VideoVLM(VISION, LLAMA, 1, SPECIAL_IDS[VIDEO], jnp.float32)
+MODEL = VLM(VISION, LLAMA, 1, SPECIAL_IDS[VIDEO], jnp.float32)
 T = 3
 LENGTHS = np.array([8, 5, 6, 11], np.int32)
 VIDEO_OF = np.array([0, 1, 0, 1], np.int32)

@@ -12,7 +12,7 @@ from vvlm_jax.models.llama import Llama
 from vvlm_jax.models.projector import Projector
 from vvlm_jax.models.resampler import bilinear
 from vvlm_jax.models.sovit import SoViT
-from vvlm_jax.models.vlm import VideoVLM, init
+from vvlm_jax.models.vlm import VLM, init
 from vvlm_jax.train.loss import answer_loss
 
 pytestmark = pytest.mark.torch
@@ -227,7 +227,7 @@ def test_the_whole_model_from_pixels_to_loss():
 
     rng = np.random.default_rng(4)
     T, side = 3, 2
-    model = VideoVLM(VISION, LLAMA, side**2, VIDEO, jnp.float32)
+    model = VLM(VISION, LLAMA, side**2, VIDEO, jnp.float32)
     params = varied(init(model, jax.random.key(0)), 5)
     frames = rng.integers(0, 256, (2, T, 18, 18, 3), dtype=np.uint8)
     tokens = rng.integers(8, LLAMA.vocab, (2, 24), dtype=np.int32)

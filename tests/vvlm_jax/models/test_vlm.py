@@ -8,7 +8,7 @@ import pytest
 from vvlm_jax.config import ConfigError, LlamaConfig, ModelConfig, VisionConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.resampler import bilinear
-from vvlm_jax.models.vlm import VideoVLM
+from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train.loss import answer_loss
 
 VISION = VisionConfig(width=16, depth=3, mlp_dim=24, num_heads=2, patch_size=4, image_size=16)
@@ -17,7 +17,7 @@ LLAMA = LlamaConfig(
     tie_embeddings=True, rope_theta=100.0,
 )  # fmt: skip
 VIDEO, V, T = 5, 4, 2
-MODEL = VideoVLM(VISION, LLAMA, V, VIDEO, jnp.float32)
+MODEL = VLM(VISION, LLAMA, V, VIDEO, jnp.float32)
 L = 14
 HOLES = [(2, 10), (4, 12)]  # where the T · V placeholders of each row stand
 
