@@ -19,6 +19,10 @@ class ConfigError(ValueError):
     """A wrong option: the message is one line that names the field and what is allowed."""
 
 
+NEWLINES = ("none", "per-video", "per-frame", "grid")
+"""What `ModelConfig.newline` may be."""
+
+
 class Stopped(RuntimeError):
     """Work that ended for a reason people can mend (bad files, divergence): one line says which."""
 
@@ -101,6 +105,10 @@ class ModelConfig:
     """Recompute each block in the backward pass instead of keeping its activations."""
     resampler: str = "bilinear"
     """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing)."""
+    newline: str = "none"
+    """Learnt separators among a video's tokens: `none`, one after it (`per-video`), one after each
+    frame (`per-frame`), or one after each of a frame's r rows (`grid`).
+    """
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,9 @@ class DataConfig:
     """Where examples come from and how they become token ids and frames."""
 
     annotations: str = "data/train.json"
-    """LLaVA-style JSON or JSONL: `id`, `video` or `image` (or neither), `conversations`."""
+    """LLaVA-style JSON or JSONL: `id`, `conversations`, and `video`, `image` (a path or a list of
+    paths), both or neither.
+    """
     media_root: str = "data"
     """Folder that `video` and `image` paths are relative to."""
     tokenizer: str = "data/tokenizer"
@@ -118,7 +128,13 @@ class DataConfig:
     all.
     """
     prompt: str = "llama3"
-    """`llama3` (chat format) or `plain` (stage 1: the caption follows the image)."""
+    """Chat format, `llama3` or `chatml` (Qwen), or `plain` (stage 1: the caption follows the
+    image).
+    """
+    mask: str = "answers"
+    """Where loss falls: on `answers` alone, or as in LLaVA-NeXT (`llava`) on the assistant's header
+    and on every turn's special tokens too.
+    """
     system: str = ""
     """System message of the chat format; empty leaves it out."""
     frame_sampling: str = "uniform"
@@ -226,7 +242,9 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     _require(
         model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32"
     )
-    _require(data.prompt in ("llama3", "plain"), "data.prompt", data.prompt, "llama3 or plain")
+    prompts = ("llama3", "chatml", "plain")
+    _require(data.prompt in prompts, "data.prompt", data.prompt, "llama3, chatml or plain")
+    _require(data.mask in ("answers", "llava"), "data.mask", data.mask, "answers or llava")
     _require(
         data.frame_sampling in ("uniform", "force"),
         "data.frame_sampling",

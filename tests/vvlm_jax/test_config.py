@@ -162,7 +162,7 @@ def test_what_can_work_passes():
         (["model.tokens_per_frame=0"], "model.tokens_per_frame = 0", "perfect square"),
         (["model.tokens_per_frame=-4"], "model.tokens_per_frame = -4", "perfect square"),
         (["model.dtype=float16"], "model.dtype = 'float16'", "bfloat16 or float32"),
-        (["data.prompt=qwen"], "data.prompt = 'qwen'", "llama3 or plain"),
+        (["data.prompt=qwen"], "data.prompt = 'qwen'", "llama3, chatml or plain"),
         (["data.frame_sampling=all"], "data.frame_sampling = 'all'", "uniform or force"),
         (["data.num_examples=0"], "data.num_examples = 0", "at least 1, or null"),
         (["batch_size=0"], "batch_size = 0", "at least 1"),

@@ -1,79 +1,136 @@
 """Conversations to token ids and loss masks.
 
-The Llama 3 format is written out here rather than taken from a tokenizer's template, because the
-templates of 3.1 and 3.2 insert a dated system block before every message. One BOS, then per message
+The chat formats are written out here rather than taken from a tokenizer's template, because the
+templates of Llama 3.1 and 3.2 insert a dated system block before every message. `llama3` is one
+BOS, then per message
 
     <|start_header_id|>ROLE<|end_header_id|>\\n\\nTEXT<|eot_id|>
 
-A video is one placeholder in the text, `<image>` or `<video>`; it moves to the start of its turn
-and is followed by a line break, as LLaVA-NeXT does. Loss falls on what the assistant says and its
-<|eot_id|>.
+and `chatml` (Qwen2.5), without a BOS,
+
+    <|im_start|>ROLE\\nTEXT<|im_end|>\\n
+
+A video or image is one placeholder in the text, `<image>` or `<video>`. Alone in its turn it moves
+to the start and is followed by a line break, as LLaVA-NeXT does; several in a turn stay where they
+are.
 """
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, VIDEO, Tokenizer
+from vvlm_jax.config import NEWLINES, ConfigError
+from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, NEWLINE, VIDEO, Tokenizer
 
 PLACEHOLDERS = ("<image>", "<video>")
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
 class Encoded(NamedTuple):
-    """Token ids, and for each whether it is an answer token (loss falls on it)."""
+    """Token ids, and for each whether loss falls on it."""
 
     ids: list[int]
     is_answer: list[bool]
 
 
+def visual_block(
+    num_frames: int, tokens_per_frame: int, newline: str, special: dict[str, int]
+) -> list[int]:
+    """Ids that stand for one video: VIDEO for each visual token, NEWLINE for each newline token.
+
+    With V = r² tokens a frame: `none` T·V ids, `per-video` one newline at the end, `per-frame` one
+    after every frame, `grid` one after every row of every frame, T·r·(r + 1) ids.
+
+    Raises ConfigError for an unknown `newline`, or when the tokenizer has no id for it.
+    """
+    if newline not in NEWLINES:
+        raise ConfigError(f"model.newline = {newline!r}: must be one of {', '.join(NEWLINES)}")
+    if newline != "none" and NEWLINE not in special:
+        raise ConfigError(f"model.newline = {newline!r}: the tokenizer has no token for it")
+    row = [special[VIDEO]] * math.isqrt(tokens_per_frame)
+    end_of = {kind: [] if newline != kind else [special[NEWLINE]] for kind in NEWLINES}
+    frame = (row + end_of["grid"]) * len(row) + end_of["per-frame"]
+    return frame * num_frames + end_of["per-video"]
+
+
+def placeholders(turns) -> list[str]:
+    """The placeholders of a conversation in the order in which they stand."""
+    texts = [str(turn["value"]) for turn in turns]
+    return [piece for text in texts for piece in _split(text) if piece in PLACEHOLDERS]
+
+
 def encode(
-    turns, tokenizer: Tokenizer, num_visual: int, prompt: str = "llama3", system: str = ""
+    turns,
+    tokenizer: Tokenizer,
+    blocks: Sequence[Sequence[int]] = (),
+    prompt: str = "llama3",
+    system: str = "",
+    mask: str = "answers",
 ) -> Encoded:
-    """Encodes a LLaVA conversation, the video's placeholder expanded to `num_visual` ids.
+    """Encodes a LLaVA conversation, each placeholder expanded to its block of ids.
 
     Args:
       turns: [{"from": "human" | "gpt", "value": str}, …].
-      num_visual: visual tokens of the example's video, T·V; 0 when it has none.
-      prompt: "llama3", or "plain": BOS, video, caption, line break.
+      blocks: of each video or image, in the order of the placeholders (`visual_block`).
+      prompt: "llama3" or "chatml", or "plain": BOS (where there is one), videos, caption, line
+        break.
       system: system message of the chat format; empty leaves it out.
+      mask: where loss falls. "answers": on what the assistant says and the end of its turn.
+        "llava": LLaVA-NeXT's labels, where the assistant's header counts too, and in every turn
+        BOS, header and end-of-turn tokens (in ChatML <|im_start|>, <|im_end|> and line breaks).
+        Plain captions have one mask.
 
-    Raises ValueError when a role is unknown, or placeholders and video do not match one to one.
+    Raises ValueError when a role is unknown, placeholders and videos do not match one to one, or
+    the tokenizer is made for another format.
     """
     turns = [(_role(turn["from"]), str(turn["value"])) for turn in turns]
-    _check_placeholders(turns, num_visual)
-    special = tokenizer.special
-    ids, is_answer = [special[BOS]], [False]
-
-    def add(new, answer=False):
-        ids.extend(new)
-        is_answer.extend([answer] * len(new))
-
+    _check(turns, blocks, tokenizer, prompt)
+    ids = _bos(tokenizer)
     if prompt == "plain":
-        add([special[VIDEO]] * num_visual)
-        add(tokenizer.encode(turns[-1][1].strip() + "\n"), answer=True)
-        return Encoded(ids, is_answer)
+        ids += [i for block in blocks for i in block]
+        caption = tokenizer.encode(turns[-1][1].strip() + "\n")
+        return Encoded(ids + caption, [False] * len(ids) + [True] * len(caption))
+    is_answer, blocks = [False] * len(ids), iter(blocks)
     for role, text in [("system", system), *turns] if system else turns:
-        add(header(role, tokenizer))
-        if any(p in text for p in PLACEHOLDERS):
-            add([special[VIDEO]] * num_visual)
-            text = "\n" + _strip_placeholders(text)
-        else:
-            text = text.strip()
-        add([*tokenizer.encode(text), special[EOT]], answer=role == "assistant")
+        answers, around = role == "assistant", role == "assistant" and mask == "llava"
+        for part, shown in (
+            (header(role, tokenizer), around),
+            (_content(text, tokenizer, blocks), answers),
+            ([tokenizer.special[EOT]], answers),
+            (_line_break(tokenizer), around),
+        ):
+            ids += part
+            is_answer += [shown] * len(part)
+    if mask == "llava":
+        shown = _unmasked(tokenizer)
+        is_answer = [flag or i in shown for i, flag in zip(ids, is_answer, strict=True)]
     return Encoded(ids, is_answer)
 
 
-def encode_prompt(turns, tokenizer: Tokenizer, num_visual: int, system: str = "") -> list[int]:
+def encode_prompt(
+    turns,
+    tokenizer: Tokenizer,
+    blocks: Sequence[Sequence[int]] = (),
+    system: str = "",
+    prompt: str | None = None,
+) -> list[int]:
     """Ids of a conversation that the assistant is to continue: `encode` plus the assistant's
-    header.
+    header. `prompt` is the tokenizer's chat format when None; a `plain` caption just goes on.
     """
-    return encode(turns, tokenizer, num_visual, "llama3", system).ids + header(
-        "assistant", tokenizer
-    )
+    prompt = prompt or tokenizer.family
+    if prompt == "plain":
+        begun = _strip_placeholders(str(turns[-1]["value"]))
+        return [*_bos(tokenizer), *(i for block in blocks for i in block), *tokenizer.encode(begun)]
+    return encode(turns, tokenizer, blocks, prompt, system).ids + header("assistant", tokenizer)
 
 
 def header(role: str, tokenizer: Tokenizer) -> list[int]:
-    """`<|start_header_id|>ROLE<|end_header_id|>` and the empty line after it."""
+    """What opens a message: `<|start_header_id|>ROLE<|end_header_id|>` and an empty line, or
+    `<|im_start|>ROLE` and a line break.
+    """
     special = tokenizer.special
+    if tokenizer.family == "chatml":
+        return [special[HEADER_START], *tokenizer.encode(f"{role}\n")]
     return [
         special[HEADER_START],
         *tokenizer.encode(role),
@@ -82,19 +139,60 @@ def header(role: str, tokenizer: Tokenizer) -> list[int]:
     ]
 
 
+def _bos(tokenizer: Tokenizer) -> list[int]:
+    return [tokenizer.special[BOS]] if BOS in tokenizer.special else []
+
+
+def _line_break(tokenizer: Tokenizer) -> list[int]:
+    """What stands between two messages."""
+    return tokenizer.encode("\n") if tokenizer.family == "chatml" else []
+
+
+def _unmasked(tokenizer: Tokenizer) -> set[int]:
+    """Ids on which LLaVA-NeXT's loss falls in every turn. It lists the empty line of Llama 3 too,
+    but under a name its tokenizer does not know.
+    """
+    special = (tokenizer.special.get(i) for i in (BOS, HEADER_START, HEADER_END, EOT))
+    return {*special, *_line_break(tokenizer)}
+
+
+def _content(text: str, tokenizer: Tokenizer, blocks) -> list[int]:
+    """Ids of a message's text, every placeholder replaced by the next block."""
+    pieces = _split(text.strip())
+    if sum(piece in PLACEHOLDERS for piece in pieces) == 1:
+        return [*next(blocks), *tokenizer.encode("\n" + _strip_placeholders(text))]
+    return [
+        i
+        for piece in pieces
+        for i in (next(blocks) if piece in PLACEHOLDERS else tokenizer.encode(piece))
+    ]
+
+
+def _split(text: str) -> list[str]:
+    """The text cut at its placeholders, which are pieces of their own."""
+    for place in PLACEHOLDERS:
+        text = text.replace(place, f"\0{place}\0")
+    return [piece for piece in text.split("\0") if piece]
+
+
 def _role(name: str) -> str:
     if name not in _ROLES:
         raise ValueError(f"unknown role {name!r} in a conversation; known: {', '.join(_ROLES)}")
     return _ROLES[name]
 
 
-def _check_placeholders(turns, num_visual):
-    count = sum(text.count(p) for _, text in turns for p in PLACEHOLDERS)
-    if count != (num_visual > 0):
-        expected = (
-            "one <image> or <video> placeholder" if num_visual else "no placeholder without a video"
+def _check(turns, blocks, tokenizer: Tokenizer, prompt: str) -> None:
+    if prompt not in ("plain", tokenizer.family):
+        raise ValueError(
+            f"data.prompt = {prompt!r}, but the tokenizer has the special tokens of "
+            f"{tokenizer.family!r}"
         )
-        raise ValueError(f"conversation has {count} placeholders, expected {expected}")
+    count = sum(text.count(p) for _, text in turns for p in PLACEHOLDERS)
+    if count != len(blocks):
+        raise ValueError(
+            f"conversation has {count} <image> or <video> placeholders, expected {len(blocks)}, "
+            "one for each video or image"
+        )
 
 
 def _strip_placeholders(text: str) -> str:

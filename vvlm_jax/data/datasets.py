@@ -2,18 +2,30 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.data import chat
+
+KINDS = ("video", "image")
+
+
+class Medium(NamedTuple):
+    """A video or an image of a row, and how many frames of the row it is."""
+
+    kind: str
+    name: str
+    num_frames: int
 
 
 def read_conversations(path: str | Path) -> list[dict]:
-    """Rows of a LLaVA-style `.json` (a list) or `.jsonl` file: `id`, `video` or `image`,
-    `conversations`.
+    """Rows of a LLaVA-style `.json` (a list) or `.jsonl` file: `id`, `conversations`, and `video`,
+    `image` (a path or a list of paths), both or neither.
 
-    Raises ValueError naming the file and the row when the JSON is broken or a row lacks its
-    conversation.
+    Raises ValueError naming the file and the row when the JSON is broken, a row lacks its
+    conversation, or a path is no text.
     """
     path = Path(path)
     if not path.is_file():
@@ -28,7 +40,51 @@ def read_conversations(path: str | Path) -> list[dict]:
             raise ValueError(
                 f"{path}: row {i + 1} has no `conversations` list of {{from, value}} turns"
             )
+        for kind in KINDS:
+            if not all(isinstance(name, str) and name for name in _names(row, kind)):
+                raise ValueError(
+                    f"{path}: row {i + 1}: {kind} = {row[kind]!r}: must be a path or a list of "
+                    "paths"
+                )
     return rows
+
+
+def _names(row: dict, kind: str) -> list:
+    names = row.get(kind)
+    return names if isinstance(names, list) else [] if names is None else [names]
+
+
+def media_in(row: dict, num_frames: int) -> list[Medium]:
+    """The media of a row, videos first.
+
+    A video has `num_frames` frames. An image that is a row's only medium is repeated to as many, as
+    in stage 1; beside other media it is one frame.
+    """
+    videos, images = (_names(row, kind) for kind in KINDS)
+    alone = len(videos) + len(images) == 1
+    return [Medium("video", name, num_frames) for name in videos] + [
+        Medium("image", name, num_frames if alone else 1) for name in images
+    ]
+
+
+def row_media(row: dict, num_frames: int) -> list[Medium]:
+    """`media_in` in the order of the row's placeholders.
+
+    In a row with videos and images `<video>` stands for the next video and `<image>` for the next
+    image; with one kind only, either stands for the next of it.
+
+    Raises ValueError when such a row's placeholders do not match its media one to one.
+    """
+    media = media_in(row, num_frames)
+    if len({m.kind for m in media}) < 2:
+        return media
+    wanted = [place.strip("<>") for place in chat.placeholders(row["conversations"])]
+    for kind in KINDS:
+        asked, there = wanted.count(kind), sum(m.kind == kind for m in media)
+        if asked != there:
+            raise ValueError(f"conversation has {asked} <{kind}> placeholders for {there} {kind}s")
+    queues = {kind: iter([m for m in media if m.kind == kind]) for kind in KINDS}
+    return [next(queues[kind]) for kind in wanted]
 
 
 def read_jsonl(path: str | Path) -> list[dict]:

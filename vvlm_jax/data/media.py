@@ -75,9 +75,9 @@ class FrameReader:
         frames, info = kept
         return frames[self._choose(info)]
 
-    def image(self, name: str) -> np.ndarray:
-        """An image as a video of one frame, repeated to `num_frames`. Raises VideoError naming the
-        file.
+    def image(self, name: str, num_frames: int | None = None) -> np.ndarray:
+        """An image as a video of one frame, repeated to `num_frames` (the reader's own by default).
+        Raises VideoError naming the file.
         """
         path = Path(self.root) / name
         try:
@@ -87,7 +87,7 @@ class FrameReader:
             raise VideoError(f"{path}: no such file") from None
         except (UnidentifiedImageError, OSError) as e:
             raise VideoError(f"{path}: not a readable image: {e}") from None
-        return np.repeat(pixels[None], self.num_frames, axis=0)
+        return np.repeat(pixels[None], num_frames or self.num_frames, axis=0)
 
     def _choose(self, info: VideoInfo) -> np.ndarray:
         return choose_frames(info.num_frames, info.fps, self.num_frames, self.sampling)

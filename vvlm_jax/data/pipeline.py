@@ -8,9 +8,9 @@ import numpy as np
 
 from vvlm_jax.config import DataConfig, ModelConfig, Stopped, VisionConfig
 from vvlm_jax.data import chat
-from vvlm_jax.data.datasets import nested_subset, read_conversations
+from vvlm_jax.data.datasets import Medium, media_in, nested_subset, read_conversations, row_media
 from vvlm_jax.data.media import FrameReader
-from vvlm_jax.data.tokenizer import VIDEO, Tokenizer
+from vvlm_jax.data.tokenizer import NEWLINE, VIDEO, Tokenizer
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.types import Batch, Example
 
@@ -41,6 +41,10 @@ class Unreadable:
                 )
 
 
+class _MediumError(Exception):
+    """A file of an example could not be read: (name, the reader's error)."""
+
+
 class Examples:
     """Random access to tokenised, padded `Example`s; a grain data source.
 
@@ -66,8 +70,15 @@ class Examples:
             data.frame_sampling,
             data.frame_cache_mb,
         )
-        self.has_media = any("video" in row or "image" in row for row in self.rows)
-        self.num_visual = model.num_frames * model.tokens_per_frame if self.has_media else 0
+        self.blocks = {
+            t: chat.visual_block(t, model.tokens_per_frame, model.newline, tokenizer.special)
+            for t in (1, model.num_frames)
+        }
+        # One shape for all: rows with less than the most are padded, with black frames at the end
+        # that no placeholder refers to.
+        media = [media_in(row, model.num_frames) for row in self.rows]
+        self.num_frames = max(sum(m.num_frames for m in row) for row in media)
+        self.num_visual = max(sum(len(self.blocks[m.num_frames]) for m in row) for row in media)
         self.unreadable = Unreadable(int(data.max_unreadable * len(self.rows)))
 
     def __len__(self) -> int:
@@ -78,45 +89,59 @@ class Examples:
             row = self.rows[(int(index) + offset) % len(self.rows)]
             try:
                 return self._example(row)
-            except VideoError as e:
-                self.unreadable.add(row.get("video") or row.get("image"), e)
+            except _MediumError as e:
+                self.unreadable.add(*e.args)
         raise TooManyUnreadable("no example has readable media")
 
     def _example(self, row: dict) -> Example:
-        frames_THWC = self._frames(row)
         try:
+            media = row_media(row, self.reader.num_frames)
+            blocks = [self.blocks[m.num_frames] for m in media]
             encoded = chat.encode(
                 row["conversations"],
                 self.tokenizer,
-                self.num_visual,
+                blocks,
                 self.data.prompt,
                 self.data.system,
+                self.data.mask,
             )
-            return pad(encoded, frames_THWC, self.num_visual, self.data.max_text_tokens)
+            own = sum(map(len, blocks))
+            return pad(
+                encoded, self._frames(media), own, self.num_visual, self.data.max_text_tokens
+            )
         except ValueError as e:
             raise ValueError(f"{self.data.annotations}: example {row.get('id')!r}: {e}") from None
 
-    def _frames(self, row: dict) -> np.ndarray:
-        if "video" in row:
-            return self.reader.video(row["video"])
-        if "image" in row:
-            return self.reader.image(row["image"])
-        if self.has_media:
-            raise ValueError(
-                f"{self.data.annotations}: example {row.get('id')!r} has no video or image"
-            )
+    def _frames(self, media: list[Medium]) -> np.ndarray:
+        if len(media) == 1 and media[0].num_frames == self.num_frames:
+            return self._read(media[0])
         size = self.reader.image_size
-        return np.zeros((0, size, size, 3), np.uint8)
+        padding = self.num_frames - sum(m.num_frames for m in media)
+        nothing = np.zeros((padding, size, size, 3), np.uint8)
+        return np.concatenate([*map(self._read, media), nothing])
+
+    def _read(self, medium: Medium) -> np.ndarray:
+        try:
+            if medium.kind == "video":
+                return self.reader.video(medium.name)
+            return self.reader.image(medium.name, medium.num_frames)
+        except VideoError as e:
+            raise _MediumError(medium.name, e) from e
 
 
-def pad(encoded: chat.Encoded, frames_THWC, num_visual: int, max_text: int) -> Example:
-    """Pads to L = num_visual + max_text and M = max_text. ValueError when the text does not fit."""
+def pad(encoded: chat.Encoded, frames_THWC, own: int, num_visual: int, max_text: int) -> Example:
+    """Pads to L = num_visual + max_text and M = max_text, where `own` of the ids are visual ones.
+
+    What is padding is known by position and weight, never by id: id 0 may be a word. ValueError
+    when the text does not fit.
+    """
     ids, is_answer = encoded
-    if len(ids) > num_visual + max_text:
+    if len(ids) - own > max_text:
         raise ValueError(
-            f"has {len(ids) - num_visual} text tokens; data.max_text_tokens allows {max_text}"
+            f"has {len(ids) - own} text tokens; data.max_text_tokens allows {max_text}"
         )
-    answers = [i for i, flag in enumerate(is_answer) if flag]
+    # Nothing predicts the first token, which LLaVA's labels include.
+    answers = [i for i, flag in enumerate(is_answer) if flag and i > 0]
     if not answers:
         raise ValueError("has no answer to learn from")
 
@@ -167,3 +192,8 @@ def _stack(examples) -> Batch:
 def video_id(tokenizer: Tokenizer) -> int:
     """Id of the placeholder that visual tokens replace."""
     return tokenizer.special[VIDEO]
+
+
+def newline_id(tokenizer: Tokenizer) -> int | None:
+    """Id that newline tokens replace; None when the tokenizer reserves none."""
+    return tokenizer.special.get(NEWLINE)

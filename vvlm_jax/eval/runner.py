@@ -219,7 +219,12 @@ class _Answerer:
 
     def __init__(self, model, params, tokenizer, model_config, system, max_new_tokens):
         self.model, self.params, self.tokenizer = model, params, tokenizer
-        self.num_visual = model_config.num_frames * model_config.tokens_per_frame
+        self.block = chat.visual_block(
+            model_config.num_frames,
+            model_config.tokens_per_frame,
+            model_config.newline,
+            tokenizer.special,
+        )
         self.system, self.max_new_tokens = system, max_new_tokens
         self.encode, _ = jitted(model, max_new_tokens, tokenizer.special[EOT])
 
@@ -233,7 +238,8 @@ class _Answerer:
         # Padding rows repeat the first prompt, and lengths are rounded up: few shapes, few
         # compiles.
         ids += [ids[0]] * (num_prompts - len(ids))
-        length = self.num_visual + 16 * math.ceil((max(map(len, ids)) - self.num_visual) / 16)
+        visual = len(self.block)
+        length = visual + 16 * math.ceil((max(map(len, ids)) - visual) / 16)
         prompts = Prompts(
             np.stack([np.pad(np.asarray(i, np.int32), (0, length - len(i))) for i in ids]),
             np.array([len(i) for i in ids], np.int32),
@@ -257,7 +263,7 @@ class _Answerer:
 
     def _ids(self, row):
         turns = [{"from": "human", "value": "<video>\n" + prompt_text(row)}]
-        return chat.encode_prompt(turns, self.tokenizer, self.num_visual, self.system)
+        return chat.encode_prompt(turns, self.tokenizer, [self.block], self.system)
 
 
 def _read_all(reader, names):

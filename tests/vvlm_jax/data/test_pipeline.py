@@ -10,6 +10,7 @@ from PIL import Image
 from vvlm_jax.data import chat, media, pipeline
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches
+from vvlm_jax.data.tokenizer import VIDEO
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.models.variants import VISION
 
@@ -27,6 +28,11 @@ def examples(stage, tok):
         return Examples(data, config.model, VISION["study/12"], tok, seed)
 
     return make
+
+
+def encode(row, tok):
+    """Of a row with one video of 2 frames × 4 tokens."""
+    return chat.encode(row["conversations"], tok, [[tok.special[VIDEO]] * 8])
 
 
 @pytest.fixture
@@ -84,7 +90,7 @@ def test_a_batch_is_its_examples_stacked(examples, world):
 
 def test_targets_are_the_answer_tokens(examples, tok):
     source = examples()
-    ids, is_answer = chat.encode(source.rows[0]["conversations"], tok, 8)
+    ids, is_answer = encode(source.rows[0], tok)
     example = source[0]
     m = sum(is_answer)
     assert example.target_weight_M.tolist() == [1.0] * m + [0.0] * (160 - m)
@@ -163,12 +169,8 @@ def test_a_batch_larger_than_the_data_is_an_error(examples):
 
 def test_text_that_does_not_fit_names_the_example(examples, tok):
     source = examples()
-    needed = max(len(chat.encode(row["conversations"], tok, 8).ids) - 8 for row in source.rows)
-    longest = {
-        row["id"]
-        for row in source.rows
-        if len(chat.encode(row["conversations"], tok, 8).ids) - 8 == needed
-    }
+    needed = max(len(encode(row, tok).ids) - 8 for row in source.rows)
+    longest = {row["id"] for row in source.rows if len(encode(row, tok).ids) - 8 == needed}
     assert sum(1 for _ in batches(examples(max_text_tokens=needed), 4, 1, 0)) == 6
     tight = examples(max_text_tokens=needed - 1)
     with pytest.raises(ValueError, match="text tokens") as e:
@@ -186,8 +188,11 @@ def test_text_that_does_not_fit_names_the_example(examples, tok):
             {"conversations": [{"from": "human", "value": "<video> ?"}]},
             "has no answer to learn from",
         ),
-        ({"conversations": [{"from": "gpt", "value": "red"}]}, "has 0 placeholders"),
-        ({"video": None}, "has no video or image"),
+        (
+            {"conversations": [{"from": "gpt", "value": "red"}]},
+            "has 0 <image> or <video> placeholders",
+        ),
+        ({"video": None}, "has 1 <image> or <video> placeholders, expected 0"),
     ],
 )
 def test_rows_that_cannot_be_examples_are_named(examples, world, tmp_path, row, message):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from vvlm_jax.data import tokenizer
-from vvlm_jax.data.tokenizer import BOS, EOT, SPECIAL, VIDEO
+from vvlm_jax.data.tokenizer import BOS, EOT, NEWLINE, SPECIAL, VIDEO
 
 
 def save(backend, folder):
@@ -16,7 +16,8 @@ def test_ids_follow_the_words_in_order_after_the_special_tokens(tmp_path):
     assert [tok.special[t] for t in SPECIAL] == [0, 1, 2, 3, 4]
     # 5 is <unk>, 6 the empty line, 7 the line break.
     assert tok.encode("red blue?\n\nred\nfish") == [8, 9, 10, 6, 8, 7, 5]
-    assert tok.vocab == 11
+    # The newline token is last, so that words keep their ids.
+    assert (tok.special[NEWLINE], tok.vocab) == (11, 12)
 
 
 def test_equal_words_give_equal_files(tmp_path):
@@ -38,7 +39,7 @@ def test_decoding_leaves_special_tokens_out(tmp_path):
     assert tok.decode([tok.special[BOS], 8, 9, tok.special[EOT]]) == "red blue"
 
 
-@pytest.mark.parametrize("token", SPECIAL)
+@pytest.mark.parametrize("token", [*SPECIAL, NEWLINE])
 def test_text_that_spells_a_special_token_stays_text(tmp_path, token):
     tok = tokenizer.load(save(tokenizer.word_level(["red"]), tmp_path))
     assert tok.special[token] not in tok.encode(f"red {token} red")
