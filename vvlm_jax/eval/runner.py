@@ -17,10 +17,10 @@ from vvlm_jax.config import ConfigError, DataConfig, ModelConfig
 from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import read_jsonl
 from vvlm_jax.data.media import FrameReader
-from vvlm_jax.data.tokenizer import EOT, Tokenizer
+from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.eval import mcq
-from vvlm_jax.generate.generate import generate, jitted
+from vvlm_jax.generate.generate import generate, programs
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train.metrics import JsonlWriter, Progress
 from vvlm_jax.types import Prompts
@@ -226,7 +226,7 @@ class _Answerer:
             tokenizer.special,
         )
         self.system, self.max_new_tokens = system, max_new_tokens
-        self.encode, _ = jitted(model, max_new_tokens, tokenizer.special[EOT])
+        self.encode = programs(model, tokenizer.stop_ids).encode
 
     def __call__(
         self, frames: dict, rows: list[dict], num_videos: int, num_prompts: int

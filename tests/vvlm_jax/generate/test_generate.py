@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from vvlm_jax.config import LlamaConfig, VisionConfig
-from vvlm_jax.data.tokenizer import EOT, SPECIAL, VIDEO, Tokenizer, word_level
-from vvlm_jax.generate.generate import generate, jitted
+from vvlm_jax.data.tokenizer import EOT, NEWLINE, SPECIAL, VIDEO, Tokenizer, word_level
+from vvlm_jax.generate.generate import generate, programs, write
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.types import Prompts
 
 WORDS = [f"w{i}" for i in range(40)]
-NAMES = [*SPECIAL, "<unk>", "\n\n", "\n", *WORDS]
+NAMES = [*SPECIAL, "<unk>", "\n\n", "\n", *WORDS, NEWLINE]
 BACKEND = word_level(WORDS)
 SPECIAL_IDS = {token: BACKEND.token_to_id(token) for token in SPECIAL}
 VISION = VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=8)
@@ -39,7 +39,7 @@ def frames():
 
 @pytest.fixture(scope="module")
 def visual(params, frames):
-    return jitted(MODEL, NEW, 0)[0](params, frames)
+    return programs(MODEL, (0,)).encode(params, frames)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def tokenizer(stop_id):
 
 
 def words(ids):
-    return " ".join(NAMES[i] for i in ids if i >= len(SPECIAL)).strip()
+    return " ".join(NAMES[i] for i in ids if len(SPECIAL) <= i < len(NAMES) - 1).strip()
 
 
 def test_prefill_and_decode_are_the_full_forward_pass(params, frames, visual, prompts):
@@ -112,8 +112,9 @@ def test_generation_stops_at_eot(params, visual, prompts, greedy, row, at):
     stop_id = greedy[row, at]
     ends = [ids.index(stop_id) if stop_id in ids else NEW for ids in greedy.tolist()]
     assert max(ends) == NEW  # another row goes on
-    continue_ = jitted(MODEL, NEW, int(stop_id))[1]
-    out = np.asarray(continue_(params, prompts.tokens_BL, LENGTHS, visual[VIDEO_OF]))
+    run = programs(MODEL, (int(stop_id),))
+    [(out, ended)] = write(run, params, prompts, visual[VIDEO_OF], NEW)
+    assert ended.tolist() == [end < NEW for end in ends]
     for found, expected, end in zip(out, greedy, ends, strict=True):
         np.testing.assert_array_equal(found[:end], expected[:end])
         assert (found[end:] == stop_id).all()
