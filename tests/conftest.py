@@ -85,3 +85,57 @@ def _no_silent_broadcast(request):
             yield
     else:
         yield
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory):
+    """A model of random parameters whose tokenizer knows single bytes: its id 0 is "!"."""
+    from vvlm_jax.config import (
+        DataConfig,
+        LlamaConfig,
+        ModelConfig,
+        TrainConfig,
+        VisionConfig,
+        to_json,
+    )
+    from vvlm_jax.data import tokenizer
+    from vvlm_jax.models import vlm
+    from vvlm_jax.train.checkpoint import save_params
+
+    folder = tmp_path_factory.mktemp("model")
+    save_byte_level(folder, tokenizer.FAMILIES["llama3"].values())
+    tok = tokenizer.load(folder)
+    config = TrainConfig(
+        model=ModelConfig(
+            VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=16),
+            LlamaConfig(
+                vocab=tok.vocab, width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2,
+                head_dim=8, tie_embeddings=False, rope_theta=100.0, max_position=512,
+            ),
+            num_frames=3, tokens_per_frame=4, dtype="float32", remat=False,
+        ),
+        data=DataConfig(tokenizer=str(folder)),
+    )  # fmt: skip
+    model = vlm.build(config.model, tok.special[tokenizer.VIDEO], tok.vocab)
+    params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(1))
+    save_params(folder, jax.tree.map(lambda x: 3 * x, params))
+    (folder / "config.json").write_text(to_json(config))
+    return folder
+
+
+def save_byte_level(folder, special):
+    """`tokenizer.json` with an id for every byte, in the order of GPT-2's alphabet, then
+    `special`.
+    """
+    import tokenizers
+
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    backend = tokenizers.Tokenizer(
+        tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
+    )
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(
+        [tokenizers.AddedToken(t, special=True, normalized=False) for t in special]
+    )
+    backend.save(str(folder / "tokenizer.json"))

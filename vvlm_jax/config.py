@@ -85,6 +85,8 @@ class LlamaConfig:
     rope_theta: float = 5e5
     rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-5
+    max_position: int = 131072
+    """Longest sequence the model was made for; generation refuses longer ones."""
 
 
 @dataclass(frozen=True)

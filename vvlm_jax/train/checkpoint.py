@@ -94,15 +94,19 @@ def load_params(folder: str | Path, like: dict, parts=None) -> dict:
     return {k: restored[k] for k in wanted}
 
 
-def load_model(folder: str | Path) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
-    """A finished stage's model, parameters, tokenizer and config, ready for generation."""
+def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
+    """A finished stage's model, parameters, tokenizer and config, ready for generation.
+
+    `place(model, shapes)` may give the parameters' shapes other dtypes, and shardings.
+    """
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json, so not a finished model")
     config = from_json(TrainConfig, file.read_text())
     tok = tokenizer.load(config.data.tokenizer)
     model = vlm.build(config.model, video_id(tok), tok.vocab)
-    return model, load_params(folder, vlm.shapes(model)), tok, config
+    shapes = vlm.shapes(model)
+    return model, load_params(folder, place(model, shapes) if place else shapes), tok, config
 
 
 def _check_fits(folder, there, wanted):

@@ -5,7 +5,8 @@ import pytest
 
 from vvlm_jax.config import LlamaConfig, VisionConfig
 from vvlm_jax.data.tokenizer import EOT, NEWLINE, SPECIAL, VIDEO, Tokenizer, word_level
-from vvlm_jax.generate.generate import generate, programs, write
+from vvlm_jax.generate.generate import generate, programs, until_stop, write
+from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.types import Prompts
@@ -121,6 +122,36 @@ def test_generation_stops_at_eot(params, visual, prompts, greedy, row, at):
     texts = generate(MODEL, params, tokenizer(stop_id), prompts, visual, NEW)
     assert texts == [words(ids[:end]) for ids, end in zip(greedy, ends, strict=True)]
     assert (texts[row] == "") == (at == 0)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("how", [None, draws(5, range(4), 1.5, 0.9)], ids=["likeliest", "drawn"])
+def test_a_few_tokens_at_a_time_are_the_same_reply(params, visual, prompts, how, chunk):
+    run, given = programs(MODEL, (0,)), (params, prompts, visual[VIDEO_OF], NEW)
+    [(whole, _)] = write(run, *given, draws=how)
+    parts = [ids for ids, _ in write(run, *given, draws=how, chunk=chunk, room=NEW + 2)]
+    assert [ids.shape[1] for ids in parts] == [*range(1 + chunk, NEW, chunk), NEW]
+    for ids in parts:
+        np.testing.assert_array_equal(ids, whole[:, : ids.shape[1]])
+
+
+def test_any_of_several_stop_ids_ends_a_reply(params, visual, prompts, greedy):
+    stop_ids = (0, int(greedy[0, 3]), int(greedy[1, 1]))
+    ends = [next((i for i, t in enumerate(row) if t in stop_ids), NEW) for row in greedy.tolist()]
+    assert max(ends) > min(ends)
+    [(out, ended)] = write(programs(MODEL, stop_ids), params, prompts, visual[VIDEO_OF], NEW)
+    assert ended.tolist() == [end < NEW for end in ends]
+    for found, expected, end in zip(out, greedy, ends, strict=True):
+        np.testing.assert_array_equal(until_stop(found, stop_ids), expected[:end])
+
+
+def test_writing_ends_when_all_rows_have(params, visual, prompts, greedy):
+    stop_ids = tuple(set(greedy[:, 1].tolist()))
+    handed_out = list(
+        write(programs(MODEL, stop_ids), params, prompts, visual[VIDEO_OF], NEW, chunk=2)
+    )
+    assert len(handed_out) == 1
+    assert handed_out[0][1].all()
 
 
 def test_one_new_token(params, visual, prompts, greedy):

@@ -1,0 +1,79 @@
+"""`python -m tools.generate` on a model of random parameters."""
+
+from pathlib import Path
+
+import pytest
+import tyro
+
+from tools import generate
+from tools._shared import die_in_one_line
+
+VIDEOS = Path(__file__).parents[1] / "testdata" / "videos"
+CLIP = str(VIDEOS / "h264_one_gop.mp4")
+
+
+@pytest.fixture
+def run(model_folder, capsys):
+    """run("--prompt", "x", …) -> what it prints."""
+
+    def run(*arguments, model=model_folder):
+        given = ["--model", str(model), "--max-tokens", "12", *arguments]
+        die_in_one_line(lambda: generate.main(tyro.cli(generate.Args, args=given)))
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_streaming_prints_the_same_reply(run):
+    for how in ((), ("--temperature", "0.8", "--top-p", "0.9", "--seed", "2")):
+        asked = ("--video", CLIP, "--prompt", "What?", *how)
+        reply = run(*asked)
+        assert reply.strip()
+        assert run(*asked, "--stream") == reply
+
+
+def test_several_prompts_stand_above_their_replies(run):
+    asked = ("--video", CLIP, "--prompt", "What?", "--prompt", "Who is it?")
+    shown = run(*asked)
+    alone = [run("--video", CLIP, "--prompt", p).strip() for p in ("What?", "Who is it?")]
+    assert shown == f"> What?\n{alone[0]}\n\n> Who is it?\n{alone[1]}\n\n"
+    assert run(*asked, "--stream").split() == shown.split()
+
+
+def test_frames_tokens_and_videos_are_the_models_to_see(run):
+    replies = {
+        run("--prompt", "What?", *more)
+        for more in (
+            (),
+            ("--video", CLIP),
+            ("--video", CLIP, "--frames", "2"),
+            ("--video", CLIP, "--tokens-per-frame", "9"),
+            ("--video", CLIP, "--video", CLIP),
+        )
+    }
+    assert len(replies) == 5
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--video", "gone.mp4", "--prompt", "x"), "gone.mp4: no such file"),
+        (("--video", CLIP, "--prompt", "x" * 600), "prompt 1 has 6"),
+        (("--video", CLIP, "--prompt", "x", "--tokens-per-frame", "5"), "tokens_per_frame = 5"),
+        (("--video", CLIP, "--prompt", "x", "--top-p", "0"), "top_p = 0.0"),
+    ],
+)
+def test_a_mistake_is_one_line(run, capsys, arguments, message):
+    with pytest.raises(SystemExit) as e:
+        run(*arguments)
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_a_folder_without_a_model_is_one_line(run, capsys, tmp_path):
+    with pytest.raises(SystemExit):
+        run("--prompt", "x", model=tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no config.json, so not a finished model" in line
