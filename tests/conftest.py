@@ -90,6 +90,7 @@ def _no_silent_broadcast(request):
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
     """A model of random parameters whose tokenizer knows single bytes: its id 0 is "!"."""
+    from tests.vvlm_jax.byte_level import save_byte_level
     from vvlm_jax.config import (
         DataConfig,
         LlamaConfig,
@@ -121,21 +122,3 @@ def model_folder(tmp_path_factory):
     save_params(folder, jax.tree.map(lambda x: 3 * x, params))
     (folder / "config.json").write_text(to_json(config))
     return folder
-
-
-def save_byte_level(folder, special):
-    """`tokenizer.json` with an id for every byte, in the order of GPT-2's alphabet, then
-    `special`.
-    """
-    import tokenizers
-
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    backend = tokenizers.Tokenizer(
-        tokenizers.models.BPE({c: i for i, c in enumerate(alphabet)}, [])
-    )
-    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = tokenizers.decoders.ByteLevel()
-    backend.add_special_tokens(
-        [tokenizers.AddedToken(t, special=True, normalized=False) for t in special]
-    )
-    backend.save(str(folder / "tokenizer.json"))

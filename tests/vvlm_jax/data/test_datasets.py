@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.data.datasets import nested_subset, read_conversations, read_jsonl
+from vvlm_jax.data.datasets import (
+    media_in,
+    nested_subset,
+    read_conversations,
+    read_jsonl,
+    row_media,
+)
 
 
 def row(text="red", **extra):
@@ -84,3 +90,37 @@ def test_the_seed_alone_fixes_the_order():
 def test_a_subset_that_cannot_be_had_says_what_can(n):
     with pytest.raises(ConfigError, match=rf"data\.num_examples = {n}: must be from 1 to 50,"):
         nested_subset(50, n, 0)
+
+
+@pytest.mark.parametrize("bad", [{"video": 3}, {"image": ["a.png", None]}, {"video": ""}])
+def test_a_path_that_is_no_text_is_named(tmp_path, bad):
+    file = written(tmp_path / "a.json", json.dumps([row(), row(**bad)]))
+    with pytest.raises(ValueError, match=r"a\.json: row 2: (video|image) = .*: must be a path or"):
+        read_conversations(file)
+
+
+def media(text, **row):
+    row["conversations"] = [{"from": "human", "value": text}, {"from": "gpt", "value": "red"}]
+    return [tuple(m) for m in row_media(row, 8)]
+
+
+def test_an_image_alone_stands_still_and_beside_others_is_one_frame():
+    assert media("<image>", image="a.png") == [("image", "a.png", 8)]
+    assert media("<image>", image=["a.png"]) == [("image", "a.png", 8)]
+    assert media("<image><image>", image=["a.png", "b.png"]) == [
+        ("image", "a.png", 1),
+        ("image", "b.png", 1),
+    ]
+    assert media("<video>", video="a.mp4", image=None) == [("video", "a.mp4", 8)]
+    assert media("what?") == []
+
+
+def test_media_stand_in_the_order_of_their_placeholders():
+    names = {"video": ["a.mp4", "b.mp4"], "image": "a.png"}
+    expected = [("video", "a.mp4", 8), ("image", "a.png", 1), ("video", "b.mp4", 8)]
+    assert media("<video> <image> <video>", **names) == expected
+    # LLaVA-Video calls its videos <image>.
+    assert media("<image> <video>", video=["a.mp4", "b.mp4"]) == [expected[0], expected[2]]
+    with pytest.raises(ValueError, match="conversation has 1 <video> placeholders for 2 videos"):
+        media("<image> <image> <video>", **names)
+    assert sorted(media_in({"conversations": [], **names}, 8)) == sorted(expected)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vvlm_jax.data import chat, media, pipeline
+from tests.vvlm_jax.byte_level import save_byte_level
+from vvlm_jax.data import chat, media, pipeline, tokenizer
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches
-from vvlm_jax.data.tokenizer import VIDEO
+from vvlm_jax.data.tokenizer import EOT, FAMILIES, NEWLINE, VIDEO
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.models.variants import VISION
 
@@ -387,3 +388,112 @@ def test_a_broken_picture_is_a_video_error_that_names_it(world, tmp_path, damage
     with pytest.raises(VideoError, match=r"a\.png: ") as e:
         FrameReader(tmp_path, **FRAMES).image("a.png")
     assert "\n" not in str(e.value)
+
+
+# Several videos and images, or none.
+
+
+@pytest.fixture
+def mixed(examples, world, tmp_path):
+    """Rows with two clips and a picture, with two pictures, with a clip, and with neither."""
+    clips = [row["video"] for row in json.loads((world / "train.json").read_text())[:2]]
+    pictures = [row["image"] for row in json.loads((world / "captions.json").read_text())[:2]]
+    rows = [
+        ("both", "<video> <image> <video> which ?", {"video": clips, "image": pictures[0]}),
+        ("pictures", "<image> <image> which ?", {"image": pictures}),
+        ("clip", "<video> which ?", {"video": clips[1]}),
+        ("picture", "<image> which ?", {"image": pictures[1]}),
+        ("neither", "which ?", {}),
+    ]
+    turns = [[{"from": "human", "value": q}, {"from": "gpt", "value": "red"}] for _, q, _ in rows]
+    (tmp_path / "rows.json").write_text(
+        json.dumps(
+            [
+                {"id": id, "conversations": said, **names}
+                for (id, _, names), said in zip(rows, turns, strict=True)
+            ]
+        )
+    )
+
+    def make(*assignments):
+        source = examples(*assignments, annotations=str(tmp_path / "rows.json"))
+        return source, {row["id"]: source[i] for i, row in enumerate(source.rows)}
+
+    return make, clips, pictures
+
+
+def test_media_follow_one_another_and_are_padded_at_the_end(mixed, world, tok):
+    make, clips, pictures = mixed
+    source, found = make("data.read_threads=1")
+    reader = FrameReader(world, 2, 48)
+    first, second = map(reader.video, clips)
+    one, two = (reader.image(name, 1) for name in pictures)
+    expected = {
+        "both": [first, one, second],
+        "pictures": [one, two],
+        "clip": [second],
+        "picture": [two, two],
+        "neither": [],
+    }
+    for id, media_of_row in expected.items():
+        frames, T = found[id].frames_THWC, sum(map(len, media_of_row))
+        assert frames.shape == (5, 48, 48, 3)
+        for start, end, part in spans(media_of_row):
+            np.testing.assert_array_equal(frames[start:end], part)
+        assert not frames[T:].any()
+        assert (found[id].tokens_L == tok.special[VIDEO]).sum() == 4 * T
+        assert found[id].tokens_L.shape == (5 * 4 + 160,)
+    (batch,) = batches(source, 5, 1, 0)
+    assert batch.frames_BTHWC.shape == (5, 5, 48, 48, 3)
+
+
+def spans(parts):
+    ends = np.cumsum([len(part) for part in parts]).tolist()
+    return zip([0, *ends], ends, parts, strict=False)
+
+
+def test_newlines_are_counted_in_the_room_for_visual_tokens(mixed, tok):
+    _, found = mixed[0]("model.newline=grid")
+    for id, frames in (("both", 5), ("clip", 2), ("neither", 0)):
+        tokens = found[id].tokens_L
+        assert (tokens == tok.special[VIDEO]).sum() == 4 * frames
+        assert (tokens == tok.special[NEWLINE]).sum() == 2 * frames
+        assert tokens.shape == (5 * 6 + 160,)
+
+
+def test_room_for_text_does_not_depend_on_the_media(mixed):
+    with pytest.raises(ValueError, match=r"example '\w+': has \d+ text tokens; .* allows 7"):
+        mixed[0]("data.max_text_tokens=7")
+
+
+# Labels and padding.
+
+
+def test_llavas_labels_leave_out_the_first_token_only(examples, tok):
+    source = examples(mask="llava")
+    ids, is_answer = chat.encode(
+        source.rows[0]["conversations"], tok, [[tok.special[VIDEO]] * 8], mask="llava"
+    )
+    example, m = source[0], sum(is_answer) - 1
+    assert is_answer[0]
+    assert example.target_weight_M.sum() == m
+    expected = [i for i, shown in enumerate(is_answer) if shown][1:]
+    assert (example.target_pos_M[:m] + 1).tolist() == expected
+    assert example.target_ids_M[:m].tolist() == [ids[i] for i in expected]
+
+
+def test_padding_swallows_no_exclamation_mark(tmp_path):
+    """Id 0 is "!" in Llama 3 and here: it is read, predicted and told from padding."""
+    save_byte_level(tmp_path, FAMILIES["llama3"].values())
+    tok = tokenizer.load(tmp_path)
+    assert tok.encode("!") == [0]
+    turns = [{"from": "human", "value": "hi!!"}, {"from": "gpt", "value": "!yes!"}]
+    encoded = chat.encode(turns, tok)
+    example = pipeline.pad(encoded, np.zeros((0, 4, 4, 3), np.uint8), 0, 0, 100)
+    length = len(encoded.ids)
+    assert example.tokens_L.tolist() == encoded.ids + [0] * (100 - length)
+    assert example.tokens_L[:length].tolist().count(0) == 4
+    weighted = example.target_weight_M > 0
+    assert example.target_ids_M[weighted].tolist() == [*tok.encode("!yes!"), tok.special[EOT]]
+    assert tok.decode(example.target_ids_M[weighted]) == "!yes!"
+    assert (example.target_pos_M[weighted] >= length - 7).all()
