@@ -19,6 +19,12 @@ class ConfigError(ValueError):
     """A wrong option: the message is one line that names the field and what is allowed."""
 
 
+RESAMPLERS = ("bilinear", "area", "antialias")
+"""What `ModelConfig.resampler` may be."""
+NEWLINES = ("none", "per-video", "per-frame", "grid")
+"""What `ModelConfig.newline` may be."""
+
+
 class Stopped(RuntimeError):
     """Work that ended for a reason people can mend (bad files, divergence): one line says which."""
 
@@ -100,7 +106,13 @@ class ModelConfig:
     remat: bool = True
     """Recompute each block in the backward pass instead of keeping its activations."""
     resampler: str = "bilinear"
-    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing)."""
+    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing), `area`
+    (each token averages its cell) or `antialias` (bilinear with a widened kernel).
+    """
+    newline: str = "none"
+    """Learnt separators among a video's tokens: `none`, one after it (`per-video`), one after each
+    frame (`per-frame`), or one after each of a frame's r rows (`grid`).
+    """
 
 
 @dataclass(frozen=True)
@@ -141,7 +153,7 @@ class OptimConfig:
 
     learning_rates: tuple[tuple[str, float], ...] = (
         ("vision/.*", 2e-6),
-        ("(projector|llm)/.*", 1e-5),
+        ("(projector|quecc|llm)/.*|newline", 1e-5),
     )
     """Ordered (path regex, peak rate); first full match wins; 0 freezes; an unmatched parameter is
     an error.
@@ -215,6 +227,17 @@ def tokens_side(tokens_per_frame: int, grid: int, name: str = "model.tokens_per_
     return side
 
 
+def visual_length(num_frames: int, tokens_per_frame: int, newline: str = "none") -> int:
+    """Positions that a video of T frames × V tokens takes in the sequence, newlines counted.
+
+    T·V, and with newlines T·V + 1 (`per-video`), T·(V + 1) (`per-frame`) or T·r·(r + 1) (`grid`),
+    as LLaVA-NeXT's `mm_newline_position` counts them (reference §1). 0 without frames.
+    """
+    rows = math.isqrt(tokens_per_frame)
+    newlines = {"none": 0, "per-video": 1, "per-frame": num_frames, "grid": num_frames * rows}
+    return num_frames * tokens_per_frame + newlines[newline] if num_frames else 0
+
+
 def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     """Returns `config`, or raises ConfigError on the first option that cannot work.
 
@@ -226,6 +249,8 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     _require(
         model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32"
     )
+    for name, known in (("resampler", RESAMPLERS), ("newline", NEWLINES)):
+        choose(dict.fromkeys(known), getattr(model, name), f"model.{name}")
     _require(data.prompt in ("llama3", "plain"), "data.prompt", data.prompt, "llama3 or plain")
     _require(
         data.frame_sampling in ("uniform", "force"),
