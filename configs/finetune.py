@@ -20,7 +20,9 @@ def config() -> TrainConfig:
             "the visual content that the user provides, and assist the user with a variety of "
             "tasks using natural language.",
         ),
-        optim=OptimConfig(learning_rates=(("vision/.*", 2e-6), ("(projector|llm)/.*", 1e-5))),
+        optim=OptimConfig(
+            learning_rates=(("vision/.*", 2e-6), ("(projector|quecc|llm)/.*|newline", 1e-5))
+        ),
         out_dir="runs/finetune",
         batch_size=256,
         microbatches=64,

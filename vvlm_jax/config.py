@@ -19,6 +19,8 @@ class ConfigError(ValueError):
     """A wrong option: the message is one line that names the field and what is allowed."""
 
 
+RESAMPLERS = ("bilinear", "area", "antialias")
+"""What `ModelConfig.resampler` may be."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
 """What `ModelConfig.newline` may be."""
 
@@ -38,8 +40,12 @@ class VisionConfig:
     patch_size: int
     image_size: int
     feature_layer: int = -2
-    """Block whose output the projector reads, counted from the end; −2 is LLaVA's tower, no final
-    norm.
+    """Block whose output the projector reads: from 1 to depth, or from −1 back to −depth; −2 is
+    LLaVA's tower. No final norm.
+    """
+    head: str = "none"
+    """`none`, or `map`: after the last block the final norm and SigLIP's attention pooling make one
+    feature of a frame; needs feature_layer −1.
     """
 
     @property
@@ -55,7 +61,13 @@ class VisionConfig:
     @property
     def blocks_run(self) -> int:
         """Blocks that are built and run; later ones would get no gradient."""
-        return self.depth + 1 + self.feature_layer
+        last = self.feature_layer
+        return last if last > 0 else self.depth + 1 + last
+
+    @property
+    def out_grid(self) -> int:
+        """Features along one side of what comes out: the grid, or 1 behind a pooling head."""
+        return 1 if self.head == "map" else self.grid
 
 
 @dataclass(frozen=True)
@@ -70,7 +82,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama 3.x decoder. Sizes live in `models/variants.py`."""
+    """A Llama 3.x or Qwen2.5 decoder. Sizes live in `models/variants.py`."""
 
     vocab: int
     width: int
@@ -106,7 +118,9 @@ class ModelConfig:
     remat: bool = True
     """Recompute each block in the backward pass instead of keeping its activations."""
     resampler: str = "bilinear"
-    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing)."""
+    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing), `area`
+    (each token averages its cell) or `antialias` (bilinear with a widened kernel).
+    """
     newline: str = "none"
     """Learnt separators among a video's tokens: `none`, one after it (`per-video`), one after each
     frame (`per-frame`), or one after each of a frame's r rows (`grid`).
@@ -159,7 +173,7 @@ class OptimConfig:
 
     learning_rates: tuple[tuple[str, float], ...] = (
         ("vision/.*", 2e-6),
-        ("(projector|llm)/.*", 1e-5),
+        ("(projector|quecc|llm)/.*|newline", 1e-5),
     )
     """Ordered (path regex, peak rate); first full match wins; 0 freezes; an unmatched parameter is
     an error.
@@ -226,11 +240,39 @@ def choose(table: dict, key, name: str):
 def tokens_side(tokens_per_frame: int, grid: int, name: str = "model.tokens_per_frame") -> int:
     """r with r² = x_V. Raises ConfigError unless x_V is a perfect square with 1 ≤ r ≤ grid."""
     side = math.isqrt(tokens_per_frame) if tokens_per_frame > 0 else 0
-    allowed = f"a perfect square from 1 to {grid}² = {grid**2} (the encoder's grid)"
+    allowed = f"a perfect square from 1 to {grid}² = {grid**2} (the encoder's features)"
     _require(
         side >= 1 and side**2 == tokens_per_frame and side <= grid, name, tokens_per_frame, allowed
     )
     return side
+
+
+def visual_length(num_frames: int, tokens_per_frame: int, newline: str = "none") -> int:
+    """Positions that a video of T frames × V tokens takes in the sequence, newlines counted.
+
+    T·V, and with newlines T·V + 1 (`per-video`), T·(V + 1) (`per-frame`) or T·r·(r + 1) (`grid`),
+    as LLaVA-NeXT's `mm_newline_position` counts them (reference §1). 0 without frames.
+    """
+    rows = math.isqrt(tokens_per_frame)
+    newlines = {"none": 0, "per-video": 1, "per-frame": num_frames, "grid": num_frames * rows}
+    return num_frames * tokens_per_frame + newlines[newline] if num_frames else 0
+
+
+def _validate_vision(vision: VisionConfig) -> None:
+    layer, depth = vision.feature_layer, vision.depth
+    _require(
+        1 <= abs(layer) <= depth,
+        "model.vision.feature_layer",
+        layer,
+        f"from 1 to {depth}, or from -1 to -{depth} counted from the end",
+    )
+    _require(vision.head in ("none", "map"), "model.vision.head", vision.head, "none or map")
+    _require(
+        vision.head == "none" or vision.blocks_run == depth,
+        "model.vision.feature_layer",
+        layer,
+        "-1 with head = 'map', which pools what the last block gives",
+    )
 
 
 def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
@@ -240,10 +282,13 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     """
     model, data, optim = config.model, config.data, config.optim
     _require(model.num_frames >= 1, "model.num_frames", model.num_frames, "at least 1")
-    tokens_side(model.tokens_per_frame, vision.grid)
+    _validate_vision(vision)
+    tokens_side(model.tokens_per_frame, vision.out_grid)
     _require(
         model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32"
     )
+    for name, known in (("resampler", RESAMPLERS), ("newline", NEWLINES)):
+        choose(dict.fromkeys(known), getattr(model, name), f"model.{name}")
     prompts = ("llama3", "chatml", "plain")
     _require(data.prompt in prompts, "data.prompt", data.prompt, "llama3, chatml or plain")
     _require(data.mask in ("answers", "llava"), "data.mask", data.mask, "answers or llava")

@@ -17,6 +17,7 @@ from vvlm_jax.config import (
     to_json,
     tokens_side,
     validate,
+    visual_length,
 )
 from vvlm_jax.models.variants import VISION
 
@@ -193,6 +194,27 @@ def test_an_option_that_cannot_work_is_refused_in_one_line(assignments, field, a
 @pytest.mark.parametrize(("tokens", "side"), [(1, 1), (4, 2), (196, 14), (729, 27)])
 def test_tokens_side(tokens, side):
     assert tokens_side(tokens, 27) == side
+
+
+@pytest.mark.parametrize(
+    ("newline", "length"), [("none", 288), ("per-video", 289), ("per-frame", 320), ("grid", 384)]
+)
+def test_visual_length_counts_newlines(newline, length):
+    assert visual_length(32, 9, newline) == length
+    assert visual_length(0, 9, newline) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("resampler=arena", "'arena': unknown; did you mean 'area'?"),
+        ("newline=yes", "'yes': unknown; known: none, per-video, per-frame, grid"),
+    ],
+)
+def test_an_unknown_choice_is_answered_with_those_there_are(field, message):
+    with pytest.raises(ConfigError) as raised:
+        validate(override(TrainConfig(), [f"model.{field}"]), SO400M)
+    assert str(raised.value) == f"model.{field.partition('=')[0]} = {message}"
 
 
 def test_the_grid_leaves_a_remainder_of_pixels_out():

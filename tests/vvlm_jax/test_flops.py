@@ -20,6 +20,14 @@ PUBLISHED = {
     "llama3.1-8b": (8_030_261_248, 525_336_576, 7_504_924_672, 21_504_000),
 }
 SO400M_384 = 397_745_440
+SO400M_384_MAP = 428_225_600
+# Qwen2.5's totals, from transformers.
+QWEN = {
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-1.5b": 1_543_714_304,
+    "qwen2.5-3b": 3_085_938_688,
+    "qwen2.5-7b": 7_615_616_512,
+}
 
 
 @functools.cache
@@ -45,6 +53,33 @@ def test_published_parameter_counts(llm):
     assert flops.vision_params(VISION["so400m/14-384"]) == SO400M_384
 
 
+@pytest.mark.parametrize("llm", QWEN)
+def test_published_parameter_counts_of_qwen(llm):
+    assert total(sizes("study/12", llm), "llm/") == QWEN[llm]
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("llm", [*PUBLISHED, *QWEN])
+def test_parameter_counts_are_those_of_transformers(llm):
+    import torch
+    import transformers
+
+    c = LLAMA[llm]
+    family = "Qwen2" if c.qkv_bias else "Llama"
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=c.vocab, hidden_size=c.width, intermediate_size=c.mlp_dim,
+        num_hidden_layers=c.depth, num_attention_heads=c.num_heads, head_dim=c.head_dim,
+        num_key_value_heads=c.num_kv_heads, tie_word_embeddings=c.tie_embeddings,
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}ForCausalLM")(config)
+    assert total(sizes("study/12", llm), "llm/") == model.num_parameters()
+    # Without input embeddings, but a head of its own counts.
+    head = 0 if c.tie_embeddings else c.vocab * c.width
+    base = model.model.num_parameters() - c.vocab * c.width
+    assert flops.llm_params(c) == base + head
+
+
 @pytest.mark.parametrize("llm", LLAMA)
 def test_llm_params_is_what_the_model_has(llm):
     found = sizes("study/12", llm)
@@ -55,6 +90,19 @@ def test_llm_params_is_what_the_model_has(llm):
 @pytest.mark.parametrize("vision", VISION)
 def test_vision_params_is_what_the_model_has(vision):
     assert flops.vision_params(VISION[vision]) == total(sizes(vision, "study-s"), "vision/")
+
+
+def whole(vision, **changes):
+    """The encoder with its pooling head."""
+    return dataclasses.replace(VISION[vision], feature_layer=-1, head="map", **changes)
+
+
+def test_published_parameter_count_with_the_pooling_head():
+    config = whole("so400m/14-384")
+    assert total(sizes(config, "study-s"), "vision/") == SO400M_384_MAP
+    assert flops.vision_params(config) == SO400M_384_MAP
+    bare = dataclasses.replace(config, head="none")  # the reference counts the final norm with it
+    assert flops.vision_params(bare) + 2 * 1152 == 412_987_248
 
 
 # FLOPs, against XLA's count of the program as it is written, before any optimisation. It counts
@@ -81,7 +129,17 @@ def test_vision_flops_are_what_xla_counts(vision):
     assert 1 < counted / flops.vision_flops(config, 3) < 1.01
 
 
-@pytest.mark.parametrize(("llm", "length"), [("llama3.2-1b", 4096), ("llama3.1-8b", 64)])
+def test_vision_flops_with_the_pooling_head_are_what_xla_counts():
+    config = whole("so400m/14-224", depth=1)
+    frames = jax.ShapeDtypeStruct((3, 224, 224, 3), jnp.float32)
+    model = SoViT(config, jnp.float32)
+    counted = xla_flops(model.apply, abstract(model, frames), frames)
+    assert 1 < counted / flops.vision_flops(config, 3) < 1.01
+
+
+@pytest.mark.parametrize(
+    ("llm", "length"), [("llama3.2-1b", 4096), ("llama3.1-8b", 64), ("qwen2.5-0.5b", 64)]
+)
 @pytest.mark.parametrize("logits", [1, 64])
 def test_llm_flops_are_what_xla_counts(llm, length, logits):
     config = dataclasses.replace(LLAMA[llm], depth=1)

@@ -1,5 +1,6 @@
 """Meshes. Training steps run in a process of its own that simulates 8 devices: this very file."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -170,35 +171,40 @@ def test_a_batch_that_the_devices_cannot_share_is_refused():
 # The rules.
 
 
-def all_shapes(vision, llm):
-    model = vlm.build(ModelConfig(vision=vision, llm=llm), video_id=0)
+WHOLE = dataclasses.replace(VISION["so400m/14-384"], feature_layer=-1, head="map")
+
+
+@functools.cache
+def all_shapes(vision, llm, **options):
+    model = vlm.build(ModelConfig(vision=vision, llm=llm, **options), video_id=0, newline_id=1)
     return flatten_dict(vlm.shapes(model), sep="/")
 
 
 @pytest.mark.parametrize(
     ("vision", "llm"),
-    [(v, "study-s") for v in VISION] + [("study/12", m) for m in LLAMA],
+    [(v, "study-s") for v in (*VISION, WHOLE)] + [("study/12", m) for m in LLAMA],
 )
 def test_every_kernel_has_a_rule_of_its_own(vision, llm):
     *rules, (catch_all, nowhere) = RULES
     assert (catch_all, nowhere) == (".*", ())
-    for path, x in all_shapes(vision, llm).items():
+    for path, x in all_shapes(vision, llm, newline="grid").items():
         ranks = [len(axes) for pattern, axes in rules if re.fullmatch(pattern, path)]
         assert len(ranks) == path.endswith(("kernel", "llm/embed/embedding")), path
         assert all(rank == x.ndim for rank in ranks), path
 
 
 def test_every_rule_is_used():
-    paths = set(all_shapes("so400m/14-384", "llama3.1-8b"))
+    paths = {*all_shapes("so400m/14-384", "llama3.1-8b"), *all_shapes(WHOLE, "llama3.1-8b")}
     for pattern, _ in RULES:
         assert any(re.fullmatch(pattern, path) for path in paths), pattern
 
 
+@pytest.mark.parametrize("vision", ["so400m/14-384", WHOLE], ids=["features", "pooled"])
 @pytest.mark.parametrize("llm", ["llama3.2-1b", "llama3.2-3b", "llama3.1-8b"])
-def test_a_large_mesh_splits_all_large_tensors(llm):
+def test_a_large_mesh_splits_all_large_tensors(llm, vision):
     """On 8 × 8 devices every device holds a 64th of each, but for the encoder's 16 heads."""
     mesh = AbstractMesh((1, 8, 8), AXES)
-    for path, x in all_shapes("so400m/14-384", llm).items():
+    for path, x in all_shapes(vision, llm).items():
         if x.size > 1_000_000:
             axes = spec_for(path, x.shape, mesh)
             assert {"fsdp", "tensor"} <= set(axes), path

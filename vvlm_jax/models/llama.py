@@ -1,5 +1,5 @@
 """Llama 3.x decoder: RMSNorm, rotary positions (rotate-half layout), grouped-query attention,
-SwiGLU.
+SwiGLU. With biases on queries, keys and values it is Qwen2.5.
 
 One block serves training, prefill and decoding: given no cache it attends causally over its input
 and returns its keys and values; given one it writes its single new token and attends over what is
@@ -76,9 +76,10 @@ class Attention(nn.Module):
         dense = dict(
             use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(c.width**-0.5)
         )
-        q = nn.DenseGeneral((c.num_heads, c.head_dim), name="q", **dense)(x_BLD)
-        k = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="k", **dense)(x_BLD)
-        v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **dense)(x_BLD)
+        into = dense | dict(use_bias=c.qkv_bias)
+        q = nn.DenseGeneral((c.num_heads, c.head_dim), name="q", **into)(x_BLD)
+        k = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="k", **into)(x_BLD)
+        v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **into)(x_BLD)
         frequencies_h = rope_frequencies(c)
         q, k = rotate(q, positions_BL, frequencies_h), rotate(k, positions_BL, frequencies_h)
         if cache is not None:

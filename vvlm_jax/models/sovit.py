@@ -2,8 +2,8 @@
 layout).
 
 Parameter names are big_vision's, so that its checkpoints map name for name. Only the blocks up to
-the one the language model reads are built (`VisionConfig.blocks_run`), and neither final norm nor
-pooling head.
+the one the language model reads are built (`VisionConfig.blocks_run`); the final norm and the
+pooling head only with `head = "map"`.
 """
 
 import flax.linen as nn
@@ -14,21 +14,24 @@ from vvlm_jax.config import VisionConfig
 from vvlm_jax.models.attention import attend
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention with biases; every position sees every other."""
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention with biases; every query sees every key. Queries are `x_BPD` too
+    unless others are given.
+    """
 
     num_heads: int
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x_BPD):
+    def __call__(self, x_BPD, queries_BLD=None):
         D = x_BPD.shape[-1]
         heads = (self.num_heads, D // self.num_heads)
+        queries_BLD = x_BPD if queries_BLD is None else queries_BLD
         q, k, v = (
             nn.DenseGeneral(
                 heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
-            )(x_BPD)
-            for name in ("query", "key", "value")
+            )(x)
+            for name, x in (("query", queries_BLD), ("key", x_BPD), ("value", x_BPD))
         )
         return nn.DenseGeneral(
             D,
@@ -57,20 +60,24 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block; carry in, carry out, for `nn.scan`."""
+    """Pre-norm transformer block for `nn.scan`: carry in, carry out, which is also its output when
+    outputs of several blocks are wanted.
+    """
 
     config: VisionConfig
     dtype: jnp.dtype
+    keep: bool = False
 
     @nn.compact
     def __call__(self, x_BPD, _):
         c = self.config
         y = _layer_norm("LayerNorm_0", self.dtype)(x_BPD)
-        x_BPD = x_BPD + SelfAttention(
+        x_BPD = x_BPD + MultiHeadAttention(
             c.num_heads, self.dtype, name="MultiHeadDotProductAttention_0"
         )(y)
         y = _layer_norm("LayerNorm_1", self.dtype)(x_BPD)
-        return x_BPD + Mlp(c.mlp_dim, self.dtype, name="MlpBlock_0")(y), None
+        x_BPD = x_BPD + Mlp(c.mlp_dim, self.dtype, name="MlpBlock_0")(y)
+        return x_BPD, x_BPD if self.keep else None
 
 
 def _layer_norm(name, dtype):
@@ -78,29 +85,58 @@ def _layer_norm(name, dtype):
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, scanned: parameters carry a leading depth axis."""
+    """The stack of blocks, scanned: parameters carry a leading depth axis. Behind it the final norm
+    when there is a head.
+
+    Returns [B, P, D], and with `layers` also the outputs of those blocks (1 is the first), a list.
+    """
 
     config: VisionConfig
     dtype: jnp.dtype
     remat: bool
 
     @nn.compact
-    def __call__(self, x_BPD):
+    def __call__(self, x_BPD, layers=()):
+        c = self.config
         block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
         scan = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            length=self.config.blocks_run,
+            length=c.blocks_run,
         )
-        return scan(self.config, self.dtype, name="encoderblock")(x_BPD, None)[0]
+        x_BPD, kept = scan(c, self.dtype, bool(layers), name="encoderblock")(x_BPD, None)
+        if c.head == "map":
+            x_BPD = _layer_norm("encoder_norm", self.dtype)(x_BPD)
+        return (x_BPD, [kept[layer - 1] for layer in layers]) if layers else x_BPD
+
+
+class MAPHead(nn.Module):
+    """Multi-head attention pooling: a learnt query looks at all patches. [B, P, D] → [B, 1, D]."""
+
+    config: VisionConfig
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BPD):
+        c = self.config
+        probe_11D = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, c.width))
+        probe_B1D = jnp.tile(probe_11D.astype(self.dtype), (len(x_BPD), 1, 1))
+        attention = MultiHeadAttention(
+            c.num_heads, self.dtype, name="MultiHeadDotProductAttention_0"
+        )
+        x_B1D = attention(x_BPD, probe_B1D)
+        y = _layer_norm("LayerNorm_0", self.dtype)(x_B1D)
+        return x_B1D + Mlp(c.mlp_dim, self.dtype, name="MlpBlock_0")(y)
 
 
 class SoViT(nn.Module):
-    """Frames to patch features.
+    """Frames to features.
 
-    `apply(params, pixels_BHWC)` takes float pixels in [−1, 1] and returns [B, P, D], row-major
-    patches.
+    `apply(params, pixels_BHWC)` takes float pixels in [−1, 1] and returns what the block
+    `feature_layer` gives, [B, P, D], row-major patches without a norm; with `head = "map"` the
+    pooled [B, 1, D]. With `layers`, block numbers from 1 to `blocks_run`, it returns a pair: that,
+    and a list of those blocks' outputs [B, P, D]. (All blocks' outputs then stand in memory.)
     """
 
     config: VisionConfig
@@ -108,7 +144,7 @@ class SoViT(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, pixels_BHWC):
+    def __call__(self, pixels_BHWC, layers=()):
         c = self.config
         x = nn.Conv(
             c.width,
@@ -123,4 +159,9 @@ class SoViT(nn.Module):
             "pos_embedding", jax.nn.initializers.normal(c.width**-0.5), (1, c.num_patches, c.width)
         )
         x_BPD = x_BPD + pos_1PD.astype(self.dtype)
-        return Transformer(c, self.dtype, self.remat, name="Transformer")(x_BPD)
+        out = Transformer(c, self.dtype, self.remat, name="Transformer")(x_BPD, layers)
+        if c.head == "none":
+            return out
+        x_BPD, *kept = out if layers else (out,)
+        pooled_B1D = MAPHead(c, self.dtype, name="MAPHead_0")(x_BPD)
+        return (pooled_B1D, *kept) if layers else pooled_B1D

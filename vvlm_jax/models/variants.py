@@ -5,6 +5,7 @@ numbers.
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
 
 _SO400M = dict(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
+_QWEN25 = dict(qkv_bias=True, rope_theta=1e6, norm_eps=1e-6)
 _STUDY_LLAMA = dict(vocab=192, head_dim=16, tie_embeddings=True, rope_theta=1e4)
 
 VISION = {
@@ -50,6 +51,50 @@ LLAMA = {
         tie_embeddings=False,
         rope_scaling=RopeScaling(8.0),
     ),
+    "qwen2.5-0.5b": LlamaConfig(
+        vocab=151936,
+        width=896,
+        depth=24,
+        mlp_dim=4864,
+        num_heads=14,
+        num_kv_heads=2,
+        head_dim=64,
+        tie_embeddings=True,
+        **_QWEN25,
+    ),
+    "qwen2.5-1.5b": LlamaConfig(
+        vocab=151936,
+        width=1536,
+        depth=28,
+        mlp_dim=8960,
+        num_heads=12,
+        num_kv_heads=2,
+        head_dim=128,
+        tie_embeddings=True,
+        **_QWEN25,
+    ),
+    "qwen2.5-3b": LlamaConfig(
+        vocab=151936,
+        width=2048,
+        depth=36,
+        mlp_dim=11008,
+        num_heads=16,
+        num_kv_heads=2,
+        head_dim=128,
+        tie_embeddings=True,
+        **_QWEN25,
+    ),
+    "qwen2.5-7b": LlamaConfig(
+        vocab=152064,
+        width=3584,
+        depth=28,
+        mlp_dim=18944,
+        num_heads=28,
+        num_kv_heads=4,
+        head_dim=128,
+        tie_embeddings=False,
+        **_QWEN25,
+    ),
     "study-s": LlamaConfig(
         width=32, depth=2, mlp_dim=96, num_heads=2, num_kv_heads=1, **_STUDY_LLAMA
     ),
@@ -60,4 +105,4 @@ LLAMA = {
         width=64, depth=3, mlp_dim=192, num_heads=4, num_kv_heads=2, **_STUDY_LLAMA
     ),
 }
-"""Language models."""
+"""Language models: Llama 3.x, Qwen2.5, and the study's."""

@@ -2,7 +2,8 @@
 
 Order as in LLaVA-NeXT: every frame's features go through the projector, then the g × g grid is
 resampled to V tokens; the T·V tokens of a video stand frame-major, row-major, where its placeholder
-stood.
+stood, with newlines among them when the config asks for some. The data side expands placeholders to
+ids, so a row may hold several videos, images or none: their frames follow one another along T.
 """
 
 import flax.linen as nn
@@ -18,7 +19,10 @@ from vvlm_jax.models.sovit import SoViT
 
 
 class VLM(nn.Module):
-    """Parameters: `vision/…`, `projector/…`, `llm/…`. `video_id` is the placeholder's token id."""
+    """Parameters: `vision/…`, `projector/…`, `llm/…`, and `newline` [D] when it is used.
+
+    `video_id` is the placeholder's token id, `newline_id` the one that stands for a newline.
+    """
 
     vision_config: VisionConfig
     llm_config: LlamaConfig
@@ -26,23 +30,33 @@ class VLM(nn.Module):
     video_id: int
     dtype: jnp.dtype = jnp.bfloat16
     remat: bool = False
+    resampler: str = "bilinear"
+    newline_id: int | None = None
 
     def setup(self):
         self.vision = SoViT(self.vision_config, self.dtype, self.remat)
         self.projector = Projector(self.llm_config.width, self.dtype)
         self.llm = Llama(self.llm_config, self.dtype, self.remat)
+        if self.newline_id is not None:
+            width = self.llm_config.width
+            self.newline = self.param("newline", nn.initializers.normal(width**-0.5), (width,))
 
     def encode(self, frames_BTHWC):
         """uint8 frames → visual tokens [B, T·V, D]."""
         B, T, *image = frames_BTHWC.shape
         pixels = (frames_BTHWC.reshape(B * T, *image).astype(jnp.float32) / 255 - 0.5) / 0.5
         x_BPD = self.projector(self.vision(pixels))
-        x_BVD = resampler.bilinear(x_BPD, self.tokens_per_frame)
+        x_BVD = resampler.METHODS[self.resampler](x_BPD, self.tokens_per_frame)
         return x_BVD.reshape(B, T * self.tokens_per_frame, -1)
 
     def splice(self, tokens_BL, visual_BVD):
-        """Text embeddings with the i-th placeholder of a row replaced by its i-th visual token."""
+        """Text embeddings with the i-th placeholder of a row replaced by its i-th visual token, and
+        every newline id by `newline`. Visual tokens beyond a row's placeholders are left out.
+        """
         x_BLD = self.llm.embed(tokens_BL)
+        if self.newline_id is not None:
+            newline_11D = self.newline.astype(self.dtype)[None, None]
+            x_BLD = jnp.where((tokens_BL == self.newline_id)[..., None], newline_11D, x_BLD)
         if visual_BVD.shape[1] == 0:
             return x_BLD
         is_visual_BL = tokens_BL == self.video_id
@@ -78,16 +92,34 @@ class VLM(nn.Module):
         return self.llm.logits(hidden_B1D)[:, 0], cache
 
 
-def build(config: ModelConfig, video_id: int, vocab: int | None = None) -> VLM:
-    """The model of a config. Raises when the tokenizer has more ids (`vocab`) than the variant
-    embeds.
+def build(
+    config: ModelConfig, video_id: int, vocab: int | None = None, newline_id: int | None = None
+) -> VLM:
+    """The model of a config.
+
+    Args:
+      video_id, newline_id: ids that stand for a visual token and for a newline; the second is
+        needed when the config has newlines, and ignored when it has none.
+      vocab: ids of the tokenizer; raises ValueError when they are more than the variant embeds.
     """
     vision = choose(variants.VISION, config.vision, "model.vision")
     llm = choose(variants.LLAMA, config.llm, "model.llm")
     if vocab is not None and vocab > llm.vocab:
         raise ValueError(f"the tokenizer has {vocab} ids but {config.llm} embeds {llm.vocab}")
-    dtype = jnp.dtype(config.dtype)
-    return VLM(vision, llm, config.tokens_per_frame, video_id, dtype, config.remat)
+    if config.newline == "none":
+        newline_id = None
+    elif newline_id is None:
+        raise ValueError(f"model.newline = {config.newline!r} needs the id that stands for it")
+    return VLM(
+        vision,
+        llm,
+        config.tokens_per_frame,
+        video_id,
+        jnp.dtype(config.dtype),
+        config.remat,
+        config.resampler,
+        newline_id,
+    )
 
 
 def init(model: VLM, key) -> dict:

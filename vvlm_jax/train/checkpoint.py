@@ -9,7 +9,7 @@ import orbax.checkpoint as ocp
 
 from vvlm_jax.config import TrainConfig, from_json
 from vvlm_jax.data import tokenizer
-from vvlm_jax.data.pipeline import video_id
+from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
@@ -104,7 +104,7 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
         raise CheckpointError(f"{folder}: no config.json, so not a finished model")
     config = from_json(TrainConfig, file.read_text())
     tok = tokenizer.load(config.data.tokenizer)
-    model = vlm.build(config.model, video_id(tok), tok.vocab)
+    model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)
     return model, load_params(folder, place(model, shapes) if place else shapes), tok, config
 

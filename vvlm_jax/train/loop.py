@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, on_step=None) -> dict:
         return json.loads((out_dir / "summary.json").read_text())
     tok = tokenizer.load(config.data.tokenizer)
     examples = pipeline.Examples(config.data, config.model, vision, tok, config.seed)
-    model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
+    model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab, pipeline.newline_id(tok))
     state, loss = _run_steps(config, out_dir, examples, model, on_step)
     steps = num_steps(config, examples)
     summary = {

@@ -18,7 +18,7 @@ from vvlm_jax.data.video import VideoError
 from vvlm_jax.generate import video_vlm
 from vvlm_jax.generate.generate import generate, programs
 from vvlm_jax.generate.video_vlm import VideoVLM, _Text, bucket
-from vvlm_jax.train.checkpoint import CheckpointError, load_model
+from vvlm_jax.train.checkpoint import CheckpointError, load_model, save_params
 from vvlm_jax.types import Prompts
 
 ROOT = Path(__file__).parents[3]
@@ -241,3 +241,26 @@ def test_matrices_are_kept_in_the_dtype_of_their_products(tmp_path, model_folder
     ):
         np.testing.assert_array_equal(ours, theirs)
     assert video_vlm.programs is programs
+
+
+@pytest.mark.parametrize("newline", ["per-video", "per-frame", "grid"])
+def test_newlines_are_read_where_the_model_has_them(tmp_path, model_folder, newline):
+    """The reply changes with the learnt newline, and is that of the parts put together."""
+    values = json.loads((model_folder / "config.json").read_text())
+    values["model"]["newline"] = newline
+    _, params, tok, _ = load_model(model_folder)
+    replies = []
+    for scale in (0.0, 1.0):
+        folder = tmp_path / str(scale)
+        learnt = scale * np.linspace(-3, 3, 24, dtype=np.float32)
+        save_params(folder, params | {"newline": learnt})
+        (folder / "config.json").write_text(json.dumps(values))
+        replies += VideoVLM.load(folder).generate([CLIP, CLIP], ["What?", "?"], max_tokens=20)
+    assert len(set(replies)) == 4
+    model, params, tok, _ = load_model(folder)
+    block = chat.visual_block(3, 4, newline, tok.special)
+    ids = chat.encode_prompt([{"from": "human", "value": "<video>?"}], tok, [block])
+    run = programs(model, tok.stop_ids)
+    visual = run.encode(params, FrameReader("", 3, 16).video(CLIP)[None])
+    prompts = Prompts(np.int32([ids]), np.int32([len(ids)]), np.zeros(1, np.int32))
+    assert generate(model, params, tok, prompts, visual, 20) == replies[3:]

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from vvlm_jax.config import ConfigError, LlamaConfig, ModelConfig, VisionConfig
 from vvlm_jax.models import vlm
-from vvlm_jax.models.resampler import bilinear
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train.loss import answer_loss
 
@@ -16,7 +16,7 @@ LLAMA = LlamaConfig(
     vocab=32, width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2, head_dim=8,
     tie_embeddings=True, rope_theta=100.0,
 )  # fmt: skip
-VIDEO, V, T = 5, 4, 2
+VIDEO, NEWLINE, V, T = 5, 4, 4, 2
 MODEL = VLM(VISION, LLAMA, V, VIDEO, jnp.float32)
 L = 14
 HOLES = [(2, 10), (4, 12)]  # where the T · V placeholders of each row stand
@@ -75,15 +75,6 @@ def test_encode_is_frame_major(params, inputs):
     assert np.abs(together[0, :V] - together[0, V:]).max() > 1e-2
 
 
-def test_resampling_is_row_major_and_reads_the_centre():
-    grid = np.stack(np.meshgrid(np.arange(9), np.arange(9), indexing="ij"), axis=-1)
-    x_BPD = grid.reshape(1, 81, 2).astype(np.float32)
-    np.testing.assert_allclose(bilinear(x_BPD, 1)[0], [[4, 4]])
-    nine = [[row, column] for row in (1, 4, 7) for column in (1, 4, 7)]
-    np.testing.assert_allclose(bilinear(x_BPD, 9)[0], nine, atol=1e-6)
-    np.testing.assert_array_equal(bilinear(x_BPD, 81), x_BPD)
-
-
 def test_frames_reach_the_model_through_placeholders_alone(params, inputs):
     tokens, frames = inputs
     other = frames[::-1].copy()
@@ -115,6 +106,106 @@ def test_a_row_does_not_see_its_neighbour(params, inputs):
     together = run(params, tokens, frames)
     alone = run(params, tokens[1:], frames[1:])
     assert_close(together[1:], alone)
+
+
+def test_rows_may_hold_two_videos_one_or_none(params, inputs):
+    """What a row says does not depend on how many videos its neighbours have."""
+    rng = np.random.default_rng(7)
+    frames = rng.integers(0, 256, (3, T, 16, 16, 3), dtype=np.uint8)
+    tokens = rng.integers(6, LLAMA.vocab, (3, L), dtype=np.int32)
+    tokens[0, 1 : 1 + V], tokens[0, 8 : 8 + V] = VIDEO, VIDEO  # two of one frame each
+    tokens[1, 2 : 2 + V] = VIDEO  # one of one frame; its other frame is filler
+    together = run(params, tokens, frames)
+    assert_close(together[:1], run(params, tokens[:1], frames[:1]))
+    assert_close(together[1:2], run(params, tokens[1:2], frames[1:2, :1]))
+    assert_close(together[2:], run(params, tokens[2:], frames[2:, :0]))
+    second = run(params, frames[:1, 1:], method="encode")
+    spliced = run(params, tokens, run(params, frames, method="encode"), method="splice")
+    assert_close(spliced[0, 8 : 8 + V], second[0])
+
+
+def test_newlines_are_their_own_embedding(params, inputs):
+    tokens, frames = inputs
+    tokens = tokens.copy()
+    model = dataclasses.replace(MODEL, newline_id=NEWLINE)
+    newline = np.arange(LLAMA.width, dtype=np.float32)
+    params = params | {"newline": newline}
+    tokens[0, [10, 13]] = NEWLINE
+    tokens[1, 7:9] = NEWLINE  # among the visual tokens, which go on after it
+    visual = np.asarray(run(params, frames, method="encode", model=model))
+    spliced = np.asarray(run(params, tokens, visual, method="splice", model=model))
+    assert (spliced[tokens == NEWLINE] == newline[None]).all()
+    assert_close(spliced[1][tokens[1] == VIDEO], visual[1, : T * V - 2])
+    plain = run({k: v for k, v in params.items() if k != "newline"}, tokens, visual,
+                method="splice")  # fmt: skip
+    np.testing.assert_array_equal(spliced[tokens != NEWLINE], plain[tokens != NEWLINE])
+
+
+def test_newlines_change_nothing_else_that_is_initialised():
+    init = jax.jit(vlm.init, static_argnums=0)
+    made = flatten_dict(init(MODEL, jax.random.key(3)), sep="/")
+    with_newline = dataclasses.replace(MODEL, newline_id=NEWLINE)
+    more = flatten_dict(init(with_newline, jax.random.key(3)), sep="/")
+    newline = more.pop("newline")
+    assert newline.shape == (LLAMA.width,)
+    np.testing.assert_allclose(np.std(newline), LLAMA.width**-0.5, rtol=0.4)
+    assert made.keys() == more.keys()
+    assert all((made[path] == more[path]).all() for path in made)
+
+
+def test_by_gradient_the_future_the_padding_and_the_neighbours_are_never_attended(params, inputs):
+    tokens, frames = inputs
+    lengths = (L, L - 3)
+    visual = run(params, frames, method="encode")
+    x_BLD = run(params, tokens, visual, method="splice")
+    mix_D = np.random.default_rng(2).standard_normal(LLAMA.width).astype(np.float32)
+
+    def states(x_BLD):
+        return MODEL.apply({"params": params}, x_BLD, method=lambda m, x: m.llm(x)[0]) @ mix_D
+
+    # [B, L, B, L]: how much the state at a position (first two) depends on what stands at another.
+    depends = np.abs(jax.jit(jax.jacrev(states))(x_BLD)).max(axis=-1)
+    for row, length in enumerate(lengths):
+        real = depends[row, :length, row]
+        assert (real[:, length:] == 0).all()  # padding on the right
+        assert (real[np.triu_indices(length, 1)] == 0).all()  # the future
+        assert (real[np.tril_indices(length)] > 1e-6).all()  # all of the past is
+        assert (depends[row, :, 1 - row] == 0).all()  # the neighbour
+
+
+def test_by_gradient_padding_frames_reach_nothing(params, inputs):
+    tokens, frames = inputs
+    tokens = tokens.copy()
+    tokens[0, 2 + V : 10] = 9  # row 0 has one frame, row 1 two
+    visual = run(params, frames, method="encode")
+
+    def total(visual):
+        x_BLD = MODEL.apply({"params": params}, tokens, visual, method="splice")
+        return (MODEL.apply({"params": params}, x_BLD, method=lambda m, x: m.llm(x)[0]) ** 2).sum()
+
+    seen = np.abs(jax.jit(jax.grad(total))(visual)).max(axis=-1)
+    assert (seen[0, :V] > 0).all()
+    assert (seen[0, V:] == 0).all()
+    assert (seen[1] > 0).all()
+
+
+def test_by_gradient_a_decoded_token_sees_what_is_filled_alone(params, inputs):
+    """Slots of the cache that hold padding or nothing yet do not reach the next token."""
+    tokens, frames = inputs
+    visual, lengths = run(params, frames, method="encode"), np.array([L, L - 3])
+
+    def next_logits(keys_and_values, cache):
+        cache = cache._replace(k_DBSKH=keys_and_values[0], v_DBSKH=keys_and_values[1])
+        step = MODEL.apply({"params": params}, np.array([9, 8]), cache, method="decode_step")
+        return (step[0] ** 2).sum()
+
+    prefill = jax.jit(lambda p, *a: MODEL.apply({"params": p}, *a, 4, method="prefill"))
+    cache = prefill(params, tokens, lengths, visual)[1]
+    grads = jax.jit(jax.grad(next_logits))((cache.k_DBSKH, cache.v_DBSKH), cache)
+    for seen in (np.abs(g).max(axis=(0, 3, 4)) for g in grads):
+        for row, length in enumerate(lengths):
+            assert (seen[row, :length] > 0).all()
+            assert (seen[row, length:] == 0).all()
 
 
 def test_target_logits_are_the_logits_at_those_positions(params, inputs):
@@ -195,6 +286,16 @@ def test_build_reads_the_config():
     model = vlm.build(ModelConfig("study/12", "study-m", 2, 9, "float32", remat=True), 4, vocab=192)
     assert (model.dtype, model.remat, model.tokens_per_frame) == (jnp.float32, True, 9)
     assert (model.vision_config.width, model.llm_config.width, model.video_id) == (48, 48, 4)
+
+
+def test_build_reads_resampler_and_newline():
+    config = ModelConfig("study/12", "study-s", resampler="area", newline="grid")
+    model = vlm.build(config, 4, newline_id=6)
+    assert (model.resampler, model.newline_id) == ("area", 6)
+    plain = dataclasses.replace(config, newline="none")
+    assert vlm.build(plain, 4, newline_id=6).newline_id is None
+    with pytest.raises(ValueError, match=r"^model\.newline = 'grid' needs the id"):
+        vlm.build(config, 4)
 
 
 def test_build_refuses_what_it_does_not_know():
