@@ -4,6 +4,7 @@ The loop runs up to any place and can be taken up there, so that one program wri
 once or a few tokens at a time.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -47,6 +48,11 @@ class Programs(NamedTuple):
     encode: Callable
     begin: Callable
     go_on: Callable
+    mesh: Mesh | None
+
+    def known_mesh(self):
+        """A context in which programs are called: kernels ask it for the mesh."""
+        return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
 
 
 @functools.lru_cache(maxsize=8)
@@ -86,7 +92,7 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
         return jax.lax.while_loop(unfinished, step, replies)
 
     return Programs(
-        jax.jit(encode), jax.jit(begin, static_argnums=4), jax.jit(go_on, donate_argnums=1)
+        jax.jit(encode), jax.jit(begin, static_argnums=4), jax.jit(go_on, donate_argnums=1), mesh
     )
 
 
@@ -149,10 +155,12 @@ def write(
     """
     tokens_BL, lengths_B = prompts.tokens_BL, prompts.lengths_B
     room, place = room or max_new_tokens, 1
-    replies = run.begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM)
+    with run.known_mesh():
+        replies = run.begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM)
     while True:
         place = min(place + chunk, max_new_tokens) if chunk else max_new_tokens
-        replies = run.go_on(params, replies, np.int32(place), draws, choices_BCM)
+        with run.known_mesh():
+            replies = run.go_on(params, replies, np.int32(place), draws, choices_BCM)
         ended_B = np.asarray(replies.ended_B)
         yield np.asarray(replies.out_BM)[:, :place], ended_B
         if place == max_new_tokens or ended_B.all():

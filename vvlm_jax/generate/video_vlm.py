@@ -236,7 +236,8 @@ class VideoVLM:
                 frames_1THWC = jax.device_put(frames_1THWC, place)
             model = self.model.clone(tokens_per_frame=num_tokens)
             run = programs(model, self.tokenizer.stop_ids, self.mesh)
-            self._encoded[key] = run.encode(self.params, frames_1THWC)[0]
+            with run.known_mesh():
+                self._encoded[key] = run.encode(self.params, frames_1THWC)[0]
         self._encoded.move_to_end(key)
         while len(self._encoded) > _KEPT_VIDEOS:
             self._encoded.popitem(last=False)

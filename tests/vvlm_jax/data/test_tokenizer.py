@@ -68,3 +68,29 @@ def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer"):
         tokenizer.load(tmp_path)
+
+
+def test_replies_end_with_a_turn_or_with_the_text(tmp_path):
+    backend = tokenizer.word_level(["red"])
+    backend.add_special_tokens(["<|eom_id|>", "<|end_of_text|>"])
+    tok = tokenizer.load(save(backend, tmp_path))
+    assert tok.stop_ids == (tok.special[EOT], 11, 10)
+    assert tok.decode([8, 10, 11]) == "red"
+
+
+def test_older_tokenizers_without_a_newline_token_are_taken(tmp_path):
+    file = save(tokenizer.word_level(["red"]), tmp_path) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [t for t in content["added_tokens"] if t["content"] != NEWLINE]
+    del content["model"]["vocab"][NEWLINE]
+    file.write_text(json.dumps(content))
+    tok = tokenizer.load(tmp_path)
+    assert NEWLINE not in tok.special
+    assert tok.family == "llama3"
+
+
+def test_qwens_missing_tokens_are_named_by_their_own_names(tmp_path):
+    backend = tokenizer.tokenizers.Tokenizer(tokenizer.tokenizers.models.BPE({"a": 0}, []))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    with pytest.raises(ValueError, match=r"tokenizer\.json: lacks <\|video_pad\|>; a Llama 3 or a"):
+        tokenizer.load(save(backend, tmp_path))

@@ -335,5 +335,5 @@ def test_a_tokenizer_larger_than_the_embedding_is_an_error(stage, tmp_path):
         str(tmp_path / "tokenizer.json")
     )
     config = stage(tmp_path / "run", f"data.tokenizer={tmp_path}")
-    with pytest.raises(ValueError, match=r"224 ids but study-s embeds 192"):
+    with pytest.raises(ValueError, match=r"225 ids but study-s embeds 192"):
         train(config)
