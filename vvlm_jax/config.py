@@ -19,8 +19,12 @@ class ConfigError(ValueError):
     """A wrong option: the message is one line that names the field and what is allowed."""
 
 
-RESAMPLERS = ("bilinear", "area", "antialias")
+RESAMPLERS = ("bilinear", "area", "antialias", "quecc")
 """What `ModelConfig.resampler` may be."""
+QUECC_HEADS = 8
+"""Attention heads of QueCC; the encoder's width is a multiple of it."""
+ATTENTION = ("auto", "reference")
+"""What `ModelConfig.attention` may be."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
 """What `ModelConfig.newline` may be."""
 
@@ -119,11 +123,18 @@ class ModelConfig:
     """Recompute each block in the backward pass instead of keeping its activations."""
     resampler: str = "bilinear"
     """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing), `area`
-    (each token averages its cell) or `antialias` (bilinear with a widened kernel).
+    (each token averages its cell), `antialias` (bilinear with a widened kernel) or `quecc` (Li et
+    al.: attention within each cell, with the question in view, before the projector).
     """
+    quecc_layers: tuple[int, ...] = ()
+    """Encoder blocks, from 1 up to the feature layer, that QueCC's keys and values come from."""
     newline: str = "none"
     """Learnt separators among a video's tokens: `none`, one after it (`per-video`), one after each
     frame (`per-frame`), or one after each of a frame's r rows (`grid`).
+    """
+    attention: str = "auto"
+    """`auto`: for bfloat16, cuDNN's kernel on NVIDIA GPUs and Pallas' splash on TPUs; `reference`:
+    plain products everywhere, as always with float32.
     """
 
 
@@ -275,20 +286,54 @@ def _validate_vision(vision: VisionConfig) -> None:
     )
 
 
-def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
-    """Returns `config`, or raises ConfigError on the first option that cannot work.
+def _validate_quecc(model: ModelConfig, vision: VisionConfig) -> None:
+    layers, used = model.quecc_layers, model.resampler == "quecc"
+    _require(
+        bool(layers) == used and all(1 <= layer <= vision.blocks_run for layer in layers),
+        "model.quecc_layers",
+        layers,
+        f"blocks from 1 to {vision.blocks_run}, at least one, with resampler = 'quecc'; else none",
+    )
+    if not used:
+        return
+    _require(vision.head == "none", "model.vision.head", vision.head, "none with quecc")
+    width, grid = vision.width, vision.grid
+    _require(
+        width % QUECC_HEADS == 0, "model.vision.width", width, f"a multiple of {QUECC_HEADS} heads"
+    )
+    fits = [str(r * r) for r in range(1, grid + 1) if grid % r == 0]
+    _require(
+        str(model.tokens_per_frame) in fits,
+        "model.tokens_per_frame",
+        model.tokens_per_frame,
+        f"{', '.join(fits[:-1])} or {fits[-1]} with quecc, whose cells divide the {grid} × {grid} "
+        "grid",
+    )
 
-    Checks what needs no data; `n larger than the data` is raised where the data is opened.
-    """
-    model, data, optim = config.model, config.data, config.optim
+
+def _validate_model(model: ModelConfig, vision: VisionConfig) -> None:
     _require(model.num_frames >= 1, "model.num_frames", model.num_frames, "at least 1")
     _validate_vision(vision)
     tokens_side(model.tokens_per_frame, vision.out_grid)
     _require(
         model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32"
     )
-    for name, known in (("resampler", RESAMPLERS), ("newline", NEWLINES)):
+    for name, known in (
+        ("resampler", RESAMPLERS),
+        ("newline", NEWLINES),
+        ("attention", ATTENTION),
+    ):
         choose(dict.fromkeys(known), getattr(model, name), f"model.{name}")
+    _validate_quecc(model, vision)
+
+
+def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
+    """Returns `config`, or raises ConfigError on the first option that cannot work.
+
+    Checks what needs no data; `n larger than the data` is raised where the data is opened.
+    """
+    model, data, optim = config.model, config.data, config.optim
+    _validate_model(model, vision)
     prompts = ("llama3", "chatml", "plain")
     _require(data.prompt in prompts, "data.prompt", data.prompt, "llama3, chatml or plain")
     _require(data.mask in ("answers", "llava"), "data.mask", data.mask, "answers or llava")

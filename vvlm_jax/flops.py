@@ -2,7 +2,7 @@
 jax.
 """
 
-from vvlm_jax.config import LlamaConfig, VisionConfig
+from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig, visual_length
 
 
 def llm_params(config: LlamaConfig) -> int:
@@ -50,3 +50,53 @@ def llm_flops(config: LlamaConfig, length: int, logits: int = 1) -> int:
     matmuls = length * (attention + 3 * c.width * c.mlp_dim)
     scores = length * (length + 1) * c.num_heads * c.head_dim
     return 2 * (c.depth * (matmuls + scores) + logits * c.width * c.vocab)
+
+
+def projector_flops(vision: VisionConfig, llm: LlamaConfig, tokens: int) -> int:
+    """FLOPs of projecting `tokens` features into the language model."""
+    return 2 * tokens * llm.width * (vision.width + llm.width)
+
+
+def quecc_params(vision: VisionConfig, llm: LlamaConfig, layers: int, stride: int) -> int:
+    """Parameters of QueCC over so many encoder layers, with cells of stride × stride patches."""
+    D = vision.width
+    text = llm.width * D + 3 * D
+    query, both = 2 * (D**2 + D) + 2 * D, 2 * (layers * D**2 + D**2 + 4 * D)
+    return text + query + both + (stride**2 + 1) * D + 4 * (D**2 + D)
+
+
+def quecc_flops(vision: VisionConfig, llm: LlamaConfig, layers: int, tokens_per_frame: int) -> int:
+    """FLOPs of QueCC on one frame; of the text, its projection alone."""
+    D, P, V = vision.width, vision.num_patches, tokens_per_frame
+    query, both = 2 * P * D**2, 2 * P * (layers + 1) * D**2
+    cells = P * D + 2 * P * D**2 + 2 * P * D + 2 * V * D**2  # convolution; keys, values; attention
+    return 2 * (llm.width * D + query + both + cells)
+
+
+def forward_flops(
+    config: ModelConfig,
+    vision: VisionConfig,
+    llm: LlamaConfig,
+    text: int,
+    logits: int = 1,
+    query: int = 0,
+) -> int:
+    """FLOPs of a forward pass over one video and `text` tokens, newlines included.
+
+    Args:
+      vision, llm: the sizes that `config` names.
+      query: tokens of the question, which QueCC reads on its own.
+    """
+    T, V = config.num_frames, config.tokens_per_frame
+    length = visual_length(T, V, config.newline) + text
+    if config.resampler == "quecc":
+        compress = T * quecc_flops(vision, llm, len(config.quecc_layers), V)
+        compress, features = compress + llm_flops(llm, query, logits=0), V
+    else:  # interpolation itself is not counted: under a thousandth
+        compress, features = 0, vision.out_grid**2
+    return (
+        vision_flops(vision, T)
+        + projector_flops(vision, llm, T * features)
+        + compress
+        + llm_flops(llm, length, logits)
+    )

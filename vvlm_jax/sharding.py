@@ -31,6 +31,10 @@ RULES = (
     (r"vision/embedding/kernel", (None, None, None, "fsdp")),
     (r"projector/fc1/kernel", ("fsdp", "tensor")),
     (r"projector/fc2/kernel", ("tensor", "fsdp")),
+    (r"quecc/(text|(query|key|value)/fc[12])/kernel", ("fsdp", "tensor")),
+    (r"quecc/compress/kernel", (None, None, None, "fsdp")),
+    (r"quecc/attention/(query|key|value)/kernel", ("fsdp", "tensor", None)),
+    (r"quecc/attention/out/kernel", ("tensor", None, "fsdp")),
     (r".*", ()),
 )
 """First full match wins. Small tensors (norms, biases, positions) are replicated."""

@@ -208,6 +208,7 @@ def test_visual_length_counts_newlines(newline, length):
     ("field", "message"),
     [
         ("resampler=arena", "'arena': unknown; did you mean 'area'?"),
+        ("attention=flash", "'flash': unknown; known: auto, reference"),
         ("newline=yes", "'yes': unknown; known: none, per-video, per-frame, grid"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from vvlm_jax import flops
-from vvlm_jax.config import ModelConfig
+from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.llama import Llama
 from vvlm_jax.models.sovit import SoViT
@@ -154,6 +154,37 @@ def test_llm_flops_are_what_xla_counts(llm, length, logits):
     width_of_heads = config.num_heads * config.head_dim
     skipped = 2 * length * (length - 1) * width_of_heads  # position i attends to no j > i
     assert 1 < counted / (flops.llm_flops(config, length, logits) + skipped) < 1.02
+
+
+SMALL = dict(width=256, depth=1, num_heads=4)
+SMALL_VISION = VisionConfig(mlp_dim=1024, patch_size=14, image_size=112, feature_layer=-1, **SMALL)
+SMALL_LLM = LlamaConfig(
+    vocab=1000, mlp_dim=1024, num_kv_heads=2, head_dim=64, tie_embeddings=True, **SMALL
+)
+
+
+@pytest.mark.parametrize("newline", ["none", "per-video", "per-frame", "grid"])
+@pytest.mark.parametrize("resampler", ["bilinear", "area", "quecc"])
+def test_forward_flops_are_what_xla_counts(resampler, newline):
+    """Of the whole model; newlines lengthen the sequence, QueCC reads the question on its own."""
+    T, V, text, query = 4, 16, 40, 24
+    layers = (1, 1) if resampler == "quecc" else ()
+    config = ModelConfig(
+        SMALL_VISION, SMALL_LLM, T, V, "float32", False, resampler, layers, newline
+    )
+    model = vlm.build(config, video_id=0, newline_id=1)
+    rows = {"none": 0, "per-video": 1, "per-frame": T, "grid": T * 4}[newline]
+    length = T * V + rows + text
+    shapes = [(1, length), (1, T, 112, 112, 3), (1, 3), (1, query), (1,)]
+    args = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in shapes]
+    args[1] = jax.ShapeDtypeStruct(shapes[1], jnp.uint8)
+    args = args if layers else args[:3]
+    run = functools.partial(model.apply, method="target_logits")
+    counted = xla_flops(run, {"params": vlm.shapes(model)}, *args)
+    counts = [length, query] if layers else [length]
+    skipped = sum(2 * n * (n - 1) * 256 for n in counts)  # position i attends to no j > i
+    ours = flops.forward_flops(config, SMALL_VISION, SMALL_LLM, text, 3, query)
+    assert 1 < counted / (ours + skipped) < 1.04
 
 
 def test_flops_grow_with_depth_frames_and_logits():

@@ -187,14 +187,17 @@ def all_shapes(vision, llm, **options):
 def test_every_kernel_has_a_rule_of_its_own(vision, llm):
     *rules, (catch_all, nowhere) = RULES
     assert (catch_all, nowhere) == (".*", ())
-    for path, x in all_shapes(vision, llm, newline="grid").items():
+    options = {} if vision is WHOLE else dict(resampler="quecc", quecc_layers=(1, 2))
+    options["tokens_per_frame"] = 1
+    for path, x in all_shapes(vision, llm, newline="grid", **options).items():
         ranks = [len(axes) for pattern, axes in rules if re.fullmatch(pattern, path)]
         assert len(ranks) == path.endswith(("kernel", "llm/embed/embedding")), path
         assert all(rank == x.ndim for rank in ranks), path
 
 
 def test_every_rule_is_used():
-    paths = {*all_shapes("so400m/14-384", "llama3.1-8b"), *all_shapes(WHOLE, "llama3.1-8b")}
+    quecc = dict(resampler="quecc", quecc_layers=(1,), tokens_per_frame=81)
+    paths = {*all_shapes("so400m/14-384", "llama3.1-8b", **quecc), *all_shapes(WHOLE, "study-s")}
     for pattern, _ in RULES:
         assert any(re.fullmatch(pattern, path) for path in paths), pattern
 
@@ -204,7 +207,10 @@ def test_every_rule_is_used():
 def test_a_large_mesh_splits_all_large_tensors(llm, vision):
     """On 8 × 8 devices every device holds a 64th of each, but for the encoder's 16 heads."""
     mesh = AbstractMesh((1, 8, 8), AXES)
-    for path, x in all_shapes(vision, llm).items():
+    quecc = {} if vision is WHOLE else dict(
+        resampler="quecc", quecc_layers=(14, 18, 25, 26), tokens_per_frame=81
+    )  # fmt: skip
+    for path, x in all_shapes(vision, llm, **quecc).items():
         if x.size > 1_000_000:
             axes = spec_for(path, x.shape, mesh)
             assert {"fsdp", "tensor"} <= set(axes), path

@@ -13,7 +13,7 @@ import numpy as np
 
 from vvlm_jax.config import LlamaConfig
 from vvlm_jax.models import kv_cache
-from vvlm_jax.models.attention import attend, causal_mask
+from vvlm_jax.models.attention import attend, self_attend
 from vvlm_jax.models.kv_cache import KVCache
 
 
@@ -69,9 +69,10 @@ class Attention(nn.Module):
 
     config: LlamaConfig
     dtype: jnp.dtype
+    backend: str = "auto"
 
     @nn.compact
-    def __call__(self, x_BLD, positions_BL, mask, cache=None):
+    def __call__(self, x_BLD, positions_BL, cache=None):
         c = self.config
         dense = dict(
             use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(c.width**-0.5)
@@ -82,10 +83,13 @@ class Attention(nn.Module):
         v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **into)(x_BLD)
         frequencies_h = rope_frequencies(c)
         q, k = rotate(q, positions_BL, frequencies_h), rotate(k, positions_BL, frequencies_h)
-        if cache is not None:
+        if cache is None:
+            y = self_attend(q, k, v, causal=True, backend=self.backend)
+        else:
             k = kv_cache.write(cache[0], k, positions_BL[:, 0])
             v = kv_cache.write(cache[1], v, positions_BL[:, 0])
-        y = attend(q, k, v, mask)
+            filled_BS = jnp.arange(k.shape[1])[None, :] <= positions_BL
+            y = attend(q, k, v, filled_BS[:, None, None, None, :])
         dense["kernel_init"] = _residual_init(c, c.num_heads * c.head_dim)
         return nn.DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y), (k, v)
 
@@ -111,12 +115,13 @@ class DecoderBlock(nn.Module):
 
     config: LlamaConfig
     dtype: jnp.dtype
+    backend: str = "auto"
 
     @nn.compact
-    def __call__(self, x_BLD, positions_BL, mask, cache):
+    def __call__(self, x_BLD, positions_BL, cache):
         c = self.config
         y = RMSNorm(c.norm_eps, self.dtype, name="attn_norm")(x_BLD)
-        y, kv = Attention(c, self.dtype, name="attn")(y, positions_BL, mask, cache)
+        y, kv = Attention(c, self.dtype, self.backend, name="attn")(y, positions_BL, cache)
         x_BLD = x_BLD + y
         y = RMSNorm(c.norm_eps, self.dtype, name="mlp_norm")(x_BLD)
         return x_BLD + Mlp(c, self.dtype, name="mlp")(y), kv
@@ -128,6 +133,8 @@ class Llama(nn.Module):
     config: LlamaConfig
     dtype: jnp.dtype = jnp.bfloat16
     remat: bool = False
+    backend: str = "auto"
+    """Of attention, as `attention.self_attend` takes it."""
 
     def setup(self):
         c = self.config
@@ -140,8 +147,8 @@ class Llama(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.depth,
-            in_axes=(nn.broadcast, nn.broadcast, 0),
-        )(c, self.dtype)
+            in_axes=(nn.broadcast, 0),
+        )(c, self.dtype, self.backend)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = nn.Dense(c.vocab, use_bias=False, dtype=self.dtype)
@@ -156,7 +163,7 @@ class Llama(nn.Module):
         """
         B, L, _ = x_BLD.shape
         positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-        x_BLD, kv = self.layers(x_BLD, positions_BL, causal_mask(L), None)
+        x_BLD, kv = self.layers(x_BLD, positions_BL, None)
         return self.norm(x_BLD), kv
 
     def decode_step(self, x_B1D, cache: KVCache):
@@ -164,9 +171,7 @@ class Llama(nn.Module):
         filled).
         """
         positions_B1 = cache.lengths_B[:, None]
-        filled = jnp.arange(cache.k_DBSKH.shape[2])[None, :] <= positions_B1
-        mask = filled[:, None, None, None, :]
-        x_B1D, (k, v) = self.layers(x_B1D, positions_B1, mask, (cache.k_DBSKH, cache.v_DBSKH))
+        x_B1D, (k, v) = self.layers(x_B1D, positions_B1, (cache.k_DBSKH, cache.v_DBSKH))
         return self.norm(x_B1D), KVCache(k, v, cache.lengths_B + 1)
 
     def logits(self, hidden):

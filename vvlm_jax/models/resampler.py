@@ -47,7 +47,7 @@ def area(x_BPD, tokens_per_frame: int):
 
 
 METHODS = {"bilinear": bilinear, "area": area, "antialias": antialias}
-"""By `ModelConfig.resampler`."""
+"""By `ModelConfig.resampler`; `quecc`, which needs the question, is a room of its own."""
 
 
 def _resize(x_BPD, tokens_per_frame, antialias):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from vvlm_jax.config import VisionConfig
-from vvlm_jax.models.attention import attend
+from vvlm_jax.models.attention import attend, self_attend
 
 
 class MultiHeadAttention(nn.Module):
@@ -21,25 +21,31 @@ class MultiHeadAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
+    backend: str = "auto"
 
     @nn.compact
     def __call__(self, x_BPD, queries_BLD=None):
         D = x_BPD.shape[-1]
         heads = (self.num_heads, D // self.num_heads)
-        queries_BLD = x_BPD if queries_BLD is None else queries_BLD
+        to_itself = queries_BLD is None
+        queries_BLD = x_BPD if to_itself else queries_BLD
         q, k, v = (
             nn.DenseGeneral(
                 heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
             )(x)
             for name, x in (("query", queries_BLD), ("key", x_BPD), ("value", x_BPD))
         )
+        if to_itself:
+            y_BLNH = self_attend(q, k, v, causal=False, backend=self.backend)
+        else:
+            y_BLNH = attend(q, k, v)
         return nn.DenseGeneral(
             D,
             axis=(-2, -1),
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             name="out",
-        )(attend(q, k, v))
+        )(y_BLNH)
 
 
 class Mlp(nn.Module):
@@ -67,13 +73,14 @@ class EncoderBlock(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype
     keep: bool = False
+    backend: str = "auto"
 
     @nn.compact
     def __call__(self, x_BPD, _):
         c = self.config
         y = _layer_norm("LayerNorm_0", self.dtype)(x_BPD)
         x_BPD = x_BPD + MultiHeadAttention(
-            c.num_heads, self.dtype, name="MultiHeadDotProductAttention_0"
+            c.num_heads, self.dtype, self.backend, name="MultiHeadDotProductAttention_0"
         )(y)
         y = _layer_norm("LayerNorm_1", self.dtype)(x_BPD)
         x_BPD = x_BPD + Mlp(c.mlp_dim, self.dtype, name="MlpBlock_0")(y)
@@ -94,6 +101,7 @@ class Transformer(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype
     remat: bool
+    backend: str = "auto"
 
     @nn.compact
     def __call__(self, x_BPD, layers=()):
@@ -105,7 +113,8 @@ class Transformer(nn.Module):
             split_rngs={"params": True},
             length=c.blocks_run,
         )
-        x_BPD, kept = scan(c, self.dtype, bool(layers), name="encoderblock")(x_BPD, None)
+        stack = scan(c, self.dtype, bool(layers), self.backend, name="encoderblock")
+        x_BPD, kept = stack(x_BPD, None)
         if c.head == "map":
             x_BPD = _layer_norm("encoder_norm", self.dtype)(x_BPD)
         return (x_BPD, [kept[layer - 1] for layer in layers]) if layers else x_BPD
@@ -142,6 +151,8 @@ class SoViT(nn.Module):
     config: VisionConfig
     dtype: jnp.dtype = jnp.bfloat16
     remat: bool = False
+    backend: str = "auto"
+    """Of attention, as `attention.self_attend` takes it."""
 
     @nn.compact
     def __call__(self, pixels_BHWC, layers=()):
@@ -159,7 +170,8 @@ class SoViT(nn.Module):
             "pos_embedding", jax.nn.initializers.normal(c.width**-0.5), (1, c.num_patches, c.width)
         )
         x_BPD = x_BPD + pos_1PD.astype(self.dtype)
-        out = Transformer(c, self.dtype, self.remat, name="Transformer")(x_BPD, layers)
+        transformer = Transformer(c, self.dtype, self.remat, self.backend, name="Transformer")
+        out = transformer(x_BPD, layers)
         if c.head == "none":
             return out
         x_BPD, *kept = out if layers else (out,)

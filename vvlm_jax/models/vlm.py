@@ -4,6 +4,9 @@ Order as in LLaVA-NeXT: every frame's features go through the projector, then th
 resampled to V tokens; the T·V tokens of a video stand frame-major, row-major, where its placeholder
 stood, with newlines among them when the config asks for some. The data side expands placeholders to
 ids, so a row may hold several videos, images or none: their frames follow one another along T.
+
+With QueCC the order is another: its V tokens a frame are made from the encoder's features and the
+question, and projected. The question goes through the language model first, without a gradient.
 """
 
 import flax.linen as nn
@@ -15,13 +18,16 @@ from vvlm_jax.models import resampler, variants
 from vvlm_jax.models.kv_cache import KVCache, grow
 from vvlm_jax.models.llama import Llama
 from vvlm_jax.models.projector import Projector
+from vvlm_jax.models.quecc import QueCC
 from vvlm_jax.models.sovit import SoViT
 
 
 class VLM(nn.Module):
-    """Parameters: `vision/…`, `projector/…`, `llm/…`, and `newline` [D] when it is used.
+    """Parameters: `vision/…`, `projector/…`, `llm/…`, and where used `newline` [D] and `quecc/…`.
 
-    `video_id` is the placeholder's token id, `newline_id` the one that stands for a newline.
+    `video_id` is the placeholder's token id, `newline_id` the one that stands for a newline. Only
+    QueCC (`quecc_layers`) takes questions: `query_BQ`, int32 ids padded on the right, and
+    `query_lengths_B`.
     """
 
     vision_config: VisionConfig
@@ -32,22 +38,37 @@ class VLM(nn.Module):
     remat: bool = False
     resampler: str = "bilinear"
     newline_id: int | None = None
+    attention: str = "auto"
+    quecc_layers: tuple[int, ...] = ()
 
     def setup(self):
-        self.vision = SoViT(self.vision_config, self.dtype, self.remat)
+        self.vision = SoViT(self.vision_config, self.dtype, self.remat, self.attention)
         self.projector = Projector(self.llm_config.width, self.dtype)
-        self.llm = Llama(self.llm_config, self.dtype, self.remat)
+        self.llm = Llama(self.llm_config, self.dtype, self.remat, self.attention)
+        if self.resampler == "quecc":
+            self.quecc = QueCC(self.tokens_per_frame, self.dtype)
         if self.newline_id is not None:
             width = self.llm_config.width
             self.newline = self.param("newline", nn.initializers.normal(width**-0.5), (width,))
 
-    def encode(self, frames_BTHWC):
+    def encode(self, frames_BTHWC, query_BQ=None, query_lengths_B=None):
         """uint8 frames → visual tokens [B, T·V, D]."""
         B, T, *image = frames_BTHWC.shape
         pixels = (frames_BTHWC.reshape(B * T, *image).astype(jnp.float32) / 255 - 0.5) / 0.5
-        x_BPD = self.projector(self.vision(pixels))
-        x_BVD = resampler.METHODS[self.resampler](x_BPD, self.tokens_per_frame)
+        if self.resampler == "quecc":
+            text_BD = self.question(query_BQ, query_lengths_B)
+            x_BPD, layers = self.vision(pixels, self.quecc_layers)
+            x_BVD = self.projector(self.quecc(x_BPD, layers, jnp.repeat(text_BD, T, axis=0)))
+        else:
+            x_BPD = self.projector(self.vision(pixels))
+            x_BVD = resampler.METHODS[self.resampler](x_BPD, self.tokens_per_frame)
         return x_BVD.reshape(B, T * self.tokens_per_frame, -1)
+
+    def question(self, query_BQ, query_lengths_B):
+        """The final state [B, D] of each question's last token; no gradient passes through it."""
+        hidden_BQD, _ = self.llm(self.llm.embed(query_BQ))
+        last_B11 = jnp.maximum(query_lengths_B - 1, 0)[:, None, None]
+        return jax.lax.stop_gradient(jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0])
 
     def splice(self, tokens_BL, visual_BVD):
         """Text embeddings with the i-th placeholder of a row replaced by its i-th visual token, and
@@ -64,18 +85,20 @@ class VLM(nn.Module):
         placed_BLD = jnp.take_along_axis(visual_BVD, nth_BL[..., None], axis=1)
         return jnp.where(is_visual_BL[..., None], placed_BLD, x_BLD)
 
-    def __call__(self, tokens_BL, frames_BTHWC):
+    def __call__(self, tokens_BL, frames_BTHWC, query_BQ=None, query_lengths_B=None):
         """Final hidden states [B, L, D] of a teacher-forced pass."""
         visual_BVD = (
-            self.encode(frames_BTHWC)
+            self.encode(frames_BTHWC, query_BQ, query_lengths_B)
             if frames_BTHWC.shape[1]
             else jnp.zeros((len(tokens_BL), 0, 1))
         )
         return self.llm(self.splice(tokens_BL, visual_BVD))[0]
 
-    def target_logits(self, tokens_BL, frames_BTHWC, positions_BM):
+    def target_logits(
+        self, tokens_BL, frames_BTHWC, positions_BM, query_BQ=None, query_lengths_B=None
+    ):
         """float32 logits [B, M, vocab] at the given positions only."""
-        hidden_BLD = self(tokens_BL, frames_BTHWC)
+        hidden_BLD = self(tokens_BL, frames_BTHWC, query_BQ, query_lengths_B)
         return self.llm.logits(jnp.take_along_axis(hidden_BLD, positions_BM[..., None], axis=1))
 
     def prefill(self, tokens_BL, lengths_B, visual_BVD, extra: int):
@@ -119,17 +142,20 @@ def build(
         config.remat,
         config.resampler,
         newline_id,
+        config.attention,
+        config.quecc_layers,
     )
 
 
 def init(model: VLM, key) -> dict:
     """Random float32 parameters. Shapes only matter, so one frame and one token are enough."""
-    size = model.vision_config.image_size
+    size, quecc = model.vision_config.image_size, model.resampler == "quecc"
     return model.init(
         key,
         jnp.zeros((1, 1), jnp.int32),
         jnp.zeros((1, 1, size, size, 3), jnp.uint8),
         jnp.zeros((1, 1), jnp.int32),
+        *((jnp.zeros((1, 1), jnp.int32), jnp.ones(1, jnp.int32)) if quecc else ()),
         method="target_logits",
     )["params"]
 

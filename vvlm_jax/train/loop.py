@@ -264,5 +264,11 @@ def compiled_step(model, optim_config, mesh, microbatches, weighting):
     """
     shardings = state_shardings(model, optim_config, mesh)
     tx = optim.make(optim_config, shardings.trainable)
-    step = make_train_step(model, tx, microbatches, weighting)
+    on_one = make_train_step(model, tx, microbatches, weighting)
+
+    def step(state, batch, rate_share):
+        # Attention kernels of TPUs are split by hand, and need to know the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return on_one(state, batch, rate_share)
+
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
