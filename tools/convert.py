@@ -82,7 +82,8 @@ def main(args: Args) -> None:
         _write(model, partial, args)
         partial.replace(args.dst)
     except WeightsError as e:
-        print(*str(e).split("\n")[1:], sep="\n", end="", file=sys.stderr)
+        if details := str(e).split("\n")[1:]:
+            print(*details, sep="\n", file=sys.stderr)
         raise
     count = sum(x.size for x in model.params.values())
     print(f"{args.dst}: {len(model.params)} parameters, {count:,} numbers")

@@ -1,11 +1,12 @@
 """Tensors from a file straight into device memory, a piece at a time.
 
-Every parameter is a buffer on each of its devices, made once, and filled in place by a compiled,
+A large parameter is a buffer on each of its devices, made once, and filled in place by a compiled,
 donating update that also splits, transposes and casts. The host holds one piece of one tensor, and
 the leading depth axis that scanned layers need is never stacked there.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,10 @@ from jax.sharding import SingleDeviceSharding
 
 from vvlm_jax.weights.mapping import Entry
 
-PIECE_BYTES = 32 * 2**20
-"""Most that is read at once, unless a single row is more."""
+PIECE_BYTES = 4 * 2**20
+"""Most that is read at once, unless a single row is more. Small, so that a piece is transposed
+within a core's cache.
+"""
 
 
 def fill(entries: list[Entry], like: dict, reader, replaced=None, on_tensor=None) -> dict:
@@ -35,7 +38,8 @@ def fill(entries: list[Entry], like: dict, reader, replaced=None, on_tensor=None
             by_path[entry.ours].append(entry)
     filled, done = {}, 0
     for path, parts in by_path.items():
-        target = _Target(like[path])
+        small = math.prod(like[path].shape) * like[path].dtype.itemsize <= PIECE_BYTES
+        target = _HostTarget(like[path]) if small else _DeviceTarget(like[path])
         for entry in parts:
             if replaced and entry.theirs in replaced:
                 target.write(entry, 0, replaced[entry.theirs].reshape(entry.split))
@@ -48,7 +52,7 @@ def fill(entries: list[Entry], like: dict, reader, replaced=None, on_tensor=None
     return filled
 
 
-def _copy(entry: Entry, reader, target: "_Target") -> None:
+def _copy(entry: Entry, reader, target) -> None:
     """One tensor, some rows of its first axis at a time."""
     rows, row_size = entry.split[0], int(np.prod(entry.split[1:]))
     begin = entry.rule.part[0] * rows * row_size
@@ -59,12 +63,39 @@ def _copy(entry: Entry, reader, target: "_Target") -> None:
         target.write(entry, first, piece.reshape(count, *entry.split[1:]))
 
 
-class _Target:
-    """One parameter's buffers. Devices that hold the same slice get the same bytes."""
+def _sharding(like):
+    return getattr(like, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+
+
+class _HostTarget:
+    """A parameter no larger than a piece: put together on the host, so that nothing is compiled."""
+
+    def __init__(self, like):
+        self.host, self.sharding = np.empty(like.shape, like.dtype), _sharding(like)
+        self.bounds = tuple((0, n) for n in like.shape)
+
+    def write(self, entry: Entry, first: int, piece: np.ndarray) -> None:
+        """Puts rows `first`, … of a tensor's first axis in their place."""
+        part, starts = _inside(entry, first, piece, self.bounds)
+        if part is not None:
+            x = part.transpose(entry.order)
+            x = x.reshape((1,) * (len(starts) - x.ndim) + x.shape)
+            at = tuple(slice(start, start + n) for start, n in zip(starts, x.shape, strict=True))
+            self.host[at] = x
+
+    def result(self) -> jax.Array:
+        """The whole, possibly sharded, array."""
+        return jax.make_array_from_callback(
+            self.host.shape, self.sharding, lambda index: self.host[index]
+        )
+
+
+class _DeviceTarget:
+    """A large parameter's buffers. Devices that hold the same slice get the same bytes."""
 
     def __init__(self, like):
         self.shape, self.dtype = tuple(like.shape), jnp.dtype(like.dtype)
-        self.sharding = getattr(like, "sharding", None) or SingleDeviceSharding(jax.devices()[0])
+        self.sharding = _sharding(like)
         # Two-byte floats are moved as integers: XLA on CPU would take them through float32, which
         # changes NaNs and rewrites the whole buffer every time.
         self.bits = np.dtype(np.uint16) if self.dtype.itemsize == 2 else self.dtype
@@ -88,7 +119,9 @@ class _Target:
                 self.buffers[device] = _place(
                     self.buffers[device], part, np.int32(starts), entry.order, self.dtype
                 )
-        jax.block_until_ready(self.buffers)  # so that pieces do not queue up on the host
+        jax.block_until_ready(
+            list(self.buffers.values())
+        )  # so that pieces do not queue up on the host
 
     def result(self) -> jax.Array:
         """The whole, possibly sharded, array."""
