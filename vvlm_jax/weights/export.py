@@ -8,6 +8,7 @@ tower, blocks that we do not run) is copied. A model that did not change gives t
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -120,10 +121,10 @@ def _write_over(folder, params, model, parts, source, norm, head, dtype, on_tens
     """The source's files again, our values in their place."""
     values = hf_config.read_config(source)
     reader = files.Safetensors(source)
-    theirs, _ = hf_config.to_model_config(values, str(source / "config.json"))
-    if "llm" in parts and theirs.llm != model.llm:
-        name, there, here = first_difference(theirs.llm, model.llm)
-        raise WeightsError(f"{source}: its language model has {name} = {there!r}, ours {here!r}")
+    theirs, parts_there = hf_config.to_model_config(values, str(source / "config.json"))
+    if missing := parts - set(parts_there):
+        raise WeightsError(f"{source}: holds {', '.join(parts_there)}, and no {missing.pop()}")
+    _check_same(theirs, model, parts, source)
     whole = values["model_type"] == "llava_onevision"
     prefixes = huggingface.find_prefixes(reader.infos, whole)
     entries = huggingface.entries(model, parts, prefixes, norm, head)
@@ -158,6 +159,26 @@ def _write_over(folder, params, model, parts, source, norm, head, dtype, on_tens
     for shard in reader.shards:
         files.write_safetensors(folder / shard.name, shard.header, tensors(shard))
     return Written(sorted(reader.infos.keys() - arrays.names), [])
+
+
+def _check_same(theirs: ModelConfig, model: ModelConfig, parts, source) -> None:
+    """The source's config is kept, so it must describe our towers too."""
+    for name, what in (("llm", "language model"), ("vision", "vision tower")):
+        if name not in parts:
+            continue
+        there, here = getattr(theirs, name), getattr(model, name)
+        if name == "vision":
+            if len(parts) > 1 and there.blocks_run != here.blocks_run:
+                raise WeightsError(
+                    f"{source}: runs {there.blocks_run} blocks of its vision tower, ours "
+                    f"{here.blocks_run}"
+                )
+            # A part of a tower may go into the whole one.
+            same = dict(depth=0, feature_layer=0, head="")
+            there, here = replace(there, **same), replace(here, **same)
+        if there != here:
+            field, x, y = first_difference(there, here)
+            raise WeightsError(f"{source}: its {what} has {field} = {x!r}, ours {y!r}")
 
 
 def _check_tree(entries: list[Entry], params: dict, where) -> None:
