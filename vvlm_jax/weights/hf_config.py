@@ -169,6 +169,11 @@ LONGEST = 131072
 
 def check_onevision(model: ModelConfig) -> None:
     """Raises WeightsError when LlavaOnevisionForConditionalGeneration cannot express a setting."""
+    if model.vision.head != "none":
+        raise WeightsError(
+            f"model.vision.head = {model.vision.head!r}: LlavaOnevisionForConditionalGeneration "
+            "reads patches, not one pooled feature"
+        )
     side = -(-model.vision.grid // 2)
     for name, only, why in (
         ("resampler", "bilinear", "pools bilinearly"),

@@ -23,8 +23,10 @@ from vvlm_jax.weights.mapping import (
 PARTS = ("vision", "projector", "llm", "newline")
 
 
-@pytest.mark.parametrize("llm", LLAMA)
-@pytest.mark.parametrize("vision", VISION)
+PAIRS = [("study/12", llm) for llm in LLAMA] + [(vision, "study-s") for vision in VISION]
+
+
+@pytest.mark.parametrize(("vision", "llm"), PAIRS)
 def test_the_rules_name_every_parameter_of_the_model_with_its_shape(vision, llm):
     config = ModelConfig(vision, llm, tokens_per_frame=4, newline="per-video")
     shapes = flatten_dict(vlm.shapes(vlm.build(config, 1, newline_id=2)), sep="/")
