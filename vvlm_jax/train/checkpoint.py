@@ -6,6 +6,8 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import SingleDeviceSharding
 
 from vvlm_jax.config import TrainConfig, from_json
 from vvlm_jax.data import tokenizer
@@ -13,6 +15,7 @@ from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
+from vvlm_jax.weights.sources import fits
 
 PARAMS = "params"
 
@@ -71,56 +74,74 @@ def save_params(folder: str | Path, params: dict) -> None:
         checkpointer.save(Path(folder).absolute() / PARAMS, params)
 
 
-def load_params(folder: str | Path, like: dict, parts=None) -> dict:
+def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dict:
     """Reads `parts` (top-level keys; None takes all of `like`) of a finished model.
 
+    A vision tower with more blocks than `like` gives its first ones: a folder may hold a whole
+    tower, with blocks, norm and head that a VLM does not run.
+
     Args:
-      like: pytree of arrays or ShapeDtypeStructs, with shardings when they matter.
+      like: pytree of arrays or ShapeDtypeStructs, with shardings when they matter; None takes all
+        as it is stored, on the default device.
 
     Raises CheckpointError when there is none, or when a name or shape differs.
     """
     folder = Path(folder).absolute()
     if not (folder / PARAMS).is_dir():
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
-    wanted = {k: like[k] for k in (parts or like)}
-    with ocp.StandardCheckpointer() as checkpointer:
+    # Unlike StandardCheckpointer, this one reads no more than it is asked for.
+    with ocp.PyTreeCheckpointer() as checkpointer:
         there = checkpointer.metadata(folder / PARAMS).item_metadata.tree
-        _check_fits(folder, there, wanted)
-        full = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), there)
-        abstract = {k: wanted.get(k, full[k]) for k in full}
+        there = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), there)
+        wanted = there if like is None else {k: like[k] for k in (parts or like)}
+        have, want = flatten_dict(there, sep="/"), flatten_dict(wanted, sep="/")
+        _check_fits(folder, have, want)
+        device = SingleDeviceSharding(jax.devices()[0])
+        structs = {
+            path: jax.ShapeDtypeStruct(
+                have[path].shape, x.dtype, sharding=getattr(x, "sharding", None) or device
+            )
+            for path, x in want.items()
+        }
+        item = unflatten_dict(structs, sep="/")
         restored = checkpointer.restore(
-            folder / PARAMS, jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
+            folder / PARAMS,
+            args=ocp.args.PyTreeRestore(
+                item=item,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                partial_restore=True,
+            ),
         )
-    return {k: restored[k] for k in wanted}
+    flat = flatten_dict(restored, sep="/")
+    return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
 
 
 def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
-    """A finished stage's model, parameters, tokenizer and config, ready for generation.
+    """A finished stage's or converted model, its parameters, tokenizer and config, ready for
+    generation. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
 
     `place(model, shapes)` may give the parameters' shapes other dtypes, and shardings.
     """
-    file = Path(folder) / "config.json"
+    file, own = Path(folder) / "config.json", Path(folder) / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json, so not a finished model")
     config = from_json(TrainConfig, file.read_text())
-    tok = tokenizer.load(config.data.tokenizer)
+    tok = tokenizer.load(own if own.is_file() else config.data.tokenizer)
     model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)
     return model, load_params(folder, place(model, shapes) if place else shapes), tok, config
 
 
-def _check_fits(folder, there, wanted):
-    def flat(tree):
-        return {
-            jax.tree_util.keystr(k, simple=True, separator="/"): tuple(x.shape)
-            for k, x in jax.tree_util.tree_leaves_with_path(tree)
-        }
+def _first(x: jax.Array, shape) -> jax.Array:
+    return x if x.shape == tuple(shape) else x[: shape[0]]
 
-    have, want = flat(there), flat(wanted)
-    for path, shape in want.items():
+
+def _check_fits(folder, have, want):
+    for path, x in want.items():
         if path not in have:
             raise CheckpointError(f"{folder}: has no parameter {path}")
-        if have[path] != shape:
+        if not fits(path, tuple(have[path].shape), tuple(x.shape)):
             raise CheckpointError(
-                f"{folder}: {path} has shape {have[path]}, this model needs {shape}"
+                f"{folder}: {path} has shape {tuple(have[path].shape)}, this model needs "
+                f"{tuple(x.shape)}"
             )

@@ -32,6 +32,7 @@ from vvlm_jax.train import checkpoint, optim
 from vvlm_jax.train.metrics import JsonlWriter, Progress
 from vvlm_jax.train.state import TrainState
 from vvlm_jax.train.step import make_train_step
+from vvlm_jax.weights.sources import is_foreign, load_part
 
 
 class TrainingDiverged(Stopped):
@@ -220,7 +221,7 @@ def _without_conveniences(config: TrainConfig) -> TrainConfig:
 
 def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     """Random parameters with the parts named by `config.init` loaded over them, sharded from
-    birth.
+    birth. A part comes from a finished model, a Hugging Face directory or a big_vision `.npz`.
     """
     shardings = state_shardings(model, config.optim, mesh)
     by_part = optim.merge(shardings.trainable, shardings.frozen)
@@ -229,13 +230,23 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     for part, folder in config.init:
         if part not in params:
             raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, params)}")
-        params[part] = checkpoint.load_params(folder, params, [part])[part]
+        like = {part: jax.tree.map(_struct, params[part])}
+        params[part] = None  # makes room for what is loaded in its place
+        params[part] = (
+            load_part(folder, part, like[part])
+            if is_foreign(folder)
+            else checkpoint.load_params(folder, like)[part]
+        )
     trainable, frozen = optim.split(params, config.optim)
     tx = optim.make(config.optim, trainable)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
     return TrainState(
         jax.device_put(jnp.zeros((), jnp.int32), shardings.step), trainable, frozen, opt_state
     )
+
+
+def _struct(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
 
 
 def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:

@@ -1,0 +1,227 @@
+"""Bring pretrained weights in, and take trained ones out: big_vision, Hugging Face, and back.
+
+Examples:
+    python -m tools.convert siglip-so400m-patch14-384 runs/siglip
+    python -m tools.convert webli_en_so400m_384.npz:img runs/siglip --image-size 224
+    python -m tools.convert runs/finetune out/my-vlm --to hf --dtype bfloat16
+    python -m tools.convert runs/siglip out/siglip --to hf --source siglip-so400m-patch14-384
+
+SRC is a big_vision .npz (FILE.npz:img names a subtree), a Hugging Face directory of SigLIP, Llama,
+Qwen2 or LlavaOnevision with safetensors, or a model folder of ours. DST becomes a model folder
+(config.json, params/, tokenizer.json if there is one), which training starts from with
+`init=[["vision", "DST"]]`; training also starts from SRC itself. With --to hf it becomes a Hugging
+Face directory, with --to npz a big_vision file of the vision tower.
+
+Every tensor is accounted for: one that is missing, unknown, twice there, or of a wrong shape or
+dtype ends the conversion with a list. Nothing in SRC is executed.
+"""
+
+import dataclasses
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tools._shared import die_in_one_line
+from vvlm_jax import config as config_lib
+from vvlm_jax.config import ConfigError, DataConfig, ModelConfig, TrainConfig
+from vvlm_jax.train.metrics import Progress
+
+CAME = "came_from.json"
+"""In a converted folder: config.json and prefixes of the Hugging Face directory it came from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Options of `tools.convert`."""
+
+    src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
+    """What to read."""
+    dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
+    """What to write; it must not be there yet."""
+    to: Literal["model", "hf", "npz"] = "model"
+    """A model folder of ours, a Hugging Face directory, or a big_vision .npz."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of all tensors; as in SRC by default."""
+    image_size: int | None = None
+    """Pixels a side that the tower will see; position embeddings are resized as in big_vision."""
+    part: Literal["vision", "llm"] | None = None
+    """Write this tower alone."""
+    source: Path | None = None
+    """With --to hf: the directory the model came from. Its shards, header, dtypes and files are
+    kept, and its tensors that are not ours (a text tower) copied.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """A model on its way: flat parameters, and what its folder says."""
+
+    params: dict
+    config: TrainConfig
+    came: dict | None
+    tokenizer: Path | None
+
+
+def main(args: Args) -> None:
+    """Converts and prints what was written, left out and added."""
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # nothing is computed
+    from vvlm_jax.weights.mapping import WeightsError
+
+    _refuse_existing(args)
+    try:
+        model = _only(_read(args), args.part)
+        partial = args.dst.with_name(args.dst.name + ".partial")
+        _remove(partial)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        _write(model, partial, args)
+        partial.replace(args.dst)
+    except WeightsError as e:
+        if details := str(e).split("\n")[1:]:
+            print(*details, sep="\n", file=sys.stderr)
+        raise
+    count = sum(x.size for x in model.params.values())
+    print(f"{args.dst}: {len(model.params)} parameters, {count:,} numbers")
+
+
+def _refuse_existing(args: Args) -> None:
+    if (args.dst.is_dir() and any(args.dst.iterdir())) or args.dst.is_file():
+        raise ConfigError(f"{args.dst}: already there; remove it or choose another DST")
+    if args.to == "npz" and args.dst.suffix != ".npz":
+        raise ConfigError(f"{args.dst}: with --to npz, DST must end in .npz")
+    if args.source is not None and args.to != "hf":
+        raise ConfigError(f"--source {args.source}: only --to hf writes over a source")
+
+
+def _remove(path: Path) -> None:
+    """What an interrupted conversion left."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _read(args: Args) -> _Model:
+    from vvlm_jax.weights import sources
+
+    if not sources.is_foreign(args.src) and (Path(args.src) / "params").is_dir():
+        return _read_ours(Path(args.src), args)
+    source = sources.open_source(args.src, args.image_size)
+    if source.left_out:
+        print(f"left out: {_names(source.left_out)}")
+    num = len([e for e in source.entries if not e.rule.copy])
+    progress = Progress(f"reading {args.src}", num, "tensors")
+    params = sources.load(source, sources.like(source, args.dtype), progress.update)
+    progress.close()
+    prompt = "chatml" if "llm" in source.parts and source.model.llm.qkv_bias else "llama3"
+    config = TrainConfig(model=source.model, data=DataConfig(prompt=prompt))
+    came = None
+    if source.config is not None:
+        names = source.reader.infos
+        copies = [e.theirs for e in source.entries if e.rule.copy and e.theirs in names]
+        came = {"config": source.config, "prefixes": source.prefixes, "copies": copies}
+    return _Model(params, config, came, source.tokenizer)
+
+
+def _read_ours(folder: Path, args: Args) -> _Model:
+    from flax.traverse_util import flatten_dict
+
+    from vvlm_jax.models import variants
+    from vvlm_jax.train import checkpoint
+
+    if args.image_size is not None:
+        raise ConfigError("--image-size: only what is read from other libraries is resized")
+    config = config_lib.from_json(TrainConfig, (folder / "config.json").read_text())
+    vision = config_lib.choose(variants.VISION, config.model.vision, "model.vision")
+    llm = config_lib.choose(variants.LLAMA, config.model.llm, "model.llm")
+    config = dataclasses.replace(
+        config, model=dataclasses.replace(config.model, vision=vision, llm=llm)
+    )
+    came = json.loads((folder / CAME).read_text()) if (folder / CAME).is_file() else None
+    named = Path(config.data.tokenizer)
+    files = (folder / "tokenizer.json", named / "tokenizer.json", named)
+    tokenizer = next((file for file in files if file.is_file()), None)
+    params = flatten_dict(checkpoint.load_params(folder), sep="/")
+    return _Model(params, config, came, tokenizer)
+
+
+def _only(model: _Model, part: str | None) -> _Model:
+    if part is None:
+        return model
+    params = {path: x for path, x in model.params.items() if path.startswith(f"{part}/")}
+    if not params:
+        raise ConfigError(f"--part {part}: the model has no such part")
+    return dataclasses.replace(model, params=params)
+
+
+def _write(model: _Model, partial: Path, args: Args) -> None:
+    if args.to == "model":
+        _write_ours(model, partial)
+        return
+    from vvlm_jax.weights import export
+    from vvlm_jax.weights.huggingface import Prefixes
+
+    progress = None
+
+    def on_tensor(done, total):
+        nonlocal progress
+        progress = progress or Progress(f"writing {args.dst}", total, "tensors")
+        progress.update(done)
+
+    sizes: ModelConfig = model.config.model
+    if args.to == "npz":
+        export.write_big_vision(partial, model.params, sizes, args.dtype, on_tensor)
+    else:
+        partial.mkdir()
+        came = model.came and export.Came(
+            model.came["config"], Prefixes(*model.came["prefixes"]), model.came["copies"]
+        )
+        written = export.write_huggingface(
+            partial, model.params, sizes, source=args.source, came=came, dtype=args.dtype,
+            tokens=_ids(model.tokenizer), on_tensor=on_tensor,
+        )  # fmt: skip
+        if model.tokenizer is not None and not (partial / "tokenizer.json").exists():
+            shutil.copyfile(model.tokenizer, partial / "tokenizer.json")
+        if written.copied:
+            print(f"copied from {args.source}: {_names(written.copied)}")
+        if written.made_up:
+            print(f"written as ones and zeros, and not read: {_names(written.made_up)}")
+    if progress:
+        progress.close()
+
+
+def _write_ours(model: _Model, folder: Path) -> None:
+    from flax.traverse_util import unflatten_dict
+
+    from vvlm_jax.train import checkpoint
+
+    folder.mkdir()
+    (folder / "config.json").write_text(config_lib.to_json(model.config))
+    if model.came is not None:
+        (folder / CAME).write_text(json.dumps(model.came, indent=1) + "\n")
+    if model.tokenizer is not None:
+        shutil.copyfile(model.tokenizer, folder / "tokenizer.json")
+    elif any(path.startswith("llm/") for path in model.params):
+        print("no tokenizer.json there; put one into the folder, or set data.tokenizer")
+    checkpoint.save_params(folder, unflatten_dict(model.params, sep="/"))
+
+
+def _ids(tokenizer_file: Path | None) -> dict[str, int]:
+    """Ids that a Hugging Face config names; none without a tokenizer."""
+    from vvlm_jax.data import tokenizer
+
+    if tokenizer_file is None:
+        return {}
+    special = tokenizer.load(tokenizer_file).special
+    names = {"bos": tokenizer.BOS, "eos": tokenizer.EOT, "video": tokenizer.VIDEO}
+    return {name: special[token] for name, token in names.items() if token in special}
+
+
+def _names(names: list[str]) -> str:
+    return f"{len(names)} tensors ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
+
+
+if __name__ == "__main__":
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))

@@ -1,0 +1,1 @@
+"""Weights in and out: big_vision `.npz` and Hugging Face safetensors, each tensor accounted for."""

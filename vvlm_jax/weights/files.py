@@ -1,0 +1,261 @@
+"""Tensor files, read and written one tensor at a time, and nothing in them executed.
+
+safetensors is a length, a JSON header and bytes (https://github.com/huggingface/safetensors#format)
+and an `.npz` is a zip of `.npy` files. Readers answer `infos` (name → dtype and shape) from headers
+alone, and `read(name, start, count)`, elements of one tensor in C order, flat.
+"""
+
+import contextlib
+import json
+import math
+import re
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from vvlm_jax.weights.mapping import Info, WeightsError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_LONGEST_HEADER = 100_000_000
+_NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
+_CODES = {name: code for code, name in _NAMES.items()}
+_AGAIN = "copy or download it again"
+
+
+class Place(NamedTuple):
+    """Where a tensor's bytes are."""
+
+    file: Path
+    start: int
+    stop: int
+
+
+class Shard(NamedTuple):
+    """One file of a safetensors directory: what is needed to write it again."""
+
+    name: str
+    header: bytes
+    """Its JSON, with padding."""
+    tensors: tuple[tuple[str, int, int], ...]
+    """(name, first byte, end) in the order of the bytes."""
+
+
+class Safetensors:
+    """The weights of a Hugging Face directory: `model.safetensors`, or shards and their index.
+
+    Raises WeightsError when there are none, when one is truncated, or when index and shards differ.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.infos: dict[str, Info] = {}
+        self.metadata: dict[str, str] = {}
+        self.duplicates: list[str] = []
+        self.shards: list[Shard] = []
+        self._places: dict[str, Place] = {}
+        index = self._index()
+        for name in sorted(set(index.values())) if index else [SINGLE]:
+            self._add(self.folder / name)
+        if index and (wrong := self._against(index)):
+            listed = ", ".join(wrong[:3]) + (", …" if len(wrong) > 3 else "")
+            raise WeightsError(
+                f"{self.folder / INDEX}: {len(wrong)} tensors are not in the shard it names "
+                f"({listed}); {_AGAIN}"
+            )
+
+    def read(self, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
+        """`count` elements from `start` on (all by default), flat."""
+        place, dtype = self._places[name], jnp.dtype(self.infos[name].dtype)
+        count = math.prod(self.infos[name].shape) - start if count is None else count
+        offset = place.start + start * dtype.itemsize
+        return np.fromfile(place.file, dtype, count, offset=offset)
+
+    def raw(self, name: str) -> np.ndarray:
+        """A tensor's bytes, whatever its dtype."""
+        place = self._places[name]
+        return np.fromfile(place.file, np.uint8, place.stop - place.start, offset=place.start)
+
+    def _index(self) -> dict[str, str]:
+        """{tensor: shard}; empty when there is one file."""
+        if (self.folder / SINGLE).is_file():
+            return {}
+        file = self.folder / INDEX
+        if not file.is_file():
+            pickled = sorted(self.folder.glob("*.bin")) + sorted(self.folder.glob("*.pt*"))
+            raise WeightsError(
+                f"{pickled[0]}: pickled weights can execute code and are not read; save the model "
+                "again as safetensors (save_pretrained does)"
+                if pickled
+                else f"{self.folder}: has neither {SINGLE} nor {INDEX}; {_AGAIN}"
+            )
+        try:
+            index = dict(json.loads(file.read_text())["weight_map"])
+        except (ValueError, KeyError, TypeError) as e:
+            raise WeightsError(f"{file}: not an index of shards ({e!r}); {_AGAIN}") from None
+        for shard in set(index.values()):
+            if not isinstance(shard, str) or Path(shard).name != shard:
+                raise WeightsError(f"{file}: {shard!r} is not the name of a file beside it")
+        return index
+
+    def _add(self, file: Path) -> None:
+        header, raw = read_header(file)
+        self.metadata |= header.pop("__metadata__", None) or {}
+        begin, placed = 8 + len(raw), []
+        for name, entry in header.items():
+            start, stop = entry["data_offsets"]
+            if name in self.infos:
+                self.duplicates.append(name)
+            code = entry["dtype"]
+            self.infos[name] = Info(_NAMES.get(code, code), tuple(entry["shape"]))
+            self._places[name] = Place(file, begin + start, begin + stop)
+            placed.append((name, start, stop))
+        self.shards.append(Shard(file.name, raw, tuple(sorted(placed, key=lambda x: x[1:]))))
+
+    def _against(self, index: dict[str, str]) -> list[str]:
+        """Names on which the index and the shards disagree."""
+        there = {name: place.file.name for name, place in self._places.items()}
+        return sorted(name for name, _ in there.items() ^ index.items())
+
+
+def read_header(file: Path) -> tuple[dict, bytes]:
+    """(header, its bytes) of one safetensors file. WeightsError when the file is not whole."""
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file; {_AGAIN}")
+    size = file.stat().st_size
+    with file.open("rb") as f:
+        head = f.read(8)
+        length = int.from_bytes(head, "little")
+        if head == b"version ":
+            raise WeightsError(f"{file}: a Git LFS pointer, not the weights; run `git lfs pull`")
+        if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            raise WeightsError(f"{file}: not a safetensors file, or cut short; {_AGAIN}")
+        raw = f.read(length)
+    twice: list[str] = []
+
+    def unique(pairs):
+        names = [name for name, _ in pairs]
+        twice.extend(name for name in set(names) if names.count(name) > 1)
+        return dict(pairs)
+
+    try:
+        header = json.loads(raw, object_pairs_hook=unique)
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        ends = [tuple(map(int, t["data_offsets"])) for t in tensors]
+        sizes = [math.prod(map(int, t["shape"])) for t in tensors]
+        itemsizes = [_bytes_of(t["dtype"]) for t in tensors]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise WeightsError(f"{file}: its header is damaged ({e!r}); {_AGAIN}") from None
+    if twice:
+        raise WeightsError(f"{file}: its header has {', '.join(sorted(twice)[:3])} twice")
+    whole = 8 + length + max((stop for _, stop in ends), default=0)
+    if size != whole:
+        kind = "truncated" if size < whole else "longer than its header says"
+        raise WeightsError(f"{file}: {kind}: {size} bytes, {whole} expected; {_AGAIN}")
+    position = 0
+    for start, stop in sorted(ends):
+        if start != position:
+            raise WeightsError(f"{file}: its tensors overlap or leave gaps; {_AGAIN}")
+        position = stop
+    for (start, stop), count, itemsize in zip(ends, sizes, itemsizes, strict=True):
+        if itemsize and stop - start != count * itemsize:
+            raise WeightsError(f"{file}: a tensor's bytes do not match its shape; {_AGAIN}")
+    return header, raw
+
+
+def _bytes_of(code: str) -> int:
+    """Bytes of an element; 0 for formats of less than a byte."""
+    bits = int(re.search(r"\d+", code)[0]) if re.search(r"\d", code) else 8
+    return bits // 8
+
+
+def header_of(infos: dict[str, Info], metadata: dict[str, str]) -> bytes:
+    """A header as the safetensors library writes it: wide dtypes first, then by name, padded to
+    8 bytes.
+    """
+    header: dict = {"__metadata__": metadata} if metadata else {}
+    position = 0
+    for name in sorted(infos, key=lambda n: (-jnp.dtype(infos[n].dtype).itemsize, n)):
+        dtype, shape = infos[name]
+        stop = position + math.prod(shape) * jnp.dtype(dtype).itemsize
+        header[name] = {
+            "dtype": _CODES[dtype],
+            "shape": list(shape),
+            "data_offsets": [position, stop],
+        }
+        position = stop
+    raw = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    return raw + b" " * (-len(raw) % 8)
+
+
+def write_safetensors(file: Path, header: bytes, tensors) -> None:
+    """Writes `header` and then the arrays that `tensors` yields, in the order of their bytes."""
+    with file.open("wb") as f:
+        f.write(len(header).to_bytes(8, "little"))
+        f.write(header)
+        for x in tensors:
+            f.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
+
+
+class Npz:
+    """An `.npz`, its names after `prefix`; nothing in it is unpickled.
+
+    bfloat16 arrays, which NumPy stores as raw pairs of bytes, are read as bfloat16.
+    """
+
+    def __init__(self, file: str | Path):
+        self.file = Path(file)
+        self.infos: dict[str, Info] = {}
+        self.duplicates: list[str] = []
+        self._last: tuple[str, np.ndarray] | None = None
+        if not self.file.is_file():
+            raise WeightsError(f"{self.file}: no such file")
+        with self._open() as archive:
+            for member in archive.namelist():
+                name = member.removesuffix(".npy")
+                if name in self.infos:
+                    self.duplicates.append(name)
+                with archive.open(member) as f:
+                    self.infos[name] = self._info(name, f)
+
+    def read(self, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
+        """`count` elements from `start` on (all by default), flat. The array last read is kept."""
+        if self._last is None or self._last[0] != name:
+            self._last = None  # makes room before the next one is read
+            with self._open() as archive, archive.open(f"{name}.npy") as f:
+                x = np.lib.format.read_array(f, allow_pickle=False)
+            x = x.view(jnp.bfloat16) if x.dtype.kind == "V" else x
+            self._last = (name, np.ascontiguousarray(x).reshape(-1))
+        stop = None if count is None else start + count
+        return self._last[1][start:stop]
+
+    def _info(self, name: str, f) -> Info:
+        version = np.lib.format.read_magic(f)
+        read = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+            version, np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(f)
+        if dtype.hasobject:
+            raise WeightsError(f"{self.file}: {name} holds Python objects, which are not read")
+        is_bfloat16 = dtype.kind == "V" and dtype.itemsize == 2
+        return Info("bfloat16" if is_bfloat16 else dtype.name, shape)
+
+    @contextlib.contextmanager
+    def _open(self):
+        try:
+            with zipfile.ZipFile(self.file) as archive:
+                yield archive
+        except (zipfile.BadZipFile, EOFError, ValueError) as e:
+            if isinstance(e, WeightsError):
+                raise
+            raise WeightsError(f"{self.file}: not a whole .npz ({e}); {_AGAIN}") from None
+
+
+def write_npz(file: Path, tensors) -> None:
+    """Writes (name, array) pairs one after another."""
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for name, x in tensors:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as f:
+                np.lib.format.write_array(f, np.ascontiguousarray(x), allow_pickle=False)

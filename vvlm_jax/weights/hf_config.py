@@ -1,0 +1,281 @@
+"""config.json of Hugging Face directories ↔ our configs.
+
+Read in the spellings of transformers v4 (`rope_scaling` and `rope_theta`, `torch_dtype`) and v5
+(`rope_parameters`, `dtype`); written in v4's, which both read. What a side cannot express is an
+error that names the field, never a silent default.
+"""
+
+import json
+from pathlib import Path
+
+from vvlm_jax.config import LlamaConfig, ModelConfig, RopeScaling, VisionConfig
+from vvlm_jax.weights.huggingface import SKIP
+from vvlm_jax.weights.mapping import WeightsError
+
+
+class _Fields:
+    """A config.json, asked field by field; what cannot be expressed is an error that names it."""
+
+    def __init__(self, values: dict, where: str):
+        self.values, self.where = values, where
+
+    def size(self, name: str, default: int | None = None) -> int:
+        value = self.values.get(name, default)
+        value = default if value is None else value
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise WeightsError(f"{self.where}: {name} = {value!r}: must be a positive integer")
+        return value
+
+    def must_be(self, name: str, only, default=None) -> None:
+        value = self.values.get(name, default)
+        if value != only:
+            raise WeightsError(f"{self.where}: {name} = {value!r}: only {only!r} can be converted")
+
+    def inner(self, name: str) -> "_Fields":
+        if not isinstance(self.values.get(name), dict):
+            raise WeightsError(f"{self.where}: has no {name}; copy or download it again")
+        return _Fields(self.values[name], f"{self.where}: {name}")
+
+
+def read_config(folder: str | Path) -> dict:
+    """The folder's config.json. WeightsError when it is missing, damaged or of another model."""
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise WeightsError(f"{file}: no such file; a Hugging Face directory has one")
+    try:
+        values = json.loads(file.read_text())
+        kind = values.get("model_type")
+    except (ValueError, AttributeError) as e:
+        raise WeightsError(f"{file}: not a config ({e}); copy or download it again") from None
+    if kind not in SKIP:
+        raise WeightsError(
+            f"{file}: model_type = {kind!r}: cannot be converted; known: {', '.join(SKIP)}"
+        )
+    return values
+
+
+def to_model_config(values: dict, where: str) -> tuple[ModelConfig, tuple[str, ...]]:
+    """(our config with towers as sizes, parts that the checkpoint holds).
+
+    Raises WeightsError naming the first field that our model cannot express.
+    """
+    fields, kind = _Fields(values, where), values["model_type"]
+    dtype = values.get("dtype") or values.get("torch_dtype")
+    common = dict(dtype="float32" if dtype in (None, "float32") else "bfloat16")
+    if kind in ("llama", "qwen2"):
+        return ModelConfig(llm=_llama(fields), **common), ("llm",)
+    if kind != "llava_onevision":
+        tower = fields.inner("vision_config") if kind == "siglip" else fields
+        return ModelConfig(vision=_siglip(tower), **common), ("vision",)
+    fields.must_be("vision_feature_select_strategy", "full", "full")
+    fields.must_be("projector_hidden_act", "gelu", "gelu")
+    fields.must_be("multimodal_projector_bias", True, True)
+    text, tower = fields.inner("text_config"), fields.inner("vision_config")
+    tower.must_be("model_type", "siglip_vision_model")
+    if text.values.get("model_type") not in ("llama", "qwen2"):
+        text.must_be("model_type", "llama or qwen2")
+    if values.get("tie_word_embeddings"):
+        text.values = text.values | {"tie_word_embeddings": True}
+    vision = _siglip(tower, values.get("vision_feature_layer", -1))
+    side = -(-vision.grid // 2)  # the class pools by two, rounding up
+    model = ModelConfig(
+        vision=vision, llm=_llama(text), tokens_per_frame=side**2, newline="per-video", **common
+    )
+    return model, ("vision", "projector", "llm", "newline")
+
+
+def with_image_size(values: dict, image_size: int) -> dict:
+    """A config whose tower takes images of another size."""
+    if "vision_config" not in values:
+        return values | {"image_size": image_size}
+    return values | {"vision_config": values["vision_config"] | {"image_size": image_size}}
+
+
+def _siglip(f: _Fields, layer: int | None = None) -> VisionConfig:
+    """A tower's sizes; a class's defaults stand for what its file leaves out.
+
+    `layer` is transformers' index into hidden states (0 is before the first block): None is a tower
+    by itself, all of it.
+    """
+    f.must_be("hidden_act", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
+    f.must_be("layer_norm_eps", 1e-6, 1e-6)
+    f.must_be("num_channels", 3, 3)
+    depth = f.size("num_hidden_layers", 12)
+    if layer is not None and (not isinstance(layer, int) or not -depth <= layer <= depth):
+        raise WeightsError(f"{f.where}: vision_feature_layer = {layer!r}: must be one layer")
+    if layer == 0:
+        raise WeightsError(f"{f.where}: vision_feature_layer = 0: no block would run")
+    has_head = f.values.get("vision_use_head", True) and layer is None
+    return VisionConfig(
+        width=f.size("hidden_size", 768),
+        depth=depth,
+        mlp_dim=f.size("intermediate_size", 3072),
+        num_heads=f.size("num_attention_heads", 12),
+        patch_size=f.size("patch_size", 16),
+        image_size=f.size("image_size", 224),
+        feature_layer=-1 if layer is None else layer - depth - 1 if layer > 0 else layer,
+        head="map" if has_head else "none",
+    )
+
+
+def _llama(f: _Fields) -> LlamaConfig:
+    qwen = f.values["model_type"] == "qwen2"
+    f.must_be("hidden_act", "silu", "silu")
+    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+        f.must_be(name, False, False)
+    width, heads = f.size("hidden_size", 4096), f.size("num_attention_heads", 32)
+    theta, scaling = _rope(f)
+    return LlamaConfig(
+        vocab=f.size("vocab_size", 151936 if qwen else 32000),
+        width=width,
+        depth=f.size("num_hidden_layers", 32),
+        mlp_dim=f.size("intermediate_size", 22016 if qwen else 11008),
+        num_heads=heads,
+        num_kv_heads=f.size("num_key_value_heads", 32 if qwen else heads),
+        head_dim=f.size("head_dim", width // heads),
+        tie_embeddings=bool(f.values.get("tie_word_embeddings", False)),
+        qkv_bias=qwen,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        norm_eps=float(f.values.get("rms_norm_eps", 1e-6)),
+    )
+
+
+def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
+    """(base, scaling) in the spelling of v5 or of v4."""
+    rope = f.values.get("rope_parameters") or f.values.get("rope_scaling") or {}
+    theta = float(rope.get("rope_theta") or f.values.get("rope_theta") or 1e4)
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    partial = rope.get("partial_rotary_factor", f.values.get("partial_rotary_factor", 1.0))
+    if kind not in ("default", "llama3") or partial != 1.0:
+        raise WeightsError(
+            f"{f.where}: rope_type = {kind!r}, partial_rotary_factor = {partial}: only default and "
+            "llama3, whole heads, can be converted"
+        )
+    if kind == "default":
+        return theta, None
+    try:
+        numbers = [rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor")]
+        original = rope.get("original_max_position_embeddings")
+        original = original or f.values["max_position_embeddings"]
+        return theta, RopeScaling(*map(float, numbers), int(original))
+    except (KeyError, TypeError, ValueError) as e:
+        raise WeightsError(f"{f.where}: rope scaling of type llama3 lacks {e}") from None
+
+
+LONGEST = 131072
+"""`max_position_embeddings` that is written when no source says otherwise; ours has no limit."""
+
+
+def check_onevision(model: ModelConfig) -> None:
+    """Raises WeightsError when LlavaOnevisionForConditionalGeneration cannot express a setting."""
+    if model.vision.head != "none":
+        raise WeightsError(
+            f"model.vision.head = {model.vision.head!r}: LlavaOnevisionForConditionalGeneration "
+            "reads patches, not one pooled feature"
+        )
+    side = -(-model.vision.grid // 2)
+    for name, only, why in (
+        ("resampler", "bilinear", "pools bilinearly"),
+        ("tokens_per_frame", side**2, "pools the grid by two"),
+        ("newline", "per-video", "puts one newline after each video"),
+    ):
+        if (value := getattr(model, name)) != only:
+            raise WeightsError(
+                f"model.{name} = {value!r}: LlavaOnevisionForConditionalGeneration {why}, so it "
+                f"can express only {only!r}; --part vision or --part llm writes one tower"
+            )
+
+
+def from_model_config(model: ModelConfig, parts, dtype: str, head: bool, tokens: dict) -> dict:
+    """config.json of the class that holds `parts`.
+
+    Args:
+      tokens: ids `bos`, `eos`, `video` of the tokenizer, where known.
+
+    Raises WeightsError when the placeholder's id is needed and not known.
+    """
+    common = {"torch_dtype": dtype}
+    if set(parts) == {"llm"}:
+        return _llama_json(model.llm, tokens) | common
+    if set(parts) == {"vision"}:
+        return _siglip_json(model.vision, head) | common
+    if "video" not in tokens:
+        raise WeightsError(
+            "the class needs the placeholder's id, and no tokenizer was found; put tokenizer.json "
+            "into the model's folder"
+        )
+    return {
+        "architectures": ["LlavaOnevisionForConditionalGeneration"],
+        "model_type": "llava_onevision",
+        "vision_config": _siglip_json(model.vision, head=False),
+        "text_config": _llama_json(model.llm, tokens) | common,
+        # One placeholder: what is given, images or videos, is put in its place.
+        "image_token_index": tokens["video"],
+        "video_token_index": tokens["video"],
+        "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": True,
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+        "vision_aspect_ratio": "anyres_max_9",
+        "tie_word_embeddings": model.llm.tie_embeddings,
+    } | common
+
+
+def _siglip_json(c: VisionConfig, head: bool) -> dict:
+    return {
+        "architectures": ["SiglipVisionModel"],
+        "model_type": "siglip_vision_model",
+        "hidden_size": c.width,
+        "intermediate_size": c.mlp_dim,
+        "num_hidden_layers": c.blocks_run,
+        "num_attention_heads": c.num_heads,
+        "num_channels": 3,
+        "image_size": c.image_size,
+        "patch_size": c.patch_size,
+        "hidden_act": "gelu_pytorch_tanh",
+        "layer_norm_eps": 1e-6,
+        "attention_dropout": 0.0,
+        "vision_use_head": head,
+    }
+
+
+def _llama_json(c: LlamaConfig, tokens: dict) -> dict:
+    scaling = None
+    if (s := c.rope_scaling) is not None:
+        scaling = {
+            "rope_type": "llama3",
+            "factor": s.factor,
+            "low_freq_factor": s.low_freq_factor,
+            "high_freq_factor": s.high_freq_factor,
+            "original_max_position_embeddings": s.original_max_position,
+        }
+    kind = ("Qwen2ForCausalLM", "qwen2") if c.qkv_bias else ("LlamaForCausalLM", "llama")
+    values = {
+        "architectures": [kind[0]],
+        "model_type": kind[1],
+        "vocab_size": c.vocab,
+        "hidden_size": c.width,
+        "intermediate_size": c.mlp_dim,
+        "num_hidden_layers": c.depth,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": LONGEST,
+        "rms_norm_eps": c.norm_eps,
+        "rope_theta": c.rope_theta,
+        "rope_scaling": scaling,
+        "tie_word_embeddings": c.tie_embeddings,
+        "bos_token_id": tokens.get("bos"),
+        "eos_token_id": tokens.get("eos"),
+    }
+    if c.qkv_bias:
+        if c.head_dim * c.num_heads != c.width:
+            raise WeightsError(
+                f"model.llm.head_dim = {c.head_dim}: Qwen2ForCausalLM has width / heads = "
+                f"{c.width // c.num_heads}"
+            )
+        del values["head_dim"]
+        values["use_sliding_window"] = False
+    return values
