@@ -65,7 +65,11 @@ class VLM(nn.Module):
         return x_BVD.reshape(B, T * self.tokens_per_frame, -1)
 
     def question(self, query_BQ, query_lengths_B):
-        """The final state [B, D] of each question's last token; no gradient passes through it."""
+        """The final state [B, D] of each question's last token; no gradient passes through it.
+        ValueError when there is none.
+        """
+        if query_BQ is None or query_lengths_B is None:
+            raise ValueError("model.resampler = 'quecc' needs each row's question to encode frames")
         hidden_BQD, _ = self.llm(self.llm.embed(query_BQ))
         last_B11 = jnp.maximum(query_lengths_B - 1, 0)[:, None, None]
         return jax.lax.stop_gradient(jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0])

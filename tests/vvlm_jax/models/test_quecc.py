@@ -211,6 +211,12 @@ def test_text_alone_needs_no_question(params, inputs):
     assert states.shape == (2, L, LLAMA.width)
 
 
+def test_frames_without_a_question_are_refused(params, inputs):
+    _, frames = inputs
+    with pytest.raises(ValueError, match=r"^model\.resampler = 'quecc' needs each row's question"):
+        MODEL.apply({"params": params}, frames, method="encode")
+
+
 def test_build_reads_the_config():
     config = ModelConfig(
         "study/12", "study-s", 1, 4, "float32", resampler="quecc", quecc_layers=(1, 2)
