@@ -17,7 +17,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-quick test-light lint format bench-fit clean
+.PHONY: help setup study test test-quick test-light lint format bench-fit bench-model clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
@@ -46,6 +46,9 @@ format: $(VENV)/.ready-tests  ## mend style and format where ruff can
 
 bench-fit: $(VENV)/.ready-tests  ## time the scaling-law fit beside scipy, and judge its optima
 	$(PY) -m tools.bench.bench_fit $(ARGS)
+
+bench-model: $(VENV)/.ready-torch  ## time prefill and decode beside transformers
+	$(PY) -m tools.bench.bench_model $(ARGS)
 
 clean:  ## remove caches (never runs/, never .venv)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
