@@ -35,10 +35,13 @@ with warnings.catch_warnings():
     import jaxopt
 
 CONVERGED, STOPPED, FAILED = 0, 1, 2
-"""Status of a lane: gradient within tolerance; best point when iterations ran out; not finite."""
+"""Status of a lane: gradient within tolerance, or so small that a Newton step would gain less than
+float64 resolves; best point when iterations ran out; not finite.
+"""
 
 STATUSES = ("converged", "stopped", "failed")
 GRADIENT_TOLERANCE = 1e-6  # |gradient| of a unit of objective
+ROUNDING = 1e-13  # of the objective: what a sum of squares cannot resolve
 EXACT = 1e-26  # mean squared residual of noise-free data, down to rounding
 SCREEN = ((10, None), (60, None))  # (iterations, lanes kept): every start, on all runs
 DESCEND = ((20, 24), (60, 8))  # the best arrivals, on a resample
@@ -256,26 +259,12 @@ class _Work:
         Objective and slope of the lanes are left to the next descent.
         """
         out = lanes.theta.copy()
-        for g in np.unique(self.problem_of_fit[lanes.fit]):
-            rows = np.flatnonzero(self.problem_of_fit[lanes.fit] == g)
-            data = (
-                self.log_z[g],
-                self.target[lanes.fit[rows]],
-                self.root[lanes.fit[rows]],
-                self.layout,
-                self.loss,
-            )
+        for rows, data in self.by_problem(lanes.fit):
             theta, damping = out[rows], np.full(len(rows), 1e-9)
             value, gradient, hessian = objective.derivatives(theta, *data)
             for _ in range(NEWTON):
-                low, high = theta <= self.lower, theta >= self.upper
-                free = ~((low & (gradient > 0)) | (high & (gradient < 0)))
-                matrix = hessian * (free[:, :, None] & free[:, None])
-                matrix += np.eye(theta.shape[1]) * ~free[:, None]
-                bend, axes = np.linalg.eigh(matrix)
-                along = np.swapaxes(axes, 1, 2) @ (gradient * free)[..., None]
-                along /= (np.abs(bend) + damping[:, None])[..., None]
-                new_theta = np.clip(theta - (axes @ along)[..., 0], self.lower, self.upper)
+                move, _ = self.newton_step(theta, gradient, hessian, damping)
+                new_theta = np.clip(theta - move, self.lower, self.upper)
                 new = objective.derivatives(new_theta, *data)
                 better = new[0] < value
                 theta[better], value[better] = new_theta[better], new[0][better]
@@ -283,6 +272,41 @@ class _Work:
                 damping = np.where(better, damping / 10, damping * 100)
             out[rows] = theta
         return lanes._replace(theta=out)
+
+    @np.errstate(all="ignore")
+    def exhausted(self, lanes: _Lanes) -> np.ndarray:
+        """Bool [N]: a Newton step would gain less than rounding, whatever the gradient."""
+        gain = np.full(len(lanes.fit), np.inf)
+        for rows, data in self.by_problem(lanes.fit):
+            theta = lanes.theta[rows]
+            _, gradient, hessian = objective.derivatives(theta, *data)
+            known = np.isfinite(hessian).all(axis=(1, 2))  # eigh raises on what is not finite
+            hessian[~known] = 0.0
+            _, gained = self.newton_step(theta, gradient, hessian, np.zeros(len(rows)))
+            gain[rows] = np.where(known, gained, np.inf)
+        return gain <= ROUNDING * lanes.objective
+
+    def by_problem(self, fit):
+        """Yields (rows, what `objective.derivatives` takes after theta) of each problem in fit."""
+        for g in np.unique(self.problem_of_fit[fit]):
+            rows = np.flatnonzero(self.problem_of_fit[fit] == g)
+            data = self.target[fit[rows]], self.root[fit[rows]], self.layout, self.loss
+            yield rows, (self.log_z[g], *data)
+
+    def newton_step(self, theta, gradient, hessian, damping):
+        """(downhill move [N, P], what it gains by the quadratic model [N]).
+
+        Parameters that press on a bound stay; directions that bend down are turned round.
+        """
+        low, high = theta <= self.lower, theta >= self.upper
+        free = ~((low & (gradient > 0)) | (high & (gradient < 0)))
+        matrix = hessian * (free[:, :, None] & free[:, None])
+        matrix += np.eye(theta.shape[1]) * ~free[:, None]
+        bend, axes = np.linalg.eigh(matrix)
+        slope = (np.swapaxes(axes, 1, 2) @ (gradient * free)[..., None])[..., 0]
+        along = slope / (np.abs(bend) + damping[:, None])
+        along = np.where(slope == 0, 0.0, along)
+        return (axes @ along[..., None])[..., 0], (slope * along).sum(axis=1) / 2
 
     @np.errstate(all="ignore")
     def vanish(self, lanes: _Lanes) -> _Lanes:
@@ -459,6 +483,8 @@ class _Work:
         """One lane a fit as a `Solution` a problem."""
         finite = np.isfinite(lanes.objective) & np.isfinite(lanes.theta).all(axis=1)
         status = np.where(self.converged(lanes), CONVERGED, STOPPED)
+        late = np.flatnonzero(finite & (status == STOPPED))
+        status[late[self.exhausted(lanes.take(late))]] = CONVERGED
         with np.errstate(invalid="ignore", divide="ignore"):
             relative = np.where(lanes.objective > EXACT, lanes.slope / lanes.objective, 0.0)
         columns = (
