@@ -46,7 +46,7 @@ _EXPORTS = {
         "isoflop_sweep",
         "star_sweep",
     ),
-    "uncertainty": ("Decision", "decide", "prediction_interval"),
+    "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted({*_HOME, *_EXPORTS})

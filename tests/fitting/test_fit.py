@@ -259,6 +259,30 @@ def test_grid_members_and_quantiles_agree_with_predict(noisy, law):
     np.testing.assert_allclose(mean, members.mean(axis=0), rtol=1e-12)
 
 
+def test_with_free_exponents_the_mean_breaks_and_the_median_does_not():
+    """Table 9. A resample that lost its runs between two levels cannot tell a slope from a step: a
+    term with an exponent of 30 fits its own runs as well as any, and is off by millions elsewhere.
+    """
+    table = synthetic_table("add-interact", PAPER_POINTS, noise=0.01)
+    star = table.where("sweep", "star")
+    config = FitConfig(exponent_cap=None, resamples=30, starts=20)
+    law = fit(table, config, rows=star)
+    x, n, error = table.x[~star], table.n[~star], table.error[~star]
+    members_BR = law.predict_members(x, n)
+    mean, median = members_BR.mean(axis=0), np.median(members_BR, axis=0)
+    assert np.mean((mean - error) ** 2) > 1e4
+    assert np.mean((median - error) ** 2) < 4
+    steep = np.abs(law.theta * law.is_exponent).max(axis=1) > 10
+    wild = (np.abs(members_BR - error) > 100).any(axis=1)
+    assert 0 < wild.sum() < 15
+    assert (wild <= steep).all()
+    assert np.median(law.objective[wild]) < 1.5 * np.median(law.objective[~wild])
+    calm = members_BR[~wild].mean(axis=0)
+    assert np.mean((calm - error) ** 2) < 4
+    capped = fit(table, config.replace(exponent_cap=4.0), rows=star)
+    assert (np.abs(capped.predict_members(x, n) - error) > 100).any(axis=1).sum() < wild.sum()
+
+
 def test_bad_questions_are_refused(law):
     for question, message in (
         (dict(x=[1e9, 4.0], n=1e6), "needs the factors lm_params, num_frames, tokens_per_frame"),
