@@ -24,7 +24,7 @@ def test_help_needs_no_jax(name):
     assert f"python -m tools.bench.{name}" in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="compiles every form and option")
 def test_the_appendix_prints_its_three_tables(capsys):
     rows = bench_appendix.appendix(FitConfig(resamples=2, starts=3))
     shown = capsys.readouterr().out
