@@ -100,7 +100,7 @@ def main(args: Args) -> None:
     """Answers what is asked."""
     ask = args.ask
     check_flags(ask, args.offer)
-    from fitting.fit import BaggedFit
+    from fitting.law import BaggedFit
 
     law = BaggedFit.load(ask.law)
     if ask.examples is not None and law.examples is None:

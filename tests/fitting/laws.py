@@ -3,8 +3,8 @@
 import numpy as np
 
 from fitting.config import FitConfig
-from fitting.fit import BaggedFit, FittedRuns, Members
 from fitting.forms import get_form
+from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.runs import FACTORS
 from fitting.solve import CONVERGED, FAILED
 from tests.fitting.synthetic import PAPER_POINTS, PAPER_UNITS, true_theta

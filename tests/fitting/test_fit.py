@@ -11,8 +11,9 @@ import pytest
 from hypothesis import strategies as st
 
 from fitting.config import FitConfig
-from fitting.fit import BaggedFit, fit, fit_many
+from fitting.fit import fit, fit_many
 from fitting.forms import PAPER_FORMS, get_form
+from fitting.law import BaggedFit
 from fitting.runs import LI2024, read_runs
 from fitting.solve import CONVERGED
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table, table_of, true_error

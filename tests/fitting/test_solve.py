@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from fitting import objective, solve, starts
+from fitting import descent, objective, solve, starts
 from fitting.bootstrap import resample_weights
 from fitting.config import FitConfig
 from fitting.forms import get_form
@@ -91,7 +91,7 @@ def test_converged_means_that_nothing_is_left_to_gain(monkeypatch):
     given, layout = problem(resamples=1, count=1)
     whole = solve.solve([given], layout, *free(layout))[0]
     # Rounding may leave a gradient above the tolerance although no step can go down.
-    monkeypatch.setattr(solve, "GRADIENT_TOLERANCE", 0.0)
+    monkeypatch.setattr(descent, "GRADIENT_TOLERANCE", 0.0)
     again = given._replace(starts=whole.theta)
     assert solve.solve([again], layout, *free(layout))[0].status == CONVERGED
     monkeypatch.setattr(solve, "POLISH", 0)
@@ -169,7 +169,7 @@ def test_positive_systems_are_solved():
     root = rng.normal(size=(5, 6, 6))
     matrix, right = root @ np.swapaxes(root, 1, 2) + 0.1 * np.eye(6), rng.normal(size=(5, 6))
     with jax.enable_x64(True):
-        found = np.asarray(solve.solve_positive(matrix, right))
+        found = np.asarray(descent.solve_positive(matrix, right))
     np.testing.assert_allclose(found, np.linalg.solve(matrix, right[..., None])[..., 0], rtol=1e-8)
 
 

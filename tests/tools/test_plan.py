@@ -14,8 +14,8 @@ import tyro
 
 from fitting.cost import PAPER, ActualFlops
 from fitting.elasticity import elasticity
-from fitting.fit import FittedRuns
 from fitting.frontier import agreement, frontier, member_frontiers
+from fitting.law import FittedRuns
 from fitting.sweeps import PAPER_DOMAIN
 from fitting.uncertainty import decide, prediction_interval
 from tests.fitting.laws import any_law, made_up_law

@@ -46,7 +46,8 @@ class Args:
 def main(args: Args) -> None:
     """Prints a table and whether both agree."""
     from fitting.config import FitConfig
-    from fitting.fit import BaggedFit, fit
+    from fitting.fit import fit
+    from fitting.law import BaggedFit
 
     law = BaggedFit.load(args.law) if args.law else fit(twin(), FitConfig(starts=50))
     domain = Domain(*LEVELS)
