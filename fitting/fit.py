@@ -5,7 +5,9 @@ drawn in `FitConfig.units`; inside, factors and errors are divided by their geom
 runs, which conditions the solver and changes no result.
 """
 
+import contextlib
 import difflib
+import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -14,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fitting import objective, starts
-from fitting.bootstrap import lost_levels, resample_weights, wild_targets
+from fitting.bootstrap import fewest_levels, lost_levels, resample_weights, wild_targets
 from fitting.config import FitConfig
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
@@ -23,7 +25,7 @@ from fitting.runs import RunTable
 from fitting.solve import BASIN, EXACT, FAILED, SCREEN, Problem, solve
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
-VERSIONS = ("jax", "jaxlib", "jaxopt", "numpy")
+VERSIONS = ("vvlm_jax", "jax", "jaxlib", "jaxopt", "numpy")
 
 
 def fit(
@@ -83,7 +85,7 @@ def fit_many(
     lower, upper = _bounds(layout, config)
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
     wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
-    lost = [0] * len(cases)
+    lost = [{}] * len(cases)
     if config.resampling != "none":
         resampled = [
             _resampled(case, config, whole, loss) for case, whole in zip(cases, wholes, strict=True)
@@ -161,10 +163,12 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
     return case._replace(starts=drawn)
 
 
-def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, int]:
-    """The whole fit again as row 0 and then every resample; and how many lost a level."""
+def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
+    """The whole fit again as row 0 and then every resample; and of each column, how many resamples
+    lost one of its levels.
+    """
     size, table, kind = len(case.weights), case.table, config.resampling
-    level_R = table.x[:, _level_factor(table)]
+    level_R = table.x[:, fewest_levels(table.x)]
     if kind == "wild":
         weights_BR = np.tile(case.weights, (config.resamples, 1))
         ones = np.ones((1, size))
@@ -176,7 +180,7 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
             fitted[0], case.target, jacobian[0].T, case.weights, config.resamples, config.seed
         )
     else:
-        strata = _strata(table, level_R) if kind == "stratified" else None
+        strata = _strata(table, level_R, case.rows) if kind == "stratified" else None
         counts_BR = resample_weights(
             len(table),
             config.resamples,
@@ -187,7 +191,12 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
         )
         weights_BR = _padded((counts_BR * table.weights).T, size).T
         target_BR = np.tile(case.target, (config.resamples, 1))
-    lost = int(lost_levels(weights_BR[:, : len(table)], level_R).sum())
+    named = {**dict(zip(table.factors, table.x.T, strict=True)), table.examples: table.n}
+    lost = {
+        name: int(lost_levels(weights_BR[:, : len(table)], column_R).sum())
+        for name, column_R in named.items()
+        if column_R is not None
+    }
     begin = case.starts
     if config.solver == "lm":
         begin = np.concatenate([whole.theta, whole.arrivals])
@@ -201,7 +210,7 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
     return problem, lost
 
 
-def _bagged(case: _Case, config: FitConfig, first, bag, lost: int) -> BaggedFit:
+def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) -> BaggedFit:
     """A `BaggedFit` of what the solver found: `first` on all runs, `bag` on them and resamples."""
     table, rows = case.table, case.rows
     if (bag.status == FAILED).all() or bag.status[0] == FAILED:
@@ -232,10 +241,18 @@ def _bagged(case: _Case, config: FitConfig, first, bag, lost: int) -> BaggedFit:
         bag=Members(*(column[0 if alone else 1 :] for column in everyone)),
         whole=Members(*(column[:1] for column in everyone)),
         runs=FittedRuns(table.run_id[rows], z[rows], table.error[rows], table.weights[rows]),
-        lost_levels=lost,
-        level_factor=table.factors[_level_factor(table)],
-        versions={name: metadata.version(name) for name in VERSIONS},
+        lost=lost,
+        versions=_versions(),
     )
+
+
+def _versions() -> dict[str, str]:
+    """Of what computes; a package that runs from a checkout has none."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def _unit(config: FitConfig, scale: float) -> float:
@@ -276,17 +293,22 @@ def _padded(values, size: int) -> np.ndarray:
     return np.concatenate([values, missing])
 
 
-def _level_factor(table: RunTable) -> int:
-    """The factor with the fewest levels above one, which a resample loses most easily."""
-    counts = [len(np.unique(column)) for column in table.x.T]
-    return min(range(len(counts)), key=lambda k: (counts[k] == 1, counts[k]))
+def _strata(table: RunTable, level_R, rows_R) -> np.ndarray:
+    """Labels [R]: the sweep, where there is one, and the level.
 
-
-def _strata(table: RunTable, level_R) -> np.ndarray:
-    """Labels [R]: the sweep, where there is one, and the level."""
+    Raises:
+      ValueError: no stratum holds two runs, so that every resample would be the table itself.
+    """
     sweep_R = table.columns.get("sweep", np.full(len(table), ""))
     pairs = np.char.add(np.char.add(sweep_R.astype(str), " "), level_R.astype(str))
-    return np.unique(pairs, return_inverse=True)[1]
+    strata_R = np.unique(pairs, return_inverse=True)[1]
+    if np.bincount(strata_R[rows_R]).max() < 2:
+        raise ValueError(
+            f"{table.source}: resampling 'stratified' draws within each level of "
+            f"{table.factors[fewest_levels(table.x)]}, and each holds a single run; 'wild' and "
+            "'bayesian' can do without"
+        )
+    return strata_R
 
 
 def _check(table: RunTable, rows_R, config: FitConfig) -> None:
@@ -299,8 +321,14 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
         raise ValueError(f"rows must be a mask of {len(table)} runs, with one of weight or more")
     perfect = np.flatnonzero((table.error <= 0) & rows_R & (table.weights > 0))
     if config.space == "log" and perfect.size:
+        others = f" (and {perfect.size - 1} more)" if perfect.size > 1 else ""
         raise ValueError(
-            f"{table.source}: run {str(table.run_id[perfect[0]])!r} has error "
-            f"{table.error[perfect[0]]:g}, which has no logarithm; leave the run out or fit in "
-            "linear space"
+            f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has error 0, a score "
+            f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
+        )
+    form = get_form(config.form)
+    if table.n is not None and not form.has_n:
+        raise ValueError(
+            f"{table.source}: form {config.form!r} has no number of examples; leave out "
+            f"{table.examples}"
         )

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fitting import objective, summary
+from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
 from fitting.objective import Loss
@@ -22,6 +23,7 @@ from fitting.solve import FAILED, STATUSES
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
 BLOCK = 2048  # configurations predicted at once
+FORMAT = 2  # of fit.json
 
 
 class FittedRuns(NamedTuple):
@@ -80,8 +82,7 @@ class BaggedFit:
       bag: `Members`, one a resample.
       whole: `Members` of one row, the fit to all runs.
       runs: `FittedRuns`.
-      lost_levels: resamples without any run of some level of `level_factor`.
-      level_factor: the factor with the fewest levels.
+      lost: of each column, the resamples without any run of one of its levels.
       versions: of the packages that computed it.
     """
 
@@ -95,8 +96,7 @@ class BaggedFit:
     bag: Members
     whole: Members
     runs: FittedRuns
-    lost_levels: int
-    level_factor: str
+    lost: dict[str, int]
     versions: dict[str, str]
 
     # --- what it is ---
@@ -162,6 +162,16 @@ class BaggedFit:
         return _rows(self.bag)
 
     @property
+    def level_factor(self) -> str:
+        """The factor with the fewest levels above one, which a resample loses most easily."""
+        return self.factors[fewest_levels(self.runs.z[:, : len(self.factors)])]
+
+    @property
+    def lost_levels(self) -> int:
+        """Resamples without any run of some level of `level_factor`."""
+        return self.lost.get(self.level_factor, 0)
+
+    @property
     def failures(self) -> int:
         """Members of which no start stayed finite; they take no part in predictions."""
         return int((self.status == FAILED).sum())
@@ -198,9 +208,11 @@ class BaggedFit:
 
     @property
     def aicc(self) -> float:
-        """Corrected Akaike criterion of the whole fit; NaN with too few runs."""
+        """Corrected Akaike criterion of the whole fit; NaN with too few runs, and with the Huber
+        loss, which is no likelihood.
+        """
         runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
-        if runs <= free + 1:
+        if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
         return float(likelihood + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
@@ -310,7 +322,7 @@ class BaggedFit:
         if self.config.free_floor:
             kinds[self.layout.floor] = "coefficient"
         fields = {
-            "format": 1,
+            "format": FORMAT,
             "form": self.config.form,
             "metric": self.metric,
             "factors": list(self.factors),
@@ -327,7 +339,7 @@ class BaggedFit:
             "whole": _rows(self.whole)[0],
             "members": self.members,
             "failures": self.failures,
-            "lost_levels": {"column": self.level_factor, "resamples": self.lost_levels},
+            "lost_levels": self.lost,
             "degenerate": self.degenerate,
             "data": {
                 "source": self.source,
@@ -338,7 +350,10 @@ class BaggedFit:
             },
             "versions": self.versions,
         }
-        path.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        fields["checksum"] = _checksum(fields)
+        partial = path.with_name("fit.json.partial")
+        partial.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        partial.replace(path)
         return path
 
     @classmethod
@@ -346,17 +361,29 @@ class BaggedFit:
         """Reads what `save` wrote into the folder.
 
         Raises:
-          FileNotFoundError, ValueError: one line; no fit there, not one, or of a form that has
-            other parameters by now.
+          FileNotFoundError, ValueError: one line; no fit there, not one, one that was changed by
+            hand or cut short, or of a form that has other parameters by now.
         """
         path = Path(folder)
         path = path / "fit.json" if path.is_dir() or path.suffix != ".json" else path
         try:
             text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file; `save` writes it") from None
+            raise FileNotFoundError(f"{path}: no such file; tools.fit writes it") from None
+        except UnicodeDecodeError:
+            raise ValueError(f"{path}: not a fit: it holds no text") from None
         try:
             fields = json.loads(text)
+        except ValueError as e:
+            raise ValueError(f"{path}: not a whole fit: {e}") from None
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            there = fields.get("format") if isinstance(fields, dict) else None
+            raise ValueError(
+                f"{path}: not a fit of format {FORMAT} but {there!r}; fit again with this version"
+            )
+        if fields.pop("checksum", None) != _checksum(fields):
+            raise ValueError(f"{path}: changed since it was written; fit again")
+        try:
             data = fields["data"]
             rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
             fit = cls(
@@ -370,13 +397,12 @@ class BaggedFit:
                 bag=_members(fields["members"]),
                 whole=_members([fields["whole"]]),
                 runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
-                lost_levels=fields["lost_levels"]["resamples"],
-                level_factor=fields["lost_levels"]["column"],
+                lost=fields["lost_levels"],
                 versions=fields["versions"],
             )
             names = tuple(parameter["name"] for parameter in fields["parameters"])
         except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}: not a fit of this version: {e!r}") from None
+            raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
         if fit.parameters != names:
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
@@ -480,6 +506,12 @@ def _members(rows: list[dict]) -> Members:
         np.array([STATUSES.index(row["status"]) for row in rows]),
         np.array([row["basin_share"] for row in rows], float),
     )
+
+
+def _checksum(fields: dict) -> str:
+    """sha256 of all that stands in the file beside it."""
+    text = json.dumps(fields, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _finite(value):

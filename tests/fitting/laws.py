@@ -54,8 +54,7 @@ def _law(form, theta, whole, z, noise, rng, config, **fields) -> BaggedFit:
             bag=fits(theta),
             whole=fits(whole[None]),
             runs=FittedRuns(names, z, error, np.ones(len(z))),
-            lost_levels=0,
-            level_factor=fields["factors"][0],
+            lost={},
             versions={},
             **fields,
         )

@@ -391,7 +391,7 @@ def test_a_file_that_is_no_fit_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"fit\.json: no such file"):
         BaggedFit.load(tmp_path)
     (tmp_path / "fit.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"fit\.json: not a fit of this version"):
+    with pytest.raises(ValueError, match=r"fit\.json: not a fit of format 2 but None"):
         BaggedFit.load(tmp_path)
 
 
@@ -405,7 +405,9 @@ def test_bad_tables_are_refused(noisy):
         fit(two, TINY)
     perfect = synthetic_table("mult", PAPER_POINTS)
     perfect.error[3] = 0.0
-    with pytest.raises(ValueError, match=f"{perfect.run_id[3]}' has error 0, which has no log"):
+    with pytest.raises(
+        ValueError, match=f"{perfect.run_id[3]}' has error 0, a score of 100, which has no log"
+    ):
         fit(perfect, TINY)
     assert fit(perfect, TINY.replace(space="linear")).failures == 0
     with pytest.raises(ValueError, match="mask of 88 runs"):

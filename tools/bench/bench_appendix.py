@@ -93,4 +93,4 @@ def as_text(rows) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)

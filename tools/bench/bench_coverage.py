@@ -115,4 +115,4 @@ def cells(found_S5: np.ndarray) -> list[str]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)

@@ -131,4 +131,4 @@ def peak_gib() -> float:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
