@@ -6,7 +6,7 @@
 
 Exports are lazy (PEP 562): importing `fitting`, or `fitting.config`, loads neither jax nor
 matplotlib. Where a module bears the name of its verb (fit, frontier, elasticity), the package's
-attribute is the verb, always; `from fitting.fit import BaggedFit` reaches the module.
+attribute is the verb, always; `from fitting.fit import fit_many` reaches the module.
 """
 
 import importlib
@@ -19,7 +19,7 @@ _EXPORTS = {
     "config": ("FitConfig",),
     "cost": ("PAPER", "ActualFlops", "CostConstants", "CostTable", "inference_flops", "read_costs"),
     "elasticity": ("Elasticity", "elasticity"),
-    "fit": ("BaggedFit", "fit", "fit_many"),
+    "fit": ("fit", "fit_many"),
     "forms": ("FORMS", "Form", "get_form"),
     "frontier": (
         "EmpiricalFrontier",
@@ -30,6 +30,7 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "html": ("Report",),
+    "law": ("BaggedFit",),
     "objective": (),
     "plots": (),
     "report": ("add_law", "add_tasks"),
@@ -46,7 +47,7 @@ _EXPORTS = {
         "isoflop_sweep",
         "star_sweep",
     ),
-    "uncertainty": ("Decision", "decide", "prediction_interval"),
+    "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted({*_HOME, *_EXPORTS})

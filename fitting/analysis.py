@@ -11,9 +11,9 @@ import numpy as np
 
 from fitting import summary, units
 from fitting.elasticity import Elasticity, elasticity
-from fitting.fit import BaggedFit
 from fitting.forms import PAPER_FORMS
 from fitting.frontier import Frontier, agreement, frontier, member_frontiers
+from fitting.law import BaggedFit
 from fitting.runs import RunTable
 from fitting.selection import Comparison, Score, compare, score
 from fitting.solve import STOPPED

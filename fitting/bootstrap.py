@@ -68,6 +68,12 @@ def wild_targets(fitted, target, jacobian, weights, resamples: int, seed: int) -
     return targets_BR
 
 
+def fewest_levels(x) -> int:
+    """The column of x [R, K] with the fewest levels above one."""
+    counts = [len(np.unique(column)) for column in x.T]
+    return min(range(len(counts)), key=lambda k: (counts[k] == 1, counts[k]))
+
+
 def lost_levels(weights, levels) -> np.ndarray:
     """Bool [B]: the resamples of weights [B, R] that miss some level of levels [R] altogether.
 

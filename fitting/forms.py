@@ -98,6 +98,11 @@ class Form:
                 kept.append(Term(term.coefficient, powers))
         return tuple(kept)
 
+    @property
+    def has_n(self) -> bool:
+        """Whether the number of examples appears in it."""
+        return any(power[2] == N for term in self.terms(1) for power in term.powers)
+
     def coefficients(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
         """Names of the first M parameters, log coefficients, one a term."""
         return tuple(term.coefficient for term in self.terms(num_factors, with_n))
@@ -202,5 +207,5 @@ def get_form(name: str) -> Form:
     if name in FORMS:
         return FORMS[name]
     near = difflib.get_close_matches(name, FORMS, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else "."
     raise ValueError(f"no form {name!r}{hint} Forms: {', '.join(FORMS)}")

@@ -34,9 +34,9 @@ from fitting.canvas import (
     shades,
     styled,
 )
-from fitting.fit import BaggedFit
 from fitting.forms import factor_labels
 from fitting.frontier import empirical_frontier
+from fitting.law import BaggedFit
 from fitting.runs import RunTable
 from fitting.selection import score
 

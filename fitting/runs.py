@@ -1,11 +1,12 @@
 """The table of runs: what every fit starts from, read from anyone's CSV.
 
-One row a run and metric; lines that start with # are comments. A score is better when higher; a law
-describes the error, scale - score. The house's own tables have the columns `COLUMNS`, and
-`read_runs` takes those when it is told nothing else.
+One row a run and metric; lines that start with # are comments (below the header they are counted).
+A score is better when higher; a law describes the error, scale - score. The house's own tables have
+the columns `COLUMNS`, and `read_runs` takes those when it is told nothing else.
 """
 
 import csv
+import dataclasses
 import difflib
 import math
 import os
@@ -19,6 +20,7 @@ import numpy as np
 FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 COLUMNS = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
 SCALES = (100.0, 1.0)
+TINY = 1e-100  # below it, and above its inverse, powers leave float64
 
 LI2024 = Path(__file__).parent / "data" / "li2024.csv"
 """The published grid of Li et al. (arXiv 2411.03312): lm_params, visual_tokens, error (0 to 1)."""
@@ -40,6 +42,7 @@ class RunTable:
       metric: [R] what the error is of.
       columns: the other columns as text [R] each, such as 'sweep'.
       source: the file's name, for messages.
+      notes: what people should know of the reading: lines passed over, runs that look doubled.
     """
 
     factors: tuple[str, ...]
@@ -53,6 +56,7 @@ class RunTable:
     metric: np.ndarray
     columns: dict[str, np.ndarray]
     source: str
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping], source="rows") -> "RunTable":
@@ -89,7 +93,7 @@ class RunTable:
         named = dict(zip(self.factors, self.x.T, strict=True))
         if self.examples is not None:
             named[self.examples] = self.n
-        named |= {"run_id": self.run_id, "metric": self.metric, **self.columns}
+        named |= {**self.columns, "run_id": self.run_id, "metric": self.metric}
         if name not in named:
             raise ValueError(f"{self.source}: {_no_column(name, named)}")
         return named[name]
@@ -112,6 +116,7 @@ class RunTable:
             self.metric[rows],
             {name: values[rows] for name, values in self.columns.items()},
             self.source,
+            self.notes,
         )
 
     def where(self, column: str, value) -> np.ndarray:
@@ -175,14 +180,14 @@ def read_runs(
       scale: 100 or 1, the error of a complete failure; 100 by default, except that values which
         are all at most 1 need it said.
       group: column that says what a row's error is of, 'metric' by default; a run may appear once
-        in each group.
+        in each group. The table's `metric` is then of that column.
 
     Raises:
       ValueError: one line, naming file, row, column, value and what is allowed.
       FileNotFoundError: one line.
     """
     factors = (factors,) if isinstance(factors, str) else tuple(factors)
-    header, lines, records = _read_csv(path)
+    header, lines, records, notes = _read_csv(path)
     if examples is ...:
         house = "num_examples" in header or factors == FACTORS
         examples = "num_examples" if house and "num_examples" not in factors else None
@@ -199,9 +204,10 @@ def read_runs(
             )
         wheres = [wheres[i] for i in kept]
         columns = {name: [values[i] for i in kept] for name, values in columns.items()}
-    return _table(
+    table = _table(
         columns, wheres, str(path), factors, examples, score, error, weights, scale, group
     )
+    return dataclasses.replace(table, notes=(*notes, *table.notes))
 
 
 def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
@@ -230,12 +236,12 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
     os.replace(partial, path)
 
 
-def _read_csv(path) -> tuple[list[str], list[int], list[list[str]]]:
-    """Header, and of each record its line in the file and its stripped texts."""
-    numbers, lines, records = [], [], []
+def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
+    """Header, of each record its line in the file and its stripped texts, and notes."""
+    numbers, comments, lines, records = [], [], [], []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(_content(file, numbers))
+            reader = csv.reader(_content(file, numbers, comments))
             for record in reader:
                 lines.append(numbers[reader.line_num - 1])
                 records.append([value.strip() for value in record])
@@ -255,6 +261,9 @@ def _read_csv(path) -> tuple[list[str], list[int], list[list[str]]]:
     for name in header:
         if header.count(name) > 1:
             raise ValueError(f"{path}, line {lines[0]}: column {name!r} appears twice")
+    for mark, what in ((";", "semicolons"), ("\t", "tabs")):
+        if len(header) == 1 and mark in header[0]:
+            raise ValueError(f"{path}: columns are parted by {what}; save it with commas")
     if len(records) == 1:
         raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
     for row, (line, record) in enumerate(zip(lines[1:], records[1:], strict=True), start=1):
@@ -262,13 +271,19 @@ def _read_csv(path) -> tuple[list[str], list[int], list[list[str]]]:
             raise ValueError(
                 f"{path}, row {row} (line {line}): {len(record)} values for {len(header)} columns"
             )
-    return header, lines[1:], records[1:]
+    below, notes = [number for number in comments if number > lines[0]], []
+    if below:
+        verb = "lines that start with # were" if len(below) > 1 else "line that starts with # was"
+        notes.append(f"{path}: {len(below)} {verb} passed over, the first is line {below[0]}")
+    return header, lines[1:], records[1:], notes
 
 
-def _content(file, numbers: list[int]) -> Iterator[str]:
-    """The lines that are no comments and not blank; their numbers go into the list."""
+def _content(file, numbers: list[int], comments: list[int]) -> Iterator[str]:
+    """The lines that are no comments and not blank; the numbers of both go into the lists."""
     for number, line in enumerate(file, start=1):
-        if line.strip() and not line.startswith("#"):
+        if line.lstrip().startswith("#"):
+            comments.append(number)
+        elif line.strip():
             numbers.append(number)
             yield line
 
@@ -301,6 +316,11 @@ def _table(
         if needed.count(name) > 1:
             raise ValueError(f"{source}: column {name!r} has two parts among {', '.join(needed)}")
     _check_columns([*needed, *([group] if group else [])], columns, source)
+    if group not in (None, "metric") and len(kinds := sorted(set(columns.get("metric", ())))) > 1:
+        raise ValueError(
+            f"{source}: grouped by {group}, each group would mix the metrics {', '.join(kinds)}; "
+            "choose one metric"
+        )
 
     def numbers(name: str, allowed: str, good) -> np.ndarray:
         found = [_float(value) for value in columns[name]]
@@ -315,14 +335,13 @@ def _table(
         return np.array([str(value) for value in columns.get(name, default)])
 
     def positive(name: str) -> np.ndarray:
-        return numbers(name, "a positive number", lambda v: 0 < v < math.inf)
+        return numbers(name, "a positive number", lambda v: TINY < v < 1 / TINY)
 
     x_RK = np.stack([positive(name) for name in factors], axis=1)
     n_R = None if examples is None else positive(examples)
     top = scale or 100.0
     value_R = numbers(values_of, f"a number from 0 to {top:g}", lambda v: 0 <= v <= top)
-    # A score column that nobody named is the house's, whose scale is known.
-    if scale is None and (score or error) and value_R.max() <= 1:
+    if scale is None and value_R.max() <= 1:
         raise ValueError(
             f"{source}: column {values_of!r} lies between {value_R.min():g} and {value_R.max():g}, "
             "never above 1; say scale 1 if 1 is the most there is, else scale 100"
@@ -344,13 +363,29 @@ def _table(
         run_id=texts("run_id", [where.split(" (")[0] for where in wheres]),
         metric=texts(metric, [values_of] * len(wheres)),
         columns={
-            name: texts(name, []) for name in columns if name not in {*needed, "run_id", metric}
+            name: texts(name, []) for name in columns if name not in {*needed, "run_id", "metric"}
         },
         source=source,
+        notes=tuple(
+            _doubts(source, x_RK, n_R, value_R, texts(metric, [""] * len(wheres)), weight_R)
+        ),
     )
     _check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
     _check_unique(table, columns, wheres)
     return table
+
+
+def _doubts(source: str, x_RK, n_R, value_R, metric_R, weight_R) -> Iterator[str]:
+    """What is allowed but seldom meant."""
+    if idle := int((weight_R == 0).sum()):
+        yield f"{source}: {idle} runs have weight 0 and take no part"
+    n = () if n_R is None else (n_R,)
+    rows = list(zip(*x_RK.T, *n, value_R, metric_R, strict=True))
+    if doubled := len(rows) - len(set(rows)):
+        yield (
+            f"{source}: {doubled} rows have the configuration, examples and value of another row; "
+            "each counts"
+        )
 
 
 def _check_texts(columns, wheres, source, names) -> None:
@@ -395,7 +430,9 @@ def _nearest(name: str, there) -> str:
 
 
 def _float(value) -> float:
-    """NaN for what is no number."""
+    """NaN for what is no number; Python's 1_000 is none."""
+    if isinstance(value, str) and "_" in value:
+        return math.nan
     try:
         return float(value)
     except (TypeError, ValueError):

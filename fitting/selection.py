@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fitting.config import FitConfig
-from fitting.fit import BaggedFit, fit_many
+from fitting.fit import fit_many
+from fitting.law import BaggedFit
 from fitting.runs import RunTable
 
 MOST_PARTS = 5

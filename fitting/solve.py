@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fitting import objective
+from fitting import descent, objective
+from fitting.descent import COMPILER, EXACT, STUCK
 from fitting.forms import Layout
 from fitting.objective import Loss
 
@@ -35,11 +36,12 @@ with warnings.catch_warnings():
     import jaxopt
 
 CONVERGED, STOPPED, FAILED = 0, 1, 2
-"""Status of a lane: gradient within tolerance; best point when iterations ran out; not finite."""
+"""Status of a lane: gradient within tolerance, or so small that a Newton step would gain less than
+float64 resolves; best point when iterations ran out; not finite.
+"""
 
 STATUSES = ("converged", "stopped", "failed")
-GRADIENT_TOLERANCE = 1e-6  # |gradient| of a unit of objective
-EXACT = 1e-26  # mean squared residual of noise-free data, down to rounding
+ROUNDING = 1e-13  # of the objective: what a sum of squares cannot resolve
 SCREEN = ((10, None), (60, None))  # (iterations, lanes kept): every start, on all runs
 DESCEND = ((20, 24), (60, 8))  # the best arrivals, on a resample
 FINAL = 1  # lanes polished for each resample
@@ -47,12 +49,10 @@ POOL = 6  # optima of other resamples tried in each round, and kicks followed on
 ROUNDS = 3
 NEWTON = 12  # steps at a time
 POLISH = 2000  # iterations at most
-STUCK = 1e10  # damping of a lane that finds no way down
 FADED = 1e-3  # root mean square slope of a term that is next to nothing
 BASIN = 1e-3  # relative difference of objectives that lie in one basin
 CPU_LANES, ACCELERATOR_LANES = 64, 8192  # a chunk that stays in a core's cache; one that fills
 JACOBIAN_BYTES = 2**28  # of a chunk, at most: large tables go in smaller chunks
-COMPILER = {"xla_cpu_multi_thread_eigen": False}  # a chunk is one thread's work
 KICK = 0.02  # of the scale: what a term is brought back with
 FAR = 4.0  # an exponent to try where there is no cap
 HOPELESS = 1e-2  # relative distance from the best at which a polish gives a lane up
@@ -256,26 +256,12 @@ class _Work:
         Objective and slope of the lanes are left to the next descent.
         """
         out = lanes.theta.copy()
-        for g in np.unique(self.problem_of_fit[lanes.fit]):
-            rows = np.flatnonzero(self.problem_of_fit[lanes.fit] == g)
-            data = (
-                self.log_z[g],
-                self.target[lanes.fit[rows]],
-                self.root[lanes.fit[rows]],
-                self.layout,
-                self.loss,
-            )
+        for rows, data in self.by_problem(lanes.fit):
             theta, damping = out[rows], np.full(len(rows), 1e-9)
             value, gradient, hessian = objective.derivatives(theta, *data)
             for _ in range(NEWTON):
-                low, high = theta <= self.lower, theta >= self.upper
-                free = ~((low & (gradient > 0)) | (high & (gradient < 0)))
-                matrix = hessian * (free[:, :, None] & free[:, None])
-                matrix += np.eye(theta.shape[1]) * ~free[:, None]
-                bend, axes = np.linalg.eigh(matrix)
-                along = np.swapaxes(axes, 1, 2) @ (gradient * free)[..., None]
-                along /= (np.abs(bend) + damping[:, None])[..., None]
-                new_theta = np.clip(theta - (axes @ along)[..., 0], self.lower, self.upper)
+                move, _ = self.newton_step(theta, gradient, hessian, damping)
+                new_theta = np.clip(theta - move, self.lower, self.upper)
                 new = objective.derivatives(new_theta, *data)
                 better = new[0] < value
                 theta[better], value[better] = new_theta[better], new[0][better]
@@ -283,6 +269,41 @@ class _Work:
                 damping = np.where(better, damping / 10, damping * 100)
             out[rows] = theta
         return lanes._replace(theta=out)
+
+    @np.errstate(all="ignore")
+    def exhausted(self, lanes: _Lanes) -> np.ndarray:
+        """Bool [N]: a Newton step would gain less than rounding, whatever the gradient."""
+        gain = np.full(len(lanes.fit), np.inf)
+        for rows, data in self.by_problem(lanes.fit):
+            theta = lanes.theta[rows]
+            _, gradient, hessian = objective.derivatives(theta, *data)
+            known = np.isfinite(hessian).all(axis=(1, 2))  # eigh raises on what is not finite
+            hessian[~known] = 0.0
+            _, gained = self.newton_step(theta, gradient, hessian, np.zeros(len(rows)))
+            gain[rows] = np.where(known, gained, np.inf)
+        return gain <= ROUNDING * lanes.objective
+
+    def by_problem(self, fit):
+        """Yields (rows, what `objective.derivatives` takes after theta) of each problem in fit."""
+        for g in np.unique(self.problem_of_fit[fit]):
+            rows = np.flatnonzero(self.problem_of_fit[fit] == g)
+            data = self.target[fit[rows]], self.root[fit[rows]], self.layout, self.loss
+            yield rows, (self.log_z[g], *data)
+
+    def newton_step(self, theta, gradient, hessian, damping):
+        """(downhill move [N, P], what it gains by the quadratic model [N]).
+
+        Parameters that press on a bound stay; directions that bend down are turned round.
+        """
+        low, high = theta <= self.lower, theta >= self.upper
+        free = ~((low & (gradient > 0)) | (high & (gradient < 0)))
+        matrix = hessian * (free[:, :, None] & free[:, None])
+        matrix += np.eye(theta.shape[1]) * ~free[:, None]
+        bend, axes = np.linalg.eigh(matrix)
+        slope = (np.swapaxes(axes, 1, 2) @ (gradient * free)[..., None])[..., 0]
+        along = slope / (np.abs(bend) + damping[:, None])
+        along = np.where(slope == 0, 0.0, along)
+        return (axes @ along[..., None])[..., 0], (slope * along).sum(axis=1) / 2
 
     @np.errstate(all="ignore")
     def vanish(self, lanes: _Lanes) -> _Lanes:
@@ -397,7 +418,7 @@ class _Work:
     def converged(self, lanes: _Lanes) -> np.ndarray:
         """Bool [N]."""
         with np.errstate(invalid="ignore"):
-            small = lanes.slope <= GRADIENT_TOLERANCE * lanes.objective
+            small = lanes.slope <= descent.GRADIENT_TOLERANCE * lanes.objective
         return small | (lanes.objective <= EXACT)
 
     def basin_share(self, lanes: _Lanes) -> np.ndarray:
@@ -417,7 +438,7 @@ class _Work:
     def descend(self, lanes: _Lanes, iterations: int) -> _Lanes:
         """At most so many steps of every lane."""
         out = self.spread(
-            functools.partial(_descend, layout=self.layout, loss=self.loss),
+            functools.partial(descent.descend, layout=self.layout, loss=self.loss),
             dict(lower=self.lower, upper=self.upper, iterations=np.int64(iterations)),
             self.to_columns(lanes),
         )
@@ -459,6 +480,8 @@ class _Work:
         """One lane a fit as a `Solution` a problem."""
         finite = np.isfinite(lanes.objective) & np.isfinite(lanes.theta).all(axis=1)
         status = np.where(self.converged(lanes), CONVERGED, STOPPED)
+        late = np.flatnonzero(finite & (status == STOPPED))
+        status[late[self.exhausted(lanes.take(late))]] = CONVERGED
         with np.errstate(invalid="ignore", divide="ignore"):
             relative = np.where(lanes.objective > EXACT, lanes.slope / lanes.objective, 0.0)
         columns = (
@@ -508,98 +531,7 @@ def _devices() -> tuple[list, int]:
     return devices * max(1, cores // len(devices)), CPU_LANES
 
 
-# --- the compiled programs ---
-
-
-@functools.partial(jax.jit, static_argnames=("layout", "loss"), compiler_options=COMPILER)
-def _descend(
-    theta, damping, log_z, target, root, lower, upper, iterations, *, layout: Layout, loss: Loss
-):
-    """Levenberg-Marquardt within the box, for lanes L at once.
-
-    Args:
-      theta: [L, P].
-      damping: [L]; 0 starts at 1e-3 of the largest curvature.
-      log_z: [L, C, R].
-      target, root: [L, R].
-      lower, upper: [P].
-      iterations: at most.
-
-    Returns:
-      theta, damping, objective [L] and slope [L].
-    """
-    identity = jnp.eye(theta.shape[1])
-
-    def evaluate(theta):
-        r, jac = objective.residuals_and_jacobian(theta, log_z, target, root, layout, loss)
-        curvature = jnp.einsum("lpr,lqr->lpq", jac, jac)
-        return jnp.sum(r * r, axis=1), (jac @ r[..., None])[..., 0], curvature
-
-    def is_free(theta, gradient):
-        return ~(((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0)))
-
-    def slope(theta, gradient):
-        return 2 * jnp.linalg.norm(gradient * is_free(theta, gradient), axis=1)
-
-    def is_done(theta, damping, value, gradient):
-        flat = slope(theta, gradient) <= GRADIENT_TOLERANCE * value
-        return flat | (value <= EXACT) | (damping > STUCK)
-
-    def unfinished(state):
-        iteration, theta, damping, _, value, gradient, _ = state
-        return (iteration < iterations) & ~is_done(theta, damping, value, gradient).all()
-
-    def step(state):
-        iteration, theta, damping, increase, value, gradient, curvature = state
-        free = is_free(theta, gradient).astype(theta.dtype)
-        diagonal = damping[:, None] * free + 1 - free
-        matrix = curvature * (free[:, :, None] * free[:, None]) + identity * diagonal[:, None]
-        move = solve_positive(matrix, gradient * free)
-        new_theta = jnp.clip(theta - move, lower, upper)
-        move = new_theta - theta
-        new = evaluate(new_theta)
-        bend = jnp.sum(jnp.sum(curvature * move[:, None], axis=-1) * move, axis=-1)
-        expected = -2 * jnp.sum(gradient * move, axis=-1) - bend
-        gain = jnp.clip((value - new[0]) / jnp.maximum(expected, 1e-300), 0.0, 1.0)
-        better = new[0] < value  # False where anything is not finite
-        # A finished lane rests, so that its end does not hang on the others of its chunk.
-        rests = is_done(theta, damping, value, gradient)
-        # Madsen, Nielsen and Tingleff, Methods for Non-Linear Least Squares Problems, 3.16.
-        relaxed = damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3)
-        changed = jnp.where(better, jnp.maximum(relaxed, 1e-15), damping * increase)
-        damping = jnp.where(rests, damping, changed)
-        increase = jnp.where(better, 2.0, 2 * increase)
-        better &= ~rests
-
-        def keep(new, old):
-            return jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)
-
-        kept = map(keep, (new_theta, *new), (theta, value, gradient, curvature))
-        theta, value, gradient, curvature = kept
-        return iteration + 1, theta, damping, increase, value, gradient, curvature
-
-    theta = jnp.clip(theta, lower, upper)
-    value, gradient, curvature = evaluate(theta)
-    largest = jnp.max(jnp.diagonal(curvature, axis1=1, axis2=2), axis=1)
-    damping = jnp.where(damping > 0, damping, 1e-3 * largest)
-    state = (0, theta, damping, jnp.full_like(damping, 2.0), value, gradient, curvature)
-    _, theta, damping, _, value, gradient, _ = jax.lax.while_loop(unfinished, step, state)
-    return dict(theta=theta, damping=damping, objective=value, slope=slope(theta, gradient))
-
-
-def solve_positive(matrix, right):
-    """x [L, P] with matrix [L, P, P] x = right [L, P], positive definite: elimination, lanes last.
-
-    LAPACK's batched Cholesky is no option: in jaxlib 0.10 it waits inside XLA's thread pool for
-    tasks of the same pool, and two chunks at once wait for ever.
-    """
-    system = jnp.concatenate([jnp.moveaxis(matrix, 0, -1), right.T[:, None]], axis=1)
-
-    def eliminate(k, system):
-        row = system[k] / system[k, k]
-        return (system - system[:, k, None] * row).at[k].set(row)
-
-    return jax.lax.fori_loop(0, right.shape[1], eliminate, system)[:, -1].T
+# --- jaxopt's own ---
 
 
 @functools.partial(jax.jit, static_argnames=("solver", "layout", "loss"), compiler_options=COMPILER)

@@ -11,8 +11,8 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fitting.fit import BaggedFit
 from fitting.frontier import by_cost
+from fitting.law import BaggedFit
 from fitting.solve import FAILED
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.

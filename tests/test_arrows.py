@@ -41,8 +41,8 @@ FLOORS = {
     "fitting": [
         "config",
         "units sweeps cost runs forms objective canvas",
-        "solve bootstrap starts summary",
-        "fit",
+        "solve descent bootstrap starts summary",
+        "fit law",
         "selection frontier",
         "elasticity uncertainty design",
         "plots html analysis",

@@ -40,6 +40,11 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
         f"  run noise {units.number(noise)}{'%' if law.config.space == 'log' else ' points'}; "
         f"the best of all for {best['best_for']:.0%} of the members",
         *(f"  Extrapolates: {text}." for text in best["extrapolates"]),
+        *(
+            f"  Impossible: no run has an error outside 0 to {law.scale:g}; the law does not hold "
+            "there."
+            for _ in range(best["impossible"])
+        ),
         "",
     ]
     table = [option_cells(o, unit, error) for o in (best, *plan["next_best"])]
@@ -68,7 +73,7 @@ def option_cells(option: dict, unit: str, error: str) -> list[str]:
         amount(option["cost"], unit),
         f"{option['best_for']:.0%}",
         error.format(option["regret"]),
-        "outside" if option["extrapolates"] else "fitted",
+        "impossible" if option["impossible"] else "outside" if option["extrapolates"] else "fitted",
     ]
 
 
@@ -123,6 +128,11 @@ def elasticity_lines(change: dict, law, unit: str) -> list[str]:
         units.aligned(headers, table),
         f"{change['undefined']} of {change['pairs']} pairs of budget and n are undefined and left "
         "out",
+        *(
+            f"Extrapolates: {change['sizes_outside']} of {change['examples'][2]} data sizes; n or "
+            f"n plus the step lies outside the fitted {span(*change['fitted_examples'])}."
+            for _ in range(min(1, change["sizes_outside"]))
+        ),
     ]
 
 

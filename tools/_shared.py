@@ -67,15 +67,18 @@ def _reason(error: Exception, kind: type) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def die_in_one_line(command) -> None:
+def die_in_one_line(command, *, continues: bool = True) -> None:
     """Runs a command; people's mistakes and Ctrl-C end it with one line, bugs with a traceback.
+
+    `continues`: whether the same command, run again, takes up what it had done.
 
     With VVLM_TRACEBACK=1 in the environment everything has a traceback.
     """
     try:
         command()
     except KeyboardInterrupt:
-        print("\ninterrupted; run the same command again to continue", file=sys.stderr)
+        what = "run the same command again to continue" if continues else "what was written stays"
+        print(f"\ninterrupted; {what}", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
         # A failed job of a sweep carries its error as the cause.

@@ -35,6 +35,8 @@ from fitting.runs import FACTORS, RunTable, read_runs
 from tools._shared import die_in_one_line
 from vvlm_jax.train.metrics import Progress
 
+STALE = ("report.html", "compare.csv", "ablate.csv")  # beside fit.json; made anew when asked for
+FOLDS = 5
 Column = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
 Rows = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
@@ -137,9 +139,9 @@ def main(args: Args) -> None:
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     cost = page_cost(args.page)
-    get_form(config.form).terms(len(table.factors), table.n is not None)
+    check_form(config, table, args)
     tables = tables_by_folder(table, args)
-    for folder in tables:
+    for folder in {args.out, *tables}:
         make_folder(folder)
     from fitting.fit import fit_many
     from fitting.selection import column_split
@@ -150,11 +152,17 @@ def main(args: Args) -> None:
     if args.train:
         for one in tables.values():
             column_split(one, args.train, args.test)  # a bad split is known before the work
-    if "num_examples" in table.columns:
+    for text in table.notes:
+        print(f"warning: {text}", file=sys.stderr)
+    if "num_examples" in table.columns and get_form(config.form).has_n:
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
+    for one in tables.values():
+        say_if_few(one.source, len(one), config, one)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
     analyses = []
+    for folder in {args.out, *tables}:
+        remove_stale(folder)
     for (folder, one), law in zip(tables.items(), laws, strict=True):
         print(law.report())
         law.save(folder)
@@ -189,12 +197,15 @@ def fit_config(law: Law) -> FitConfig:
         values["exponent_cap"] = number("--exponent-cap", law.exponent_cap, " or none")
     if law.units not in (None, "geomean"):
         pairs = [part.partition("=") for part in law.units.split(",")]
+        if not all(equals for _, equals, _ in pairs):
+            raise ValueError(f"--units {law.units}: write geomean, or COLUMN=NUMBER with commas")
         values["units"] = {name.strip(): number("--units", unit) for name, _, unit in pairs}
     get_form(law.form)
     try:
         return FitConfig(**values)
     except ValueError as e:
         flags = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
+        flags = flags.replace("space='linear'", "--space linear").replace("or None", "or none")
         raise ValueError(flags) from None
 
 
@@ -224,7 +235,36 @@ def tables_by_folder(table: RunTable, args: Args) -> dict[Path, RunTable]:
         raise ValueError(
             f"--group {args.data.group}: two of {', '.join(names)} make the same folder"
         )
-    return {args.out / name: table.select(metric=value) for value, name in names.items()}
+    return {args.out / name: table.take(table.metric == value) for value, name in names.items()}
+
+
+def check_form(config: FitConfig, table: RunTable, args: Args) -> None:
+    """ValueError before the work: a form and a table that do not go together, too few runs."""
+    form, path = get_form(config.form), args.data.runs
+    if table.n is None and form.frontier_moves:
+        there = ", such as num_examples" if "num_examples" in table.columns else ""
+        without = ", ".join(f.name for f in FORMS.values() if not f.frontier_moves)
+        raise ValueError(
+            f"{path}: form {form.name!r} needs the number of examples: give --examples COLUMN"
+            f"{there}; forms that can do without: {without}"
+        )
+    if table.n is not None and not form.has_n:
+        raise ValueError(
+            f"{path}: form {form.name!r} has no number of examples; leave --examples out"
+        )
+    for value in table.metrics if args.compare or args.ablate else ():
+        runs = int((table.metric == value).sum())
+        if runs < FOLDS:
+            raise ValueError(
+                f"{path}: {runs} runs of {value}; --compare and --ablate need {FOLDS} or more"
+            )
+
+
+def say_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
+    """A warning where runs do not outnumber parameters: nothing is left to check the law."""
+    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
+    if runs <= count:
+        print(f"warning: {what}: {runs} runs for {count} parameters", file=sys.stderr)
 
 
 def make_folder(folder: Path) -> None:
@@ -233,6 +273,20 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ValueError(f"--out {folder}: {e.strerror}") from None
+    for path in (folder / name for name in ("fit.json", *STALE)):
+        if path.is_dir():
+            raise ValueError(f"--out {folder}: {path.name} is a folder there; a file goes here")
+    if (folder / "figures").is_file():
+        raise ValueError(f"--out {folder}: figures is a file there; a folder goes here")
+
+
+def remove_stale(folder: Path) -> None:
+    """What an earlier fit left beside its fit.json tells of another law."""
+    for name in STALE:
+        (folder / name).unlink(missing_ok=True)
+    for figure in (folder / "figures").glob("*.*"):
+        if figure.suffix in (".png", ".svg"):
+            figure.unlink()
 
 
 @contextlib.contextmanager
@@ -265,6 +319,9 @@ def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
 
     found, asked = None, dict(seed=args.fit.seed, train=args.train, test=args.test)
     scale = f"MSE on the scale 0 to {table.scale:g}"
+    if args.train and (args.compare or args.ablate):
+        split = selection.column_split(table, args.train, args.test)
+        say_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
         names = [
             name for name in PAPER_FORMS if table.n is not None or not FORMS[name].frontier_moves
@@ -287,6 +344,7 @@ def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
     if args.train and not (args.compare or args.ablate):
         with live("test") as say:
             split = [selection.column_split(table, args.train, args.test)]
+            say_if_few(args.train, int(split[0].train.sum()), config, table)
             _, (test,) = selection.validate(table, config, split, whole=False, on_progress=say)
         print(f"\n{test.name}: {test.train.sum()} runs predict {test.test.sum()}; {scale}.")
         print(units.aligned(("MSE", "E%", "R²"), [score_cells(test.score)]))
@@ -346,4 +404,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)))
+    die_in_one_line(
+        lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)),
+        continues=False,
+    )

@@ -13,8 +13,10 @@ budget affords (equation 4). Undefined is '-', and null in --json.
 
 import csv
 import dataclasses
+import difflib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +32,7 @@ from tools._plan_text import amount, as_text, span, words
 from tools._shared import die_in_one_line
 
 TERA = 1e12
+COUNTED = ("num_frames", "tokens_per_frame")
 LEVEL = 0.9  # of every interval, and of the regret set
 DEFAULT_LEVELS = {"num_frames": "1:128", "tokens_per_frame": "squares:27"}
 Number = Annotated[float | None, tyro.conf.arg(metavar="NUMBER")]
@@ -100,7 +103,7 @@ def main(args: Args) -> None:
     """Answers what is asked."""
     ask = args.ask
     check_flags(ask, args.offer)
-    from fitting.fit import BaggedFit
+    from fitting.law import BaggedFit
 
     law = BaggedFit.load(ask.law)
     if ask.examples is not None and law.examples is None:
@@ -121,6 +124,8 @@ def main(args: Args) -> None:
 def check_flags(ask: Question, offer: Offer) -> None:
     """ValueError for flags that need or exclude each other, before any work."""
     measured = offer.cost not in ("paper", "actual")
+    if measured and not re.fullmatch(r".*\.csv(:.+)?", offer.cost):
+        raise ValueError(f"--cost {offer.cost}: write paper, actual or FILE.csv[:COLUMN]")
     if ask.budget_tflops is None and ask.budget is None and not (ask.frontier or ask.elasticity):
         raise ValueError("nothing to answer: give --budget-tflops, --frontier or --elasticity")
     if measured and ask.budget_tflops is not None:
@@ -155,8 +160,6 @@ def cost_model(offer: Offer, factors: tuple[str, ...]):
     """(a function of x in the law's order of factors, name of its unit)."""
     if offer.cost not in ("paper", "actual"):
         path, ending, column = offer.cost.partition(".csv")
-        if not ending or column[:1] not in ("", ":"):
-            raise ValueError(f"--cost {offer.cost}: write paper, actual or FILE.csv[:COLUMN]")
         table = read_costs(path + ending, factors, column[1:] or None)
         return table, table.column
     if offer.vision_params is not None and offer.cost == "actual":
@@ -196,13 +199,19 @@ def configurations(texts: tuple[str, ...], law, cost) -> np.ndarray:
         name: parse_levels(DEFAULT_LEVELS[name], name) if name in DEFAULT_LEVELS else fitted
         for name, fitted in zip(law.factors, map(np.unique, law.runs.z.T), strict=False)
     }
+    named = set()
     for text in texts:
         name, _, values = text.partition("=")
         if name not in levels or not values:
+            near = difflib.get_close_matches(name, law.factors, n=1)
+            hint = f" (the nearest is {near[0]})" if near and name not in levels else ""
             raise ValueError(
-                f"--domain {text!r}: write FACTOR=LEVELS with a factor of the law, "
-                f"{', '.join(law.factors)}"
+                f"--domain {text}: write FACTOR=LEVELS with a factor of the law, "
+                f"{', '.join(law.factors)}{hint}"
             )
+        if name in named:
+            raise ValueError(f"--domain {text}: {name} is there twice")
+        named.add(name)
         levels[name] = parse_levels(values, name)
     mesh = np.meshgrid(*(levels[name] for name in law.factors), indexing="ij")
     return np.stack([axis.ravel() for axis in mesh], axis=1)
@@ -227,6 +236,8 @@ def parse_levels(text: str, name: str) -> np.ndarray:
                 f"--domain {name}={text}: {item!r} is no level; write positive numbers, LOW:HIGH "
                 "or squares:SIDE"
             )
+        if name in COUNTED and any(value % 1 for value in values):
+            raise ValueError(f"--domain {name}={text}: {item} is no whole number")
     return np.unique(np.array(values, np.float64))
 
 
@@ -318,7 +329,13 @@ def option(law, decision, i: int, n) -> dict:
         "best_for": decision.probability[i],
         "regret": np.quantile(decision.regret[i], LEVEL),
         "extrapolates": outside(law, x, n),
+        "impossible": is_impossible(law, *prediction_interval(law, x, n, LEVEL)),
     }
+
+
+def is_impossible(law, low, high) -> bool:
+    """Whether an interval leaves the scale: no run can have such an error."""
+    return bool(low < 0 or high > law.scale)
 
 
 def outside(law, x, n) -> list[str]:
@@ -385,6 +402,8 @@ def follow(law, domain, cost, unit: str, ask: Question) -> dict:
             ],
             "undefined": change.undefined,
             "pairs": len(budgets) * len(n),
+            "fitted_examples": list(law.ranges[-1]),
+            "sizes_outside": int(outside_step(law, n, ask.delta).sum()),
         }
     if ask.out:
         best = frontier(law, domain, cost, budgets, n)
@@ -400,6 +419,12 @@ def follow(law, domain, cost, unit: str, ask: Question) -> dict:
             "agreement": float(np.median(shares[~np.isnan(shares)])) if rows else math.nan,
         }
     return answer
+
+
+def outside_step(law, n, delta: float) -> np.ndarray:
+    """Bool [M]: n, or the n + delta that equation 9 compares it with, lies outside the runs'."""
+    low, high = law.ranges[-1]
+    return (n < low * (1 - 1e-9)) | (n + delta > high * (1 + 1e-9))
 
 
 def grid_examples(law, ask: Question) -> np.ndarray | None:
@@ -430,6 +455,7 @@ def frontier_rows(law, best, shares, change) -> list[dict]:
     low[found], high[found] = prediction_interval(law, x, n, LEVEL)
     out[found] = law.extrapolates(x, n)
     rows = []
+    step_M = None if change is None else outside_step(law, change.num_examples, change.delta)
     for c, m in np.ndindex(best.cost.shape):
         row = {"budget": best.budgets[c]}
         row |= {law.examples: best.num_examples[m]} if with_n else {}
@@ -439,6 +465,7 @@ def frontier_rows(law, best, shares, change) -> list[dict]:
         if change is not None:
             names = (f"elasticity_{name}" for name in law.factors)
             row |= dict(zip(names, change.values[c, m], strict=True))
+            out[c, m] = max(out[c, m], step_M[m])
         row = {name: "" if math.isnan(value) else f"{value:.10g}" for name, value in row.items()}
         rows.append(row | {"extrapolates": {0: "no", 1: "yes"}.get(out[c, m], "")})
     return rows
@@ -468,4 +495,7 @@ def plain(value):
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)))
+    die_in_one_line(
+        lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)),
+        continues=False,
+    )

@@ -3,8 +3,8 @@
 import numpy as np
 
 from fitting.config import FitConfig
-from fitting.fit import BaggedFit, FittedRuns, Members
 from fitting.forms import get_form
+from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.runs import FACTORS
 from fitting.solve import CONVERGED, FAILED
 from tests.fitting.synthetic import PAPER_POINTS, PAPER_UNITS, true_theta
@@ -54,8 +54,7 @@ def _law(form, theta, whole, z, noise, rng, config, **fields) -> BaggedFit:
             bag=fits(theta),
             whole=fits(whole[None]),
             runs=FittedRuns(names, z, error, np.ones(len(z))),
-            lost_levels=0,
-            level_factor=fields["factors"][0],
+            lost={},
             versions={},
             **fields,
         )

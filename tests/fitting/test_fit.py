@@ -11,8 +11,9 @@ import pytest
 from hypothesis import strategies as st
 
 from fitting.config import FitConfig
-from fitting.fit import BaggedFit, fit, fit_many
+from fitting.fit import fit, fit_many
 from fitting.forms import PAPER_FORMS, get_form
+from fitting.law import BaggedFit
 from fitting.runs import LI2024, read_runs
 from fitting.solve import CONVERGED
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table, table_of, true_error
@@ -259,6 +260,30 @@ def test_grid_members_and_quantiles_agree_with_predict(noisy, law):
     np.testing.assert_allclose(mean, members.mean(axis=0), rtol=1e-12)
 
 
+def test_with_free_exponents_the_mean_breaks_and_the_median_does_not():
+    """Table 9. A resample that lost its runs between two levels cannot tell a slope from a step: a
+    term with an exponent of 30 fits its own runs as well as any, and is off by millions elsewhere.
+    """
+    table = synthetic_table("add-interact", PAPER_POINTS, noise=0.01)
+    star = table.where("sweep", "star")
+    config = FitConfig(exponent_cap=None, resamples=30, starts=20)
+    law = fit(table, config, rows=star)
+    x, n, error = table.x[~star], table.n[~star], table.error[~star]
+    members_BR = law.predict_members(x, n)
+    mean, median = members_BR.mean(axis=0), np.median(members_BR, axis=0)
+    assert np.mean((mean - error) ** 2) > 1e4
+    assert np.mean((median - error) ** 2) < 4
+    steep = np.abs(law.theta * law.is_exponent).max(axis=1) > 10
+    wild = (np.abs(members_BR - error) > 100).any(axis=1)
+    assert 0 < wild.sum() < 15
+    assert (wild <= steep).all()
+    assert np.median(law.objective[wild]) < 1.5 * np.median(law.objective[~wild])
+    calm = members_BR[~wild].mean(axis=0)
+    assert np.mean((calm - error) ** 2) < 4
+    capped = fit(table, config.replace(exponent_cap=4.0), rows=star)
+    assert (np.abs(capped.predict_members(x, n) - error) > 100).any(axis=1).sum() < wild.sum()
+
+
 def test_bad_questions_are_refused(law):
     for question, message in (
         (dict(x=[1e9, 4.0], n=1e6), "needs the factors lm_params, num_frames, tokens_per_frame"),
@@ -366,7 +391,7 @@ def test_a_file_that_is_no_fit_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"fit\.json: no such file"):
         BaggedFit.load(tmp_path)
     (tmp_path / "fit.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"fit\.json: not a fit of this version"):
+    with pytest.raises(ValueError, match=r"fit\.json: not a fit of format 2 but None"):
         BaggedFit.load(tmp_path)
 
 
@@ -380,7 +405,9 @@ def test_bad_tables_are_refused(noisy):
         fit(two, TINY)
     perfect = synthetic_table("mult", PAPER_POINTS)
     perfect.error[3] = 0.0
-    with pytest.raises(ValueError, match=f"{perfect.run_id[3]}' has error 0, which has no log"):
+    with pytest.raises(
+        ValueError, match=f"{perfect.run_id[3]}' has error 0, a score of 100, which has no log"
+    ):
         fit(perfect, TINY)
     assert fit(perfect, TINY.replace(space="linear")).failures == 0
     with pytest.raises(ValueError, match="mask of 88 runs"):

@@ -65,7 +65,7 @@ def test_importing_a_module_does_not_hide_the_verb_of_its_name(first):
         f"from {first} import {verb} as same\n"
         f"assert fitting.{verb} is {verb} is same is sys.modules['{first}'].{verb}\n"
         f"assert callable({verb})\n"
-        "from fitting.fit import BaggedFit\n"
+        "from fitting.law import BaggedFit\n"
         "assert fitting.BaggedFit is BaggedFit\n"
         "import fitting.config\n"
         "assert fitting.config is sys.modules['fitting.config']\n"

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from fitting import objective, solve, starts
+from fitting import descent, objective, solve, starts
 from fitting.bootstrap import resample_weights
 from fitting.config import FitConfig
 from fitting.forms import get_form
 from fitting.objective import Loss
-from fitting.solve import CONVERGED, FAILED, SCREEN, Problem
+from fitting.solve import CONVERGED, FAILED, SCREEN, STOPPED, Problem
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table
 
 
@@ -87,6 +87,20 @@ def test_lbfgs_agrees_with_scipys_from_the_same_starts(few_lanes):
         np.testing.assert_allclose(ours.objective[b], min(theirs), rtol=1e-6)
 
 
+def test_converged_means_that_nothing_is_left_to_gain(monkeypatch):
+    given, layout = problem(resamples=1, count=1)
+    whole = solve.solve([given], layout, *free(layout))[0]
+    # Rounding may leave a gradient above the tolerance although no step can go down.
+    monkeypatch.setattr(descent, "GRADIENT_TOLERANCE", 0.0)
+    again = given._replace(starts=whole.theta)
+    assert solve.solve([again], layout, *free(layout))[0].status == CONVERGED
+    monkeypatch.setattr(solve, "POLISH", 0)
+    for off, status in ((1e-9, CONVERGED), (1e-3, STOPPED)):
+        near = given._replace(starts=whole.theta + off)
+        solution = solve.solve([near], layout, *free(layout), stages=((0, 1),), rounds=0)[0]
+        assert solution.status == status, off
+
+
 def test_no_worse_than_scipy_on_a_law_with_many_minima():
     given, layout = problem("add-interact-s", resamples=1, count=20)
     upper = np.where(np.arange(layout.num_parameters) < layout.num_terms, 60.0, 4.0)
@@ -155,7 +169,7 @@ def test_positive_systems_are_solved():
     root = rng.normal(size=(5, 6, 6))
     matrix, right = root @ np.swapaxes(root, 1, 2) + 0.1 * np.eye(6), rng.normal(size=(5, 6))
     with jax.enable_x64(True):
-        found = np.asarray(solve.solve_positive(matrix, right))
+        found = np.asarray(descent.solve_positive(matrix, right))
     np.testing.assert_allclose(found, np.linalg.solve(matrix, right[..., None])[..., 0], rtol=1e-8)
 
 

@@ -148,10 +148,16 @@ def test_a_split_alone_is_scored(runs, tmp_path, capsys):
         (("--form", "add-intract"), "add-interact"),
         (("--resampling", "idd"), "--resampling must be one of iid, stratified"),
         (("--exponent-cap", "big"), "--exponent-cap: 'big' is no number or none"),
-        (("--units", "lm_params"), "--units: '' is no number"),
+        (("--units", "lm_params"), "--units lm_params: write geomean, or COLUMN=NUMBER"),
+        (("--units", "lm_params=x"), "--units: 'x' is no number"),
+        (("--form", "li", "--examples", "num_examples"), "form 'li' has no number of examples"),
+        (("--exponent-cap", "0"), "--exponent-cap must be positive or none"),
         (("--free-floor",), "--free-floor needs"),
         (("--train", "sweep=star"), "--train and --test go together"),
-        ((), "form 'add-interact' describes how factors and examples interact"),
+        (
+            (),
+            "runs.csv: form 'add-interact' needs the number of examples: give --examples COLUMN",
+        ),
     ],
 )
 def test_bad_words_end_with_one_line_before_any_work(runs, tmp_path, capsys, words, message):

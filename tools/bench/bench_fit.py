@@ -217,4 +217,4 @@ def scipy_fit(job) -> float:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)

@@ -27,6 +27,7 @@ from fitting.runs import RunTable
 from fitting.sweeps import PAPER_ISOFLOP, PAPER_STAR, Domain, star_sweep
 from tools._shared import die_in_one_line
 
+NOISE = 0.01
 LEVELS = (1e9, 2.8e9, 7.5e9, 2e10, 7e10), range(1, 129), [side * side for side in range(1, 29)]
 
 
@@ -45,7 +46,8 @@ class Args:
 def main(args: Args) -> None:
     """Prints a table and whether both agree."""
     from fitting.config import FitConfig
-    from fitting.fit import BaggedFit, fit
+    from fitting.fit import fit
+    from fitting.law import BaggedFit
 
     law = BaggedFit.load(args.law) if args.law else fit(twin(), FitConfig(starts=50))
     domain = Domain(*LEVELS)
@@ -77,19 +79,23 @@ def main(args: Args) -> None:
         sys.exit("x* differs from brute force")
 
 
-def twin() -> RunTable:
-    """Synthetic errors of a known law on the paper's 88 runs, with 1% noise."""
+def twin(seed: int = 0) -> RunTable:
+    """Synthetic errors of a known law on the paper's 88 runs, with 1% noise drawn from `seed`."""
     points = star_sweep(*PAPER_STAR) + PAPER_ISOFLOP
-    x, n = np.array([p.x for p in points]), np.array([p.num_examples for p in points])
-    lm, frames, tokens = x.T / [[4e9], [16.0], [60.0]]
-    data = (n / 8e5) ** -0.6
-    error = 20 + 9 * lm**-0.25 + 5 * frames**-0.4 + 3 * tokens**-0.2
-    error += data * (4 + 2 * lm**0.5 + 1.5 * frames**0.3 + 2.5 * tokens**0.45)
-    error *= np.exp(0.01 * np.random.default_rng(0).standard_normal(len(points)))
+    error = twin_law(np.array([p.x for p in points]), np.array([p.num_examples for p in points]))
+    error *= np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(points)))
     return RunTable.from_rows(
         dataclasses.asdict(p) | {"run_id": p.run_id, "metric": "synthetic", "score": 100 - e}
         for p, e in zip(points, error.tolist(), strict=True)
     )
+
+
+def twin_law(x, n) -> np.ndarray:
+    """The twin's error [...] without noise, at x [..., 3] and n [...]."""
+    lm, frames, tokens = np.moveaxis(x / [4e9, 16.0, 60.0], -1, 0)
+    data = (n / 8e5) ** -0.6
+    error = 20 + 9 * lm**-0.25 + 5 * frames**-0.4 + 3 * tokens**-0.2
+    return error + data * (4 + 2 * lm**0.5 + 1.5 * frames**0.3 + 2.5 * tokens**0.45)
 
 
 def brute_force(law, domain, cost, budgets, sizes) -> tuple[np.ndarray, np.ndarray]:
@@ -125,4 +131,4 @@ def peak_gib() -> float:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)

@@ -1,0 +1,49 @@
+"""`tools.bench.bench_appendix` and `tools.bench.bench_coverage`: help without jax, small runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fitting.config import FitConfig
+from tools.bench import bench_appendix, bench_coverage
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("name", ["bench_appendix", "bench_coverage"])
+def test_help_needs_no_jax(name):
+    code = (
+        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['bench', '--help']\n"
+        f"runpy.run_module('tools.bench.{name}', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"python -m tools.bench.{name}" in done.stdout
+
+
+@pytest.mark.slow(reason="compiles every form and option")
+def test_the_appendix_prints_its_three_tables(capsys):
+    rows = bench_appendix.appendix(FitConfig(resamples=2, starts=3))
+    shown = capsys.readouterr().out
+    for part in ("add-interact-s", "sweep=star → sweep=isoflop", "exponents bounded", "mean"):
+        assert part in shown, part
+    assert [name for name, *_ in rows] == ["Table 2", "Tables 8 and 9"]
+
+
+def test_an_interval_that_is_too_narrow_is_caught(monkeypatch):
+    honest = np.array(bench_coverage.covered(FitConfig(resamples=20, starts=20), range(2)))
+    assert (honest[:, 2] > 0.8).all()
+    monkeypatch.setattr(bench_coverage, "LEVEL", 0.1)
+    narrow = np.array(bench_coverage.covered(FitConfig(resamples=20, starts=20), range(2)))
+    assert (narrow[:, :4] < 0.4).all()
+
+
+def test_coverage_prints_a_line_a_kind(monkeypatch, capsys):
+    monkeypatch.setattr(bench_coverage, "covered", lambda config, seeds: [[0.5] * 5 for _ in seeds])
+    bench_coverage.main(bench_coverage.Args(tables=4))
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["iid", "stratified", "wild", "bayesian"]
+    assert "50.0 ± 0.0" in lines[2]
