@@ -23,6 +23,10 @@ class Example(NamedTuple):
     """float32: 1 on answer tokens, 0 on padding."""
     frames_THWC: np.ndarray
     """uint8 pixels; T is 0 for text-only stages."""
+    query_Q: np.ndarray | None = None
+    """int32 ids of the question, padded on the right, where visual tokens depend on it (QueCC)."""
+    query_length: np.ndarray | None = None
+    """int32 scalar."""
 
 
 class Batch(NamedTuple):
@@ -33,6 +37,8 @@ class Batch(NamedTuple):
     target_ids_BM: np.ndarray
     target_weight_BM: np.ndarray
     frames_BTHWC: np.ndarray
+    query_BQ: np.ndarray | None = None
+    query_lengths_B: np.ndarray | None = None
 
 
 class Prompts(NamedTuple):

@@ -124,6 +124,17 @@ def encode_prompt(
     return encode(turns, tokenizer, blocks, prompt, system).ids + header("assistant", tokenizer)
 
 
+def question(turns, tokenizer: Tokenizer) -> list[int]:
+    """Ids of all that the human says, without placeholders: what visual tokens may depend on.
+
+    The turns are parted by line breaks, behind the tokenizer's first id where it has one; a caption
+    (`plain`) asks nothing, and so do turns that hold a placeholder alone.
+    """
+    said = [str(turn["value"]) for turn in turns if _role(turn["from"]) == "user"]
+    text = "\n".join(filter(None, map(_strip_placeholders, said)))
+    return [*_bos(tokenizer), *tokenizer.encode(text)] or tokenizer.encode("\n")
+
+
 def header(role: str, tokenizer: Tokenizer) -> list[int]:
     """What opens a message: `<|start_header_id|>ROLE<|end_header_id|>` and an empty line, or
     `<|im_start|>ROLE` and a line break.

@@ -79,6 +79,7 @@ class Examples:
         media = [media_in(row, model.num_frames) for row in self.rows]
         self.num_frames = max(sum(m.num_frames for m in row) for row in media)
         self.num_visual = max(sum(len(self.blocks[m.num_frames]) for m in row) for row in media)
+        self.asks = model.resampler == "quecc"
         self.unreadable = Unreadable(int(data.max_unreadable * len(self.rows)))
 
     def __len__(self) -> int:
@@ -105,12 +106,19 @@ class Examples:
                 self.data.system,
                 self.data.mask,
             )
-            own = sum(map(len, blocks))
-            return pad(
-                encoded, self._frames(media), own, self.num_visual, self.data.max_text_tokens
-            )
+            own, room = sum(map(len, blocks)), self.data.max_text_tokens
+            example = pad(encoded, self._frames(media), own, self.num_visual, room)
+            return self._with_question(example, row) if self.asks else example
         except ValueError as e:
             raise ValueError(f"{self.data.annotations}: example {row.get('id')!r}: {e}") from None
+
+    def _with_question(self, example: Example, row: dict) -> Example:
+        """The question is a part of the text, so that `max_text_tokens` holds it."""
+        ids, room = chat.question(row["conversations"], self.tokenizer), self.data.max_text_tokens
+        if len(ids) > room:
+            raise ValueError(f"has {len(ids)} tokens of questions; data.max_text_tokens = {room}")
+        query_Q = np.pad(np.asarray(ids, np.int32), (0, room - len(ids)))
+        return example._replace(query_Q=query_Q, query_length=np.int32(len(ids)))
 
     def _frames(self, media: list[Medium]) -> np.ndarray:
         if len(media) == 1 and media[0].num_frames == self.num_frames:
@@ -186,7 +194,8 @@ def batches(
 
 
 def _stack(examples) -> Batch:
-    return Batch(*(np.stack(column) for column in zip(*examples, strict=True)))
+    columns = zip(*examples, strict=True)
+    return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 
 
 def video_id(tokenizer: Tokenizer) -> int:

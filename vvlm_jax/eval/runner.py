@@ -231,25 +231,20 @@ class _Answerer:
     def __call__(
         self, frames: dict, rows: list[dict], num_videos: int, num_prompts: int
     ) -> list[str]:
-        names = list(frames)
-        frames_BTHWC = np.stack([frames[names[min(i, len(names) - 1)]] for i in range(num_videos)])
-        visual_BVD = self.encode(self.params, frames_BTHWC)
-        ids = [self._ids(row) for row in rows]
-        # Padding rows repeat the first prompt, and lengths are rounded up: few shapes, few
-        # compiles.
-        ids += [ids[0]] * (num_prompts - len(ids))
-        visual = len(self.block)
-        length = visual + 16 * math.ceil((max(map(len, ids)) - visual) / 16)
-        prompts = Prompts(
-            np.stack([np.pad(np.asarray(i, np.int32), (0, length - len(i))) for i in ids]),
-            np.array([len(i) for i in ids], np.int32),
-            np.array(
-                [names.index(r["video"]) for r in rows] + [0] * (num_prompts - len(rows)), np.int32
-            ),
-        )
+        names, asked = list(frames), len(rows)
+        rows = rows + rows[:1] * (num_prompts - asked)  # padding repeats the first prompt
+        tokens_BL, lengths_B = _padded([self._ids(row) for row in rows], len(self.block))
+        if self.model.resampler == "quecc":  # a video has other tokens for every question
+            video_B = np.arange(num_prompts, dtype=np.int32)
+            frames_BTHWC = np.stack([frames[row["video"]] for row in rows])
+            query = _padded([chat.question(_turns(row), self.tokenizer) for row in rows])
+        else:
+            video_B = np.array([names.index(row["video"]) for row in rows], np.int32)
+            shown = [names[min(i, len(names) - 1)] for i in range(num_videos)]
+            frames_BTHWC, query = np.stack([frames[name] for name in shown]), ()
+        visual_BVD = self.encode(self.params, frames_BTHWC, *query)
+        prompts = Prompts(tokens_BL, lengths_B, video_B)
         choices = [row["choices"] for row in rows] if rows[0].get("choices") else None
-        if choices:
-            choices += choices[:1] * (num_prompts - len(rows))
         replies = generate(
             self.model,
             self.params,
@@ -259,11 +254,21 @@ class _Answerer:
             self.max_new_tokens,
             choices,
         )
-        return replies[: len(rows)]
+        return replies[:asked]
 
     def _ids(self, row):
-        turns = [{"from": "human", "value": "<video>\n" + prompt_text(row)}]
-        return chat.encode_prompt(turns, self.tokenizer, [self.block], self.system)
+        return chat.encode_prompt(_turns(row), self.tokenizer, [self.block], self.system)
+
+
+def _turns(row: dict) -> list[dict]:
+    return [{"from": "human", "value": "<video>\n" + prompt_text(row)}]
+
+
+def _padded(ids: list[list[int]], visual: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [B, L], lengths); text beyond `visual` ids is rounded up: few shapes, few compiles."""
+    length = visual + 16 * math.ceil((max(map(len, ids)) - visual) / 16)
+    rows = [np.pad(np.asarray(i, np.int32), (0, length - len(i))) for i in ids]
+    return np.stack(rows), np.array([len(i) for i in ids], np.int32)
 
 
 def _read_all(reader, names):

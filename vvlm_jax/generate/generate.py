@@ -36,7 +36,8 @@ class Replies(NamedTuple):
 class Programs(NamedTuple):
     """Compiled once a shape.
 
-    encode(params, frames_BTHWC) → visual tokens [B, T·V, D];
+    encode(params, frames_BTHWC, query_BQ, query_lengths_B) → visual tokens [B, T·V, D]; a question
+    only where they depend on it (QueCC);
     begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM) → Replies with their
     first token and `room` = M;
     go_on(params, replies, until, draws, choices_BCM) → Replies with `until` tokens, or ended. It
@@ -59,8 +60,10 @@ class Programs(NamedTuple):
 def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) -> Programs:
     """The programs of a model. On a mesh, the cache is placed as `cache_sharding` says."""
 
-    def encode(params, frames_BTHWC):
-        return model.apply({"params": params}, frames_BTHWC, method="encode")
+    def encode(params, frames_BTHWC, query_BQ=None, query_lengths_B=None):
+        return model.apply(
+            {"params": params}, frames_BTHWC, query_BQ, query_lengths_B, method="encode"
+        )
 
     def begin(params, tokens_BL, lengths_B, visual_BVD, room, draws=None, choices_BCM=None):
         logits_Bv, cache = model.apply(

@@ -39,11 +39,14 @@ Media = str | os.PathLike | None | Sequence[str | os.PathLike]
 
 
 class _Row(NamedTuple):
-    """One prompt of a batch: its number, its ids, and its media as (path, frames)."""
+    """One prompt of a batch: its number, its ids, its media as (path, frames), and the ids that
+    their tokens depend on; () unless they do (QueCC).
+    """
 
     index: int
     ids: list[int]
     media: list[tuple[str, int]]
+    query: tuple[int, ...]
 
 
 class VideoVLM:
@@ -146,6 +149,11 @@ class VideoVLM:
             if value < 1:
                 raise ConfigError(f"{name} = {value}: must be at least 1")
         tokens_side(num_tokens, self.model.vision_config.grid, "tokens_per_frame")
+        if own.resampler == "quecc" and num_tokens != own.tokens_per_frame:
+            raise ConfigError(
+                f"tokens_per_frame = {num_tokens}: a model with quecc is made for its own "
+                f"{own.tokens_per_frame}"
+            )
         return [
             self._row(i, video, prompt, num_frames, num_tokens, max_tokens)
             for i, (video, prompt) in enumerate(zip(videos, prompts, strict=True))
@@ -155,8 +163,8 @@ class VideoVLM:
         paths = [] if video is None else [video] if isinstance(video, str | os.PathLike) else video
         alone = len(paths) == 1
         media = [(str(p), 1 if _is_image(p) and not alone else num_frames) for p in paths]
-        newline, special = self.config.model.newline, self.tokenizer.special
-        blocks = [chat.visual_block(t, num_tokens, newline, special) for _, t in media]
+        own, special = self.config.model, self.tokenizer.special
+        blocks = [chat.visual_block(t, num_tokens, own.newline, special) for _, t in media]
         turns = [{"from": "human", "value": prompt}]
         if not chat.placeholders(turns):
             turns[0]["value"] = "<video>\n" * len(media) + prompt
@@ -170,7 +178,8 @@ class VideoVLM:
                 f"visual; with max_tokens = {max_tokens:,} that is more than the {context:,} of "
                 "the model's context: take fewer frames or tokens a frame, or a shorter text"
             )
-        return _Row(index, ids, media)
+        query = chat.question(turns, self.tokenizer) if own.resampler == "quecc" else ()
+        return _Row(index, ids, media, tuple(query))
 
     def _pieces(self, rows, num_tokens, max_tokens, drawing, stream, batch_size):
         """(number of the prompt, piece of its text), batch by batch."""
@@ -178,7 +187,7 @@ class VideoVLM:
         seed, temperature, top_p = drawing
         for start in range(0, len(rows), batch_size):
             batch = rows[start : start + batch_size]
-            visuals = [self._visual(row.media, num_tokens) for row in batch]
+            visuals = [self._visual(row, num_tokens) for row in batch]
             count = self._round_up_rows(len(batch))
             indices = [row.index for row in batch] + [0] * (count - len(batch))
             texts = [_Text(self.tokenizer) for _ in batch]
@@ -218,13 +227,13 @@ class VideoVLM:
         """An array whose rows are shared out over the data-parallel devices."""
         return jax.device_put(x, NamedSharding(self.mesh, BATCH)) if self.mesh else x
 
-    def _visual(self, media, num_tokens: int) -> list[jax.Array]:
+    def _visual(self, row: _Row, num_tokens: int) -> list[jax.Array]:
         """Visual tokens [T·V, D] of each medium of a prompt, encoded now or before."""
-        return [self._encode(path, num_frames, num_tokens) for path, num_frames in media]
+        return [self._encode(path, t, num_tokens, row.query) for path, t in row.media]
 
-    def _encode(self, path: str, num_frames: int, num_tokens: int) -> jax.Array:
+    def _encode(self, path: str, num_frames: int, num_tokens: int, query) -> jax.Array:
         changed = os.stat(path).st_mtime_ns if os.path.exists(path) else None
-        key = (path, changed, num_frames, num_tokens)
+        key = (path, changed, num_frames, num_tokens, query)
         if key not in self._encoded:
             size, sampling = self.model.vision_config.image_size, self.config.data.frame_sampling
             reader = FrameReader("", num_frames, size, sampling)
@@ -237,7 +246,13 @@ class VideoVLM:
             model = self.model.clone(tokens_per_frame=num_tokens)
             run = programs(model, self.tokenizer.stop_ids, self.mesh)
             with run.known_mesh():
-                self._encoded[key] = run.encode(self.params, frames_1THWC)[0]
+                asked = ()
+            if query:
+                query_1Q = np.pad(
+                    np.array([query], np.int32), ((0, 0), (0, bucket(len(query)) - len(query)))
+                )
+                asked = (query_1Q, np.array([len(query)], np.int32))
+            self._encoded[key] = run.encode(self.params, frames_1THWC, *asked)[0]
         self._encoded.move_to_end(key)
         while len(self._encoded) > _KEPT_VIDEOS:
             self._encoded.popitem(last=False)

@@ -28,6 +28,8 @@ def make_train_step(
             batch.tokens_BL,
             batch.frames_BTHWC,
             batch.target_pos_BM,
+            batch.query_BQ,
+            batch.query_lengths_B,
             method="target_logits",
         )
         return answer_loss(logits_BMv, batch.target_ids_BM, batch.target_weight_BM, weighting)

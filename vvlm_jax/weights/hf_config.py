@@ -138,6 +138,7 @@ def _llama(f: _Fields) -> LlamaConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=float(f.values.get("rms_norm_eps", 1e-6)),
+        max_position=f.size("max_position_embeddings", 32768 if qwen else 2048),
     )
 
 
@@ -161,10 +162,6 @@ def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
         return theta, RopeScaling(*map(float, numbers), int(original))
     except (KeyError, TypeError, ValueError) as e:
         raise WeightsError(f"{f.where}: rope scaling of type llama3 lacks {e}") from None
-
-
-LONGEST = 131072
-"""`max_position_embeddings` that is written when no source says otherwise; ours has no limit."""
 
 
 def check_onevision(model: ModelConfig) -> None:
@@ -262,7 +259,7 @@ def _llama_json(c: LlamaConfig, tokens: dict) -> dict:
         "num_key_value_heads": c.num_kv_heads,
         "head_dim": c.head_dim,
         "hidden_act": "silu",
-        "max_position_embeddings": LONGEST,
+        "max_position_embeddings": c.max_position,
         "rms_norm_eps": c.norm_eps,
         "rope_theta": c.rope_theta,
         "rope_scaling": scaling,
