@@ -12,7 +12,7 @@ from tests.vvlm_jax.models.reference import (
     interpolate,
     llama,
     mlp2x_gelu,
-    run_siglip,
+    siglip,
     varied,
 )
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
@@ -102,7 +102,8 @@ def test_answer_loss_is_cross_entropy_with_ignored_labels(weighting):
                  everything)  # fmt: skip
 
 
-def test_the_whole_model_from_pixels_to_loss():
+def test_the_whole_model_from_pixels_to_loss_and_back():
+    """Logits, the loss of masked labels, and its gradient in every part."""
     import torch
 
     rng = np.random.default_rng(4)
@@ -116,12 +117,18 @@ def test_the_whole_model_from_pixels_to_loss():
         tokens[row, start : start + T * side**2] = VIDEO
     positions = np.array([[18, 19, 20], [19, 20, 22]])
     targets = np.take_along_axis(tokens, positions + 1, axis=1)
-    logits = model.apply({"params": params}, tokens, frames, positions, method="target_logits")
-    loss_sum, weight_sum = answer_loss(logits, targets, np.ones((2, 3), np.float32), "token")
+
+    def loss(params):
+        logits = model.apply({"params": params}, tokens, frames, positions, method="target_logits")
+        loss_sum, weight = answer_loss(logits, targets, np.ones((2, 3), np.float32), "token")
+        return loss_sum / weight, logits
+
+    (ours, logits), grads = jax.value_and_grad(loss, has_aux=True)(params)
 
     pixels = (frames.reshape(2 * T, 18, 18, 3).astype(np.float32) / 255 - 0.5) / 0.5
-    features = run_siglip(params["vision"], VISION, pixels)[0][-1]
-    features = mlp2x_gelu(params["projector"])(features)
+    tower, projector = siglip(params["vision"], VISION), mlp2x_gelu(params["projector"])
+    states = tower(torch.from_numpy(pixels).permute(0, 3, 1, 2), output_hidden_states=True)
+    features = projector(states.hidden_states[-1])
     visual = interpolate(features, side).reshape(2, T * side**2, -1)
     reference = llama(params["llm"], LLAMA)
     embedded = reference.get_input_embeddings()(torch.from_numpy(tokens).long())
@@ -136,4 +143,28 @@ def test_the_whole_model_from_pixels_to_loss():
     theirs = reference(inputs_embeds=embedded, labels=torch.from_numpy(labels).long())
     at = torch.from_numpy(positions)[..., None].expand(-1, -1, LLAMA.vocab)
     assert_close(logits, theirs.logits.gather(1, at))
-    assert_close(loss_sum / weight_sum, theirs.loss)
+    assert_close(ours, theirs.loss)
+
+    theirs.loss.backward()
+    blocks, layers = grads["vision"]["Transformer"]["encoderblock"], grads["llm"]["layers"]
+    attention, D = blocks["MultiHeadDotProductAttention_0"], VISION.width
+    patch = grads["vision"]["embedding"]["kernel"].transpose(3, 2, 0, 1)
+    for mine, parameter in (
+        (patch, tower.embeddings.patch_embedding.weight),
+        (grads["vision"]["pos_embedding"][0], tower.embeddings.position_embedding.weight),
+        (
+            attention["query"]["kernel"][0].reshape(D, D).T,
+            tower.encoder.layers[0].self_attn.q_proj.weight,
+        ),
+        (blocks["LayerNorm_1"]["scale"][1], tower.encoder.layers[1].layer_norm2.weight),
+        (grads["projector"]["fc1"]["kernel"].T, projector[0].weight),
+        (grads["projector"]["fc2"]["bias"], projector[2].bias),
+        (grads["llm"]["embed"]["embedding"], reference.model.embed_tokens.weight),
+        (
+            layers["attn"]["k"]["kernel"][1].reshape(LLAMA.width, -1).T,
+            reference.model.layers[1].self_attn.k_proj.weight,
+        ),
+        (layers["mlp"]["down"]["kernel"][0].T, reference.model.layers[0].mlp.down_proj.weight),
+        (grads["llm"]["norm"]["scale"], reference.model.norm.weight),
+    ):
+        assert_close(mine, parameter.grad)
