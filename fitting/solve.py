@@ -158,7 +158,7 @@ def solve(
         lanes, kicked = work.kick(lanes, pool)
         lanes, gained = work.exchange(lanes, _concatenate([pool, kicked]))
         pool = _concatenate([kicked, gained])
-    lanes = work.best(lanes, 1)
+    lanes = work.refresh(work.best(lanes, 1))
     on_progress(total, total)
     return work.solutions(lanes, share, arrivals)
 
@@ -327,6 +327,19 @@ class _Work:
         # The other terms have yet to make up for it: let the objective rise a little first.
         gone = goes.any(axis=1) & (value <= (1 + BASIN) * lanes.objective)
         return lanes._replace(theta=np.where(gone[:, None], theta, lanes.theta))
+
+    def refresh(self, lanes: _Lanes) -> _Lanes:
+        """Polishes once more, with fresh damping, what stands short of an optimum."""
+        short = np.flatnonzero(np.isfinite(lanes.objective) & ~self.converged(lanes))
+        if not short.size:
+            return lanes
+        before = lanes.take(short)
+        again = self.start(before.fit, self.vanish(before).theta)
+        after = self.polish(self.descend(again, 40))
+        better = short[after.objective <= before.objective]
+        for column, new in zip(lanes, after.take(after.objective <= before.objective), strict=True):
+            column[better] = new
+        return lanes
 
     def kick(self, lanes: _Lanes, pool: _Lanes) -> tuple[_Lanes, _Lanes]:
         """Tries each exponent at its bounds, and absent terms anew, from every optimum in the pool.

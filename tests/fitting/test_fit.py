@@ -387,6 +387,48 @@ def test_a_failed_member_is_kept_and_counted(tmp_path, law, noisy):
     np.testing.assert_array_equal(loaded.theta, broken.theta)
 
 
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda text: text[:400], "not a whole fit"),
+        (lambda text: text.replace('"format": 2', '"format": 1'), "not a fit of format 2 but 1"),
+        (lambda text: text.replace('"scale": 100.0', '"scale": 1.0'), "changed since it was"),
+        (lambda text: text.replace('"objective": ', '"objective": 1', 1), "changed since it was"),
+        (lambda text: "\x00\x01", "not a whole fit"),
+    ],
+)
+def test_a_law_that_was_changed_is_refused(law, tmp_path, damage, message):
+    path = law.save(tmp_path)
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert path.read_text() != text
+    with pytest.raises(ValueError, match=message):
+        BaggedFit.load(tmp_path)
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="it holds no text"):
+        BaggedFit.load(tmp_path)
+
+
+def test_lost_levels_are_counted_for_every_column(noisy):
+    star = noisy.select(sweep="star")
+    law = fit(star, FitConfig(form="mult", resamples=40, starts=4))
+    assert list(law.lost) == ["lm_params", "num_frames", "tokens_per_frame", "num_examples"]
+    assert law.lost["num_examples"] == 0 < law.lost["lm_params"]
+    assert law.lost_levels == law.lost[law.level_factor]
+
+
+def test_strata_of_single_runs_cannot_be_resampled():
+    x = np.array([[1.0], [2.0], [4.0], [8.0]])
+    table = table_of(30 * x[:, 0] ** -0.2, x)
+    with pytest.raises(ValueError, match="each holds a single run; 'wild' and 'bayesian'"):
+        fit(table, TINY.replace(form="li", resampling="stratified"))
+
+
+def test_a_form_without_n_takes_none(noisy):
+    with pytest.raises(ValueError, match="form 'li' has no number of examples"):
+        fit(noisy, TINY.replace(form="li"))
+
+
 def test_a_file_that_is_no_fit_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"fit\.json: no such file"):
         BaggedFit.load(tmp_path)

@@ -332,3 +332,47 @@ def test_the_same_runs_give_the_same_bytes(tmp_path_factory, order):
     write_runs(folder / "a.csv", rows)
     write_runs(folder / "b.csv", read_runs(folder / "a.csv").take(np.array(order)))
     assert (folder / "a.csv").read_bytes() == (folder / "b.csv").read_bytes()
+
+
+def test_what_is_passed_over_or_looks_doubled_is_counted(tmp_path):
+    other = LINE.replace("star-N1e9", "again-N1e9")
+    table = read_runs(csv_file(tmp_path, LINE, f"#{LINE}", "  # a note", other))
+    path = tmp_path / "runs.csv"
+    assert len(table) == 2
+    assert table.notes == (
+        f"{path}: 2 lines that start with # were passed over, the first is line 4",
+        f"{path}: 1 rows have the configuration, examples and value of another row; each counts",
+    )
+    assert read_runs(csv_file(tmp_path, LINE)).notes == ()
+    header = HEADER + ",weight"
+    idle = csv_file(tmp_path, LINE + ",1", LINE.replace("T4", "T5") + ",0", header=header)
+    assert "1 runs have weight 0" in read_runs(idle, weights="weight").notes[0]
+
+
+def test_groups_are_those_of_the_column_that_was_named(tmp_path):
+    iso = LINE.replace("star", "isoflop")
+    table = read_runs(csv_file(tmp_path, LINE, iso), group="sweep")
+    assert table.metrics == ("isoflop", "star")
+    assert table.where("sweep", "star").tolist() == [True, False]
+    mixed = csv_file(tmp_path, LINE, iso, LINE.replace(",acc,", ",f1,"))
+    assert "would mix the metrics acc, f1; choose one metric" in fails(mixed, group="sweep")
+    assert read_runs(mixed, group="sweep", metric="acc").metrics == ("isoflop", "star")
+
+
+def test_scores_of_at_most_one_are_refused_under_their_usual_name_too(tmp_path):
+    path = csv_file(tmp_path, LINE.replace("51.25", "0.5"))
+    assert "never above 1; say scale 1" in fails(path)
+    assert read_runs(path, scale=1).error.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("text", ["1_000", "1e-320", "1e300"])
+def test_numbers_that_no_power_survives_are_refused(tmp_path, text):
+    assert f"column 'lm_params' is '{text}'" in fails(
+        csv_file(tmp_path, LINE.replace("1e9,", text + ","))
+    )
+
+
+def test_other_marks_between_columns_are_named(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text("a;b\n1;2\n")
+    assert "parted by semicolons; save it with commas" in fails(path)

@@ -95,6 +95,7 @@ def test_converged_means_that_nothing_is_left_to_gain(monkeypatch):
     again = given._replace(starts=whole.theta)
     assert solve.solve([again], layout, *free(layout))[0].status == CONVERGED
     monkeypatch.setattr(solve, "POLISH", 0)
+    monkeypatch.setattr(solve._Work, "refresh", lambda self, lanes: lanes)
     for off, status in ((1e-9, CONVERGED), (1e-3, STOPPED)):
         near = given._replace(starts=whole.theta + off)
         solution = solve.solve([near], layout, *free(layout), stages=((0, 1),), rounds=0)[0]

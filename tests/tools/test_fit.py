@@ -218,3 +218,45 @@ def test_progress_is_one_line_on_a_terminal(monkeypatch, capsys):
     assert "compare 1/2: add 4/4" in shown
     assert shown.endswith("\r\x1b[K")
     assert "\n" not in shown
+
+
+def test_what_an_earlier_fit_left_goes_with_it(runs, tmp_path):
+    out, words = tmp_path / "law", ("--examples", "num_examples", *QUICK)
+    (out / "figures").mkdir(parents=True)
+    for name in ("report.html", "compare.csv", "figures/runs.png"):
+        (out / name).write_text("of another law")
+    fit(runs, *words, "--out", out)
+    assert sorted(p.name for p in out.rglob("*") if p.is_file()) == ["fit.json"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda out: (out / "fit.json").mkdir(), "fit.json is a folder there"),
+        (lambda out: (out / "figures").write_text(""), "figures is a file there"),
+    ],
+)
+def test_an_out_folder_that_cannot_be_written_is_known_before_the_work(
+    runs, tmp_path, monkeypatch, make, message
+):
+    (tmp_path / "law").mkdir()
+    make(tmp_path / "law")
+    monkeypatch.setattr(sys.modules["fitting.fit"], "fit_many", None)
+    with pytest.raises(ValueError, match=message):
+        fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
+
+
+def test_few_runs_and_odd_rows_are_warned_of(runs, tmp_path, capsys):
+    runs.write_text(runs.read_text() + "# end\n")
+    split = ("--train", "num_examples=100000", "--test", "num_examples=1000000")
+    fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law", *split)
+    shown = capsys.readouterr().err
+    assert "1 line that starts with # was passed over" in shown
+    assert "num_examples=100000: 6 runs for 9 parameters" in shown
+
+
+def test_a_comparison_needs_its_folds(runs, tmp_path):
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(runs.read_text().splitlines()[:4]) + "\n")
+    with pytest.raises(ValueError, match=r"few\.csv: 3 runs of avg; --compare and --ablate need 5"):
+        fit(few, "--examples", "num_examples", *QUICK, "--compare", "--out", tmp_path / "law")
