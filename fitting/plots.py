@@ -41,6 +41,8 @@ from fitting.runs import RunTable
 from fitting.selection import score
 
 CURVE_GAP = 1.25  # isoFLOP runs whose costs differ by more belong to different curves
+FLAT = 0.005  # elasticities all below this are zeros, and shown on an axis of +-ZERO_SPAN
+ZERO_SPAN = 0.05
 LINEAR_BELOW = 1e-3  # error points: the axis of coefficients is linear from here down to 0
 
 
@@ -466,7 +468,9 @@ def _name_tasks(axis, tasks: list[str]) -> None:
 
 
 @styled
-def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figure:
+def frontier_paths(
+    best, factors, change=None, unit: str | None = None, *, fitted_n=(0.0, np.inf)
+) -> Figure:
     """Figure 4: x* of each factor against the budget, a shade for each n, and the elasticity.
 
     Args:
@@ -475,6 +479,8 @@ def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figur
       change: an `Elasticity`, drawn in a last panel against n (equation 10), with the interval of
         the mean over members beside it; None leaves it out.
       unit: of the budgets; None for FLOPs.
+      fitted_n: least and largest n of the fitted runs; where n, or n with its step, lies beyond,
+        elasticities are open marks and do not set the axis.
 
     Raises:
       ValueError: no budget affords any configuration.
@@ -496,7 +502,7 @@ def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figur
     if np.isfinite(best.num_examples).all():
         legend_below(figure, axes[0, 0], where="left", title="n =")
     if change is not None:
-        _draw_elasticity(axes[0, -1], change, factors)
+        _draw_elasticity(axes[0, -1], change, factors, fitted_n)
         legend_below(figure, axes[0, -1], where="right")
     return figure
 
@@ -510,26 +516,46 @@ def _shaded(num_examples):
     return [(n, colours[n], w) for n, w in zip(num_examples, widths, strict=True)]
 
 
-def _draw_elasticity(axis, change, factors) -> None:
+def _draw_elasticity(axis, change, factors, fitted_n) -> None:
     lines_MK, (low_K, high_K) = change.by_num_examples, change.interval()
+    order = np.argsort(change.num_examples)
+    n_M, lines_MK = change.num_examples[order], lines_MK[order]
+    inside_M = (n_M >= fitted_n[0] * (1 - 1e-9)) & (n_M + change.delta <= fitted_n[1] * (1 + 1e-9))
     for k, label in enumerate(factor_labels(len(factors))):
-        mean = change.mean[k]
+        colour, marker, mean = PALETTE[k % 6], MARKERS[k % 6], change.mean[k]
         number = f"{mean:+.2f}".replace("-", "−")
         text = f"{label}: mean {number}" if np.isfinite(mean) else f"{label}: undefined"
-        style = dict(color=PALETTE[k % 6], ms=4, label=text)
-        axis.plot(change.num_examples, lines_MK[:, k], MARKERS[k % 6] + "-", **style)
+        axis.plot(n_M, lines_MK[:, k], color=colour, linewidth=1, linestyle=":")
+        axis.plot(n_M, lines_MK[:, k], marker, color=colour, ms=4, mfc="white")
+        style = dict(color=colour, ms=4, label=text)
+        axis.plot(n_M[inside_M], lines_MK[inside_M, k], marker + "-", **style)
         if np.isfinite(low_K[k]):
-            bar = dict(color=PALETTE[k % 6], transform=axis.get_yaxis_transform())
+            bar = dict(color=colour, transform=axis.get_yaxis_transform())
             right = 0.96 - 0.14 * (1 - (k + 0.5) / len(factors))
             axis.plot([right, right], [low_K[k], high_K[k]], linewidth=2.5, alpha=0.6, **bar)
-            axis.plot([right], [mean], MARKERS[k % 6], ms=5, mec="white", mew=0.6, **bar)
+            axis.plot([right], [mean], marker, ms=5, mec="white", mew=0.6, **bar)
     axis.axhline(0, color=GREY, linewidth=0.8)
-    log_axis(axis, change.num_examples, units.LABELS["num_examples"], digits=2)
-    low, high = change.num_examples.min(), change.num_examples.max()
-    if len(change.members) and low < high:  # room for the bars at the right
-        axis.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.3)
+    log_axis(axis, n_M, units.LABELS["num_examples"], digits=2)
+    if len(change.members) and n_M[0] < n_M[-1]:  # room for the bars at the right
+        room = n_M[-1] / n_M[0]
+        axis.set_xlim(n_M[0] / room**0.05, n_M[-1] * room**0.3)
         axis.text(0.89, 0.99, "mean", transform=axis.transAxes, ha="center", va="top", fontsize=7)
+    held = lines_MK[inside_M] if inside_M.any() else lines_MK
+    axis.set_ylim(*_span_elasticities(np.concatenate([*held, change.mean, low_K, high_K])))
+    if not inside_M.all():
+        note = dict(transform=axis.transAxes, va="bottom", fontsize=7, color=GREY)
+        axis.text(0.02, 0.01, "open: beyond the runs", **note)
     axis.set_title("elasticity of x* to n")
+
+
+def _span_elasticities(values) -> tuple[float, float]:
+    """Limits of an axis that holds 0 and the values; zeros do not look like findings."""
+    values = np.append(values[np.isfinite(values)], 0.0)
+    low, high = values.min(), values.max()
+    if max(-low, high) < FLAT:
+        return -ZERO_SPAN, ZERO_SPAN
+    room = 0.1 * (high - low)
+    return low - room, high + room
 
 
 @styled
@@ -544,8 +570,10 @@ def elasticity_by_task(changes: Mapping, factors) -> Figure:
     figure, axes = panel_grid(1, len(factors), height=1.2 + 0.32 * len(tasks))
     for k, (axis, name) in enumerate(zip(axes[0], factors, strict=True)):
         axis.axvline(0, color=GREY, linewidth=0.8)
+        ends = [[c.mean[k], *(end[k] for end in c.interval())] for c in changes.values()]
+        axis.set_xlim(*_span_elasticities(np.ravel(ends)))
         for row, task in enumerate(tasks):
-            low, high = (ends[k] for ends in changes[task].interval())
+            _, low, high = ends[row]
             axis.plot([low, high], [row, row], color=PALETTE[k % 6], linewidth=2.5, alpha=0.45)
             axis.plot(changes[task].mean[k], row, MARKERS[k % 6], color=PALETTE[k % 6], ms=6)
         axis.set(title=units.label(name), xlabel="elasticity of x* to n")

@@ -284,6 +284,27 @@ def test_frontier_paths_are_the_frontier_with_gaps_where_nothing_is_affordable()
     assert texts == ["n = 1M", "n = 2M", "N: mean −0.20", "T: mean +0.10", "V: mean +0.80"]
 
 
+def test_elasticities_beyond_the_runs_are_open_and_zeros_look_like_zeros():
+    def panel(change, **fitted):
+        return plots.frontier_paths(a_frontier(), FACTORS, change, **fitted).axes[-1]
+
+    far = a_change()
+    far.values[:, 1] = 40.0
+    axis = panel(far, fitted_n=(1e6, 6e6))  # 1M + 5M is inside, 2M + 5M is not
+    solid = [line.get_xdata() for line in axis.lines if "mean" in str(line.get_label())]
+    assert [list(x) for x in solid] == [[1e6]] * 3
+    assert axis.texts[-1].get_text() == "open: beyond the runs"
+    inside = a_change()
+    assert not [t for t in panel(inside).texts if "open" in t.get_text()]
+    far.values[:, 0] = inside.values[:, 0]
+    low, high = panel(dataclasses.replace(inside, values=far.values), fitted_n=(1, 1)).get_ylim()
+    assert high > 40  # nothing else there to set the axis
+    nothing = dataclasses.replace(far, values=far.values * 1e-5, members=far.members * 1e-5)
+    assert panel(nothing).get_ylim() == (-0.05, 0.05)
+    figure = plots.elasticity_by_task({"a": nothing}, FACTORS)
+    assert figure.axes[0].get_xlim() == (-0.05, 0.05)
+
+
 def test_frontier_paths_in_another_unit_and_without_n():
     figure = plots.frontier_paths(a_frontier([np.nan]), ("a", "b_c", "d"), unit="ms")
     assert [axis.get_title() for axis in figure.axes] == ["best a", "best b c", "best d"]

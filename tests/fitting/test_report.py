@@ -8,7 +8,15 @@ import pytest
 from matplotlib.figure import Figure
 
 from fitting import plots, units
-from fitting.analysis import Analysis, analyse, deployment_rows, deployment_text, findings
+from fitting.analysis import (
+    Analysis,
+    analyse,
+    deployment_rows,
+    deployment_text,
+    edge_text,
+    elasticity_extrapolates,
+    findings,
+)
 from fitting.config import FitConfig
 from fitting.cost import CostConstants
 from fitting.fit import fit
@@ -211,6 +219,50 @@ def test_a_fit_without_a_bag_shows_no_spread():
     assert "95%" not in text
     assert "members" not in text
     assert "of the starts" not in text
+
+
+def test_an_elasticity_beyond_the_runs_is_marked(tmp_path, analysis, table):
+    law, change = analysis.law, analysis.elasticity
+    outside = elasticity_extrapolates(law, change)
+    assert change.delta == table.n.max() / 2
+    assert list(outside) == [n + change.delta > table.n.max() for n in change.num_examples]
+    assert 0 < outside.sum() < len(outside)
+    report = Report("T")
+    add_law(report, analysis)
+    page = report.write(tmp_path).read_text()
+    page = page[page.index("n with its step") :]
+    cell = r"<td>([^<]*)</td>"
+    rows = re.findall(rf"<tr>{cell}(?:<td>[^<]*</td>){{4}}<td>(yes|no)</td></tr>", page)
+    marks = [
+        (units.count(n), "yes" if no else "no")
+        for n, no in zip(change.num_examples, outside, strict=True)
+    ]
+    assert rows == marks
+
+
+def test_an_answer_at_the_edge_of_the_domain_is_said(analysis):
+    best = analysis.frontier
+    highest = np.nanmax(best.x, axis=(0, 1))
+    offered = np.stack([highest / 2, highest * 2], axis=1)
+    assert not edge_text(dataclasses.replace(analysis, offered=offered))
+    offered[1, 1] = highest[1]
+    ends = (best.x[-1, :, 1] == highest[1]).any()  # at the largest budget of some n
+    got = dataclasses.replace(analysis, offered=offered)
+    text = edge_text(got)
+    assert ends
+    assert f"frames per video ({highest[1]:g}, from " in text
+    assert "parameters" not in text
+    assert text in findings(got)
+
+
+def test_a_sentence_names_four_parameters_at_most():
+    law = made_up_law(members=21, spread=2.0)
+    unknown = undetermined(law)
+    assert unknown.sum() > 4
+    found = findings(Analysis(synthetic_table("add", POINTS, noise=0.01, units=UNITS), law))
+    text = next(t for t in found if "not determined" in t)
+    names = [name for name, no in zip(law.parameters, unknown, strict=True) if no]
+    assert f": {', '.join(names[:4])} and {len(names) - 4} more." in text
 
 
 def test_report_refuses_bad_calls():
