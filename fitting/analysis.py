@@ -21,6 +21,7 @@ from fitting.sweeps import Domain
 
 GOOD_R2 = 0.8  # on unseen runs below this: a poor description
 GOOD_EXTRAPOLATION = 0.5  # of the chosen split below this: no better guide than a rough guess
+MOST_NAMES = 4  # parameters named in a sentence; of more, their number
 OFTEN = 0.1  # share of members from which a habit of the solver is worth a sentence
 
 
@@ -36,6 +37,7 @@ class Analysis:
       frontier: x*(c; n), or None.
       agreement: share of the law's members with the same x*, [C, M], or None.
       elasticity: of x* to n; None for a law without n, or without a frontier.
+      offered: least and largest level of each factor on offer to the frontier, [K, 2], or None.
     """
 
     table: RunTable
@@ -45,6 +47,7 @@ class Analysis:
     frontier: Frontier | None = None
     agreement: np.ndarray | None = None
     elasticity: Elasticity | None = None
+    offered: np.ndarray | None = None
 
 
 def analyse(
@@ -69,7 +72,7 @@ def analyse(
       configs: a `FitConfig` (or a name) for each form; None for the paper's with default options.
       budgets: inference budgets [C], in FLOPs.
       num_examples: data sizes [M]; None for laws without n.
-      delta: step of the elasticity; half the largest n by default, as the paper's 5M is of 10M.
+      delta: step of the elasticity, as in `examine`.
       folds, seed: of the cross-validation.
       on_progress: called with a line of text before each step.
 
@@ -112,13 +115,14 @@ def examine(
       budgets: [C]; by default 60 from the cheapest configuration to the dearest.
       num_examples: [M]; by default five from the smallest n of the runs to twice their largest.
       comparison: kept beside it.
-      delta: step of the elasticity; half the largest n by default.
+      delta: step of the elasticity; half the runs' largest n by default, so that there are data
+        sizes whose step stays within the runs.
 
     Raises:
       ValueError: as `frontier` and `elasticity`.
     """
+    offers = domain.configurations() if hasattr(domain, "configurations") else np.asarray(domain)
     if budgets is None:
-        offers = domain.configurations() if hasattr(domain, "configurations") else domain
         reach = cost(offers)
         budgets = np.geomspace(reach.min() * 1.05, reach.max(), 60)
     if num_examples is None and law.examples is not None:
@@ -127,9 +131,10 @@ def examine(
     shares = agreement(best, member_frontiers(law, domain, cost, budgets, num_examples))
     change = None
     if law.examples is not None:
-        delta = 0.5 * float(np.max(num_examples)) if delta is None else delta
+        delta = 0.5 * float(law.ranges[-1, 1]) if delta is None else delta
         change = elasticity(law, domain, cost, budgets, num_examples, delta)
-    return Analysis(table, law, comparison, cost, best, shares, change)
+    offered = np.stack([offers.min(axis=0), offers.max(axis=0)], axis=1)
+    return Analysis(table, law, comparison, cost, best, shares, change, offered)
 
 
 # --- reasons for doubt ---
@@ -174,7 +179,7 @@ def _fit_quality(analysis: Analysis) -> list[str]:
             found.append(
                 f"Extrapolation{split_text(analysis)}: {text}. Trust the law only near the runs."
             )
-    if np.isnan(law.aicc):
+    if np.isnan(law.aicc):  # of any loss: too few runs
         found.append(
             f"{law.num_runs} runs hardly determine {len(law.parameters)} parameters: "
             "AICc is undefined."
@@ -208,10 +213,10 @@ def _fit_health(law: BaggedFit) -> list[str]:
         if count > OFTEN * size
     ]
     if capped:
-        found.append(f"Exponents at a bound: {', '.join(capped)}. The runs do not determine them.")
+        found.append(f"Exponents at a bound: {_few(capped)}. The runs do not determine them.")
     unknown = summary.undetermined(law)
     if unknown.any():
-        names = ", ".join(name for name, no in zip(law.parameters, unknown, strict=True) if no)
+        names = _few([name for name, no in zip(law.parameters, unknown, strict=True) if no])
         found.append(
             f"{unknown.sum()} of {len(unknown)} parameters are not determined by the runs: {names}."
             " Read predictions and frontiers, not these numbers."
@@ -224,6 +229,12 @@ def _fit_health(law: BaggedFit) -> list[str]:
     return found
 
 
+def _few(names: list[str]) -> str:
+    """At most four of the names, and how many more there are."""
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more} more" if more > 0 else "")
+
+
 def _reach(analysis: Analysis) -> list[str]:
     best, found = analysis.frontier, []
     outside_CM = extrapolates(analysis.law, best)
@@ -233,6 +244,8 @@ def _reach(analysis: Analysis) -> list[str]:
             f"{int(outside_CM.sum())} of {answers} frontier answers extrapolate: they use a "
             "configuration or a data size outside the fitted range."
         )
+    if edge := edge_text(analysis):
+        found.append(edge)
     if best.unaffordable:
         found.append(
             f"{best.unaffordable} of {len(best.budgets)} budgets do not pay for the cheapest "
@@ -273,6 +286,38 @@ def extrapolates(law: BaggedFit, best: Frontier) -> np.ndarray:
     known_CM = ~np.isnan(best.cost)
     x = np.where(known_CM[..., None], best.x, law.units[: len(law.factors)])
     return known_CM & law.extrapolates(x, None if law.examples is None else best.num_examples)
+
+
+def elasticity_extrapolates(law: BaggedFit, change: Elasticity) -> np.ndarray:
+    """Bool [M]: n, or n with its step, lies outside the range of the fitted runs."""
+    low, high = law.ranges[-1]
+    n_M = change.num_examples
+    return (n_M < low * (1 - 1e-9)) | (n_M + change.delta > high * (1 + 1e-9))
+
+
+def edge_text(analysis: Analysis) -> str:
+    """Which factors end at the largest level on offer, from which budget on; '' where none does."""
+    if analysis.offered is None:
+        return ""
+    best, edges = analysis.frontier, []
+    order = np.argsort(best.budgets)
+    for k, name in enumerate(analysis.law.factors):
+        low, high = analysis.offered[k]
+        at_CM = best.x[order, :, k] == high
+        stays_CM = np.logical_and.accumulate(at_CM[::-1], axis=0)[::-1]
+        if low < high and stays_CM.any():
+            first_M = np.where(stays_CM.any(axis=0), stays_CM.argmax(axis=0), len(order))
+            m = int(first_M.argmin())
+            text = f"{units.label(name)} ({units.count(high)}, from "
+            text += f"{units.flops(best.budgets[order[first_M[m]]])} on"
+            text += f" with n = {units.count(best.num_examples[m])}" * bool(np.ptp(first_M) > 0)
+            edges.append(f"{text})")
+    if not edges:
+        return ""
+    return (
+        f"x* ends at the largest level on offer of {' and '.join(edges)}: there the domain decides"
+        " and not the law, and more may be better."
+    )
 
 
 # --- what to deploy ---

@@ -50,6 +50,7 @@ def error_label(scale: float) -> str:
 def panel_grid(rows: int, panels: int, *, width: float = 3.1, height: float = 3.3, sharey="row"):
     """(Figure, axes [rows, panels]); panels of a row share their y axis unless told otherwise."""
     figure = Figure(figsize=(width * panels, height * rows), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.09)  # inches: the ends of two axes do not touch
     return figure, figure.subplots(rows, panels, sharey=sharey, squeeze=False)
 
 

@@ -41,7 +41,10 @@ from fitting.runs import RunTable
 from fitting.selection import score
 
 CURVE_GAP = 1.25  # isoFLOP runs whose costs differ by more belong to different curves
-LINEAR_BELOW = 1e-3  # error points: the axis of coefficients is linear from here down to 0
+ZERO_SPAN = 0.05  # elasticities: the least an axis of them spans to either side of 0
+LINEAR_BELOW = 1e-6  # error points: the axis of coefficients is linear at most from here down
+SKEWED = 5.0  # errors whose largest is so many times their median need a log axis
+MOST_LINES = 8  # of a panel, named
 
 
 # --- the runs: Figures 7 and 8 ---
@@ -69,6 +72,8 @@ def all_runs(table: RunTable, cost=None) -> Figure:
         if cost is not None:
             _draw_by_cost(row[-1], runs.take(rest) if rest.any() else runs, cost)
         _name_row(row[0], metric, table)
+    for axis in axes[1:].flat:  # as above them
+        axis.set_title("")
     if table.n is not None:
         legend_below(figure, axes[0, 0], where="left", title="n =")
     if cost is not None:
@@ -113,11 +118,17 @@ def _draw_arm(axis, runs: RunTable, k: int, middle) -> None:
 
 
 def _name_lines(axis, ends: dict, colours: dict) -> None:
-    """The level of at most four lines, beside their right ends."""
-    levels = sorted(ends)
-    for i in np.unique(np.linspace(0, len(levels) - 1, min(4, len(levels))).round().astype(int)):
+    """The level of at most eight lines, beside their right ends, where there is room."""
+    levels, taken = sorted(ends), []
+    low, high = axis.get_ylim()
+    most = min(MOST_LINES, len(levels))
+    for i in np.unique(np.linspace(0, len(levels) - 1, most).round().astype(int)):
+        x, y = ends[levels[i]]
+        if any(abs(np.log(x / a)) < 0.1 and abs(y - b) < 0.04 * (high - low) for a, b in taken):
+            continue
+        taken.append((x, y))
         style = dict(xytext=(5, 0), textcoords="offset points", va="center", fontsize=7)
-        axis.annotate(units.count(levels[i]), ends[levels[i]], color=colours[levels[i]], **style)
+        axis.annotate(units.count(levels[i]), (x, y), color=colours[levels[i]], **style)
 
 
 def _draw_by_cost(axis, table: RunTable, cost) -> None:
@@ -202,7 +213,7 @@ def _draw_contours(figure, axes, law: BaggedFit, table: RunTable, pairs) -> None
         log_axis(axis, ticks, units.label(names[across]))
         log_axis(axis, z[:, up], None, which="y")
         if rest:
-            held = ", ".join(f"{units.count(middle[k])} {units.short(names[k])}" for k in rest)
+            held = ", ".join(f"{units.short(names[k])} = {units.count(middle[k])}" for k in rest)
             axis.set_title(f"at {held}")
         axis.grid(False)
         if axis is axes[0] or law.examples is None:
@@ -217,12 +228,35 @@ def _span_log(axis, across, up) -> None:
 
 
 def _name_contours(axis, lines, text: str) -> None:
-    """Labels that read on light and dark; none in the outermost 5%, where they would be cut."""
-    halo = patheffects.withStroke(linewidth=2, foreground="white")
-    for label in axis.clabel(lines, fmt=text, fontsize=7, colors="black"):
-        place = axis.transAxes.inverted().transform(axis.transData.transform(label.get_position()))
-        label.set_visible(bool((abs(place - 0.5) < 0.45).all()))
-        label.set_path_effects([halo])
+    """Labels over whole lines, read on light and dark; none in the outermost 5%, cut there.
+
+    A line whose automatic labels all fall there gets one in the middle of what is left of it.
+    """
+    named = _inner_labels(axis, axis.clabel(lines, fmt=text, **_LABEL))
+    for level, path in zip(lines.levels, lines.get_paths(), strict=True):
+        inner = path.vertices[_is_inner(axis, path.vertices)]
+        if len(inner) and text % level not in named:
+            middle = inner[len(inner) // 2]
+            _inner_labels(axis, lines.clabel([level], fmt=text, manual=[middle], **_LABEL))
+
+
+_LABEL = dict(fontsize=7, colors="black", inline=False)
+
+
+def _inner_labels(axis, labels) -> set:
+    """Hides the labels near the frame and returns the texts of the others."""
+    for label in labels:
+        label.set_visible(bool(_is_inner(axis, np.array([label.get_position()]))[0]))
+        label.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
+    return {label.get_text() for label in labels if label.get_visible()}
+
+
+def _is_inner(axis, points) -> np.ndarray:
+    """Bool [V]: points [V, 2] that are not in the outermost 5% of the panel."""
+    if not len(points):
+        return np.zeros(0, bool)
+    place = axis.transAxes.inverted().transform(axis.transData.transform(points))
+    return (abs(place - 0.5) < 0.45).all(axis=1)
 
 
 def _surface(law: BaggedFit, middle, pair):
@@ -268,7 +302,7 @@ def isoflop_curves(laws, table: RunTable, cost) -> Figure:
     for row, law in zip(axes, laws, strict=True):
         _draw_isoflop(row, law, runs.select(metric=law.metric), models, cost)
         _name_row(row[0], law.metric, runs)
-    legend_below(figure, axes[0, 0], where="left", title="about")
+    legend_below(figure, axes[0, 0], where="left")
     legend_below(figure, axes[0, -1], where="right")
     return figure
 
@@ -286,13 +320,23 @@ def _draw_isoflop(axes, law: BaggedFit, runs: RunTable, models, cost) -> None:
             if at_level[best]:
                 ring = dict(ms=12, mfc="none", mec="black", mew=1.3)
                 axis.plot(rows.x[best, -1], rows.error[best], "o", **ring)
-        axes[0].plot([], [], linestyle="none", label=units.flops(middle, 2), **style)
+        label = _budget_text(rows) or f"about {units.flops(middle, 2)}"
+        axes[0].plot([], [], linestyle="none", label=label, **style)
     for axis, level in zip(axes, models, strict=False):
         at_level = runs if level is None else runs.take(runs.x[:, 0] == level)
         log_axis(axis, at_level.x[:, -1], units.label(runs.factors[-1]))
         name = units.short(runs.factors[0])
         axis.set_title(f"all {name}" if level is None else f"{units.count(level)} {name}")
     _draw_empirical(axes[-1], law, runs, cost)
+
+
+def _budget_text(rows: RunTable) -> str:
+    """What the runs of a curve were meant to cost, by their column 'budget'; '' where unknown."""
+    try:
+        meant = {float(text) for text in rows.columns.get("budget", ())}
+    except ValueError:
+        return ""
+    return units.flops(meant.pop()) if len(meant) == 1 and min(meant) > 0 else ""
 
 
 def _draw_curve(axis, law: BaggedFit, rows: RunTable, *, color, marker: str) -> None:
@@ -360,9 +404,9 @@ def parameter_boxes(law: BaggedFit) -> Figure:
         axis.plot(at, [rows[p][1] for p in where], "kx", ms=6)
         axis.set_xticks(at, [_symbol(law.parameters[p]) for p in where])
         axis.grid(axis="x", visible=False)
-    axes[0].set_yscale("symlog", linthresh=LINEAR_BELOW * law.scale / 100)
     axes[0].set(title="coefficients", ylabel=f"error (of {law.scale:g})")
-    _room_for(axes[0], values_BP[:, ~law.is_exponent], [r[1] for r in rows[: shares[0]]])
+    ends = [row[1:5] for row in rows[: shares[0]]]  # whole fit, median, 5%, 95%
+    _room_for(axes[0], np.array(ends), LINEAR_BELOW * law.scale / 100)
     cap, title = law.config.exponent_cap, "exponents"
     axes[1].axhline(0, color=GREY, linewidth=0.8)
     if law.at_cap.any() and cap is not None:
@@ -375,16 +419,21 @@ def parameter_boxes(law: BaggedFit) -> Figure:
     return figure
 
 
-def _room_for(axis, values_BP, whole_P) -> None:
-    """A symlog axis from 0 (or below) to the largest whisker, with ticks that do not collide."""
-    ends = np.quantile(values_BP, [0.05, 0.95], axis=0)
-    top, bottom = max(ends[1].max(), *whole_P), min(ends[0].min(), *whole_P)
-    threshold = axis.yaxis.get_transform().linthresh
-    powers = np.arange(np.log10(threshold), np.ceil(np.log10(max(top, 10 * threshold))) + 1)
-    ticks = 10.0 ** powers[:: max(1, len(powers) // 6)]
+def _room_for(axis, shown, least: float) -> None:
+    """A symlog axis from the smallest value but 0 (never below `least`) to the largest.
+
+    Below it the axis is linear down to 0, where a value is 0 or smaller; else it is left out.
+    """
+    size = np.abs(shown[np.abs(shown) > least])
+    low, high = (size.min(), size.max()) if len(size) else (least, least)
+    powers = np.arange(np.floor(np.log10(low)), max(np.ceil(np.log10(high)), 1 + np.log10(low)) + 1)
+    threshold, bottom = 10.0 ** powers[0], shown.min()
+    axis.set_yscale("symlog", linthresh=threshold)
+    ticks = 10.0 ** powers[:: 1 + len(powers) // 7]
     axis.set_yticks([0, *ticks], ["0", *(f"{tick:g}" for tick in ticks)])
     axis.yaxis.set_minor_locator(ticker.NullLocator())
-    axis.set_ylim(min(bottom * 2, -threshold / 4), top * 2)
+    start = low / 2 if bottom >= low else min(2 * bottom, -threshold / 4)
+    axis.set_ylim(start, high * 2)
 
 
 def _symbol(name: str) -> str:
@@ -413,6 +462,8 @@ def predicted_vs_actual(table: RunTable, predictions: Mapping[str, np.ndarray]) 
     shown = np.concatenate([table.error, known])
     margin = 0.04 * np.ptp(shown) or 1.0
     span = shown.min() - margin, shown.max() + margin
+    ticks = ticker.MaxNLocator(6).tick_values(*span)
+    ticks = ticks[(ticks >= span[0]) & (ticks <= span[1])]
     sweep_R = table.columns.get("sweep", np.full(len(table), "runs"))
     for axis, (title, predicted) in zip(axes[0], predictions.items(), strict=True):
         axis.plot(span, span, color=GREY, linewidth=1)
@@ -422,7 +473,8 @@ def predicted_vs_actual(table: RunTable, predictions: Mapping[str, np.ndarray]) 
                 style = dict(color=PALETTE[index % 6], ms=5, alpha=0.8, label=sweep)
                 axis.plot(table.error[rows], predicted[rows], MARKERS[index % 6], **style)
         axis.legend(loc="lower right")
-        axis.set(xlim=span, ylim=span, aspect="equal", title=title, xlabel="measured error")
+        axis.set(xticks=ticks, yticks=ticks, aspect="equal", title=title, xlabel="measured error")
+        axis.set(xlim=span, ylim=span)
         text = _score_text(score(predicted, table.error))
         axis.text(0.04, 0.96, text, transform=axis.transAxes, va="top")
     axes[0, 0].set_ylabel("predicted error")
@@ -445,13 +497,21 @@ def errors_by_task(comparisons: Mapping) -> Figure:
     tasks, at = list(comparisons), np.arange(len(comparisons))
     figure, axes = panel_grid(1, len(splits), width=4.2, height=1.3 + 0.32 * len(tasks))
     for axis, split in zip(axes[0], splits, strict=True):
-        for index, entry in enumerate(first.entries):
-            percents = [comparisons[task].score(entry.name, split).percent for task in tasks]
+        percents_ET = np.array(
+            [[comparisons[t].score(e.name, split).percent for t in tasks] for e in first.entries]
+        )
+        for index, (entry, percents) in enumerate(zip(first.entries, percents_ET, strict=True)):
             style = dict(color=PALETTE[index % 6], ms=5.5, label=entry.name)
             apart = 0.14 * (index - (len(first.entries) - 1) / 2)
             axis.plot(percents, at + apart, MARKERS[index % 6], **style)
         axis.set(title=split, xlabel="mean relative error E (%)")
-        axis.set_xlim(left=0)
+        if np.nanmax(percents_ET) > SKEWED * np.nanmedian(percents_ET) > 0:
+            known = percents_ET[percents_ET > 0]
+            ends = np.array([known.min() / 1.5, known.max() * 1.5])
+            log_axis(axis, round_ticks(ends), "mean relative error E (%), log")
+            axis.set_xlim(*ends)
+        else:
+            axis.set_xlim(left=0)
     _name_tasks(axes[0, 0], tasks)
     legend_below(figure, axes[0, 0])
     return figure
@@ -466,7 +526,9 @@ def _name_tasks(axis, tasks: list[str]) -> None:
 
 
 @styled
-def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figure:
+def frontier_paths(
+    best, factors, change=None, unit: str | None = None, *, fitted_n=(0.0, np.inf)
+) -> Figure:
     """Figure 4: x* of each factor against the budget, a shade for each n, and the elasticity.
 
     Args:
@@ -475,6 +537,8 @@ def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figur
       change: an `Elasticity`, drawn in a last panel against n (equation 10), with the interval of
         the mean over members beside it; None leaves it out.
       unit: of the budgets; None for FLOPs.
+      fitted_n: least and largest n of the fitted runs; where n, or n with its step, lies beyond,
+        elasticities are open marks and do not set the axis.
 
     Raises:
       ValueError: no budget affords any configuration.
@@ -496,7 +560,7 @@ def frontier_paths(best, factors, change=None, unit: str | None = None) -> Figur
     if np.isfinite(best.num_examples).all():
         legend_below(figure, axes[0, 0], where="left", title="n =")
     if change is not None:
-        _draw_elasticity(axes[0, -1], change, factors)
+        _draw_elasticity(axes[0, -1], change, factors, fitted_n)
         legend_below(figure, axes[0, -1], where="right")
     return figure
 
@@ -510,26 +574,44 @@ def _shaded(num_examples):
     return [(n, colours[n], w) for n, w in zip(num_examples, widths, strict=True)]
 
 
-def _draw_elasticity(axis, change, factors) -> None:
+def _draw_elasticity(axis, change, factors, fitted_n) -> None:
     lines_MK, (low_K, high_K) = change.by_num_examples, change.interval()
+    order = np.argsort(change.num_examples)
+    n_M, lines_MK = change.num_examples[order], lines_MK[order]
+    inside_M = (n_M >= fitted_n[0] * (1 - 1e-9)) & (n_M + change.delta <= fitted_n[1] * (1 + 1e-9))
     for k, label in enumerate(factor_labels(len(factors))):
-        mean = change.mean[k]
+        colour, marker, mean = PALETTE[k % 6], MARKERS[k % 6], change.mean[k]
         number = f"{mean:+.2f}".replace("-", "−")
         text = f"{label}: mean {number}" if np.isfinite(mean) else f"{label}: undefined"
-        style = dict(color=PALETTE[k % 6], ms=4, label=text)
-        axis.plot(change.num_examples, lines_MK[:, k], MARKERS[k % 6] + "-", **style)
+        axis.plot(n_M, lines_MK[:, k], color=colour, linewidth=1, linestyle=":")
+        axis.plot(n_M, lines_MK[:, k], marker, color=colour, ms=4, mfc="white")
+        style = dict(color=colour, ms=4, label=text)
+        axis.plot(n_M[inside_M], lines_MK[inside_M, k], marker + "-", **style)
         if np.isfinite(low_K[k]):
-            bar = dict(color=PALETTE[k % 6], transform=axis.get_yaxis_transform())
+            bar = dict(color=colour, transform=axis.get_yaxis_transform())
             right = 0.96 - 0.14 * (1 - (k + 0.5) / len(factors))
             axis.plot([right, right], [low_K[k], high_K[k]], linewidth=2.5, alpha=0.6, **bar)
-            axis.plot([right], [mean], MARKERS[k % 6], ms=5, mec="white", mew=0.6, **bar)
+            axis.plot([right], [mean], marker, ms=5, mec="white", mew=0.6, **bar)
     axis.axhline(0, color=GREY, linewidth=0.8)
-    log_axis(axis, change.num_examples, units.LABELS["num_examples"], digits=2)
-    low, high = change.num_examples.min(), change.num_examples.max()
-    if len(change.members) and low < high:  # room for the bars at the right
-        axis.set_xlim(low / (high / low) ** 0.05, high * (high / low) ** 0.3)
+    log_axis(axis, n_M, units.LABELS["num_examples"], digits=2)
+    if len(change.members) and n_M[0] < n_M[-1]:  # room for the bars at the right
+        room = n_M[-1] / n_M[0]
+        axis.set_xlim(n_M[0] / room**0.05, n_M[-1] * room**0.3)
         axis.text(0.89, 0.99, "mean", transform=axis.transAxes, ha="center", va="top", fontsize=7)
+    held = lines_MK[inside_M] if inside_M.any() else lines_MK
+    axis.set_ylim(*_span_elasticities(np.concatenate([*held, change.mean, low_K, high_K])))
+    if not inside_M.all():
+        note = dict(transform=axis.transAxes, va="bottom", fontsize=7, color=GREY)
+        axis.text(0.02, 0.01, "open: beyond the runs", **note)
     axis.set_title("elasticity of x* to n")
+
+
+def _span_elasticities(values) -> tuple[float, float]:
+    """Limits of an axis that holds 0 and the values; zeros do not look like findings."""
+    values = np.append(values[np.isfinite(values)], 0.0)
+    low, high = values.min(), values.max()
+    room = 0.1 * (high - low)
+    return min(low - room, -ZERO_SPAN), max(high + room, ZERO_SPAN)
 
 
 @styled
@@ -544,8 +626,10 @@ def elasticity_by_task(changes: Mapping, factors) -> Figure:
     figure, axes = panel_grid(1, len(factors), height=1.2 + 0.32 * len(tasks))
     for k, (axis, name) in enumerate(zip(axes[0], factors, strict=True)):
         axis.axvline(0, color=GREY, linewidth=0.8)
+        ends = [[c.mean[k], *(end[k] for end in c.interval())] for c in changes.values()]
+        axis.set_xlim(*_span_elasticities(np.ravel(ends)))
         for row, task in enumerate(tasks):
-            low, high = (ends[k] for ends in changes[task].interval())
+            _, low, high = ends[row]
             axis.plot([low, high], [row, row], color=PALETTE[k % 6], linewidth=2.5, alpha=0.45)
             axis.plot(changes[task].mean[k], row, MARKERS[k % 6], color=PALETTE[k % 6], ms=6)
         axis.set(title=units.label(name), xlabel="elasticity of x* to n")

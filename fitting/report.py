@@ -6,17 +6,20 @@ add_law(report, analysis)
 report.write("out")
 """
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
 
-from fitting import plots, units
+from fitting import plots, summary, units
 from fitting.analysis import (
     Analysis,
     analyse,
     deployment_headers,
     deployment_rows,
     deployment_text,
+    edge_text,
+    elasticity_extrapolates,
     findings,
     fitted_score,
     split_text,
@@ -181,14 +184,26 @@ def _add_form_table(report: Report, analysis: Analysis) -> None:
     for entry in comparison.entries:
         values = list(entry.cross_validation)
         values += comparison.score(entry.name, chosen) if chosen else ()
-        aicc = units.number(entry.law.aicc, 4)
+        alike = _residual_space(entry.law) == _residual_space(analysis.law)
+        aicc = units.number(summary.aicc(entry.law), 4) if alike else "-"
         rows.append((entry.name, entry.num_parameters, *map(units.number, values), aicc))
     report.table(
         ("form", "parameters", *heads, "AICc"),
         rows,
-        "MSE in squared error points, E% the mean relative error; lower is better. AICc of the fit "
-        "to all runs, in log error; only differences count.",
+        "MSE in squared error points, E% the mean relative error; lower is better. "
+        + _aicc_text(analysis.law),
     )
+
+
+def _residual_space(law) -> tuple[str, str]:
+    return law.config.space, law.config.loss
+
+
+def _aicc_text(law) -> str:
+    if law.config.loss == "huber":
+        return "No AICc: it compares likelihoods, and Huber's loss is none."
+    what = "log error" if law.config.space == "log" else "error"
+    return f"AICc of the fit to all runs, in {what}; only differences count."
 
 
 def _add_parameters(report: Report, analysis: Analysis, prefix: str) -> None:
@@ -204,7 +219,12 @@ def _add_parameters(report: Report, analysis: Analysis, prefix: str) -> None:
         f"({typical}); exponents have no unit. A wide interval means that the runs do not "
         "determine the parameter, even where they determine the predictions well.",
     )
-    if not law.degenerate:
+    if law.config.resampling == "none" and not law.degenerate:
+        values = [(name, whole, note) for name, whole, *_, note in values]
+        report.table(
+            ("parameter", "all runs", "note"), values, "One fit: no resampling, no spread."
+        )
+    elif not law.degenerate:
         report.table(
             ("parameter", "all runs", "median", "5%", "95%", "note"),
             values,
@@ -230,22 +250,25 @@ def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
         + ". Steps are real: the configurations on offer are discrete, and the best is often "
         "cheaper than the budget.",
     )
-    shaded = ""
+    shaded, fitted_n = "", (0.0, np.inf)
     if change is not None:
         shaded = (
             ", a shade for each number of examples n. Right, the elasticity: the percent change of "
-            "the best value for one percent more data; beside it the mean over all n, with a bar "
-            "for the middle 90% of the members' own means"
+            "the best value for one percent more data; open where n, or n with its step, lies "
+            "beyond the runs. Beside it the mean over all n: the point is that of the bag's "
+            "frontier, the bar the middle 90% of the members' own means, and so the point may lie "
+            "outside its bar"
         )
+        fitted_n = tuple(law.ranges[-1])
     _add_figure_if(
         report,
         f"{prefix}frontier",
-        lambda: plots.frontier_paths(analysis.frontier, law.factors, change),
-        f"Best value of each factor against the budget{shaded}.",
+        lambda: plots.frontier_paths(analysis.frontier, law.factors, change, fitted_n=fitted_n),
+        f"Best value of each factor against the budget{shaded}. {edge_text(analysis)}".strip(),
         "Best value of each factor against the inference budget",
     )
     if change is not None:
-        _add_elasticity_table(report, change, law.factors)
+        _add_elasticity_tables(report, change, law)
     if isinstance(analysis.cost, CostConstants) and law.factors == FACTORS:
         table = analysis.table
         sizes, tokens = table.x[:, 0], table.x[:, 2]
@@ -259,24 +282,58 @@ def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
         )
 
 
-def _add_elasticity_table(report: Report, change, factors) -> None:
-    ends = np.stack(change.interval(), axis=1)
+def _add_elasticity_tables(report: Report, change, law) -> None:
+    outside_M, ends = elasticity_extrapolates(law, change), np.stack(change.interval(), axis=1)
+    labels = factor_labels(len(law.factors))
+    within = dataclasses.replace(
+        change, num_examples=change.num_examples[~outside_M], values=change.values[:, ~outside_M]
+    )
     report.table(
-        ("factor", "elasticity to n", "90% of members"),
+        ("factor", "elasticity to n", "90% of members", "within the runs"),
         [
-            (f"{label}: {units.label(name)}", units.number(value), _interval_text(*pair))
-            for label, name, value, pair in zip(
-                factor_labels(len(factors)), factors, change.mean, ends, strict=True
+            (f"{label}: {units.label(name)}", units.number(value), text, units.number(inside))
+            for label, name, value, inside, text in zip(
+                labels,
+                law.factors,
+                change.mean,
+                within.mean,
+                (_interval_text(*pair) for pair in ends),
+                strict=True,
             )
         ],
         f"Mean over {len(change.budgets)} budgets and {len(change.num_examples)} data sizes, with "
         f"a step of {units.count(change.delta)} examples; {change.undefined} undefined pairs are "
-        "left out.",
+        "left out. The value is of the bag's frontier, the range of the members' own means. "
+        f"{outside_M.sum()} of the data sizes extrapolate: within the runs is the mean of the "
+        "others.",
+    )
+    shown = np.unique(np.linspace(0, len(outside_M) - 1, min(8, len(outside_M))).round())
+    report.table(
+        ("examples n", "n with its step", *labels, "extrapolates"),
+        [
+            (
+                units.count(change.num_examples[m]),
+                units.count(change.num_examples[m] + change.delta),
+                *map(units.number, change.by_num_examples[m]),
+                "yes" if outside_M[m] else "no",
+            )
+            for m in shown.astype(int)
+        ],
+        f"The same by data size; the runs have n from {units.count(law.ranges[-1, 0])} to "
+        f"{units.count(law.ranges[-1, 1])}.",
     )
 
 
 def _interval_text(low: float, high: float) -> str:
     return f"{units.number(low)} to {units.number(high)}" if np.isfinite(low) else "-"
+
+
+def _beyond_text(analyses) -> str:
+    """How much of the elasticities' means extrapolates."""
+    found = [elasticity_extrapolates(a.law, a.elasticity).mean() for a in analyses]
+    if not any(found):
+        return ""
+    return f"Up to {100 * max(found):.0f}% of the data sizes lie, with their step, beyond the runs."
 
 
 # --- several tasks ---
@@ -311,8 +368,9 @@ def add_tasks(report: Report, table: RunTable, analyses: Mapping[str, Analysis])
         report.figure(
             "elasticity_by_task",
             plots.elasticity_by_task({m: a.elasticity for m, a in analyses.items()}, table.factors),
-            "Percent change of the best value of a factor for one percent more data; lines hold "
-            "the middle 90% of the members.",
+            "Percent change of the best value of a factor for one percent more data, mean over "
+            f"budgets and n: the point is that of the bag, the line holds the middle 90% of the "
+            f"members' own means. {_beyond_text(all_of)}".strip(),
             "Elasticity of each factor for each task",
         )
     report.figure(

@@ -10,6 +10,7 @@ from fitting.forms import factor_labels
 from fitting.objective import Loss
 
 WIDE = 2.0  # 90% range of an exponent or a log coefficient from which it counts as undetermined
+SELDOM = 0.05  # share of members: a term absent in fewer is there, in all but so few is not
 CORRELATED = 0.95  # |correlation| over members worth a line
 MOST_LEVELS = 12  # of a factor, shown one by one; more are cut into quarters
 
@@ -26,6 +27,14 @@ def parameter_rows(law) -> list[tuple]:
     low, mid, high = np.quantile(good_BP, [0.05, 0.5, 0.95], axis=0)
     whole = np.where(law.absent_in(law.whole.theta)[0], 0.0, law.readable(law.whole.theta[0]))
     return list(zip(law.parameters, whole, mid, low, high, _notes(law), strict=True))
+
+
+def aicc(law) -> float:
+    """Corrected Akaike criterion of the whole fit; NaN with too few runs, and under Huber's loss.
+
+    It takes the objective for a likelihood of normal residuals, which Huber's loss is not.
+    """
+    return float("nan") if law.config.loss == "huber" else law.aicc
 
 
 def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
@@ -51,14 +60,19 @@ def undetermined(law) -> np.ndarray:
     """Bool [P]: parameters that the runs do not determine.
 
     The 90% range of the members is wider than `WIDE` (a factor e^2 of a coefficient), or the whole
-    fit's standard error is above a quarter of that. A coefficient at 0 is an answer.
+    fit's standard error is above a quarter of that, or the members do not agree on whether the term
+    is there at all. A coefficient that is 0 in nearly all of them is an answer.
     """
-    good_BP = law.theta[np.isfinite(law.theta).all(axis=1)]
+    good_B = np.isfinite(law.theta).all(axis=1)
+    good_BP, absent_BP = law.theta[good_B], law.absent[good_B]
+    absent_P = absent_BP.mean(axis=0)
+    good_BP = np.where(absent_BP, np.median(good_BP, axis=0), good_BP)  # its log is arbitrary
     low, high = np.quantile(good_BP, [0.05, 0.95], axis=0)
     wide = (high - low > WIDE) | (standard_errors(law)[0] > WIDE / 4)
     if law.config.free_floor:  # not a log: an error points' worth of doubt
         wide[law.layout.floor] = high[law.layout.floor] - low[law.layout.floor] > law.scale / 10
-    return wide & (law.absent.mean(axis=0) < 0.5)
+    wide |= absent_P > SELDOM  # a range from 0 up
+    return wide & (absent_P < 1 - SELDOM)
 
 
 def _linearised(law) -> tuple[np.ndarray, np.ndarray]:
@@ -78,21 +92,24 @@ def _notes(law) -> list[str]:
     absent_P, unknown_P = law.absent.sum(axis=0), undetermined(law)
     notes = []
     for capped, absent, unknown in zip(law.at_cap, absent_P, unknown_P, strict=True):
-        note = [f"at its bound in {capped} of {size}"] * bool(capped)
-        note += [f"at its bound 0 (absent) in {absent} of {size}"] * bool(absent)
+        note = [f"at its bound{_of(capped, size)}"] * bool(capped)
+        note += [f"at its bound 0 (absent){_of(absent, size)}"] * bool(absent)
         note += ["not determined by the data"] * bool(unknown)
         notes.append(", ".join(note))
     return notes
+
+
+def _of(count: int, size: int) -> str:
+    return f" in {count} of {size}" if size > 1 else ""
 
 
 def _card(law) -> str:
     config = law.config
     loss = "squares" if config.loss == "mse" else f"Huber (delta {config.huber_delta:g})"
     space = "log error" if config.space == "log" else "error"
-    exponents = "free" if config.exponent_cap is None else f"|exponent| <= {config.exponent_cap:g}"
-    if config.bound_exponents:
-        exponents = exponents.replace("|exponent|", "0 <= exponent").replace("free", ">= 0")
-    starts = "one start at zero" if config.init == "zero" else f"{config.starts} starts"
+    starts = f"{config.starts} starts ({config.init})"
+    if config.init == "zero":
+        starts = "one start at zero"
     bag = f"{len(law.theta)} resamples ({config.resampling}), {config.aggregate} of predictions"
     if config.resampling == "none":
         bag = "no resampling: one fit, no spread"
@@ -103,8 +120,8 @@ def _card(law) -> str:
         ("law", f"{config.form}, {len(law.parameters)} parameters, of {law.metric}"),
         ("factors", ", ".join(f"{label} = {name}" for label, name in labels)),
         ("runs", f"{law.num_runs} from {law.source}{weighted}, sha256 {law.runs.sha256[:12]}"),
-        ("loss", f"{loss} of {space}; {exponents}"),
-        ("search", f"{starts} ({config.init}), {config.solver}, seed {config.seed}"),
+        ("loss", f"{loss} of {space}; {_exponents(config)}"),
+        ("search", f"{starts}, {config.solver}, seed {config.seed}"),
         ("bag", bag),
         ("units", units),
     ]
@@ -113,20 +130,26 @@ def _card(law) -> str:
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
 
 
+def _exponents(config) -> str:
+    low = "0 <= " if config.bound_exponents else ""
+    if config.exponent_cap is None:
+        return "exponents >= 0, without a cap" if low else "exponents free"
+    return f"{low or '|'}exponent{'' if low else '|'} <= {config.exponent_cap:g}"
+
+
 def _values(law) -> str:
     if law.degenerate:
         return (
             f"DEGENERATE: {law.degenerate}.\nThe parameters mean nothing and are not shown. Keep "
             "the floor at 0 or above (no free floor), or add runs that reach it."
         )
-    lines = [
-        f"coefficients in error points (of {law.scale:g}) where each factor is one unit",
-        f"{'':<10} {'all runs':>10} {'median':>10} {'5%':>10} {'95%':>10}",
-    ]
-    lines += [
-        f"{name:<10} {whole:>10.4g} {mid:>10.4g} {low:>10.4g} {high:>10.4g}  {note}".rstrip()
-        for name, whole, mid, low, high, note in law.parameter_rows()
-    ]
+    shown = 1 if law.config.resampling == "none" else 4  # without a bag there is no spread
+    heads = ("all runs", "median", "5%", "95%")[:shown]
+    lines = [f"coefficients in error points (of {law.scale:g}) where each factor is one unit"]
+    lines.append(" " * 10 + "".join(f" {head:>10}" for head in heads))
+    for name, *values, note in law.parameter_rows():
+        cells = "".join(f" {value:>10.4g}" for value in values[:shown])
+        lines.append(f"{name:<10}{cells}  {note}".rstrip())
     return "\n".join(lines)
 
 
@@ -149,18 +172,21 @@ def _correlations(law) -> str:
 
 def _members(law) -> str:
     good = np.isfinite(law.objective)
-    counts = np.bincount(law.status, minlength=3)
-    status = ", ".join(f"{c} {t}" for c, t in zip(counts, law.status_names, strict=True))
-    whole = law.whole
+    whole, bagged = law.whole, law.config.resampling != "none"
     fits = "Huber loss" if law.config.loss == "huber" else "mean squared residual"
-    lines = [
-        f"members    {status}",
-        f"objective  {fits}: all runs {whole.objective[0]:.4g} "
-        f"(gradient {whole.gradient_norm[0]:.0e} of it), members "
-        f"{np.min(law.objective[good]):.4g} to {np.max(law.objective[good]):.4g}",
-        f"basin      {whole.basin_share[0]:.1%} of the starts reach the optimum of all runs; "
-        f"members' candidates {np.median(law.bag.basin_share):.0%} (median)",
-    ]
+    fits = f"{fits}: all runs {whole.objective[0]:.4g}"
+    fits += f" (gradient {whole.gradient_norm[0]:.0e} of it)"
+    lines = [f"status     {law.status_names[whole.status[0]]}", f"objective  {fits}"]
+    basin = f"{whole.basin_share[0]:.1%} of the starts reach the optimum of all runs"
+    if bagged:
+        counts = np.bincount(law.status, minlength=3)
+        status = ", ".join(f"{c} {t}" for c, t in zip(counts, law.status_names, strict=True))
+        ends = np.min(law.objective[good]), np.max(law.objective[good])
+        lines = [f"members    {status}", lines[1] + ", members {:.4g} to {:.4g}".format(*ends)]
+        basin += f"; members' candidates {np.median(law.bag.basin_share):.0%} (median)"
+    if law.config.init == "zero":
+        basin = "not known: one start, at zero"
+    lines.append(f"basin      {basin}")
     if law.lost_levels:
         lines.append(
             f"lost       {law.lost_levels} of {len(law.theta)} resamples hold no run of some level "
@@ -180,9 +206,11 @@ def _residuals(law) -> str:
     total = ((law.runs.error - law.runs.error.mean()) ** 2).sum()
     r2 = 1 - ((fitted - law.runs.error) ** 2).sum() / total if total > 0 else np.nan
     worst = int(np.argmax(np.abs(miss)))
+    plain = ", unweighted" * bool(np.ptp(law.runs.weights))
     lines = [
-        f"residuals  of all runs: {np.sqrt(np.mean(miss**2)):.2f}% root mean square, R² {r2:.3f}, "
-        f"AICc {law.aicc:.1f}; worst {law.runs.run_id[worst]} {miss[worst]:+.1f}%",
+        f"residuals  of all runs{plain}: {np.sqrt(np.mean(miss**2)):.2f}% root mean square, "
+        f"R² {r2:.3f}, AICc {_aicc_text(law)}; "
+        f"worst {law.runs.run_id[worst]} {miss[worst]:+.1f}%",
         f"{'':<28} {'runs':>5} {'mean %':>8} {'rms %':>8}",
     ]
     for name, column in zip(law.columns, law.runs.z.T, strict=True):
@@ -192,6 +220,12 @@ def _residuals(law) -> str:
                 f"{np.sqrt(np.mean(miss[rows] ** 2)):>8.2f}"
             )
     return "\n".join(lines)
+
+
+def _aicc_text(law) -> str:
+    if law.config.loss == "huber":
+        return "- (Huber's loss is no likelihood)"
+    return f"{law.aicc:.1f}" if np.isfinite(law.aicc) else "- (too few runs)"
 
 
 def _levels(column) -> list[tuple]:

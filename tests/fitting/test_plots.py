@@ -89,6 +89,7 @@ def test_all_runs_has_a_row_a_metric_and_names_it():
     figure = plots.all_runs(table, PAPER)
     assert len(figure.axes) == 2 * 4
     assert figure.axes[4].get_ylabel() == "b: error (0 to 100)"
+    assert [axis.get_title() for axis in figure.axes] == ["star"] * 3 + ["isoflop"] + [""] * 4
     rest = table.select(metric="b", sweep="isoflop")
     assert points(figure.axes[7]) == as_set(PAPER(rest.x) / 1e12, rest.error)
 
@@ -124,7 +125,7 @@ def test_contours_hold_the_laws_surface_and_the_measured_dots(table, law):
         x[:, k] = vertices[:, 0]
         said = law.predict(x, vertices[:, 1])
         np.testing.assert_allclose(said, lines.levels[level], atol=0.3)
-    assert panels[0].get_title() == "at 32 frames, 196 tokens"
+    assert panels[0].get_title() == "at frames = 32, tokens = 196"
 
 
 def test_contours_of_several_laws_are_rows_and_of_laws_without_n_pairs(table, law, li, li_law):
@@ -175,6 +176,18 @@ def test_isoflop_panels_hold_runs_curves_and_the_best(table, law):
     assert texts[-1] == "about 30 TFLOPs"
 
 
+def test_isoflop_curves_are_named_by_their_budget_where_the_table_has_it(table, law):
+    groups = plots.cost_groups(PAPER(table.x))
+    budgets = np.array(["2e12", "5e12", "1.5e13", "3e13", "5e13", "1e14"])[groups % 6]
+    named = dataclasses.replace(table, columns={**table.columns, "budget": budgets})
+    figure = plots.isoflop_curves(law, named, PAPER)
+    texts = [t.get_text() for t in figure.legends[0].get_texts()]
+    groups = plots.cost_groups(PAPER(named.select(sweep="isoflop").x))
+    meant = dict(zip(groups, named.select(sweep="isoflop").columns["budget"], strict=True))
+    for curve, text in enumerate(texts):
+        assert text == f"{float(meant[curve]) / 1e12:g} TFLOPs"
+
+
 def test_isoflop_curves_need_such_runs_and_two_factors(table, law, li, li_law):
     with pytest.raises(ValueError, match="li2024.csv: no runs with sweep 'isoflop'"):
         plots.isoflop_curves(li_law, li, PAPER)
@@ -196,6 +209,9 @@ def test_parameter_boxes_hold_the_members_and_grey_marks_the_undetermined():
     faces = {tuple(np.round(box.get_facecolor()[:3], 2)) for a in figure.axes for box in a.patches}
     assert len(faces) == 2  # this spread determines some of them
     assert figure.axes[0].get_yscale() == "symlog"
+    low = np.nanquantile(law.values[:, ~law.is_exponent], 0.05, axis=0).min()
+    assert low / 10 < figure.axes[0].get_ylim()[0] < low  # no term is absent: no 0
+    assert figure.axes[0].yaxis.get_transform().linthresh <= low
 
 
 def test_parameter_boxes_refuse_a_degenerate_law(li):
@@ -217,6 +233,7 @@ def test_predictions_stand_against_measurements(table, law):
     assert as_set(*drawn.get_data()) == as_set(table.error[star], predicted[star])
     assert not [line for line in part.lines if line.get_label() == "isoflop"]
     assert part.get_xlim() == part.get_ylim()
+    assert list(part.get_xticks()) == list(part.get_yticks())
     mse = np.mean((predicted[star] - table.error[star]) ** 2)
     assert f"MSE = {mse:.3g}" in part.texts[0].get_text()
     with pytest.raises(ValueError, match="empty: no run is predicted"):
@@ -266,6 +283,18 @@ def a_change(shift=0.0):
     return Elasticity(np.ones(3), np.array([1e6, 2e6]), 5e6, values, members)
 
 
+def test_skewed_errors_by_task_stand_on_a_log_axis(table, law):
+    tasks = {
+        name: comparison(table, law, off) for name, off in zip("abcd", (1, 1, 1, 40), strict=True)
+    }
+    even = {name: tasks[name] for name in "abc"}
+    assert {axis.get_xscale() for axis in plots.errors_by_task(even).axes} == {"linear"}
+    figure = plots.errors_by_task(tasks)
+    for axis in figure.axes:
+        assert axis.get_xscale() == "log"
+        assert axis.get_xlim()[0] < 100 < 8000 < axis.get_xlim()[1]
+
+
 def test_frontier_paths_are_the_frontier_with_gaps_where_nothing_is_affordable():
     best = a_frontier()
     figure = plots.frontier_paths(best, FACTORS, a_change())
@@ -282,6 +311,27 @@ def test_frontier_paths_are_the_frontier_with_gaps_where_nothing_is_affordable()
     np.testing.assert_allclose(bars, np.transpose(a_change().interval()))
     texts = [t.get_text() for legend in figure.legends for t in legend.get_texts()]
     assert texts == ["n = 1M", "n = 2M", "N: mean −0.20", "T: mean +0.10", "V: mean +0.80"]
+
+
+def test_elasticities_beyond_the_runs_are_open_and_zeros_look_like_zeros():
+    def panel(change, **fitted):
+        return plots.frontier_paths(a_frontier(), FACTORS, change, **fitted).axes[-1]
+
+    far = a_change()
+    far.values[:, 1] = 40.0
+    axis = panel(far, fitted_n=(1e6, 6e6))  # 1M + 5M is inside, 2M + 5M is not
+    solid = [line.get_xdata() for line in axis.lines if "mean" in str(line.get_label())]
+    assert [list(x) for x in solid] == [[1e6]] * 3
+    assert axis.texts[-1].get_text() == "open: beyond the runs"
+    inside = a_change()
+    assert not [t for t in panel(inside).texts if "open" in t.get_text()]
+    far.values[:, 0] = inside.values[:, 0]
+    low, high = panel(dataclasses.replace(inside, values=far.values), fitted_n=(1, 1)).get_ylim()
+    assert high > 40  # nothing else there to set the axis
+    nothing = dataclasses.replace(far, values=far.values * 1e-5, members=far.members * 1e-5)
+    assert panel(nothing).get_ylim() == (-0.05, 0.05)
+    figure = plots.elasticity_by_task({"a": nothing}, FACTORS)
+    assert figure.axes[0].get_xlim() == (-0.05, 0.05)
 
 
 def test_frontier_paths_in_another_unit_and_without_n():
@@ -319,6 +369,8 @@ def test_vision_share_follows_equation_1(table):
         share = 100 * 0.43e9 * 768 / (0.43e9 * 768 + x_N * x_V)
         np.testing.assert_allclose(share, level, atol=0.1)
     assert "(%)" in bar.get_ylabel()
+    shown = {text.get_text() for text in axis.texts if text.get_visible()}
+    assert shown == {f"{share}%" for share in range(40, 100, 10)} | {"10%", "20%", "30%"}
     with pytest.raises(ValueError, match="needs equation 1"):
         plots.vision_share(ActualFlops(), [1, 2], [1, 2])
     with pytest.raises(ValueError, match="two values of lm_params"):

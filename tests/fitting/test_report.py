@@ -8,14 +8,23 @@ import pytest
 from matplotlib.figure import Figure
 
 from fitting import plots, units
-from fitting.analysis import Analysis, analyse, deployment_rows, deployment_text, findings
+from fitting.analysis import (
+    Analysis,
+    analyse,
+    deployment_rows,
+    deployment_text,
+    edge_text,
+    elasticity_extrapolates,
+    findings,
+)
 from fitting.config import FitConfig
 from fitting.cost import CostConstants
 from fitting.fit import fit
 from fitting.report import Report, add_law, add_tasks
 from fitting.runs import LI2024, read_runs
-from fitting.summary import undetermined
+from fitting.summary import aicc, undetermined
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
+from tests.fitting.laws import made_up_law
 from tests.fitting.synthetic import synthetic_table
 
 COST = CostConstants(vision_params=60_000, features_per_frame=16)
@@ -171,6 +180,89 @@ def test_undetermined_parameters_are_named(analysis):
     for name, no in zip(analysis.law.parameters, unknown, strict=True):
         if no:
             assert name in text
+
+
+@pytest.mark.parametrize(("gone", "unknown"), [(0, False), (1, False), (2, True), (11, True)])
+def test_members_that_disagree_whether_a_term_is_there_do_not_determine_it(gone, unknown):
+    law = made_up_law("add", members=20, spread=0.01)
+    floor = law.parameters.index("epsilon")
+    law.theta[:gone, floor] = -60.0
+    assert undetermined(law)[floor] == unknown
+    law.theta[:19, floor] = law.whole.theta[0, floor] = -60.0
+    assert not undetermined(law)[floor]  # absent in nearly all: an answer
+
+
+def test_aicc_of_hubers_loss_is_not_printed():
+    law = made_up_law("add", loss="huber")
+    assert np.isnan(aicc(law))
+    assert "AICc - (Huber's loss" in law.report()
+    assert np.isfinite(aicc(made_up_law("add")))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (dict(exponent_cap=None), "; exponents free"),
+        (dict(bound_exponents=True), "; 0 <= exponent <= 4"),
+        (dict(bound_exponents=True, exponent_cap=None), "; exponents >= 0, without a cap"),
+        ({}, "; |exponent| <= 4"),
+        (dict(init="zero"), "one start at zero, lm"),
+    ],
+)
+def test_the_card_says_what_was_done(options, text):
+    assert text in made_up_law("add", **options).report()
+
+
+def test_a_fit_without_a_bag_shows_no_spread():
+    text = made_up_law("add", members=1, resampling="none", init="zero").report()
+    assert "median" not in text
+    assert "95%" not in text
+    assert "members" not in text
+    assert "of the starts" not in text
+
+
+def test_an_elasticity_beyond_the_runs_is_marked(tmp_path, analysis, table):
+    law, change = analysis.law, analysis.elasticity
+    outside = elasticity_extrapolates(law, change)
+    assert change.delta == table.n.max() / 2
+    assert list(outside) == [n + change.delta > table.n.max() for n in change.num_examples]
+    assert 0 < outside.sum() < len(outside)
+    report = Report("T")
+    add_law(report, analysis)
+    page = report.write(tmp_path).read_text()
+    page = page[page.index("n with its step") :]
+    cell = r"<td>([^<]*)</td>"
+    rows = re.findall(rf"<tr>{cell}(?:<td>[^<]*</td>){{4}}<td>(yes|no)</td></tr>", page)
+    marks = [
+        (units.count(n), "yes" if no else "no")
+        for n, no in zip(change.num_examples, outside, strict=True)
+    ]
+    assert rows == marks
+
+
+def test_an_answer_at_the_edge_of_the_domain_is_said(analysis):
+    best = analysis.frontier
+    highest = np.nanmax(best.x, axis=(0, 1))
+    offered = np.stack([highest / 2, highest * 2], axis=1)
+    assert not edge_text(dataclasses.replace(analysis, offered=offered))
+    offered[1, 1] = highest[1]
+    ends = (best.x[-1, :, 1] == highest[1]).any()  # at the largest budget of some n
+    got = dataclasses.replace(analysis, offered=offered)
+    text = edge_text(got)
+    assert ends
+    assert f"frames per video ({highest[1]:g}, from " in text
+    assert "parameters" not in text
+    assert text in findings(got)
+
+
+def test_a_sentence_names_four_parameters_at_most():
+    law = made_up_law(members=21, spread=2.0)
+    unknown = undetermined(law)
+    assert unknown.sum() > 4
+    found = findings(Analysis(synthetic_table("add", POINTS, noise=0.01, units=UNITS), law))
+    text = next(t for t in found if "not determined" in t)
+    names = [name for name, no in zip(law.parameters, unknown, strict=True) if no]
+    assert f": {', '.join(names[:4])} and {len(names) - 4} more." in text
 
 
 def test_report_refuses_bad_calls():
