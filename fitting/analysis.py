@@ -326,7 +326,7 @@ def edge_text(analysis: Analysis) -> str:
 def deployment_headers(law: BaggedFit, brief: bool = False) -> tuple[str, ...]:
     """Of `deployment_rows`; brief for a text."""
     name = units.short if brief else units.label
-    n = () if law.examples is None else ("examples",)
+    n = () if law.examples is None else ("n" if brief else "examples",)
     factors = (name(factor) for factor in law.factors)
     return ("budget", *n, *factors, "error", "90% interval", "cost", "agreement", "extrapolates")
 

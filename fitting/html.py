@@ -16,6 +16,8 @@ from pathlib import Path
 from fitting.canvas import to_bytes
 
 REM_PER_INCH = 5.6  # of a figure: its 9-point letters as large as the page's small ones
+PHONE = 22.0  # rem that a phone shows; what is wider scrolls there, and says so
+FEW_COLUMNS = 5  # of a table, that a phone shows
 
 _STYLE = """
 :root { color-scheme: light; }
@@ -33,7 +35,17 @@ h2 { margin: 2.2rem 0 .6rem; font-size: 1.35rem; scroll-margin-top: 3.2rem; }
 p { max-width: 46rem; }
 .warning { max-width: 46rem; margin: .7rem 0; padding: .6rem .9rem; background: #fff5e0;
   border-left: 4px solid #d58a00; }
-.scroll { overflow-x: auto; }
+details { max-width: 46rem; margin: .5rem 0; }
+summary { cursor: pointer; color: #0b5c94; }
+.scroll, pre { overflow-x: auto; }
+/* shadows at the ends that hold more: the white covers move with the content */
+.scroll { background: linear-gradient(90deg, #fff 40%, #fff0) 0 0 / 2.5rem 100% local,
+    linear-gradient(270deg, #fff 40%, #fff0) 100% 0 / 2.5rem 100% local,
+    linear-gradient(90deg, #0004, #0000) 0 0 / .9rem 100% scroll,
+    linear-gradient(270deg, #0004, #0000) 100% 0 / .9rem 100% scroll;
+  background-repeat: no-repeat; }
+.wide::before { display: none; content: "scroll \2192"; color: #56616b; font-size: .8rem;
+  text-align: right; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .caption { margin: .9rem 0 .3rem; color: #56616b; font-size: .92rem; }
 th, td { padding: .3rem .55rem; text-align: right; border-bottom: 1px solid #e6eaed; }
@@ -44,9 +56,13 @@ figure { margin: 1.4rem 0; }
 figure img { display: block; width: 100%; height: auto;
   max-width: var(--wide); min-width: min(34rem, var(--wide)); }
 figcaption { max-width: 46rem; color: #56616b; font-size: .92rem; }
-pre { padding: .8rem; overflow-x: auto; background: #f5f7f8; font-size: .82rem; line-height: 1.4; }
+pre { margin: 0; padding: .8rem; white-space: pre-wrap; background: #f5f7f8; font-size: .82rem;
+  line-height: 1.4; }
+@media (max-width: 44rem) { pre { white-space: pre; } .wide::before { display: block; }
+  th, td { padding: .25rem .22rem; font-size: .8rem; } }
 @media print { nav { display: none; } body { font-size: 11pt; }
-  figure, table, .warning { break-inside: avoid; } figure img { min-width: 0; } }
+  figure, table, .warning { break-inside: avoid; } figure img { min-width: 0; }
+  .wide::before { display: none; } pre { white-space: pre-wrap; } }
 """
 
 
@@ -80,9 +96,17 @@ class Report:
         """A marked paragraph: something the reader must not overlook."""
         self._body.append(f'<p class="warning" role="note"><b>Warning.</b> {escape(text)}</p>')
 
+    def folded_warnings(self, title: str, texts) -> None:
+        """Warnings that show on a click on the title; nothing where there are none."""
+        if texts:
+            self._body.append(f"<details><summary>{escape(title)}</summary>")
+            for text in texts:
+                self.warning(text)
+            self._body.append("</details>")
+
     def preformatted(self, text: str) -> None:
-        """Text in a fixed-width font, lines kept."""
-        self._body.append(f"<pre>{escape(text)}</pre>")
+        """Text in a fixed-width font, lines kept; too long ones go on in the next."""
+        self._body.append(f'<div class="wide"><pre tabindex="0">{escape(text)}</pre></div>')
 
     def table(self, headers, rows, caption: str = "") -> None:
         """A table; cells are shown as str, the first column to the left.
@@ -97,9 +121,10 @@ class Report:
         head = "".join(f'<th scope="col">{escape(str(cell))}</th>' for cell in headers)
         lines = ["".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows]
         body = "\n".join(f"<tr>{line}</tr>" for line in lines)
+        wide = ' class="wide"' if len(headers) > FEW_COLUMNS else ""
         self._body.append(
-            f'<p class="caption">{escape(caption)}</p>\n<div class="scroll"><table>\n'
-            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>"
+            f'<p class="caption">{escape(caption)}</p>\n<div{wide}><div class="scroll"><table>\n'
+            f"<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div></div>"
         )
 
     def figure(self, name: str, figure, caption: str, alt: str) -> None:
@@ -120,8 +145,10 @@ class Report:
             raise ValueError(f"figure {name!r} needs an alt text")
         self._figures[name] = {kind: to_bytes(figure, kind) for kind in ("svg", "png")}
         data = base64.b64encode(self._figures[name]["svg"]).decode("ascii")
+        width = REM_PER_INCH * float(figure.get_figwidth())
+        wide = ' class="wide"' if width > PHONE else ""
         self._body.append(
-            f'<figure style="--wide: {REM_PER_INCH * figure.get_figwidth():.0f}rem">'
+            f'<figure{wide} style="--wide: {width:.0f}rem">'
             f'<div class="scroll"><img alt="{escape(alt)}" '
             f'src="data:image/svg+xml;base64,{data}"></div>\n'
             f"<figcaption>{escape(caption)}</figcaption></figure>"

@@ -68,13 +68,20 @@ def _add_answer(report: Report, analysis: Analysis) -> None:
         report.warning(text)
     if analysis.frontier is not None:
         report.table(
-            deployment_headers(law),
+            deployment_headers(law, brief=True),
             deployment_rows(analysis),
-            f"Best configuration on offer for {given}. The interval is of the law's parameters; "
-            "agreement is the share of bootstrap members that choose the same one. No run can have "
+            f"Best configuration on offer for {given}{_names(law)}. "
+            "The interval is of the law's parameters; agreement is the share of bootstrap members that choose the same one. No run can have "
             f"an error outside 0 to {law.scale:g}: where the law says so, the row is marked "
             "impossible, and its value is not shown.",
         )
+
+
+def _names(law) -> str:
+    """What the short heads of a table stand for, where they are not the columns' names."""
+    columns = zip(("n", *map(units.short, law.factors)), (law.examples, *law.factors), strict=True)
+    told = [(a, units.label(name)) for a, name in columns if name and units.label(name) != a]
+    return f" ({'; '.join(f'{short}: {full}' for short, full in told)})" if told else ""
 
 
 def _given(analysis: Analysis) -> str:
@@ -98,14 +105,14 @@ def _add_runs(report: Report, analysis: Analysis, prefix: str) -> None:
     report.figure(
         f"{prefix}runs",
         plots.all_runs(table, cost),
-        _runs_caption(table, cost),
+        f"As the paper's Figure 7. {_runs_caption(table, cost)}",
         f"Measured errors of {len(table)} runs against each factor",
     )
     _add_figure_if(
         report,
         f"{prefix}performance",
         lambda: plots.iso_performance(law, table),
-        "Lines of equal predicted error, the other factors at "
+        "As the paper's Figure 1. Lines of equal predicted error, the other factors at "
         f"{'the star’s centre' if _has(table, 'star') else 'their commonest level'}. Dots are runs "
         "in the colour of their measured error; a dot that stands out is a miss of the law. Beyond "
         "a dashed line predictions leave the scale.",
@@ -116,8 +123,8 @@ def _add_runs(report: Report, analysis: Analysis, prefix: str) -> None:
             report,
             f"{prefix}isoflop",
             lambda: plots.isoflop_curves(law, table, cost),
-            "Runs of equal cost: dots are measured, curves are the law, a ring marks the best run "
-            "of a cost. Right: the best measured error within each cost.",
+            "As the paper's Figure 2. Runs of equal cost: dots are measured, curves are the law, a "
+            "ring marks the best run of a cost. Right: the best measured error within each cost.",
             f"Error against {units.label(table.factors[-1])} at equal cost",
         )
 
@@ -161,7 +168,7 @@ def _add_forms(report: Report, analysis: Analysis, prefix: str) -> None:
     report.figure(
         f"{prefix}predicted",
         plots.predicted_vs_actual(table, predictions),
-        "Predicted against measured error, on the line is right. "
+        "As the paper's Figure 3b. Predicted against measured error, on the line is right. "
         + ("Of the runs fitted." if comparison is None else "Of runs the fit has not seen."),
         "Predicted error against measured error",
     )
@@ -234,8 +241,8 @@ def _add_parameters(report: Report, analysis: Analysis, prefix: str) -> None:
         report,
         f"{prefix}parameters",
         lambda: plots.parameter_boxes(law),
-        "The same: boxes hold the middle half of the members, whiskers 5% to 95%, the cross is the "
-        "fit to all runs. Grey boxes are of parameters that the runs do not determine.",
+        "As the paper's Figure 3a. The same: boxes hold the middle half of the members, whiskers 5% "
+        "to 95%, the cross is the fit to all runs. Grey boxes are of parameters that the runs do not determine.",
         "Box plot of the bootstrapped coefficients and exponents",
     )
     report.preformatted(law.report())
@@ -264,7 +271,8 @@ def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
         report,
         f"{prefix}frontier",
         lambda: plots.frontier_paths(analysis.frontier, law.factors, change, fitted_n=fitted_n),
-        f"Best value of each factor against the budget{shaded}. {edge_text(analysis)}".strip(),
+        "As the paper's Figure 4. Best value of each factor against the budget"
+        f"{shaded}. {edge_text(analysis)}".strip(),
         "Best value of each factor against the inference budget",
     )
     if change is not None:
@@ -276,8 +284,8 @@ def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
             report,
             f"{prefix}vision",
             lambda: plots.vision_share(analysis.cost, sizes, tokens, table),
-            "Share of the inference compute that the vision model takes (equation 1), whatever the "
-            "number of frames. Dots are the runs.",
+            "As the paper's Figure 6. Share of the inference compute that the vision model takes "
+            "(equation 1), whatever the number of frames. Dots are the runs.",
             "Contours of the vision model's share of compute over model size and visual tokens",
         )
 
@@ -328,6 +336,13 @@ def _interval_text(low: float, high: float) -> str:
     return f"{units.number(low)} to {units.number(high)}" if np.isfinite(low) else "-"
 
 
+def _r2(analysis: Analysis) -> float:
+    """Of the runs left out, or of the fitted ones where none was."""
+    if analysis.comparison is None:
+        return fitted_score(analysis).r2
+    return analysis.comparison.entry(analysis.law.config.form).cross_validation.r2
+
+
 def _beyond_text(analyses) -> str:
     """How much of the elasticities' means extrapolates."""
     found = [elasticity_extrapolates(a.law, a.elasticity).mean() for a in analyses]
@@ -354,37 +369,44 @@ def add_tasks(report: Report, table: RunTable, analyses: Mapping[str, Analysis])
         f"One law for each of {len(laws)} metrics, all {laws[0].config.form}; their own pages say "
         "more.",
     )
-    for metric, analysis in analyses.items():
-        for text in findings(analysis):
-            report.warning(f"{metric}: {text}")
-    if all(a.comparison for a in all_of):
+    doubts = {metric: findings(analysis) for metric, analysis in analyses.items()}
+    compared = all(a.comparison for a in all_of)
+    report.table(
+        ("task", "runs", "R² unseen" if compared else "R² fitted", "warnings"),
+        [(m, a.law.num_runs, units.number(_r2(a)), len(doubts[m])) for m, a in analyses.items()],
+        "R² of the law on "
+        + (f"runs left out ({all_of[0].comparison.splits[0]})." if compared else "its own runs."),
+    )
+    for metric, texts in doubts.items():
+        report.folded_warnings(f"{metric}: {len(texts)} warning{'s' * (len(texts) > 1)}", texts)
+    if compared:
         report.figure(
             "errors_by_task",
             plots.errors_by_task({m: a.comparison for m, a in analyses.items()}),
-            "Mean relative error of each form on runs it has not seen.",
+            "As the paper's Figure 3c. Mean relative error of each form on runs it has not seen.",
             "Relative error of every form for each task",
         )
     if all(a.elasticity for a in all_of):
         report.figure(
             "elasticity_by_task",
             plots.elasticity_by_task({m: a.elasticity for m, a in analyses.items()}, table.factors),
-            "Percent change of the best value of a factor for one percent more data, mean over "
-            f"budgets and n: the point is that of the bag, the line holds the middle 90% of the "
-            f"members' own means. {_beyond_text(all_of)}".strip(),
+            "As the paper's Figure 5. Percent change of the best value of a factor for one percent "
+            "more data, mean over budgets and n: the point is that of the bag, the line holds the "
+            f"middle 90% of the members' own means. {_beyond_text(all_of)}".strip(),
             "Elasticity of each factor for each task",
         )
     report.figure(
         "runs_by_task",
         plots.all_runs(table, cost),
-        _runs_caption(table, cost) + " A row a task.",
+        f"As the paper's Figure 8. {_runs_caption(table, cost)} A row a task.",
         "Measured errors against each factor, a row a task",
     )
     _add_figure_if(
         report,
         "performance_by_task",
         lambda: plots.iso_performance(laws, table),
-        "Lines of equal predicted error, a row a task. Beyond a dashed line predictions leave the "
-        "scale.",
+        "As the paper's Figure 10. Lines of equal predicted error, a row a task. Beyond a dashed line "
+        "predictions leave the scale.",
         "Contours of predicted error, a row a task",
     )
     if _has(table, "isoflop") and cost is not None:
@@ -392,6 +414,7 @@ def add_tasks(report: Report, table: RunTable, analyses: Mapping[str, Analysis])
             report,
             "isoflop_by_task",
             lambda: plots.isoflop_curves(laws, table, cost),
-            "Runs of equal cost: dots are measured, curves are the law. A row a task.",
+            "As the paper's Figure 9. Runs of equal cost: dots are measured, curves are the law. A "
+            "row a task.",
             "Error at equal cost, a row a task",
         )

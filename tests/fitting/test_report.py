@@ -118,6 +118,8 @@ def test_report_stands_alone_and_escapes(tmp_path, analysis):
     assert page.count("<img ") == 7 == len(re.findall(r"<img alt=", page))
     for anchor in re.findall(r'href="([^"]*)"', page):
         assert f'id="{anchor[1:]}"' in page
+    for number in (1, 2, "3a", "3b", 4, 6, 7):
+        assert f"As the paper&#x27;s Figure {number}." in page
     names = ("runs", "performance", "isoflop", "predicted", "parameters", "frontier", "vision")
     for name in names:
         assert (tmp_path / "a" / "figures" / f"{name}.svg").read_bytes().startswith(b"<?xml")
@@ -170,7 +172,12 @@ def test_tasks_are_compared_on_one_page(tmp_path, analysis, table):
     names = {path.stem for path in (tmp_path / "figures").iterdir()}
     by_task = {"errors", "elasticity", "runs", "performance", "isoflop"}
     assert names == {f"{name}_by_task" for name in by_task}
-    assert page.count("acc &lt;&amp;&gt;: ") >= len(findings(analysis))
+    doubts = findings(analysis)
+    folded = page[page.index("<details>") : page.index("</details>")]
+    assert f"<summary>acc &lt;&amp;&gt;: {len(doubts)} warnings</summary>" in folded
+    assert folded.count('class="warning"') == page.count('class="warning"') == len(doubts)
+    for number in ("3c", 5, 8, 9, 10):
+        assert f"As the paper&#x27;s Figure {number}." in page
 
 
 def test_undetermined_parameters_are_named(analysis):
