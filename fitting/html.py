@@ -44,7 +44,7 @@ summary { cursor: pointer; color: #0b5c94; }
     linear-gradient(90deg, #0004, #0000) 0 0 / .9rem 100% scroll,
     linear-gradient(270deg, #0004, #0000) 100% 0 / .9rem 100% scroll;
   background-repeat: no-repeat; }
-.wide::before { display: none; content: "scroll \2192"; color: #56616b; font-size: .8rem;
+.wide::before { display: none; content: "scroll →"; color: #56616b; font-size: .8rem;
   text-align: right; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 .caption { margin: .9rem 0 .3rem; color: #56616b; font-size: .92rem; }
@@ -59,7 +59,7 @@ figcaption { max-width: 46rem; color: #56616b; font-size: .92rem; }
 pre { margin: 0; padding: .8rem; white-space: pre-wrap; background: #f5f7f8; font-size: .82rem;
   line-height: 1.4; }
 @media (max-width: 44rem) { pre { white-space: pre; } .wide::before { display: block; }
-  th, td { padding: .25rem .22rem; font-size: .8rem; } }
+  th, td { padding: .25rem .28rem; font-size: .8rem; } }
 @media print { nav { display: none; } body { font-size: 11pt; }
   figure, table, .warning { break-inside: avoid; } figure img { min-width: 0; }
   .wide::before { display: none; } pre { white-space: pre-wrap; } }

@@ -71,7 +71,8 @@ def _add_answer(report: Report, analysis: Analysis) -> None:
             deployment_headers(law, brief=True),
             deployment_rows(analysis),
             f"Best configuration on offer for {given}{_names(law)}. "
-            "The interval is of the law's parameters; agreement is the share of bootstrap members that choose the same one. No run can have "
+            "The interval is of the law's parameters; agreement is the share of bootstrap members "
+            "that choose the same one. No run can have "
             f"an error outside 0 to {law.scale:g}: where the law says so, the row is marked "
             "impossible, and its value is not shown.",
         )
@@ -241,8 +242,9 @@ def _add_parameters(report: Report, analysis: Analysis, prefix: str) -> None:
         report,
         f"{prefix}parameters",
         lambda: plots.parameter_boxes(law),
-        "As the paper's Figure 3a. The same: boxes hold the middle half of the members, whiskers 5% "
-        "to 95%, the cross is the fit to all runs. Grey boxes are of parameters that the runs do not determine.",
+        "As the paper's Figure 3a. The same: boxes hold the middle half of the members, whiskers "
+        "5% to 95%, the cross is the fit to all runs. Grey boxes are of parameters that the runs "
+        "do not determine.",
         "Box plot of the bootstrapped coefficients and exponents",
     )
     report.preformatted(law.report())
@@ -405,8 +407,8 @@ def add_tasks(report: Report, table: RunTable, analyses: Mapping[str, Analysis])
         report,
         "performance_by_task",
         lambda: plots.iso_performance(laws, table),
-        "As the paper's Figure 10. Lines of equal predicted error, a row a task. Beyond a dashed line "
-        "predictions leave the scale.",
+        "As the paper's Figure 10. Lines of equal predicted error, a row a task. Beyond a dashed "
+        "line predictions leave the scale.",
         "Contours of predicted error, a row a task",
     )
     if _has(table, "isoflop") and cost is not None:
