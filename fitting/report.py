@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fitting import plots, summary, units
+from fitting import plots, units
 from fitting.analysis import (
     Analysis,
     analyse,
@@ -193,7 +193,7 @@ def _add_form_table(report: Report, analysis: Analysis) -> None:
         values = list(entry.cross_validation)
         values += comparison.score(entry.name, chosen) if chosen else ()
         alike = _residual_space(entry.law) == _residual_space(analysis.law)
-        aicc = units.number(summary.aicc(entry.law), 4) if alike else "-"
+        aicc = units.number(entry.law.aicc, 4) if alike else "-"
         rows.append((entry.name, entry.num_parameters, *map(units.number, values), aicc))
     report.table(
         ("form", "parameters", *heads, "AICc"),

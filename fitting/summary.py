@@ -29,14 +29,6 @@ def parameter_rows(law) -> list[tuple]:
     return list(zip(law.parameters, whole, mid, low, high, _notes(law), strict=True))
 
 
-def aicc(law) -> float:
-    """Corrected Akaike criterion of the whole fit; NaN with too few runs, and under Huber's loss.
-
-    It takes the objective for a likelihood of normal residuals, which Huber's loss is not.
-    """
-    return float("nan") if law.config.loss == "huber" else law.aicc
-
-
 def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     """Of the whole fit, from its Jacobian: [P] standard errors and singular values (scaled).
 

@@ -22,7 +22,7 @@ from fitting.cost import CostConstants
 from fitting.fit import fit
 from fitting.report import Report, add_law, add_tasks
 from fitting.runs import LI2024, read_runs
-from fitting.summary import aicc, undetermined
+from fitting.summary import undetermined
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
 from tests.fitting.laws import made_up_law
 from tests.fitting.synthetic import synthetic_table
@@ -201,9 +201,9 @@ def test_members_that_disagree_whether_a_term_is_there_do_not_determine_it(gone,
 
 def test_aicc_of_hubers_loss_is_not_printed():
     law = made_up_law("add", loss="huber")
-    assert np.isnan(aicc(law))
+    assert np.isnan(law.aicc)
     assert "AICc - (Huber's loss" in law.report()
-    assert np.isfinite(aicc(made_up_law("add")))
+    assert np.isfinite(made_up_law("add").aicc)
 
 
 @pytest.mark.parametrize(
