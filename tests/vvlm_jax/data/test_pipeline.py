@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,7 +86,7 @@ def test_a_batch_is_its_examples_stacked(examples, world):
     assert first.frames_BTHWC.dtype == np.uint8
     for row, id in enumerate(names(source, 4, 1)[0]):
         index = next(i for i, r in enumerate(source.rows) if r["id"] == id)
-        for whole, part in zip(first, source[index], strict=True):
+        for whole, part in zip(*map(jax.tree.leaves, (first, source[index])), strict=True):
             np.testing.assert_array_equal(whole[row], part)
 
 
@@ -114,7 +115,7 @@ def test_hosts_share_each_global_batch(examples):
     shares = [list(batches(source, 4, 2, 0, shard=i, num_shards=2)) for i in (0, 1)]
     assert len(alone) == 12
     for whole, even, odd in zip(alone, *shares, strict=True):
-        for x, a, b in zip(whole, even, odd, strict=True):
+        for x, a, b in zip(*map(jax.tree.leaves, (whole, even, odd)), strict=True):
             np.testing.assert_array_equal(x[0::2], a)
             np.testing.assert_array_equal(x[1::2], b)
 
