@@ -74,9 +74,10 @@ def main(args: Args) -> None:
     from vvlm_jax.weights.mapping import WeightsError
 
     _refuse_existing(args)
+    # A name that nobody else gives, as what an interrupted conversion left there is removed.
+    partial = args.dst.with_name(f".{args.dst.stem}.converting{args.dst.suffix}")
     try:
         model = _only(_read(args), args.part)
-        partial = args.dst.with_name(args.dst.name + ".partial")
         _remove(partial)
         partial.parent.mkdir(parents=True, exist_ok=True)
         _write(model, partial, args)
@@ -85,6 +86,8 @@ def main(args: Args) -> None:
         if details := str(e).split("\n")[1:]:
             print(*details, sep="\n", file=sys.stderr)
         raise
+    finally:
+        _remove(partial)
     count = sum(x.size for x in model.params.values())
     print(f"{args.dst}: {len(model.params)} parameters, {count:,} numbers")
 

@@ -180,13 +180,15 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(npz, tmp_path
     def fail(*args):
         raise OSError("no space left")
 
+    (tmp_path / "ours.partial").mkdir()  # somebody's, not a conversion's
+    (tmp_path / ".ours.converting").mkdir()  # what a killed conversion leaves
     monkeypatch.setattr(checkpoint, "save_params", fail)
     with pytest.raises(OSError, match="no space left"):
         run(npz, tmp_path / "ours")
     assert [file.name for file in tmp_path.iterdir()] == ["ours.partial"]
     monkeypatch.undo()
     run(npz, tmp_path / "ours")
-    assert [file.name for file in tmp_path.iterdir()] == ["ours"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["ours", "ours.partial"]
 
 
 @pytest.mark.parametrize(
