@@ -9,6 +9,7 @@ likeliest tokens; above 0 tokens are drawn, and --seed repeats a draw.
 """
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -63,15 +64,24 @@ def main(args: Args) -> None:
         for prompt, reply in zip(
             args.prompt, model.generate(videos, args.prompt, **options), strict=True
         ):
-            print(f"> {prompt}\n{reply}\n" if several else reply)
+            print(f"> {prompt}\n{tame(reply)}\n" if several else tame(reply))
         return
     shown = -1 if several else 0
     for index, piece in model.generate(videos, args.prompt, stream=True, batch_size=1, **options):
         while shown < index:
             shown += 1
             print("\n\n" * (shown > 0) + f"> {args.prompt[shown]}")
-        print(piece, end="", flush=True)
+        print(tame(piece), end="", flush=True)
     print()
+
+
+def tame(text: str) -> str:
+    """What a model writes may hold control characters; a terminal would obey them."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text
+    )
 
 
 if __name__ == "__main__":

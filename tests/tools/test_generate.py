@@ -77,3 +77,28 @@ def test_a_folder_without_a_model_is_one_line(run, capsys, tmp_path):
         run("--prompt", "x", model=tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert "no config.json, so not a finished model" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            '{"model_type": "llama"}',
+            "a Hugging Face directory; make it a model: python -m tools.co",
+        ),
+        ("{", "config.json: not JSON: "),
+        ('{"modle": {}}', "modle: no such option; did you mean 'model'?"),
+    ],
+)
+def test_a_folder_of_another_kind_is_told_what_it_is(run, capsys, tmp_path, text, message):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(SystemExit):
+        run("--prompt", "x", model=tmp_path)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+
+
+def test_a_terminal_is_not_told_what_to_do(monkeypatch):
+    assert generate.tame("a\x1b[2J") == "a\x1b[2J"  # a file gets what was said
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert generate.tame("é\n\ta\x1b[2J") == "é\n\ta�[2J"

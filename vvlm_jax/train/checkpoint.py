@@ -2,6 +2,7 @@
 from.
 """
 
+import json
 from pathlib import Path
 
 import jax
@@ -9,7 +10,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from vvlm_jax.config import TrainConfig, from_json
+from vvlm_jax.config import TrainConfig, from_dict
 from vvlm_jax.data import tokenizer
 from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
@@ -125,7 +126,16 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
     file, own = Path(folder) / "config.json", Path(folder) / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(f"{folder}: no config.json, so not a finished model")
-    config = from_json(TrainConfig, file.read_text())
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as e:
+        raise CheckpointError(f"{file}: not JSON: {e}") from None
+    if "model_type" in values:
+        raise CheckpointError(
+            f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
+            f"{folder} DST"
+        )
+    config = from_dict(TrainConfig, values)
     tok = tokenizer.load(own if own.is_file() else config.data.tokenizer)
     model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)
