@@ -18,7 +18,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
-DESELECTED = pytest.StashKey[list[pytest.Item]]()
+LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 # No deadline: the first example compiles. In CI the same examples every time.
 hypothesis.settings.register_profile("house", deadline=None, derandomize="CI" in os.environ)
@@ -34,7 +34,7 @@ def _machine():
 
 
 def pytest_configure(config):
-    config.stash[DESELECTED] = []
+    config.stash[LEFT_OUT] = {}
     if hasattr(config, "cache"):
         # By config and not by environment: child processes, which some tests kill, write none.
         cache = config.cache.mkdir(f"jax-{jax.__version__}-{_machine()}")
@@ -53,8 +53,9 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_deselected(items):
-    if items:
-        items[0].config.stash[DESELECTED].extend(items)
+    for item in items:
+        if why := _why_left_out(item):
+            item.config.stash[LEFT_OUT][item.nodeid] = why
 
 
 def _why_left_out(item):
@@ -64,16 +65,24 @@ def _why_left_out(item):
     return "compares with PyTorch" if item.get_closest_marker("torch") else None
 
 
+def pytest_sessionfinish(session):
+    """With several processes (`pytest -n`) each worker leaves out the same tests."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[LEFT_OUT].update(getattr(node, "workeroutput", {}).get("left_out", {}))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
     """Name every test that a marker kept out, and why."""
-    if not config.option.markexpr:
-        return
-    left_out = [(item.nodeid, _why_left_out(item)) for item in config.stash[DESELECTED]]
-    left_out = [(name, why) for name, why in left_out if why]
-    if left_out:
+    left_out = config.stash[LEFT_OUT]
+    if left_out and config.option.markexpr:
         terminalreporter.section(f"{len(left_out)} not run, by -m {config.option.markexpr!r}")
-        for name, why in sorted(left_out):
+        for name, why in sorted(left_out.items()):
             terminalreporter.write_line(f"NOT RUN {name} - {why}")
 
 

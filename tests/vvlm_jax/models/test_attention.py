@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from vvlm_jax.config import LlamaConfig, VisionConfig
 from vvlm_jax.models import attention
@@ -222,7 +222,7 @@ def test_rows_and_heads_are_split_where_they_divide(B, N, K, spec):
 
 
 def test_under_a_mesh_each_device_runs_the_kernel_on_its_share():
-    mesh = AbstractMesh((2, 2, 2), AXES)
+    mesh = AbstractMesh((2, 2, 2), AXES, axis_types=(AxisType.Auto,) * 3)  # as `make_mesh` has
     q, k, v = qkv(256, 4, 2, 16, B=8, dtype=jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(mesh):
         program = str(jax.make_jaxpr(lambda *x: splash_attend(*x, causal=True))(q, k, v))
