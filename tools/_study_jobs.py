@@ -324,7 +324,7 @@ def run_untrained(argument, check: bool = False) -> bool:
     from vvlm_jax.models import vlm
     from vvlm_jax.sharding import make_mesh
     from vvlm_jax.train import optim
-    from vvlm_jax.train.loop import initial_state
+    from vvlm_jax.train.program import initial_state
 
     config = dataclasses.replace(
         spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector"), seed=seed

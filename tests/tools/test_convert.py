@@ -19,7 +19,7 @@ from vvlm_jax.data import synthetic
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sharding import make_mesh
-from vvlm_jax.train import checkpoint, loop, optim
+from vvlm_jax.train import checkpoint, optim, program
 from vvlm_jax.train.checkpoint import CheckpointError
 from vvlm_jax.weights import big_vision, export, huggingface
 from vvlm_jax.weights.mapping import WeightsError, tree_shapes
@@ -254,7 +254,7 @@ def start(stage_config, part, folder):
     """Initial parameters of a run that takes one part from elsewhere."""
     config = config_lib.override(stage_config, [f"init={json.dumps([[part, str(folder)]])}"])
     model = vlm.build(config.model, 4)
-    state = loop.initial_state(config, model, make_mesh(config.mesh))
+    state = program.initial_state(config, model, make_mesh(config.mesh))
     return flatten_dict(optim.merge(state.trainable, state.frozen), sep="/")
 
 

@@ -19,7 +19,7 @@ from vvlm_jax.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sharding import AXES, BATCH, RULES, check_batch, make_mesh, spec_for
-from vvlm_jax.train import loop
+from vvlm_jax.train import program
 from vvlm_jax.types import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -53,8 +53,8 @@ def steps_on(sizes):
     microbatches = 1 if sizes == ONE else 2  # how a batch is split does not matter either
     mesh = make_mesh(tuple(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
     model = vlm.build(CONFIG.model, 4)
-    state = loop.initial_state(CONFIG, model, mesh)
-    step = loop.compiled_step(model, CONFIG.optim, mesh, microbatches, "token")
+    state = program.initial_state(CONFIG, model, mesh)
+    step = program.compiled_step(model, CONFIG.optim, mesh, microbatches, "token")
     on_mesh = jax.device_put(batch(), jax.sharding.NamedSharding(mesh, BATCH))
     metrics, born = [], jax.tree.map(lambda x: x.sharding, state)
     for i in range(STEPS):

@@ -16,9 +16,11 @@ from vvlm_jax.config import ConfigError, TrainConfig, from_json, to_json
 from vvlm_jax.data import pipeline
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import make_mesh
-from vvlm_jax.train import checkpoint, loop
+from vvlm_jax.train import checkpoint, loop, optim
 from vvlm_jax.train.checkpoint import CheckpointError, load_model
-from vvlm_jax.train.loop import TrainingDiverged, initial_state, train
+from vvlm_jax.train.log import TrainingDiverged
+from vvlm_jax.train.loop import train
+from vvlm_jax.train.program import initial_state
 
 ROOT = Path(__file__).parents[3]
 
@@ -161,9 +163,9 @@ def test_only_logged_steps_are_reported_and_always_the_last(stage, tmp_path):
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(stage, tmp_path, monkeypatch):
-    schedule = loop.optim.cosine_with_warmup
+    schedule = optim.cosine_with_warmup
     monkeypatch.setattr(
-        loop.optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
+        optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
     )
     with pytest.raises(TrainingDiverged, match=r"step 4: .*nan.* lower optim\.learning_rates"):
         train(stage(tmp_path))
@@ -173,9 +175,9 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(stage, tmp_pa
 
 def test_a_diverged_state_is_not_kept(stage, tmp_path, monkeypatch):
     """The step before the checkpoint goes wrong, and no step is logged before the last."""
-    schedule = loop.optim.cosine_with_warmup
+    schedule = optim.cosine_with_warmup
     monkeypatch.setattr(
-        loop.optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
+        optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
     )
     with pytest.raises(TrainingDiverged, match="step 4: "):
         train(stage(tmp_path, "log_every=100", "checkpoint_every=2"))
@@ -289,8 +291,8 @@ def lines_so_far(folder):
 
 def test_parts_start_from_finished_runs(stage, whole, tok):
     config = stage(init=(("llm", str(whole)), ("vision", str(whole))))
-    start = flat(loop.optim.merge(*state_of(config, tok)[1:3]))
-    random = flat(loop.optim.merge(*state_of(stage(), tok)[1:3]))
+    start = flat(optim.merge(*state_of(config, tok)[1:3]))
+    random = flat(optim.merge(*state_of(stage(), tok)[1:3]))
     there = params_of(whole)
     assert start.keys() == there.keys()
     for path, x in start.items():

@@ -1,0 +1,83 @@
+"""What is compiled: the train step, and the state that it takes, sharded from birth."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import NamedSharding, PartitionSpec
+
+from vvlm_jax import config as config_lib
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.models import vlm
+from vvlm_jax.sharding import param_shardings
+from vvlm_jax.train import checkpoint, optim
+from vvlm_jax.train.state import TrainState
+from vvlm_jax.train.step import make_train_step
+from vvlm_jax.weights.sources import is_foreign, load_part
+
+
+def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
+    """Random parameters with the parts named by `config.init` loaded over them, sharded from
+    birth. A part comes from a finished model, a Hugging Face directory or a big_vision `.npz`.
+    """
+    shardings = state_shardings(model, config.optim, mesh)
+    by_part = optim.merge(shardings.trainable, shardings.frozen)
+    init = jax.jit(functools.partial(vlm.init, model), out_shardings=by_part)
+    params = init(jax.random.key(config.seed))
+    for part, folder in config.init:
+        if part not in params:
+            raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, params)}")
+        like = {part: jax.tree.map(_struct, params[part])}
+        params[part] = None  # makes room for what is loaded in its place
+        params[part] = (
+            load_part(folder, part, like[part])
+            if is_foreign(folder)
+            else checkpoint.load_params(folder, like)[part]
+        )
+    trainable, frozen = optim.split(params, config.optim)
+    tx = optim.make(config.optim, trainable)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
+    return TrainState(
+        jax.device_put(jnp.zeros((), jnp.int32), shardings.step), trainable, frozen, opt_state
+    )
+
+
+def _struct(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
+    """Where every leaf of a train state lives: moments with their parameters, scalars
+    everywhere.
+    """
+    shapes = vlm.shapes(model)
+    trainable, frozen = optim.split(param_shardings(shapes, mesh), optim_config)
+    tx = optim.make(optim_config, trainable)
+    opt_shapes = jax.eval_shape(tx.init, optim.split(shapes, optim_config)[0])
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    opt_state = optax.tree_utils.tree_map_params(
+        tx,
+        lambda _, sharding: sharding,
+        opt_shapes,
+        trainable,
+        transform_non_params=lambda _: everywhere,
+    )
+    return TrainState(everywhere, trainable, frozen, opt_state)
+
+
+@functools.lru_cache(maxsize=8)
+def compiled_step(model, optim_config, mesh, microbatches, weighting):
+    """The jitted train step; runs that differ in data or length alone share it. The state is
+    donated.
+    """
+    shardings = state_shardings(model, optim_config, mesh)
+    tx = optim.make(optim_config, shardings.trainable)
+    on_one = make_train_step(model, tx, microbatches, weighting)
+
+    def step(state, batch, rate_share):
+        # Attention kernels of TPUs are split by hand, and need to know the mesh.
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return on_one(state, batch, rate_share)
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
