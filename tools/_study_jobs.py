@@ -206,9 +206,9 @@ def check(study: StudyConfig) -> None:
     for name in ("num_frames_levels", "domain_frames"):
         levels(name, 1, math.inf)
     for name in ("tokens_levels", "domain_tokens"):
-        levels(name, 1, vision.num_patches)
+        levels(name, 1, vision.out_grid**2)
         for tokens in getattr(study, name):
-            tokens_side(tokens, vision.grid, name)
+            tokens_side(tokens, vision.out_grid, name)
     levels("budgets", 1, math.inf, count=2)
     require("tolerance", 0 < study.tolerance < 1, "between 0 and 1")
     for name in ("max_per_curve", "resamples", "starts"):
