@@ -12,8 +12,8 @@ ARGS =
 PY = $(VENV)/bin/python
 # On a terminal pip shows its progress; in a log it stays quiet.
 QUIET = $(if $(MAKE_TERMOUT),,--quiet)
-# Test files side by side, on at most four cores: a process that compiles takes about 2 GB.
-PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+# Test files side by side, in their order: the longest is among the first. A process may take 5 GB.
+PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
