@@ -65,10 +65,10 @@ def test_a_truncated_file(folder, keep):
     [
         (lambda raw: raw + b"x", "longer than its header says"),
         (lambda raw: raw.replace(b"[2,3]", b"[3,3]"), "bytes do not match its shape"),
-        (lambda raw: raw.replace(b"[0,24]", b"[8,24]"), "overlap or leave gaps"),
+        (lambda raw: raw.replace(b"[0,24]", b"[8,32]"), "overlap or leave gaps"),
         (lambda raw: raw.replace(b'"shape"', b'"shapf"'), "its header is damaged"),
         (lambda raw: raw.replace(b'{"__m', b'["__m'), "its header is damaged"),
-        (lambda raw: raw.replace(b'"b":', b'"a":'), "its header has a twice"),
+        (lambda raw: raw.replace(b'"b":', b'"a":'), "its header has 'a' twice"),
         (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
     ],
 )
