@@ -165,18 +165,22 @@ class VideoVLM:
         media = [(str(p), 1 if _is_image(p) and not alone else num_frames) for p in paths]
         own, special = self.config.model, self.tokenizer.special
         blocks = [chat.visual_block(t, num_tokens, own.newline, special) for _, t in media]
+        data = self.config.data
+        if data.prompt != "plain" and not prompt.strip():  # a plain model captions without one
+            raise ConfigError(f"prompt {index + 1} is empty: say what to ask")
         turns = [{"from": "human", "value": prompt}]
         if not chat.placeholders(turns):
             turns[0]["value"] = "<video>\n" * len(media) + prompt
-        data = self.config.data
         prompt_format = "plain" if data.prompt == "plain" else None
         ids = chat.encode_prompt(turns, self.tokenizer, blocks, data.system, prompt_format)
         context = self.model.llm_config.max_position
         if len(ids) + max_tokens > context:
+            visual = f", {sum(map(len, blocks)):,} of them visual" if blocks else ""
+            fewer = "fewer frames or tokens a frame, " if blocks else ""
             raise ValueError(
-                f"prompt {index + 1} has {len(ids):,} tokens, {sum(map(len, blocks)):,} of them "
-                f"visual; with max_tokens = {max_tokens:,} that is more than the {context:,} of "
-                "the model's context: take fewer frames or tokens a frame, or a shorter text"
+                f"prompt {index + 1} has {len(ids):,} tokens{visual}; with max_tokens = "
+                f"{max_tokens} that is more than the {context:,} of the model's context: take "
+                f"{fewer}a shorter text or less room for the reply"
             )
         query = chat.question(turns, self.tokenizer) if own.resampler == "quecc" else ()
         return _Row(index, ids, media, tuple(query))

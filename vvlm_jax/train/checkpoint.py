@@ -2,6 +2,7 @@
 from.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
+from vvlm_jax.weights.files import read_json
 from vvlm_jax.weights.sources import fits
 
 PARAMS = "params"
@@ -90,10 +92,9 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
     folder = Path(folder).absolute()
     if not (folder / PARAMS).is_dir():
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
+    there = _stored(folder)
     # Unlike StandardCheckpointer, this one reads no more than it is asked for.
     with ocp.PyTreeCheckpointer() as checkpointer:
-        there = checkpointer.metadata(folder / PARAMS).item_metadata.tree
-        there = jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), there)
         wanted = there if like is None else {k: like[k] for k in (parts or like)}
         have, want = flatten_dict(there, sep="/"), flatten_dict(wanted, sep="/")
         _check_fits(folder, have, want)
@@ -117,29 +118,77 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
     return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
 
 
+def _stored(folder: Path) -> dict:
+    """What a folder's params/ holds, as ShapeDtypeStructs."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        try:
+            metadata = checkpointer.metadata(folder / PARAMS).item_metadata
+        except (ValueError, KeyError, OSError):
+            metadata = None
+    if metadata is None:
+        raise CheckpointError(
+            f"{folder / PARAMS}: empty or damaged; copy the folder again, or make it again"
+        )
+    return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), metadata.tree)
+
+
+def read_config(folder: str | Path) -> TrainConfig:
+    """The config.json of a finished stage or converted model.
+
+    Raises CheckpointError when it is missing, damaged or a Hugging Face model's, ConfigError for an
+    option that does not exist.
+    """
+    file = Path(folder) / "config.json"
+    if not file.is_file():
+        raise CheckpointError(f"{folder}: no config.json, so not a finished model")
+    try:
+        values = json.loads(file.read_text())
+    except (ValueError, RecursionError) as e:
+        raise CheckpointError(f"{file}: not JSON: {e}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{file}: not a config; copy the folder again, or make it again")
+    if "model_type" in values:
+        raise CheckpointError(
+            f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
+            f"{folder} DST"
+        )
+    return from_dict(TrainConfig, values)
+
+
 def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
     """A finished stage's or converted model, its parameters, tokenizer and config, ready for
     generation. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
 
     `place(model, shapes)` may give the parameters' shapes other dtypes, and shardings.
     """
-    file, own = Path(folder) / "config.json", Path(folder) / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: no config.json, so not a finished model")
-    try:
-        values = json.loads(file.read_text())
-    except ValueError as e:
-        raise CheckpointError(f"{file}: not JSON: {e}") from None
-    if "model_type" in values:
+    folder = Path(folder).absolute()
+    config, own = read_config(folder), folder / "tokenizer.json"
+    if not is_finished(folder):
+        raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
+    parts = _stored(folder).keys()
+    if missing := [part for part in ("vision", "projector", "llm") if part not in parts]:
         raise CheckpointError(
-            f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
-            f"{folder} DST"
+            f"{folder}: holds {', '.join(parts)}, and no {', '.join(missing)}: a part of a model, "
+            f'from which tools.train makes one: --set \'init=[["{next(iter(parts))}","{folder}"]]\''
         )
-    config = from_dict(TrainConfig, values)
     tok = tokenizer.load(own if own.is_file() else config.data.tokenizer)
+    tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))
     model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)
     return model, load_params(folder, place(model, shapes) if place else shapes), tok, config
+
+
+def _ends(file: Path, tok: Tokenizer) -> tuple[int, ...]:
+    """Ids that end a reply as a Hugging Face generation_config.json says, where there is one.
+
+    Special tokens alone: a file of class defaults names ids that are letters to this tokenizer.
+    """
+    if not file.is_file():
+        return ()
+    ends = read_json(file, "a generation config").get("eos_token_id")
+    added = tok.backend.get_added_tokens_decoder()
+    special = [id for id, token in added.items() if token.special]
+    return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if id in special)
 
 
 def _first(x: jax.Array, shape) -> jax.Array:

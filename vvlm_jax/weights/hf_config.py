@@ -206,9 +206,9 @@ def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
         return theta, None
     numbers = [rope.number(n) for n in ("factor", "low_freq_factor", "high_freq_factor")]
     of = "original_max_position_embeddings"
-    original = rope if rope.values.get(of) is not None else f
+    known = rope.values.get(of) is not None
     return theta, RopeScaling(
-        *numbers, original.size(of if original is rope else "max_position_embeddings")
+        *numbers, rope.size(of) if known else f.size(of.removeprefix("original_"))
     )
 
 
@@ -247,8 +247,9 @@ def from_model_config(model: ModelConfig, parts, dtype: str, head: bool, tokens:
         return _siglip_json(model.vision, head) | common
     if "video" not in tokens:
         raise WeightsError(
-            "the class needs the placeholder's id, and no tokenizer was found; put tokenizer.json "
-            "into the model's folder"
+            "LlavaOnevisionForConditionalGeneration needs the placeholder's id: put a "
+            "tokenizer.json that has <|reserved_special_token_0|> or <|video_pad|> into the "
+            "model's folder"
         )
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],
