@@ -121,6 +121,8 @@ class VideoVLM:
         rows, num_tokens = self._rows(videos, prompts, num_frames, tokens_per_frame, max_tokens)
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed = {seed}: must be from 0 to {2**32 - 1}")
         draws(seed, [0], temperature, top_p)  # says what is wrong before anything is read
         pieces = self._pieces(
             rows, num_tokens, max_tokens, (seed, temperature, top_p), stream, batch_size

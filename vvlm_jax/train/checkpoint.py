@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from vvlm_jax.config import TrainConfig, from_dict
+from vvlm_jax.config import ConfigError, TrainConfig, from_dict
 from vvlm_jax.data import tokenizer
 from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
@@ -152,7 +152,10 @@ def read_config(folder: str | Path) -> TrainConfig:
             f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
             f"{folder} DST"
         )
-    return from_dict(TrainConfig, values)
+    try:
+        return from_dict(TrainConfig, values)
+    except ConfigError as e:
+        raise ConfigError(f"{file}: {e}") from None
 
 
 def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
@@ -167,9 +170,10 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
     parts = _stored(folder).keys()
     if missing := [part for part in ("vision", "projector", "llm") if part not in parts]:
+        init = f'--set \'init=[["{next(iter(parts))}","{folder}"]]\''
         raise CheckpointError(
-            f"{folder}: holds {', '.join(parts)}, and no {', '.join(missing)}: a part of a model, "
-            f'from which tools.train makes one: --set \'init=[["{next(iter(parts))}","{folder}"]]\''
+            f"{folder}: holds {', '.join(parts)}, and no {' or '.join(missing)}: a part of a "
+            f"model; tools.train makes one of it: {init}"
         )
     tok = tokenizer.load(own if own.is_file() else config.data.tokenizer)
     tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))

@@ -57,7 +57,7 @@ def inspect(reader: Npz, subtree: str | None):
     prefix = _prefix(reader, subtree)
     names = {n.removeprefix(prefix): n for n in reader.infos if n.startswith(prefix)}
     scan = any(n.startswith(BLOCK + "/") for n in names)
-    numbers = [int(m[1]) for n in names if (m := re.match(BLOCK + r"_(\d+)/", n))]
+    numbers = [int(m[1]) for n in names if (m := re.match(BLOCK + r"_(\d{1,9})/", n))]
     first = BLOCK if scan else BLOCK + "_0"
 
     def shape(name: str, dims: int) -> tuple[int, ...]:

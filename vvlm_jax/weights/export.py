@@ -131,7 +131,7 @@ def _ids(tokens: dict | None, came: Came | None) -> dict:
 
 def _remembered(came: Came, config: dict, model: ModelConfig, stored: str):
     """(config, prefixes, copies) as in the directory the model came from, if it says the same."""
-    before, parts = hf_config.to_model_config(came.config, "its config.json")
+    before, parts = hf_config.to_model_config(came.config, "came_from.json: config")
     tower = came.config.get("vision_config", {})
     all_there = len(parts) == 1 or (
         model.vision.blocks_run == model.vision.depth and not tower.get("vision_use_head", True)

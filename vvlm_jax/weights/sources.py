@@ -127,10 +127,12 @@ def _check_image_size(pixels: int, patch: int) -> None:
 
 def _check_depths(model: ModelConfig, parts, reader, folder) -> None:
     """A config's layers become a table of tensors; it shall not be longer than the file's."""
-    for part, tower in (("vision", model.vision), ("llm", model.llm)):
-        if part in parts and tower.depth > len(reader.infos):
+    for part, name in (("vision", "vision_config"), ("llm", "text_config")):
+        depth = getattr(model, part).depth if part in parts else 0
+        if depth > len(reader.infos):
+            where = f"{name}: " * (len(parts) > 1)
             raise WeightsError(
-                f"{folder / 'config.json'}: num_hidden_layers = {tower.depth}: there are only "
+                f"{folder / 'config.json'}: {where}num_hidden_layers = {depth}: there are only "
                 f"{len(reader.infos)} tensors; copy or download it again"
             )
 
