@@ -451,3 +451,23 @@ def test_replies_end_where_the_generation_config_says(stage, tmp_path):
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(WeightsError, match="generation_config.json: not a generation config"):
         checkpoint.load_model(folder)
+
+
+def test_a_folder_that_cannot_be_loaded_is_one_line(stage, tmp_path):
+    folder = stage()
+    config = folder / "config.json"
+    for old, new, message in (
+        ('"tokens_per_frame": 4', '"tokens_per_frame": 5', "model.tokens_per_frame = 5: must be a"),
+        ('"study/12"', '"study/13"', "model.vision = 'study/13': unknown; did you mean"),
+        ("words", "letters", r"run: no tokenizer: put the .* \(data.tokenizer = .*letters' is not"),
+    ):
+        before = config.read_text()
+        assert old in before
+        config.write_text(before.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load_model(folder)
+        config.write_text(before)
+    for file in (folder / "params").rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: -min(3000, file.stat().st_size // 2)])
+    with pytest.raises(CheckpointError, match=r"run/params: .*; copy the folder again, or make it"):
+        checkpoint.load_model(folder)

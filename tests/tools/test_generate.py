@@ -75,6 +75,11 @@ def test_frames_tokens_and_videos_are_the_models_to_see(run):
         (("--prompt", "x", "--top-p", "0"), "error: --top-p 0.0: must be a share"),
         (("--prompt", "x", "--seed", "-1"), "error: --seed -1: must be"),
         (("--prompt", "x", "--seed", str(10**30)), f"error: --seed {10**30}: must be"),
+        (
+            ("--video", CLIP, "--prompt", "x", "--frames", str(10**12)),
+            "4,000,000,000,000 visual to",
+        ),
+        (("--prompt", "a\udcff"), "error: prompt 1 is not text in UTF-8"),
         (("--prompt", ""), "error: prompt 1 is empty: say what to ask"),
         (("--video", CLIP, "--prompt", "x", "--prompt", " \n"), "error: prompt 2 is empty"),
     ],

@@ -11,16 +11,17 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from vvlm_jax.config import ConfigError, TrainConfig, from_dict
+from vvlm_jax.config import ConfigError, TrainConfig, choose, from_dict, validate
 from vvlm_jax.data import tokenizer
 from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
-from vvlm_jax.models import vlm
+from vvlm_jax.models import variants, vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.weights.files import read_json
 from vvlm_jax.weights.sources import fits
 
 PARAMS = "params"
+_AGAIN = "copy the folder again, or make it again"
 
 
 class CheckpointError(ValueError):
@@ -106,14 +107,17 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
             for path, x in want.items()
         }
         item = unflatten_dict(structs, sep="/")
-        restored = checkpointer.restore(
-            folder / PARAMS,
-            args=ocp.args.PyTreeRestore(
-                item=item,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                partial_restore=True,
-            ),
-        )
+        try:
+            restored = checkpointer.restore(
+                folder / PARAMS,
+                args=ocp.args.PyTreeRestore(
+                    item=item,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                    partial_restore=True,
+                ),
+            )
+        except ValueError as e:  # what tensorstore says names neither folder nor parameter
+            raise CheckpointError(f"{folder / PARAMS}: cannot be read; {_AGAIN}") from e
     flat = flatten_dict(restored, sep="/")
     return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
 
@@ -126,9 +130,7 @@ def _stored(folder: Path) -> dict:
         except (ValueError, KeyError, OSError):
             metadata = None
     if metadata is None:
-        raise CheckpointError(
-            f"{folder / PARAMS}: empty or damaged; copy the folder again, or make it again"
-        )
+        raise CheckpointError(f"{folder / PARAMS}: empty or damaged; {_AGAIN}")
     return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), metadata.tree)
 
 
@@ -146,7 +148,7 @@ def read_config(folder: str | Path) -> TrainConfig:
     except (ValueError, RecursionError) as e:
         raise CheckpointError(f"{file}: not JSON: {e}") from None
     if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: not a config; copy the folder again, or make it again")
+        raise CheckpointError(f"{file}: not a config; {_AGAIN}")
     if "model_type" in values:
         raise CheckpointError(
             f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
@@ -168,6 +170,7 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
     config, own = read_config(folder), folder / "tokenizer.json"
     if not is_finished(folder):
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
+    validate(config, choose(variants.VISION, config.model.vision, "model.vision"))
     parts = _stored(folder).keys()
     if missing := [part for part in ("vision", "projector", "llm") if part not in parts]:
         init = f'--set \'init=[["{next(iter(parts))}","{folder}"]]\''
@@ -175,7 +178,13 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
             f"{folder}: holds {', '.join(parts)}, and no {' or '.join(missing)}: a part of a "
             f"model; tools.train makes one of it: {init}"
         )
-    tok = tokenizer.load(own if own.is_file() else config.data.tokenizer)
+    file = own if own.is_file() else Path(config.data.tokenizer)
+    if not file.exists():
+        raise CheckpointError(
+            f"{folder}: no tokenizer: put the language model's tokenizer.json into this folder "
+            f"(data.tokenizer = {str(file)!r} is not there)"
+        )
+    tok = tokenizer.load(file)
     tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))
     model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)
