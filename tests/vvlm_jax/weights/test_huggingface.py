@@ -230,15 +230,16 @@ def test_without_a_source_large_models_are_sharded(saved, tmp_path, monkeypatch,
 
 # --- the whole VLM ---
 
-T, SIDE = 3, 2
+T = 3
 VIDEO, NEWLINE = 49, 48
 
 
 def compare_vlms(model, params, theirs, assert_close):
     rng = np.random.default_rng(2)
-    frames = rng.integers(0, 256, (T, 18, 18, 3), dtype=np.uint8)
-    block = slice(4, 4 + T * SIDE**2 + 1)  # theirs takes the newline for a token of the video
-    tokens = rng.integers(0, 48, (1, 30), dtype=np.int32)
+    size, per_frame = model.vision.image_size, model.tokens_per_frame
+    frames = rng.integers(0, 256, (T, size, size, 3), dtype=np.uint8)
+    block = slice(4, 4 + T * per_frame + 1)  # theirs takes the newline for a token of the video
+    tokens = rng.integers(0, 48, (1, 45), dtype=np.int32)
     tokens[0, block] = VIDEO
     pixels = (frames.astype(np.float32) / 255 - 0.5) / 0.5
     videos = as_torch(pixels.transpose(0, 3, 1, 2)[None])
@@ -247,16 +248,19 @@ def compare_vlms(model, params, theirs, assert_close):
     vlm = VLM(
         model.vision, model.llm, model.tokens_per_frame, VIDEO, jnp.float32, newline_id=NEWLINE
     )
-    everywhere = np.arange(30)[None]
+    everywhere = np.arange(45)[None]
     ours = vlm.apply({"params": params}, tokens, frames[None], everywhere, method="target_logits")
     assert_close(ours, reference)
 
 
-@pytest.mark.parametrize("layer", [-1, -2, 2])
-def test_llava_onevision_gives_transformers_logits(saved, layer, assert_close):
-    theirs, folder = saved("onevision", vision_feature_layer=layer)
+@pytest.mark.parametrize(
+    ("layer", "size", "side"), [(-1, 18, 2), (-2, 18, 2), (2, 18, 2), (-1, 22, 3)]
+)
+def test_llava_onevision_gives_transformers_logits(saved, layer, size, side, assert_close):
+    """Grids of 4 and 5 patches a side: half of them, rounded up, as of 27 it is 14."""
+    theirs, folder = saved("onevision", vision_feature_layer=layer, image_size=size)
     source, params = read(folder)
-    assert (source.model.newline, source.model.tokens_per_frame) == ("per-video", 4)
+    assert (source.model.newline, source.model.tokens_per_frame) == ("per-video", side**2)
     compare_vlms(source.model, params, theirs, assert_close)
 
 
