@@ -453,7 +453,7 @@ def test_replies_end_where_the_generation_config_says(stage, tmp_path):
         checkpoint.load_model(folder)
 
 
-def test_a_folder_that_cannot_be_loaded_is_one_line(stage, tmp_path):
+def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
     folder = stage()
     config = folder / "config.json"
     for old, new, message in (
@@ -467,7 +467,12 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, tmp_path):
         with pytest.raises(ValueError, match=message):
             checkpoint.load_model(folder)
         config.write_text(before)
-    for file in (folder / "params").rglob("d/*"):
-        file.write_bytes(file.read_bytes()[: -min(3000, file.stat().st_size // 2)])
-    with pytest.raises(CheckpointError, match=r"run/params: .*; copy the folder again, or make it"):
+
+    def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
+        raise ValueError("Encountered error while reading array index: <bound method of TensorSt")
+
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, "restore", fail)
+    with pytest.raises(
+        CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
+    ):
         checkpoint.load_model(folder)

@@ -170,7 +170,6 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
     config, own = read_config(folder), folder / "tokenizer.json"
     if not is_finished(folder):
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
-    validate(config, choose(variants.VISION, config.model.vision, "model.vision"))
     parts = _stored(folder).keys()
     if missing := [part for part in ("vision", "projector", "llm") if part not in parts]:
         init = f'--set \'init=[["{next(iter(parts))}","{folder}"]]\''
@@ -178,6 +177,7 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
             f"{folder}: holds {', '.join(parts)}, and no {' or '.join(missing)}: a part of a "
             f"model; tools.train makes one of it: {init}"
         )
+    validate(config, choose(variants.VISION, config.model.vision, "model.vision"))
     file = own if own.is_file() else Path(config.data.tokenizer)
     if not file.exists():
         raise CheckpointError(
