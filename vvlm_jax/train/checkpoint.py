@@ -116,7 +116,9 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
                     partial_restore=True,
                 ),
             )
-        except ValueError as e:  # what tensorstore says names neither folder nor parameter
+        except Exception as e:  # orbax raises nothing narrower, from what tensorstore says
+            if not isinstance(e.__cause__ or e, ValueError):
+                raise
             raise CheckpointError(f"{folder / PARAMS}: cannot be read; {_AGAIN}") from e
     flat = flatten_dict(restored, sep="/")
     return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
