@@ -17,7 +17,6 @@ dtype ends the conversion with a list. Nothing in SRC is executed.
 """
 
 import dataclasses
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -32,6 +31,8 @@ from vvlm_jax.train.metrics import Progress
 
 CAME = "came_from.json"
 """In a converted folder: config.json and prefixes of the Hugging Face directory it came from."""
+BESIDE = ("tokenizer.json", "generation_config.json")
+"""Files that go with a language model, byte for byte."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +63,10 @@ class _Model:
 
     params: dict
     config: TrainConfig
-    came: dict | None
-    tokenizer: Path | None
+    came: tuple | None
+    """An `export.Came`."""
+    beside: dict[str, Path]
+    """Of `BESIDE`, those there are."""
 
 
 def main(args: Args) -> None:
@@ -97,6 +100,8 @@ def _refuse_existing(args: Args) -> None:
         raise ConfigError(f"{args.dst}: already there; remove it or choose another DST")
     if args.to == "npz" and args.dst.suffix != ".npz":
         raise ConfigError(f"{args.dst}: with --to npz, DST must end in .npz")
+    if args.image_size is not None and args.image_size < 1:
+        raise ConfigError(f"--image-size {args.image_size}: must be at least one patch")
     if args.source is not None and args.to != "hf":
         raise ConfigError(f"--source {args.source}: only --to hf writes over a source")
 
@@ -107,7 +112,7 @@ def _remove(path: Path) -> None:
 
 
 def _read(args: Args) -> _Model:
-    from vvlm_jax.weights import sources
+    from vvlm_jax.weights import export, sources
 
     if not sources.is_foreign(args.src) and (Path(args.src) / "params").is_dir():
         return _read_ours(Path(args.src), args)
@@ -124,8 +129,9 @@ def _read(args: Args) -> _Model:
     if source.config is not None:
         names = source.reader.infos
         copies = [e.theirs for e in source.entries if e.rule.copy and e.theirs in names]
-        came = {"config": source.config, "prefixes": source.prefixes, "copies": copies}
-    return _Model(params, config, came, source.tokenizer)
+        came = export.Came(source.config, source.prefixes, copies)
+    files = {name: Path(args.src) / name for name in BESIDE if "llm" in source.parts}
+    return _Model(params, config, came, {k: file for k, file in files.items() if file.is_file()})
 
 
 def _read_ours(folder: Path, args: Args) -> _Model:
@@ -133,21 +139,28 @@ def _read_ours(folder: Path, args: Args) -> _Model:
 
     from vvlm_jax.models import variants
     from vvlm_jax.train import checkpoint
+    from vvlm_jax.weights import export
 
     if args.image_size is not None:
-        raise ConfigError("--image-size: only what is read from other libraries is resized")
-    config = config_lib.from_json(TrainConfig, (folder / "config.json").read_text())
+        raise ConfigError(
+            f"--image-size {args.image_size}: only what is read from other libraries is resized"
+        )
+    config = checkpoint.read_config(folder)
     vision = config_lib.choose(variants.VISION, config.model.vision, "model.vision")
     llm = config_lib.choose(variants.LLAMA, config.model.llm, "model.llm")
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vision=vision, llm=llm)
     )
-    came = json.loads((folder / CAME).read_text()) if (folder / CAME).is_file() else None
+    came = export.read_came(folder / CAME) if (folder / CAME).is_file() else None
     named = Path(config.data.tokenizer)
-    files = (folder / "tokenizer.json", named / "tokenizer.json", named)
-    tokenizer = next((file for file in files if file.is_file()), None)
+    files = [(name, folder / name) for name in BESIDE]
+    files += [("tokenizer.json", file) for file in (named / "tokenizer.json", named)]
+    beside: dict[str, Path] = {}
+    for name, file in files:
+        if file.is_file():
+            beside.setdefault(name, file)
     params = flatten_dict(checkpoint.load_params(folder), sep="/")
-    return _Model(params, config, came, tokenizer)
+    return _Model(params, config, came, beside)
 
 
 def _only(model: _Model, part: str | None) -> _Model:
@@ -156,7 +169,7 @@ def _only(model: _Model, part: str | None) -> _Model:
     params = {path: x for path, x in model.params.items() if path.startswith(f"{part}/")}
     if not params:
         raise ConfigError(f"--part {part}: the model has no such part")
-    return dataclasses.replace(model, params=params)
+    return dataclasses.replace(model, params=params, beside=model.beside if part == "llm" else {})
 
 
 def _write(model: _Model, partial: Path, args: Args) -> None:
@@ -164,7 +177,6 @@ def _write(model: _Model, partial: Path, args: Args) -> None:
         _write_ours(model, partial)
         return
     from vvlm_jax.weights import export
-    from vvlm_jax.weights.huggingface import Prefixes
 
     progress = None
 
@@ -176,48 +188,69 @@ def _write(model: _Model, partial: Path, args: Args) -> None:
     sizes: ModelConfig = model.config.model
     if args.to == "npz":
         export.write_big_vision(partial, model.params, sizes, args.dtype, on_tensor)
+        if "vision/Transformer/encoder_norm/scale" not in model.params:
+            print(
+                "without Transformer/encoder_norm, which this tower lacks; big_vision's ViT has it"
+            )
     else:
         partial.mkdir()
-        came = model.came and export.Came(
-            model.came["config"], Prefixes(*model.came["prefixes"]), model.came["copies"]
-        )
         written = export.write_huggingface(
-            partial, model.params, sizes, source=args.source, came=came, dtype=args.dtype,
-            tokens=_ids(model.tokenizer), on_tensor=on_tensor,
+            partial, model.params, sizes, source=args.source, came=model.came, dtype=args.dtype,
+            tokens=_ids(model.beside.get("tokenizer.json")), on_tensor=on_tensor,
         )  # fmt: skip
-        if model.tokenizer is not None and not (partial / "tokenizer.json").exists():
-            shutil.copyfile(model.tokenizer, partial / "tokenizer.json")
-        if written.copied:
-            print(f"copied from {args.source}: {_names(written.copied)}")
-        if written.made_up:
-            print(f"written as ones and zeros, and not read: {_names(written.made_up)}")
+        for name, file in model.beside.items():
+            if not (partial / name).exists():
+                shutil.copyfile(file, partial / name)
+        _report(written, args.source, len({path.partition("/")[0] for path in model.params}) > 1)
     if progress:
         progress.close()
+
+
+def _report(written, source: Path | None, whole: bool) -> None:
+    """Says what is not as it was in our parameters."""
+    if written.copied:
+        print(f"copied from {source}: {_names(written.copied)}")
+    if written.rounded:
+        print(f"rounded to the dtypes of {source}: {_names(written.rounded)}")
+    if written.made_up and whole:
+        print(
+            f"written as ones and zeros: {_names(written.made_up)}; "
+            "LlavaOnevisionForConditionalGeneration does not read them"
+        )
+    elif written.made_up:
+        print(
+            f"this tower has no final norm, written as ones and zeros: {_names(written.made_up)}; "
+            "its features are SiglipVisionModel's hidden_states[-1], and last_hidden_state is not "
+            "meaningful; --source DIR takes norm, last blocks and head from the tower it came from"
+        )
 
 
 def _write_ours(model: _Model, folder: Path) -> None:
     from flax.traverse_util import unflatten_dict
 
     from vvlm_jax.train import checkpoint
+    from vvlm_jax.weights import export
 
     folder.mkdir()
     (folder / "config.json").write_text(config_lib.to_json(model.config))
     if model.came is not None:
-        (folder / CAME).write_text(json.dumps(model.came, indent=1) + "\n")
-    if model.tokenizer is not None:
-        shutil.copyfile(model.tokenizer, folder / "tokenizer.json")
-    elif any(path.startswith("llm/") for path in model.params):
+        export.write_came(folder / CAME, model.came)
+    for name, file in model.beside.items():
+        shutil.copyfile(file, folder / name)
+    if "tokenizer.json" not in model.beside and any(
+        path.startswith("llm/") for path in model.params
+    ):
         print("no tokenizer.json there; put one into the folder, or set data.tokenizer")
     checkpoint.save_params(folder, unflatten_dict(model.params, sep="/"))
 
 
 def _ids(tokenizer_file: Path | None) -> dict[str, int]:
-    """Ids that a Hugging Face config names; none without a tokenizer."""
+    """Ids that a Hugging Face config names, as far as the tokenizer has them."""
     from vvlm_jax.data import tokenizer
 
     if tokenizer_file is None:
         return {}
-    special = tokenizer.load(tokenizer_file).special
+    special = tokenizer.special_ids(tokenizer_file)
     names = {"bos": tokenizer.BOS, "eos": tokenizer.EOT, "video": tokenizer.VIDEO}
     return {name: special[token] for name, token in names.items() if token in special}
 

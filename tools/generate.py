@@ -9,6 +9,7 @@ likeliest tokens; above 0 tokens are drawn, and --seed repeats a draw.
 """
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -48,6 +49,25 @@ def main(args: Args) -> None:
     """Prints the replies; of several, each below its prompt."""
     if not args.prompt:
         raise ValueError('nothing to ask: give --prompt "…"')
+    try:
+        _answer(args)
+    except ValueError as e:
+        raise ValueError(_OPTION.sub(lambda m: _FLAGS[m[1]] + " ", f"{e}")) from e
+
+
+_FLAGS = {
+    "num_frames": "--frames",
+    "tokens_per_frame": "--tokens-per-frame",
+    "max_tokens": "--max-tokens",
+    "temperature": "--temperature",
+    "top_p": "--top-p",
+    "seed": "--seed",
+}
+_OPTION = re.compile(rf"(?<![\w.])({'|'.join(_FLAGS)}) = ")
+"""How `VideoVLM.generate` names its options in an error; people have given flags."""
+
+
+def _answer(args: Args) -> None:
     from vvlm_jax import VideoVLM
 
     model = VideoVLM.load(args.model)

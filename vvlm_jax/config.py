@@ -270,6 +270,9 @@ def visual_length(num_frames: int, tokens_per_frame: int, newline: str = "none")
 
 
 def _validate_vision(vision: VisionConfig) -> None:
+    for name in ("width", "depth", "mlp_dim", "num_heads", "patch_size", "image_size"):
+        value = getattr(vision, name)
+        _require(value >= 1, f"model.vision.{name}", value, "at least 1")
     layer, depth = vision.feature_layer, vision.depth
     _require(
         1 <= abs(layer) <= depth,

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tokenizers
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tools import convert
@@ -22,6 +25,7 @@ from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import checkpoint, optim, program
 from vvlm_jax.train.checkpoint import CheckpointError
 from vvlm_jax.weights import big_vision, export, huggingface
+from vvlm_jax.weights.files import Safetensors
 from vvlm_jax.weights.mapping import WeightsError, tree_shapes
 
 ROOT = Path(__file__).parents[2]
@@ -61,7 +65,7 @@ def llama(tmp_path_factory):
     params = random_params(model, ("llm",), dtype="bfloat16")
     export.write_huggingface(folder, params, model)
     synthetic.write_tokenizer(folder)
-    (folder / "generation_config.json").write_text("{}")
+    (folder / "generation_config.json").write_text('{"eos_token_id":[1, 3]}')
     (folder / "modeling.py").write_text("raise SystemExit('executed')")
     return folder
 
@@ -96,12 +100,13 @@ def test_npz_to_folder_and_back(npz, tower, tmp_path, capsys):
 
 def test_huggingface_to_folder_and_back(llama, tmp_path):
     run(llama, tmp_path / "ours")
-    names = {"config.json", "params", "tokenizer.json", "came_from.json"}
+    beside = {"tokenizer.json", "generation_config.json"}
+    names = {"config.json", "params", "came_from.json"} | beside
     assert {file.name for file in (tmp_path / "ours").iterdir()} == names
     assert {str(x.dtype) for x in params_of(tmp_path / "ours").values()} == {"bfloat16"}
     run(tmp_path / "ours", tmp_path / "hf", to="hf")
     run(tmp_path / "ours", tmp_path / "over", to="hf", source=llama)
-    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+    for name in {"model.safetensors", "config.json"} | beside:
         for folder in ("hf", "over"):
             assert (tmp_path / folder / name).read_bytes() == (llama / name).read_bytes()
     names = {file.name for file in llama.iterdir()} - {"modeling.py"}
@@ -146,7 +151,9 @@ def stage(tmp_path):
 def test_a_whole_vlm_goes_out_and_in(stage, tmp_path, capsys):
     folder = stage(newline="per-video")
     run(folder, tmp_path / "hf", to="hf")
-    assert "written as ones and zeros, and not read: 2 tensors" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "written as ones and zeros: 2 tensors (vision_tower.vision_model.post_layernorm" in said
+    assert "LlavaOnevisionForConditionalGeneration does not read them" in said
     config = json.loads((tmp_path / "hf/config.json").read_text())
     assert config["video_token_index"] == 4  # the tokenizer's placeholder
     run(tmp_path / "hf", tmp_path / "again")
@@ -154,6 +161,66 @@ def test_a_whole_vlm_goes_out_and_in(stage, tmp_path, capsys):
     assert "left out: 2 tensors (vision_tower.vision_model.post" in capsys.readouterr().out
     run(folder, tmp_path / "llm", to="hf", part="llm")
     assert json.loads((tmp_path / "llm/config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_tower_without_norm_is_told_and_completed_from_its_source(stage, tower, tmp_path, capsys):
+    folder = stage()
+    run(folder, tmp_path / "alone", to="hf", part="vision")
+    said = capsys.readouterr().out
+    assert "this tower has no final norm, written as ones and zeros: 2 tensors (vision_" in said
+    assert "hidden_states[-1], and last_hidden_state is not meaningful; --source DIR takes" in said
+    names = {"config.json", "model.safetensors"}  # and no tokenizer
+    assert {file.name for file in (tmp_path / "alone").iterdir()} == names
+    (tmp_path / "source").mkdir()
+    whole = {path: x + 1 for path, x in tower.items()}
+    export.write_huggingface(tmp_path / "source", whole, ModelConfig(vision=TOWER))
+    capsys.readouterr()
+    run(folder, tmp_path / "over", to="hf", part="vision", source=tmp_path / "source")
+    said = capsys.readouterr().out
+    # The last block, the norm, and the head.
+    assert f"copied from {tmp_path / 'source'}: 29 tensors (vision_model.encoder.layers.2." in said
+    assert "ones and zeros" not in said
+    source, over = (Safetensors(tmp_path / name) for name in ("source", "over"))
+    changed = {n for n in source.infos if (source.read(n) != over.read(n)).any()}
+    assert changed == source.infos.keys() - {n for n in source.infos if _later(n)}
+    run(folder, tmp_path / "alone.npz", to="npz", part="vision")
+    assert "without Transformer/encoder_norm, which this tower lacks" in capsys.readouterr().out
+
+
+def _later(name):
+    return any(part in name for part in ("layers.2.", "post_layernorm", "head."))
+
+
+def test_rounding_to_the_dtype_of_a_source_is_told(llama, tmp_path, capsys):
+    run(llama, tmp_path / "ours", dtype="float32")
+    run(tmp_path / "ours", tmp_path / "same", to="hf", source=llama)
+    assert "rounded" not in capsys.readouterr().out  # it fits
+    params = params_of(tmp_path / "ours")
+    params["llm/norm/scale"] = params["llm/norm/scale"] * 1.001
+    shutil.rmtree(tmp_path / "ours/params")
+    checkpoint.save_params(tmp_path / "ours", unflatten_dict(params, sep="/"))
+    run(tmp_path / "ours", tmp_path / "over", to="hf", source=llama)
+    said = f"rounded to the dtypes of {llama}: 1 tensors (model.norm.weight)\n"
+    assert said in capsys.readouterr().out
+
+
+def test_weights_go_out_whatever_the_tokenizer_is(llama, stage, tmp_path):
+    other = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="a"))
+    src = shutil.copytree(llama, tmp_path / "src")
+    other.save(str(src / "tokenizer.json"))
+    run(src, tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "hf", to="hf")
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (tmp_path / "hf" / name).read_bytes() == (src / name).read_bytes()
+    folder = stage(newline="per-video")  # where the class needs an id, it is asked for
+    other.save(str(tmp_path / "words/tokenizer.json"))
+    with pytest.raises(WeightsError, match=r"needs the placeholder's id: .*\|video_pad\|> into"):
+        run(folder, tmp_path / "vlm", to="hf")
+    run(folder, tmp_path / "llm", to="hf", part="llm")
+    assert json.loads((tmp_path / "llm/config.json").read_text())["eos_token_id"] is None
+    (tmp_path / "words/tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer.json: not a tokenizer"):
+        run(folder, tmp_path / "vlm", to="hf")
 
 
 def test_what_the_class_cannot_express_is_one_line(stage, tmp_path):
@@ -197,11 +264,84 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(npz, tmp_path
         (dict(to="npz"), "with --to npz, DST must end in .npz"),
         (dict(source=Path("x")), "--source x: only --to hf writes over a source"),
         (dict(part="llm"), "--part llm: the model has no such part"),
+        (dict(image_size=0), "--image-size 0: must be at least one patch"),
     ],
 )
 def test_options_that_do_not_go_together(npz, tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
         run(npz, tmp_path / "out", **options)
+
+
+def test_an_image_size_that_cannot_be(npz, llama, tmp_path):
+    run(npz, tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "hf", to="hf")
+    for src, size, message in (
+        (npz, 11, "--image-size 11: must be from 12, one patch, to 4096"),
+        (npz, 10**9, "--image-size 1000000000: must be from 12, one patch, to 4096"),
+        (tmp_path / "hf", 11, "--image-size 11: must be from 12, one patch, to 4096"),
+        (llama, 48, f"--image-size 48: {llama} holds no vision tower"),
+        (tmp_path / "ours", 48, "--image-size 48: only what is read from other libraries"),
+    ):
+        with pytest.raises((ConfigError, WeightsError), match=re.escape(message)):
+            run(src, tmp_path / "out", image_size=size)
+
+
+def test_an_npz_that_promises_too_much(npz, tmp_path):
+    block = "params/img/Transformer/encoderblock_"
+    query = "/MultiHeadDotProductAttention_0/query/kernel"
+    for name, shape, message in (
+        (f"{block}1000000{query}", (1,), "has Transformer/encoderblock_1000000, and only 69 ten"),
+        (f"{block}{'9' * 5000}{query}", (1,), "tensors do not fit its config: 1 unmapped"),
+        (
+            f"{block}0{query}",
+            (48, 0, 16),
+            r"query/kernel has shape \[48, 0, 16\]; is this a SigLIP",
+        ),
+    ):
+        with np.load(npz) as arrays:
+            np.savez(tmp_path / "x.npz", **dict(arrays) | {name: np.ones(shape, np.float32)})
+        with pytest.raises(WeightsError, match=message):
+            run(tmp_path / "x.npz", tmp_path / "out")
+
+
+DAMAGE = {
+    "config.json": [
+        ("[]", "config.json: not a config; copy the folder again"),
+        ("{", "config.json: not JSON: "),
+        ('{"model": [1]}', r"config.json: model = \[1\]: must be ModelConfig, not list"),
+    ],
+    "came_from.json": [
+        ("", "came_from.json: not what tools.convert wrote"),
+        ("[]", "came_from.json: not what tools.convert wrote"),
+        ('{"config": 3}', "came_from.json: damaged; remove it"),
+        ('{"config": {"model_type": "llama"}, "prefixes": [1], "copies": []}', "json: damaged; re"),
+        (
+            '{"config": {"model_type": "llama", "rope_scaling": [1]}, "prefixes": '
+            '["", "", "", "", ""], "copies": []}',
+            r"came_from.json: config: rope_scaling = \[1\]: must be one set",
+        ),
+    ],
+    "params/_METADATA": [
+        ("", "params: empty or damaged; copy"),
+        ("{}", "params: empty or damaged"),
+    ],
+}
+
+
+def test_a_damaged_folder_of_ours(llama, tmp_path):
+    run(llama, tmp_path / "ours")
+    for name, cases in DAMAGE.items():
+        before = (tmp_path / "ours" / name).read_bytes()
+        for text, message in cases:
+            (tmp_path / "ours" / name).write_text(text)
+            with pytest.raises(ValueError, match=message) as raised:
+                run(tmp_path / "ours", tmp_path / "hf", to="hf")
+            assert "\n" not in str(raised.value)
+        (tmp_path / "ours" / name).write_bytes(before)
+    shutil.rmtree(tmp_path / "ours/params")
+    (tmp_path / "ours/params").mkdir()
+    with pytest.raises(CheckpointError, match="params: empty or damaged"):
+        run(tmp_path / "ours", tmp_path / "hf", to="hf")
 
 
 def test_a_source_of_another_model_is_refused(llama, npz, tmp_path):
@@ -290,3 +430,49 @@ def test_a_model_is_loaded_with_the_tokenizer_in_its_folder(stage, tmp_path):
     _, params, tok, _ = checkpoint.load_model(folder)
     assert tok.vocab > 5
     assert params.keys() == {"vision", "projector", "llm"}
+
+
+def test_a_part_of_a_model_is_not_asked(npz, tmp_path):
+    run(npz, tmp_path / "ours")
+    said = re.escape(
+        f"{tmp_path / 'ours'}: holds vision, and no projector or llm: a part of a model; "
+        f'tools.train makes one of it: --set \'init=[["vision","{tmp_path / "ours"}"]]\''
+    )
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint.load_model(tmp_path / "ours")
+
+
+def test_replies_end_where_the_generation_config_says(stage, tmp_path):
+    folder = stage()
+    before = checkpoint.load_model(folder)[2].stop_ids
+    for ends, more in ((3, (3,)), ([before[0], 3], (3,)), (5, ()), ([10**9, "x"], ()), (None, ())):
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+        assert checkpoint.load_model(folder)[2].stop_ids == before + more
+    (folder / "generation_config.json").write_text("{")
+    with pytest.raises(WeightsError, match="generation_config.json: not a generation config"):
+        checkpoint.load_model(folder)
+
+
+def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
+    folder = stage()
+    config = folder / "config.json"
+    for old, new, message in (
+        ('"tokens_per_frame": 4', '"tokens_per_frame": 5', "model.tokens_per_frame = 5: must be a"),
+        ('"study/12"', '"study/13"', "model.vision = 'study/13': unknown; did you mean"),
+        ("words", "letters", r"run: no tokenizer: put the .* \(data.tokenizer = .*letters' is not"),
+    ):
+        before = config.read_text()
+        assert old in before
+        config.write_text(before.replace(old, new))
+        with pytest.raises(ValueError, match=message):
+            checkpoint.load_model(folder)
+        config.write_text(before)
+
+    def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
+        raise Exception("Encountered error while reading array") from ValueError("OUT_OF_RANGE")
+
+    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, "restore", fail)
+    with pytest.raises(
+        CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
+    ):
+        checkpoint.load_model(folder)

@@ -58,9 +58,30 @@ def test_frames_tokens_and_videos_are_the_models_to_see(run):
     ("arguments", "message"),
     [
         (("--video", "gone.mp4", "--prompt", "x"), "gone.mp4: no such file"),
-        (("--video", CLIP, "--prompt", "x" * 600), "prompt 1 has 6"),
-        (("--video", CLIP, "--prompt", "x", "--tokens-per-frame", "5"), "tokens_per_frame = 5"),
-        (("--video", CLIP, "--prompt", "x", "--top-p", "0"), "top_p = 0.0"),
+        (
+            ("--video", CLIP, "--prompt", "x" * 600),
+            "12 of them visual; with --max-tokens 12 that is more than the 512 of the model's "
+            "context: take fewer frames or tokens a frame, a shorter text or less room for the re",
+        ),
+        (
+            ("--prompt", "x" * 600),
+            "tokens; with --max-tokens 12 that is more than the 512 of the model's context: take a "
+            "shorter text",
+        ),
+        (("--video", CLIP, "--prompt", "x", "--frames", "0"), "error: --frames 0: must be at"),
+        (("--prompt", "x", "--tokens-per-frame", "5"), "error: --tokens-per-frame 5: must be a pe"),
+        (("--prompt", "x", "--max-tokens", "0"), "error: --max-tokens 0: must be at least 1"),
+        (("--prompt", "x", "--temperature", "-1"), "error: --temperature -1.0: must be 0"),
+        (("--prompt", "x", "--top-p", "0"), "error: --top-p 0.0: must be a share"),
+        (("--prompt", "x", "--seed", "-1"), "error: --seed -1: must be"),
+        (("--prompt", "x", "--seed", str(10**30)), f"error: --seed {10**30}: must be"),
+        (
+            ("--video", CLIP, "--prompt", "x", "--frames", str(10**12)),
+            "4,000,000,000,000 visual to",
+        ),
+        (("--prompt", "a\udcff"), "error: prompt 1 is not text in UTF-8"),
+        (("--prompt", ""), "error: prompt 1 is empty: say what to ask"),
+        (("--video", CLIP, "--prompt", "x", "--prompt", " \n"), "error: prompt 2 is empty"),
     ],
 )
 def test_a_mistake_is_one_line(run, capsys, arguments, message):

@@ -41,6 +41,8 @@ class Tokenizer:
     special: dict[str, int] = field(repr=False)
     family: str = "llama3"
     """Key of `FAMILIES`: the chat format this tokenizer is made for."""
+    more_ends: tuple[int, ...] = ()
+    """Ids that end a reply too, as a model's `generation_config.json` says."""
 
     @property
     def vocab(self) -> int:
@@ -50,8 +52,9 @@ class Tokenizer:
     @property
     def stop_ids(self) -> tuple[int, ...]:
         """Ids that end a reply: the end of a turn first, then the ends of text there are."""
-        ends = (self.backend.token_to_id(token) for token in _ENDS)
-        return (self.special[EOT], *(id for id in ends if id is not None))
+        ends = [self.backend.token_to_id(token) for token in _ENDS]
+        known = (self.special[EOT], *(id for id in ends if id is not None), *self.more_ends)
+        return tuple(dict.fromkeys(known))
 
     def encode(self, text: str) -> list[int]:
         """Ids of plain text: nothing is added before or after."""
@@ -66,6 +69,25 @@ def load(path: str | Path) -> Tokenizer:
     """Reads `path` or `path/tokenizer.json`. Raises ValueError when it is missing, or lacks a
     special token of the family it comes nearest to.
     """
+    file, backend = _read(path)
+    family, special = _nearest_family(backend)
+    spelt = FAMILIES[family]
+    if lacks := [spelt[role] for role in spelt if role != NEWLINE and role not in special]:
+        raise ValueError(
+            f"{file}: lacks {', '.join(lacks)}; a Llama 3 or a Qwen2.5 (ChatML) tokenizer is needed"
+        )
+    return Tokenizer(backend, special, family)
+
+
+def special_ids(path: str | Path) -> dict[str, int]:
+    """Ids of the special tokens that a tokenizer has, by their Llama 3 names; of another family's
+    there may be none. Raises ValueError when the file is missing or damaged.
+    """
+    return _nearest_family(_read(path)[1])[1]
+
+
+def _read(path: str | Path):
+    """(file, tokenizer)."""
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -77,18 +99,19 @@ def load(path: str | Path) -> Tokenizer:
     except Exception as e:  # the library raises nothing narrower
         raise ValueError(f"{file}: not a tokenizer: {e}") from None
     backend.encode_special_tokens = True  # what text spells is text
+    return file, backend
+
+
+def _nearest_family(backend) -> tuple[str, dict[str, int]]:
+    """The family of which a tokenizer lacks the smallest share, and the ids that it has."""
     found = {name: _special(backend, spelt) for name, spelt in FAMILIES.items()}
-    lacks = {
-        name: [spelt[role] for role in spelt if role != NEWLINE and role not in found[name]]
-        for name, spelt in FAMILIES.items()
-    }
-    family = min(FAMILIES, key=lambda name: len(lacks[name]) / len(FAMILIES[name]))
-    if lacks[family]:
-        raise ValueError(
-            f"{file}: lacks {', '.join(lacks[family])}; a Llama 3 or a Qwen2.5 (ChatML) tokenizer "
-            "is needed"
-        )
-    return Tokenizer(backend, found[family], family)
+
+    def lacks(name):
+        spelt = FAMILIES[name]
+        return len(spelt.keys() - found[name].keys() - {NEWLINE}) / len(spelt)
+
+    family = min(FAMILIES, key=lacks)
+    return family, found[family]
 
 
 def _special(backend, spelt: dict[str, str]) -> dict[str, int]:

@@ -19,7 +19,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.config import ConfigError, TrainConfig, tokens_side
+from vvlm_jax.config import ConfigError, TrainConfig, tokens_side, visual_length
 from vvlm_jax.data import chat
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
@@ -121,6 +121,8 @@ class VideoVLM:
         rows, num_tokens = self._rows(videos, prompts, num_frames, tokens_per_frame, max_tokens)
         if batch_size < 1:
             raise ConfigError(f"batch_size = {batch_size}: must be at least 1")
+        if not 0 <= seed < 2**32:
+            raise ConfigError(f"seed = {seed}: must be from 0 to {2**32 - 1}")
         draws(seed, [0], temperature, top_p)  # says what is wrong before anything is read
         pieces = self._pieces(
             rows, num_tokens, max_tokens, (seed, temperature, top_p), stream, batch_size
@@ -164,19 +166,31 @@ class VideoVLM:
         alone = len(paths) == 1
         media = [(str(p), 1 if _is_image(p) and not alone else num_frames) for p in paths]
         own, special = self.config.model, self.tokenizer.special
+        context = self.model.llm_config.max_position
+        long = sum(visual_length(t, num_tokens, own.newline) for _, t in media)
+        if long > context:  # before a list of so many ids is made
+            raise ValueError(
+                f"prompt {index + 1} has {long:,} visual tokens, more than the {context:,} of the "
+                "model's context: take fewer frames or tokens a frame"
+            )
         blocks = [chat.visual_block(t, num_tokens, own.newline, special) for _, t in media]
+        data = self.config.data
+        if data.prompt != "plain" and not prompt.strip():  # a plain model captions without one
+            raise ConfigError(f"prompt {index + 1} is empty: say what to ask")
+        if any("\ud800" <= c <= "\udfff" for c in prompt):  # what a shell makes of other bytes
+            raise ConfigError(f"prompt {index + 1} is not text in UTF-8")
         turns = [{"from": "human", "value": prompt}]
         if not chat.placeholders(turns):
             turns[0]["value"] = "<video>\n" * len(media) + prompt
-        data = self.config.data
         prompt_format = "plain" if data.prompt == "plain" else None
         ids = chat.encode_prompt(turns, self.tokenizer, blocks, data.system, prompt_format)
-        context = self.model.llm_config.max_position
         if len(ids) + max_tokens > context:
+            visual = f", {long:,} of them visual" if blocks else ""
+            fewer = "fewer frames or tokens a frame, " if blocks else ""
             raise ValueError(
-                f"prompt {index + 1} has {len(ids):,} tokens, {sum(map(len, blocks)):,} of them "
-                f"visual; with max_tokens = {max_tokens:,} that is more than the {context:,} of "
-                "the model's context: take fewer frames or tokens a frame, or a shorter text"
+                f"prompt {index + 1} has {len(ids):,} tokens{visual}; with max_tokens = "
+                f"{max_tokens} that is more than the {context:,} of the model's context: take "
+                f"{fewer}a shorter text or less room for the reply"
             )
         query = chat.question(turns, self.tokenizer) if own.resampler == "quecc" else ()
         return _Row(index, ids, media, tuple(query))

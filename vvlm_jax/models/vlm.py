@@ -132,7 +132,8 @@ def build(
     vision = choose(variants.VISION, config.vision, "model.vision")
     llm = choose(variants.LLAMA, config.llm, "model.llm")
     if vocab is not None and vocab > llm.vocab:
-        raise ValueError(f"the tokenizer has {vocab} ids but {config.llm} embeds {llm.vocab}")
+        name = config.llm if isinstance(config.llm, str) else "model.llm"
+        raise ValueError(f"the tokenizer has {vocab} ids but {name} embeds {llm.vocab}")
     if config.newline == "none":
         newline_id = None
     elif newline_id is None:

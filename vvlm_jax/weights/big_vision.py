@@ -46,7 +46,7 @@ def split_path(path: str | Path) -> tuple[Path, str | None]:
     return Path(path), None
 
 
-def inspect(reader: Npz, subtree: str | None, image_size: int | None = None):
+def inspect(reader: Npz, subtree: str | None):
     """(config, prefix, scan, norm, head) of the tower in a checkpoint, from names and shapes.
 
     A checkpoint does not say its image size, but only the grid of patches: the known variant of
@@ -57,12 +57,12 @@ def inspect(reader: Npz, subtree: str | None, image_size: int | None = None):
     prefix = _prefix(reader, subtree)
     names = {n.removeprefix(prefix): n for n in reader.infos if n.startswith(prefix)}
     scan = any(n.startswith(BLOCK + "/") for n in names)
-    numbers = [int(m[1]) for n in names if (m := re.match(BLOCK + r"_(\d+)/", n))]
+    numbers = [int(m[1]) for n in names if (m := re.match(BLOCK + r"_(\d{1,9})/", n))]
     first = BLOCK if scan else BLOCK + "_0"
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
         found = reader.infos[names[name]].shape if name in names else None
-        if found is None or len(found) != dims:
+        if found is None or len(found) != dims or 0 in found:
             is_ = "is missing" if found is None else f"has shape {list(found)}"
             raise WeightsError(
                 f"{reader.file}: {prefix}{name} {is_}; is this a SigLIP image tower?"
@@ -73,10 +73,13 @@ def inspect(reader: Npz, subtree: str | None, image_size: int | None = None):
     query = shape(f"{first}/MultiHeadDotProductAttention_0/query/kernel", 3 + scan)
     mlp = shape(f"{first}/MlpBlock_0/Dense_0/kernel", 2 + scan)
     grid = round(shape("pos_embedding", 3)[1] ** 0.5)
+    depth = query[0] if scan else max(numbers) + 1
+    if not scan and depth > len(names):  # before a table of so many is made
+        raise WeightsError(f"{reader.file}: has {BLOCK}_{depth - 1}, and only {len(names)} tensors")
     head = "MAPHead_0/probe" in names
     config = VisionConfig(
         width=width,
-        depth=query[0] if scan else max(numbers) + 1,
+        depth=depth,
         mlp_dim=mlp[-1],
         num_heads=query[-2],
         patch_size=patch,
@@ -84,7 +87,7 @@ def inspect(reader: Npz, subtree: str | None, image_size: int | None = None):
         feature_layer=-1,
         head="map" if head else "none",
     )
-    config = dataclasses.replace(config, image_size=image_size or _known_size(config))
+    config = dataclasses.replace(config, image_size=_known_size(config))
     return config, prefix, scan, "Transformer/encoder_norm/scale" in names, head
 
 

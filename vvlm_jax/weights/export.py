@@ -35,13 +35,39 @@ class Came(NamedTuple):
     """Repeated tensors that it held (a tied head)."""
 
 
+def read_came(file: Path) -> Came:
+    """What `write_came` wrote. WeightsError when it is damaged."""
+    values = files.read_json(file, "what tools.convert wrote")
+    match values:
+        case {
+            "config": {"model_type": str(kind)},
+            "prefixes": [*prefixes],
+            "copies": [*copies],
+        } if (
+            kind in huggingface.SKIP
+            and len(prefixes) == len(huggingface.Prefixes._fields)
+            and all(isinstance(name, str) for name in prefixes + copies)
+        ):
+            return Came(values["config"], huggingface.Prefixes(*prefixes), copies)
+    raise WeightsError(
+        f"{file}: damaged; remove it, and config.json and names are written as for a new model"
+    )
+
+
+def write_came(file: Path, came: Came) -> None:
+    """Remembers it, as JSON."""
+    file.write_text(json.dumps(came._asdict(), indent=1) + "\n")
+
+
 class Written(NamedTuple):
-    """What an export took from elsewhere."""
+    """What an export took from elsewhere, or changed."""
 
     copied: list[str]
     """Tensors copied from the source, because they are not ours."""
     made_up: list[str]
-    """Tensors that the class wants and no model of ours has: an unused norm, as ones and zeros."""
+    """Tensors that the class wants and no model of ours has: a final norm, as ones and zeros."""
+    rounded: list[str]
+    """Tensors of ours that the source's dtype cannot hold exactly."""
 
 
 def write_huggingface(
@@ -95,7 +121,7 @@ def write_huggingface(
 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     _write_shards(folder, infos, array, on_tensor)
-    return Written([], sorted(made_up))
+    return Written([], sorted(made_up), [])
 
 
 def _ids(tokens: dict | None, came: Came | None) -> dict:
@@ -105,7 +131,7 @@ def _ids(tokens: dict | None, came: Came | None) -> dict:
 
 def _remembered(came: Came, config: dict, model: ModelConfig, stored: str):
     """(config, prefixes, copies) as in the directory the model came from, if it says the same."""
-    before, parts = hf_config.to_model_config(came.config, "its config.json")
+    before, parts = hf_config.to_model_config(came.config, "came_from.json: config")
     tower = came.config.get("vision_config", {})
     all_there = len(parts) == 1 or (
         model.vision.blocks_run == model.vision.depth and not tower.get("vision_use_head", True)
@@ -142,13 +168,19 @@ def _write_over(folder, params, model, parts, source, norm, head, dtype, on_tens
         raise WeightsError(describe(source, problems, "this model"))
     if dtype is not None and any(reader.infos[n].dtype != dtype for n in arrays.names):
         raise WeightsError(f"--dtype {dtype}: with --source, tensors keep the source's dtypes")
-    done = 0
+    done, rounded = 0, []
+
+    def ours(name):
+        exact, stored = arrays(name), arrays(name, reader.infos[name].dtype)
+        back = stored.astype(exact.dtype)
+        if not ((back == exact) | (exact != exact)).all():  # NaN is not equal to itself
+            rounded.append(name)
+        return stored
 
     def tensors(shard):
         nonlocal done
         for name, _, _ in shard.tensors:
-            ours = name in arrays.names
-            yield arrays(name, reader.infos[name].dtype) if ours else reader.raw(name)
+            yield ours(name) if name in arrays.names else reader.raw(name)
             done += 1
             if on_tensor:
                 on_tensor(done, len(reader.infos))
@@ -158,7 +190,7 @@ def _write_over(folder, params, model, parts, source, norm, head, dtype, on_tens
             shutil.copyfile(file, folder / file.name)
     for shard in reader.shards:
         files.write_safetensors(folder / shard.name, shard.header, tensors(shard))
-    return Written(sorted(reader.infos.keys() - arrays.names), [])
+    return Written(sorted(reader.infos.keys() - arrays.names), [], sorted(rounded))
 
 
 def _check_same(theirs: ModelConfig, model: ModelConfig, parts, source) -> None:
@@ -213,18 +245,22 @@ class _Arrays:
     def dtype(self, name: str) -> str:
         return str(self.params[self.names[name][0].ours].dtype)
 
-    def __call__(self, name: str, dtype: str) -> np.ndarray:
-        """One tensor of theirs."""
+    def __call__(self, name: str, dtype: str | None = None) -> np.ndarray:
+        """One tensor of theirs; in our dtype by default."""
         parts = []
         for e in sorted(self.names[name], key=lambda e: e.rule.part):
             x = np.asarray(self.params[e.ours])
             parts.append(e.to_theirs(x if e.layer is None else x[e.layer]))
         x = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        return x.astype(jnp.dtype(dtype), copy=False)
+        return x if dtype is None else x.astype(jnp.dtype(dtype), copy=False)
 
 
 def _unused_norm(model: ModelConfig, prefixes, dtype: str) -> dict[str, np.ndarray]:
-    """The final norm of a tower that is read before it: the class has one, ours does not."""
+    """The final norm of a tower that is read before it: the class has one, ours does not.
+
+    LlavaOnevision does not read it. SiglipVisionModel does, for `last_hidden_state`; our features
+    are its `hidden_states[-1]`.
+    """
     width = model.vision.width
     return {
         f"{prefixes.vision}post_layernorm.weight": np.ones(width, jnp.dtype(dtype)),

@@ -9,14 +9,17 @@ import contextlib
 import json
 import math
 import re
+import tokenize
 import zipfile
+import zlib
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from vvlm_jax.weights.mapping import Info, WeightsError
+from vvlm_jax.weights.mapping import Info, WeightsError, short
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _LONGEST_HEADER = 100_000_000
@@ -91,18 +94,22 @@ class Safetensors:
                 if pickled
                 else f"{self.folder}: has neither {SINGLE} nor {INDEX}; {_AGAIN}"
             )
-        try:
-            index = dict(json.loads(file.read_text())["weight_map"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise WeightsError(f"{file}: not an index of shards ({e!r}); {_AGAIN}") from None
-        for shard in set(index.values()):
+        index = read_json(file, "an index of shards").get("weight_map")
+        if not isinstance(index, dict) or not index:
+            raise WeightsError(
+                f"{file}: not an index of shards (weight_map = {short(index)}); {_AGAIN}"
+            )
+        for name, shard in index.items():
             if not isinstance(shard, str) or Path(shard).name != shard:
-                raise WeightsError(f"{file}: {shard!r} is not the name of a file beside it")
+                raise WeightsError(
+                    f"{file}: weight_map of {short(name)}: {short(shard)} is not the name of a "
+                    "file beside it"
+                )
         return index
 
     def _add(self, file: Path) -> None:
         header, raw = read_header(file)
-        self.metadata |= header.pop("__metadata__", None) or {}
+        self.metadata |= header.pop("__metadata__", {})
         begin, placed = 8 + len(raw), []
         for name, entry in header.items():
             start, stop = entry["data_offsets"]
@@ -136,33 +143,76 @@ def read_header(file: Path) -> tuple[dict, bytes]:
     twice: list[str] = []
 
     def unique(pairs):
-        names = [name for name, _ in pairs]
-        twice.extend(name for name in set(names) if names.count(name) > 1)
-        return dict(pairs)
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend(n for n, count in Counter(n for n, _ in pairs).items() if count > 1)
+        return found
 
     try:
         header = json.loads(raw, object_pairs_hook=unique)
-        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
-        ends = [tuple(map(int, t["data_offsets"])) for t in tensors]
-        sizes = [math.prod(map(int, t["shape"])) for t in tensors]
-        itemsizes = [_bytes_of(t["dtype"]) for t in tensors]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise WeightsError(f"{file}: its header is damaged ({e!r}); {_AGAIN}") from None
+    except (ValueError, RecursionError):
+        raise WeightsError(f"{file}: its header is damaged (not JSON); {_AGAIN}") from None
+    if not isinstance(header, dict):
+        raise WeightsError(f"{file}: its header is damaged (not an object); {_AGAIN}")
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if twice:
-        raise WeightsError(f"{file}: its header has {', '.join(sorted(twice)[:3])} twice")
+        raise WeightsError(f"{file}: its header has {', '.join(map(short, twice[:3]))} twice")
+    _check_metadata(header.get("__metadata__", {}), file)
+    for name, entry in tensors.items():
+        _check_entry(name, entry, file)
+    ends = sorted(entry["data_offsets"] for entry in tensors.values())
     whole = 8 + length + max((stop for _, stop in ends), default=0)
     if size != whole:
         kind = "truncated" if size < whole else "longer than its header says"
         raise WeightsError(f"{file}: {kind}: {size} bytes, {whole} expected; {_AGAIN}")
     position = 0
-    for start, stop in sorted(ends):
+    for start, stop in ends:
         if start != position:
             raise WeightsError(f"{file}: its tensors overlap or leave gaps; {_AGAIN}")
         position = stop
-    for (start, stop), count, itemsize in zip(ends, sizes, itemsizes, strict=True):
-        if itemsize and stop - start != count * itemsize:
-            raise WeightsError(f"{file}: a tensor's bytes do not match its shape; {_AGAIN}")
     return header, raw
+
+
+def _check_metadata(metadata, file: Path) -> None:
+    texts = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if not texts:
+        raise WeightsError(
+            f"{file}: its header is damaged (__metadata__ = {short(metadata)}: must hold texts); "
+            f"{_AGAIN}"
+        )
+
+
+def _check_entry(name: str, entry, file: Path) -> None:
+    """One tensor of a header. Its name is shown to people, so it must be of printable letters."""
+
+    def sizes(*numbers):
+        return all(type(n) is int and n >= 0 for n in numbers)
+
+    what = f"{file}: its header is damaged (tensor {short(name)}"
+    if not name.isprintable():
+        raise WeightsError(f"{what} has control characters in its name); {_AGAIN}")
+    match entry:
+        case {"dtype": str(code), "shape": [*shape], "data_offsets": [start, stop]} if sizes(
+            *shape, start, stop
+        ):
+            itemsize = _bytes_of(code)
+            if itemsize and stop - start != math.prod(shape) * itemsize:
+                raise WeightsError(f"{what}: its bytes do not match its shape); {_AGAIN}")
+        case _:
+            raise WeightsError(
+                f"{what} = {short(entry)}: needs dtype, shape, two data_offsets); {_AGAIN}"
+            )
+
+
+def read_json(file: Path, what: str) -> dict:
+    """The object in a JSON file. WeightsError, "not WHAT", when there is none."""
+    try:
+        values = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise WeightsError(f"{file}: not {what} (not JSON: {short(str(e))}); {_AGAIN}") from None
+    if not isinstance(values, dict):
+        raise WeightsError(f"{file}: not {what} ({short(values)}); {_AGAIN}")
+    return values
 
 
 def _bytes_of(code: str) -> int:
@@ -199,6 +249,13 @@ def write_safetensors(file: Path, header: bytes, tensors) -> None:
             f.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
 
 
+_DAMAGED = (
+    zipfile.BadZipFile, zlib.error, EOFError, ValueError, SyntaxError, tokenize.TokenError,
+    RuntimeError, KeyError,
+)  # fmt: skip
+"""What zipfile and NumPy raise on bytes that are none of theirs (RuntimeError: encrypted)."""
+
+
 class Npz:
     """An `.npz`, its names after `prefix`; nothing in it is unpickled.
 
@@ -217,8 +274,14 @@ class Npz:
                 name = member.removesuffix(".npy")
                 if name in self.infos:
                     self.duplicates.append(name)
+                if not name.isprintable():
+                    raise WeightsError(f"{self.file}: {short(name)}: control characters in a name")
                 with archive.open(member) as f:
-                    self.infos[name] = self._info(name, f)
+                    info = self._info(name, f)
+                    there = archive.getinfo(member).file_size - f.tell()
+                if there != math.prod(info.shape) * jnp.dtype(info.dtype).itemsize:
+                    raise WeightsError(f"{self.file}: {name}: its bytes do not match its shape")
+                self.infos[name] = info
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
         """`count` elements from `start` on (all by default), flat. The array last read is kept."""
@@ -247,10 +310,11 @@ class Npz:
         try:
             with zipfile.ZipFile(self.file) as archive:
                 yield archive
-        except (zipfile.BadZipFile, EOFError, ValueError) as e:
-            if isinstance(e, WeightsError):
-                raise
-            raise WeightsError(f"{self.file}: not a whole .npz ({e}); {_AGAIN}") from None
+        except WeightsError:
+            raise
+        except _DAMAGED as e:
+            reason = short(str(e))
+            raise WeightsError(f"{self.file}: not a whole .npz ({reason}); {_AGAIN}") from None
 
 
 def write_npz(file: Path, tensors) -> None:

@@ -5,12 +5,16 @@ Read in the spellings of transformers v4 (`rope_scaling` and `rope_theta`, `torc
 error that names the field, never a silent default.
 """
 
-import json
+import math
 from pathlib import Path
 
 from vvlm_jax.config import LlamaConfig, ModelConfig, RopeScaling, VisionConfig
+from vvlm_jax.weights.files import read_json
 from vvlm_jax.weights.huggingface import SKIP
-from vvlm_jax.weights.mapping import WeightsError
+from vvlm_jax.weights.mapping import DTYPES, WeightsError, short
+
+MOST_PIXELS = 4096
+"""Largest side of an image that a tower may take."""
 
 
 class _Fields:
@@ -19,17 +23,36 @@ class _Fields:
     def __init__(self, values: dict, where: str):
         self.values, self.where = values, where
 
+    def wrong(self, name: str, value, allowed: str) -> WeightsError:
+        return WeightsError(f"{self.where}: {name} = {short(value)}: {allowed}")
+
+    def get(self, name: str, default):
+        """A value; what is null counts as left out."""
+        value = self.values.get(name)
+        return default if value is None else value
+
     def size(self, name: str, default: int | None = None) -> int:
-        value = self.values.get(name, default)
-        value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise WeightsError(f"{self.where}: {name} = {value!r}: must be a positive integer")
+        value = self.get(name, default)
+        if type(value) is not int or value < 1:
+            raise self.wrong(name, value, "must be a positive integer")
+        return value
+
+    def number(self, name: str, default: float | None = None) -> float:
+        value = self.get(name, default)
+        if type(value) not in (int, float) or not 0 < value < math.inf:
+            raise self.wrong(name, value, "must be a positive number")
+        return float(value)
+
+    def flag(self, name: str, default: bool) -> bool:
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise self.wrong(name, value, "must be true or false")
         return value
 
     def must_be(self, name: str, only, default=None) -> None:
         value = self.values.get(name, default)
         if value != only:
-            raise WeightsError(f"{self.where}: {name} = {value!r}: only {only!r} can be converted")
+            raise self.wrong(name, value, f"only {only!r} can be converted")
 
     def inner(self, name: str) -> "_Fields":
         if not isinstance(self.values.get(name), dict):
@@ -42,15 +65,11 @@ def read_config(folder: str | Path) -> dict:
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; a Hugging Face directory has one")
-    try:
-        values = json.loads(file.read_text())
-        kind = values.get("model_type")
-    except (ValueError, AttributeError) as e:
-        raise WeightsError(f"{file}: not a config ({e}); copy or download it again") from None
-    if kind not in SKIP:
-        raise WeightsError(
-            f"{file}: model_type = {kind!r}: cannot be converted; known: {', '.join(SKIP)}"
-        )
+    values = read_json(file, "a config")
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in SKIP:
+        known = f"cannot be converted; known: {', '.join(SKIP)}"
+        raise _Fields(values, str(file)).wrong("model_type", kind, known)
     return values
 
 
@@ -60,8 +79,7 @@ def to_model_config(values: dict, where: str) -> tuple[ModelConfig, tuple[str, .
     Raises WeightsError naming the first field that our model cannot express.
     """
     fields, kind = _Fields(values, where), values["model_type"]
-    dtype = values.get("dtype") or values.get("torch_dtype")
-    common = dict(dtype="float32" if dtype in (None, "float32") else "bfloat16")
+    common = dict(dtype="float32" if _dtype(fields) == "float32" else "bfloat16")
     if kind in ("llama", "qwen2"):
         return ModelConfig(llm=_llama(fields), **common), ("llm",)
     if kind != "llava_onevision":
@@ -74,7 +92,9 @@ def to_model_config(values: dict, where: str) -> tuple[ModelConfig, tuple[str, .
     tower.must_be("model_type", "siglip_vision_model")
     if text.values.get("model_type") not in ("llama", "qwen2"):
         text.must_be("model_type", "llama or qwen2")
-    if values.get("tie_word_embeddings"):
+    for part in (text, tower):
+        _dtype(part)
+    if fields.flag("tie_word_embeddings", False):
         text.values = text.values | {"tie_word_embeddings": True}
     vision = _siglip(tower, values.get("vision_feature_layer", -1))
     side = -(-vision.grid // 2)  # the class pools by two, rounding up
@@ -91,6 +111,20 @@ def with_image_size(values: dict, image_size: int) -> dict:
     return values | {"vision_config": values["vision_config"] | {"image_size": image_size}}
 
 
+def _dtype(f: _Fields) -> str:
+    """What the weights are stored as; quantised ones are not weights as ours are."""
+    for name in ("quantization_config", "compression_config"):
+        if f.values.get(name) is not None:
+            raise f.wrong(
+                name, f.values[name], "quantised weights are not read; take the model they are from"
+            )
+    name = "dtype" if f.values.get("dtype") else "torch_dtype"
+    value = f.get(name, "float32")
+    if value not in DTYPES:
+        raise f.wrong(name, value, f"only {', '.join(DTYPES)} can be converted")
+    return value
+
+
 def _siglip(f: _Fields, layer: int | None = None) -> VisionConfig:
     """A tower's sizes; a class's defaults stand for what its file leaves out.
 
@@ -101,18 +135,24 @@ def _siglip(f: _Fields, layer: int | None = None) -> VisionConfig:
     f.must_be("layer_norm_eps", 1e-6, 1e-6)
     f.must_be("num_channels", 3, 3)
     depth = f.size("num_hidden_layers", 12)
-    if layer is not None and (not isinstance(layer, int) or not -depth <= layer <= depth):
-        raise WeightsError(f"{f.where}: vision_feature_layer = {layer!r}: must be one layer")
+    if layer is not None and (type(layer) is not int or not -depth <= layer <= depth):
+        raise f.wrong("vision_feature_layer", layer, f"must be one layer, from -{depth} to {depth}")
     if layer == 0:
-        raise WeightsError(f"{f.where}: vision_feature_layer = 0: no block would run")
-    has_head = f.values.get("vision_use_head", True) and layer is None
+        raise f.wrong("vision_feature_layer", 0, "no block would run")
+    has_head = f.flag("vision_use_head", True) and layer is None
+    width, heads = f.size("hidden_size", 768), f.size("num_attention_heads", 12)
+    if width % heads:
+        raise f.wrong("num_attention_heads", heads, f"must divide hidden_size = {width}")
+    pixels, patch = f.size("image_size", 224), f.size("patch_size", 16)
+    if not patch <= pixels <= MOST_PIXELS:
+        raise f.wrong("image_size", pixels, f"must be from patch_size = {patch} to {MOST_PIXELS}")
     return VisionConfig(
-        width=f.size("hidden_size", 768),
+        width=width,
         depth=depth,
         mlp_dim=f.size("intermediate_size", 3072),
-        num_heads=f.size("num_attention_heads", 12),
-        patch_size=f.size("patch_size", 16),
-        image_size=f.size("image_size", 224),
+        num_heads=heads,
+        patch_size=patch,
+        image_size=pixels,
         feature_layer=-1 if layer is None else layer - depth - 1 if layer > 0 else layer,
         head="map" if has_head else "none",
     )
@@ -124,6 +164,12 @@ def _llama(f: _Fields) -> LlamaConfig:
     for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
         f.must_be(name, False, False)
     width, heads = f.size("hidden_size", 4096), f.size("num_attention_heads", 32)
+    kv_heads = f.size("num_key_value_heads", 32 if qwen else heads)
+    if heads % kv_heads:
+        raise f.wrong("num_key_value_heads", kv_heads, f"must divide num_attention_heads = {heads}")
+    head_dim = f.size("head_dim", width // heads or None)
+    if head_dim % 2:
+        raise f.wrong("head_dim", head_dim, "must be even: rotary positions turn pairs")
     theta, scaling = _rope(f)
     return LlamaConfig(
         vocab=f.size("vocab_size", 151936 if qwen else 32000),
@@ -131,37 +177,39 @@ def _llama(f: _Fields) -> LlamaConfig:
         depth=f.size("num_hidden_layers", 32),
         mlp_dim=f.size("intermediate_size", 22016 if qwen else 11008),
         num_heads=heads,
-        num_kv_heads=f.size("num_key_value_heads", 32 if qwen else heads),
-        head_dim=f.size("head_dim", width // heads),
-        tie_embeddings=bool(f.values.get("tie_word_embeddings", False)),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        tie_embeddings=f.flag("tie_word_embeddings", False),
         qkv_bias=qwen,
         rope_theta=theta,
         rope_scaling=scaling,
-        norm_eps=float(f.values.get("rms_norm_eps", 1e-6)),
+        norm_eps=f.number("rms_norm_eps", 1e-6),
         max_position=f.size("max_position_embeddings", 32768 if qwen else 2048),
     )
 
 
 def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
     """(base, scaling) in the spelling of v5 or of v4."""
-    rope = f.values.get("rope_parameters") or f.values.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta") or f.values.get("rope_theta") or 1e4)
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    partial = rope.get("partial_rotary_factor", f.values.get("partial_rotary_factor", 1.0))
+    name = "rope_parameters" if f.values.get("rope_parameters") else "rope_scaling"
+    rope = _Fields(f.get(name, {}), f"{f.where}: {name}")
+    if not isinstance(rope.values, dict) or any(isinstance(v, dict) for v in rope.values.values()):
+        raise f.wrong(name, rope.values, "must be one set of numbers with their names")
+    theta = (rope if rope.values.get("rope_theta") is not None else f).number("rope_theta", 1e4)
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    partial = rope.get("partial_rotary_factor", f.get("partial_rotary_factor", 1.0))
     if kind not in ("default", "llama3") or partial != 1.0:
         raise WeightsError(
-            f"{f.where}: rope_type = {kind!r}, partial_rotary_factor = {partial}: only default and "
-            "llama3, whole heads, can be converted"
+            f"{f.where}: rope_type = {short(kind)}, partial_rotary_factor = {short(partial)}: only "
+            "default and llama3, whole heads, can be converted"
         )
     if kind == "default":
         return theta, None
-    try:
-        numbers = [rope[n] for n in ("factor", "low_freq_factor", "high_freq_factor")]
-        original = rope.get("original_max_position_embeddings")
-        original = original or f.values["max_position_embeddings"]
-        return theta, RopeScaling(*map(float, numbers), int(original))
-    except (KeyError, TypeError, ValueError) as e:
-        raise WeightsError(f"{f.where}: rope scaling of type llama3 lacks {e}") from None
+    numbers = [rope.number(n) for n in ("factor", "low_freq_factor", "high_freq_factor")]
+    of = "original_max_position_embeddings"
+    known = rope.values.get(of) is not None
+    return theta, RopeScaling(
+        *numbers, rope.size(of) if known else f.size(of.removeprefix("original_"))
+    )
 
 
 def check_onevision(model: ModelConfig) -> None:
@@ -199,8 +247,9 @@ def from_model_config(model: ModelConfig, parts, dtype: str, head: bool, tokens:
         return _siglip_json(model.vision, head) | common
     if "video" not in tokens:
         raise WeightsError(
-            "the class needs the placeholder's id, and no tokenizer was found; put tokenizer.json "
-            "into the model's folder"
+            "LlavaOnevisionForConditionalGeneration needs the placeholder's id: put a "
+            "tokenizer.json that has <|reserved_special_token_0|> or <|video_pad|> into the "
+            "model's folder"
         )
     return {
         "architectures": ["LlavaOnevisionForConditionalGeneration"],

@@ -34,6 +34,12 @@ class WeightsError(ValueError):
     """
 
 
+def short(value) -> str:
+    """A value as an error shows it: one line, not too long, control characters spelt out."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
 class Rule(NamedTuple):
     """One tensor of theirs, or with `{i}` one a layer, and the parameter it is."""
 

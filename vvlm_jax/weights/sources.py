@@ -45,7 +45,6 @@ class Source(NamedTuple):
     """Of a Hugging Face directory."""
     prefixes: huggingface.Prefixes | None
     """Of its names."""
-    tokenizer: Path | None
 
 
 def is_foreign(path: str | Path) -> bool:
@@ -75,7 +74,10 @@ def open_source(path: str | Path, image_size: int | None = None) -> Source:
 
 
 def _open_big_vision(reader: Npz, subtree, image_size) -> Source:
-    config, prefix, scan, norm, head = big_vision.inspect(reader, subtree, image_size)
+    config, prefix, scan, norm, head = big_vision.inspect(reader, subtree)
+    if image_size is not None:
+        _check_image_size(image_size, config.patch_size)
+        config = dataclasses.replace(config, image_size=image_size)
     entries = big_vision.entries(config, prefix, scan, norm, head)
     beside = rf"(?!{prefix}).*" if prefix else r"(t|b|txt/.*)"
     left_out = account(
@@ -84,15 +86,19 @@ def _open_big_vision(reader: Npz, subtree, image_size) -> Source:
     )  # fmt: skip
     model = ModelConfig(vision=config, dtype="float32")
     where = str(reader.file)
-    return Source(where, reader, entries, model, ("vision",), left_out, None, None, None)
+    return Source(where, reader, entries, model, ("vision",), left_out, None, None)
 
 
 def _open_huggingface(folder: Path, image_size) -> Source:
     values = hf_config.read_config(folder)
     reader = Safetensors(folder)
     model, parts = hf_config.to_model_config(values, str(folder / "config.json"))
+    _check_depths(model, parts, reader, folder)
     resized: tuple[str, ...] = ()
-    if image_size is not None and "vision" in parts:
+    if image_size is not None:
+        if "vision" not in parts:
+            raise WeightsError(f"--image-size {image_size}: {folder} holds no vision tower")
+        _check_image_size(image_size, model.vision.patch_size)
         values = hf_config.with_image_size(values, image_size)
         model, parts = hf_config.to_model_config(values, str(folder / "config.json"))
         resized = (POSITIONS,)
@@ -109,11 +115,26 @@ def _open_huggingface(folder: Path, image_size) -> Source:
         entries, reader.infos, skip, where=folder, resized=resized, duplicates=reader.duplicates
     )
     _check_copies(entries, reader, folder)
-    tokenizer = folder / "tokenizer.json"
-    return Source(
-        str(folder), reader, entries, model, parts, left_out, values, prefixes,
-        tokenizer if tokenizer.is_file() else None,
-    )  # fmt: skip
+    return Source(str(folder), reader, entries, model, parts, left_out, values, prefixes)
+
+
+def _check_image_size(pixels: int, patch: int) -> None:
+    if not patch <= pixels <= hf_config.MOST_PIXELS:
+        raise WeightsError(
+            f"--image-size {pixels}: must be from {patch}, one patch, to {hf_config.MOST_PIXELS}"
+        )
+
+
+def _check_depths(model: ModelConfig, parts, reader, folder) -> None:
+    """A config's layers become a table of tensors; it shall not be longer than the file's."""
+    for part, name in (("vision", "vision_config"), ("llm", "text_config")):
+        depth = getattr(model, part).depth if part in parts else 0
+        if depth > len(reader.infos):
+            where = f"{name}: " * (len(parts) > 1)
+            raise WeightsError(
+                f"{folder / 'config.json'}: {where}num_hidden_layers = {depth}: there are only "
+                f"{len(reader.infos)} tensors; copy or download it again"
+            )
 
 
 def _check_copies(entries, reader, folder) -> None:

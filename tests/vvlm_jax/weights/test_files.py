@@ -65,10 +65,10 @@ def test_a_truncated_file(folder, keep):
     [
         (lambda raw: raw + b"x", "longer than its header says"),
         (lambda raw: raw.replace(b"[2,3]", b"[3,3]"), "bytes do not match its shape"),
-        (lambda raw: raw.replace(b"[0,24]", b"[8,24]"), "overlap or leave gaps"),
+        (lambda raw: raw.replace(b"[0,24]", b"[8,32]"), "overlap or leave gaps"),
         (lambda raw: raw.replace(b'"shape"', b'"shapf"'), "its header is damaged"),
         (lambda raw: raw.replace(b'{"__m', b'["__m'), "its header is damaged"),
-        (lambda raw: raw.replace(b'"b":', b'"a":'), "its header has a twice"),
+        (lambda raw: raw.replace(b'"b":', b'"a":'), "its header has 'a' twice"),
         (lambda raw: b"version https://git-lfs.github.com/spec/v1\n", "run `git lfs pull`"),
     ],
 )
@@ -78,6 +78,45 @@ def test_a_damaged_file(folder, change, message):
     file.write_bytes(change(before))
     assert file.read_bytes() != before
     fails(folder, message)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('{"format":"pt"}', '"format"', "__metadata__ = 'format': must hold texts"),
+        ('{"format":"pt"}', '{"format":1}', "__metadata__ = {'format': 1}: must hold texts"),
+        ("[0,24]", "[0,24,32]", "tensor 'a' = .*24, 32.*: needs dtype, shape, two data_offsets"),
+        ("[0,24]", "[0,Infinity]", "tensor 'a' = .*inf.*: needs dtype, shape, two data_offsets"),
+        ("[2,3]", "[-2,-3]", "tensor 'a' = .*: needs dtype, shape, two data_offsets"),
+        ("[2,3]", '"23"', "tensor 'a' = .*: needs dtype, shape, two data_offsets"),
+        ('"F32"', "4", "tensor 'a' = .*: needs dtype, shape, two data_offsets"),
+        ('"a":', '"\\u001b[2J\\n":', r"'\\x1b\[2J\\n' has control characters in its name"),
+        ('"a":', '"\\ud800":', r"'\\ud800' has control characters in its name"),
+        ("{", "\xff" * 5000 + "{", r"damaged \(not JSON\)"),
+        ("{", "[" * 50_000 + "{", r"damaged \(not JSON\)"),
+    ],
+)  # fmt: skip
+def test_a_header_that_is_wrong_is_one_short_line(folder, old, new, message):
+    file = folder / "model.safetensors"
+    raw = file.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = raw[8 : 8 + length].decode("latin1")
+    assert old in header
+    header = header.replace(old, new, 1).encode("latin1")
+    file.write_bytes(len(header).to_bytes(8, "little") + header + raw[8 + length :])
+    with pytest.raises(WeightsError, match=message) as raised:
+        Safetensors(folder)
+    said = str(raised.value)
+    assert said.isprintable()
+    assert said.startswith(str(file))
+    assert len(said) < 300 + len(str(file))
+
+
+def test_a_long_header_with_repeated_names_is_read_at_once(folder):
+    file = folder / "model.safetensors"
+    names = ",".join(f'"x{i % 50_000}":0' for i in range(100_000))
+    file.write_bytes((len(names) + 2).to_bytes(8, "little") + b"{" + names.encode() + b"}")
+    fails(folder, "its header has 'x0', 'x1', 'x2' twice")
 
 
 def test_pickled_weights_are_not_read(tmp_path):
@@ -116,9 +155,21 @@ def test_an_index_that_does_not_match(tmp_path, of, message):
     fails(tmp_path, message)
 
 
-def test_an_index_that_is_none(tmp_path):
-    (tmp_path / files.INDEX).write_text('{"weights": 1}')
-    fails(tmp_path, "not an index of shards")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"weights": 1}', r"not an index of shards \(weight_map = None\)"),
+        ('{"weight_map": {}}', r"not an index of shards \(weight_map = {}\)"),
+        ('{"weight_map": ["a"]}', r"not an index of shards \(weight_map = \['a'\]\)"),
+        ('{"weight_map": {"a": ["b"]}}', r"weight_map of 'a': \['b'\] is not the name of a file"),
+        ("[1]", r"not an index of shards \(\[1\]\)"),
+        ("", r"not an index of shards \(not JSON: "),
+        ("[" * 50_000, r"not an index of shards \(not JSON: "),
+    ],
+)
+def test_an_index_that_is_none(tmp_path, text, message):
+    (tmp_path / files.INDEX).write_text(text)
+    fails(tmp_path, message)
 
 
 def test_a_tensor_in_two_shards_is_noticed(tmp_path):
@@ -155,3 +206,19 @@ def test_npz_with_objects_or_cut_short(tmp_path):
         Npz(file)
     with pytest.raises(WeightsError, match="no such file"):
         Npz(tmp_path / "y.npz")
+
+
+def test_npz_with_flipped_bytes_or_promises(tmp_path):
+    file = tmp_path / "x.npz"
+    np.savez_compressed(file, a=np.arange(1000, dtype=np.float32))
+    raw = bytearray(file.read_bytes())
+    raw[60:68] = b"\xff" * 8
+    file.write_bytes(raw)
+    with pytest.raises(WeightsError, match=r"not a whole \.npz .*; copy or download it again"):
+        Npz(file)
+    np.savez(file, a=A)
+    raw = file.read_bytes().replace(b"(2, 3), }      ", b"(99999999, 3), }")
+    with zipfile.ZipFile(file, "w") as archive:  # a shape that no machine could hold
+        archive.writestr("a.npy", raw[raw.index(b"\x93NUMPY") :][:152])
+    with pytest.raises(WeightsError, match="a: its bytes do not match its shape"):
+        Npz(file)

@@ -230,15 +230,16 @@ def test_without_a_source_large_models_are_sharded(saved, tmp_path, monkeypatch,
 
 # --- the whole VLM ---
 
-T, SIDE = 3, 2
+T = 3
 VIDEO, NEWLINE = 49, 48
 
 
 def compare_vlms(model, params, theirs, assert_close):
     rng = np.random.default_rng(2)
-    frames = rng.integers(0, 256, (T, 18, 18, 3), dtype=np.uint8)
-    block = slice(4, 4 + T * SIDE**2 + 1)  # theirs takes the newline for a token of the video
-    tokens = rng.integers(0, 48, (1, 30), dtype=np.int32)
+    size, per_frame = model.vision.image_size, model.tokens_per_frame
+    frames = rng.integers(0, 256, (T, size, size, 3), dtype=np.uint8)
+    block = slice(4, 4 + T * per_frame + 1)  # theirs takes the newline for a token of the video
+    tokens = rng.integers(0, 48, (1, 45), dtype=np.int32)
     tokens[0, block] = VIDEO
     pixels = (frames.astype(np.float32) / 255 - 0.5) / 0.5
     videos = as_torch(pixels.transpose(0, 3, 1, 2)[None])
@@ -247,16 +248,19 @@ def compare_vlms(model, params, theirs, assert_close):
     vlm = VLM(
         model.vision, model.llm, model.tokens_per_frame, VIDEO, jnp.float32, newline_id=NEWLINE
     )
-    everywhere = np.arange(30)[None]
+    everywhere = np.arange(45)[None]
     ours = vlm.apply({"params": params}, tokens, frames[None], everywhere, method="target_logits")
     assert_close(ours, reference)
 
 
-@pytest.mark.parametrize("layer", [-1, -2, 2])
-def test_llava_onevision_gives_transformers_logits(saved, layer, assert_close):
-    theirs, folder = saved("onevision", vision_feature_layer=layer)
+@pytest.mark.parametrize(
+    ("layer", "size", "side"), [(-1, 18, 2), (-2, 18, 2), (2, 18, 2), (-1, 22, 3)]
+)
+def test_llava_onevision_gives_transformers_logits(saved, layer, size, side, assert_close):
+    """Grids of 4 and 5 patches a side: half of them, rounded up, as of 27 it is 14."""
+    theirs, folder = saved("onevision", vision_feature_layer=layer, image_size=size)
     source, params = read(folder)
-    assert (source.model.newline, source.model.tokens_per_frame) == ("per-video", 4)
+    assert (source.model.newline, source.model.tokens_per_frame) == ("per-video", side**2)
     compare_vlms(source.model, params, theirs, assert_close)
 
 
@@ -332,8 +336,27 @@ def test_what_llava_onevision_cannot_express_is_refused(saved, tmp_path, change,
         ("llama", dict(hidden_act="gelu"), "hidden_act = 'gelu': only 'silu'"),
         ("llama", dict(attention_bias=True), "attention_bias = True: only False"),
         ("llama", dict(hidden_size="40"), "hidden_size = '40': must be a positive integer"),
+        ("llama", dict(model_type=["llama"]), r"model_type = \['llama'\]: cannot be converted"),
+        ("llama", dict(num_hidden_layers=10**9), "num_hidden_layers = 1000000000: there are only"),
+        ("llama", dict(num_key_value_heads=3), "num_key_value_heads = 3: must divide num_att"),
+        ("llama", dict(head_dim=7), "head_dim = 7: must be even"),
+        ("llama", dict(rms_norm_eps="x"), "rms_norm_eps = 'x': must be a positive number"),
+        ("llama", dict(tie_word_embeddings="no"), "tie_word_embeddings = 'no': must be true or"),
+        ("llama", dict(rope_parameters=[1]), r"rope_parameters = \[1\]: must be one set"),
+        ("llama", dict(rope_parameters=None, rope_scaling=["x"]), r"rope_scaling = \['x'\]: must"),
+        ("llama", dict(rope_parameters=dict(full=dict(rope_type="yarn"))), "must be one set"),
+        ("llama", dict(rope_parameters=None, rope_theta="abc"), "rope_theta = 'abc': must be a p"),
+        ("llama", dict(rope_parameters=dict(rope_theta="a")), "parameters: rope_theta = 'a': must"),
+        ("llama", dict(dtype="float8_e4m3fn"), "dtype = 'float8_e4m3fn': only bfloat16, float16"),
+        ("llama", dict(dtype=None, torch_dtype="int8"), "torch_dtype = 'int8': only bfloat16"),
+        ("llama", dict(quantization_config=dict(bits=4)), "quantised weights are not read; take"),
+        ("siglip", dict(vision_config=dict(num_hidden_layers=10**9)), "1000000000: there are only"),
+        ("siglip", dict(vision_config=dict(num_attention_heads=5)), "= 5: must divide hidden_size"),
+        ("siglip", dict(vision_config=dict(image_size=8)), "image_size = 8: must be from patch_s"),
+        ("onevision", dict(vision_feature_layer=True), "layer = True: must be one layer"),
+        ("onevision", dict(text_config=dict(model_type=["llama"])), "text_config: model_type"),
         ("llama", dict(rope_parameters=dict(rope_type="yarn")), "rope_type = 'yarn'"),
-        ("llama", dict(rope_parameters=dict(rope_type="llama3")), "type llama3 lacks 'factor'"),
+        ("llama", dict(rope_parameters=dict(rope_type="llama3")), "rope_parameters: factor = None"),
         ("siglip_vision", dict(hidden_act="gelu"), "hidden_act = 'gelu': only 'gelu_pytorch"),
         ("siglip", dict(vision_config=None), "has no vision_config"),
         ("onevision", dict(vision_feature_layer=[-1, -2]), r"layer = \[-1, -2\]: must be one"),
@@ -347,6 +370,37 @@ def test_a_config_that_ours_cannot_be_is_one_line(copied, edit, kind, values, me
         sources.open_source(folder)
     assert "\n" not in str(raised.value)
     assert str(raised.value).startswith(str(folder / "config.json"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", '"model_type"', "[" * 50_000])
+def test_a_config_that_is_none_is_one_line(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(WeightsError, match=r"config\.json: not a config \(") as raised:
+        sources.open_source(tmp_path)
+    assert len(str(raised.value).splitlines()) == 1
+    assert len(str(raised.value)) < 250 + len(str(tmp_path))
+
+
+def test_a_tower_by_itself_gives_siglips_hidden_states(saved, tmp_path, assert_close):
+    """What a VLM's tower is to SiglipVisionModel, which normalises its last hidden state."""
+    import torch
+    from transformers import SiglipVisionModel
+
+    _, folder = saved("onevision", vision_feature_layer=-2)
+    source, params = read(folder)
+    tower = {k: x for k, x in flat(params).items() if k.startswith("vision/")}
+    written = export.write_huggingface(tmp_path, tower, source.model)
+    assert [name.rpartition(".")[0] for name in written.made_up] == [
+        "vision_model.post_layernorm"
+    ] * 2
+    model, report = SiglipVisionModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    theirs = model(as_torch(pixels().transpose(0, 3, 1, 2)), output_hidden_states=True)
+    module = SoViT(source.model.vision, jnp.float32)
+    ours = module.apply({"params": params["vision"]}, pixels())
+    assert_close(ours, theirs.hidden_states[-1])
+    normalised = torch.nn.functional.layer_norm(theirs.hidden_states[-1], (32,), eps=1e-6)
+    assert_close(normalised.detach(), theirs.last_hidden_state)
 
 
 def test_the_published_config_of_siglip_leaves_out_its_class_defaults():
