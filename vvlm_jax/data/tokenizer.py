@@ -30,6 +30,8 @@ FAMILIES = {
 """What the parts of the chat format, by their Llama 3 names, are called in a family; ChatML is
 Qwen2.5's.
 """
+_ELSEWHERE = {"<|video_pad|>": "<video>", "<|vision_pad|>": "<image>"}
+"""LLaVA-OneVision's tokenizers are Qwen2's, which lack Qwen2.5's ids for vision, and add these."""
 _ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|endoftext|>")
 
 
@@ -115,8 +117,12 @@ def _nearest_family(backend) -> tuple[str, dict[str, int]]:
 
 
 def _special(backend, spelt: dict[str, str]) -> dict[str, int]:
-    ids = {role: backend.token_to_id(token) for role, token in spelt.items()}
-    return {role: id for role, id in ids.items() if id is not None}
+    ids = {}
+    for role, token in spelt.items():
+        for spelling in (token, _ELSEWHERE.get(token, token)):
+            if (id := backend.token_to_id(spelling)) is not None:
+                ids.setdefault(role, id)
+    return ids
 
 
 def word_level(words) -> tokenizers.Tokenizer:

@@ -94,3 +94,11 @@ def test_qwens_missing_tokens_are_named_by_their_own_names(tmp_path):
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     with pytest.raises(ValueError, match=r"tokenizer\.json: lacks <\|video_pad\|>; a Llama 3 or a"):
         tokenizer.load(save(backend, tmp_path))
+
+
+def test_llava_onevisions_own_tokens_stand_for_video(tmp_path):
+    backend = tokenizer.tokenizers.Tokenizer(tokenizer.tokenizers.models.BPE({"a": 0}, []))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", "<image>", "<video>"])
+    tok = tokenizer.load(save(backend, tmp_path))
+    assert tok.family == "chatml"
+    assert (tok.special[tokenizer.VIDEO], tok.special[NEWLINE]) == (4, 3)
