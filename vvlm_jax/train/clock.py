@@ -1,4 +1,4 @@
-"""Where a stage's time goes: waiting for data, saving, compiling, and the rest, which is training."""
+"""Where a stage's time goes: waiting for data, saving, compiling; the rest is training."""
 
 import contextlib
 import time
