@@ -32,7 +32,7 @@ TREE_MAY_IMPORT = {
 # One row a floor, from the ground up. A room may import the floors below its own.
 FLOORS = {
     "vvlm_jax": [
-        "types config sharding",
+        "types config sharding devices distributed",
         "data models",
         "weights train generate flops",
         "eval",
@@ -327,7 +327,7 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    needed = project["dependencies"] + extras["lmms"]
+    needed = project["dependencies"] + extras["lmms"] + extras["trackers"]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
     compared = {
         re.match(r"[\w-]+", requirement)[0] for requirement in extras["dev"] + extras["torch"]

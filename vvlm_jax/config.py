@@ -23,6 +23,7 @@ RESAMPLERS = ("bilinear", "area", "antialias", "quecc")
 """What `ModelConfig.resampler` may be."""
 QUECC_HEADS = 8
 """Attention heads of QueCC; the encoder's width is a multiple of it."""
+TRACKERS = ("tensorboard", "wandb")
 ATTENTION = ("auto", "reference")
 """What `ModelConfig.attention` may be."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
@@ -221,6 +222,8 @@ class TrainConfig:
     """
     seed: int = 0
     log_every: int = 10
+    trackers: tuple[str, ...] = ()
+    """Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb`."""
     checkpoint_every: int = 500
     """Steps between checkpoints, besides the last; 0 keeps only the last."""
     mesh: tuple[tuple[str, int], ...] = (("data", 1), ("fsdp", -1), ("tensor", 1))
@@ -367,6 +370,8 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
         config.loss_weighting,
         "token or sample",
     )
+    for name in config.trackers:
+        choose(dict.fromkeys(TRACKERS), name, "trackers")
     _require(config.log_every >= 1, "log_every", config.log_every, "at least 1")
     _require(
         config.checkpoint_every >= 0,

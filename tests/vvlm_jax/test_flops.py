@@ -197,3 +197,26 @@ def test_flops_grow_with_depth_frames_and_logits():
     stem = 2 * 16 * (3 * 12**2 * 48)
     assert flops.vision_flops(two, 1) - stem == 2 * (flops.vision_flops(one, 1) - stem)
     assert flops.vision_flops(two, 7) == 7 * flops.vision_flops(two, 1)
+
+
+@pytest.mark.parametrize("trained", ["vision projector llm", "projector", "projector llm", "llm"])
+def test_train_flops_are_what_xla_counts(trained):
+    """Of loss and gradient of the trained towers. Skipped here are the gradient of the pixels (the
+    model divides uint8s) and, as frozen towers keep none, what goes into their lowest product.
+    """
+    T, V, text, trained = 4, 16, 40, set(trained.split())
+    config = ModelConfig(SMALL_VISION, SMALL_LLM, T, V, "float32", False)
+    model = vlm.build(config, video_id=0)
+    length = T * V + text
+    shapes = [((1, length), jnp.int32), ((1, T, 112, 112, 3), jnp.uint8), ((1, 3), jnp.int32)]
+    params = vlm.shapes(model)
+    ours, frozen = ({k: v for k, v in params.items() if (k in trained) == x} for x in (True, False))
+
+    def loss(ours, frozen, *batch):
+        return model.apply({"params": ours | frozen}, *batch, method="target_logits").sum()
+
+    batch = [jax.ShapeDtypeStruct(*x) for x in shapes]
+    counted = xla_flops(jax.grad(loss), ours, frozen, *batch)
+    found = flops.train_flops(config, SMALL_VISION, SMALL_LLM, [length], 3, T, trained)
+    skipped = 3 * 2 * length * (length - 1) * 256  # scores, and their two gradients
+    assert 0.97 < counted / (sum(found.values()) + skipped) < 1.05

@@ -1,0 +1,75 @@
+"""Several hosts as one machine: this process joins the others of its job before jax starts."""
+
+import importlib.util
+import os
+from pathlib import Path
+
+import jax
+
+from vvlm_jax.config import ConfigError
+
+
+def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None):
+    """Joins the other processes of this job, if there are any; call it before anything uses jax.
+
+    TPU pods and Slurm are recognised by themselves, Kubernetes where the `kubernetes` package is
+    installed; anywhere else the three arguments say it. A process by itself stays so.
+
+    Args:
+      coordinator: `host:port` of process 0, the same everywhere.
+      processes, process: how many there are, and which one this is, from 0.
+
+    Raises ConfigError when some arguments are missing or wrong, the others do not come, or the job
+    has several processes of which this one cannot know.
+    """
+    given = (coordinator, processes, process)
+    if processes == 1:
+        return
+    if all(x is None for x in given):
+        _join_found()
+    elif any(x is None for x in given):
+        raise ConfigError("--coordinator, --processes and --process go together: give all three")
+    elif not 0 <= process < processes:
+        raise ConfigError(f"--process {process}: must be from 0 to {processes - 1}")
+    elif ":" not in coordinator:
+        raise ConfigError(f"--coordinator {coordinator}: must be host:port")
+    else:
+        _initialize(coordinator_address=coordinator, num_processes=processes, process_id=process)
+
+
+def _join_found() -> None:
+    """Joins the job that the environment tells of."""
+    if int(os.environ.get("SLURM_NTASKS", 1)) == 1 and "SLURM_JOB_ID" in os.environ:
+        return  # alone; jax would take the first device of the host only
+    kubernetes = "JOB_COMPLETION_INDEX" in os.environ and "TPU_WORKER_HOSTNAMES" not in os.environ
+    if kubernetes and importlib.util.find_spec("kubernetes") is None:
+        raise ConfigError(
+            "a Kubernetes job: install jax[k8s] so that its pods find one another, or give "
+            "--coordinator, --processes and --process (for one pod: --processes 1)"
+        )
+    try:
+        _initialize(local_device_ids=_all_devices_of_host())
+    except ValueError as e:
+        if "coordinator_address" not in str(e):  # it has found no cluster
+            raise
+
+
+def _all_devices_of_host() -> list[int] | None:
+    """Under Slurm jax gives each process one GPU; a process alone on its host has them all."""
+    tasks, hosts = (os.environ.get(x) for x in ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
+    if tasks is None or tasks != hosts:
+        return None
+    visible, driver = os.environ.get("CUDA_VISIBLE_DEVICES"), Path("/proc/driver/nvidia/gpus")
+    if visible is not None:
+        gpus = len([x for x in visible.split(",") if x])
+    else:
+        gpus = len(list(driver.iterdir())) if driver.is_dir() else 0
+    return list(range(gpus)) or None
+
+
+def _initialize(**arguments) -> None:
+    try:
+        jax.distributed.initialize(**arguments)
+    except RuntimeError as e:
+        reason = str(e).strip().splitlines()[0]
+        raise ConfigError(f"the processes of this job did not find one another: {reason}") from e

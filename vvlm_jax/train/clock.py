@@ -1,0 +1,67 @@
+"""Where a stage's time goes: waiting for data, saving, compiling; the rest is training."""
+
+import contextlib
+import time
+
+import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"
+
+
+class Clock:
+    """Seconds by purpose since the last `shares`, for the loop that calls the steps.
+
+    Use it as a context manager: it listens to jax's compiler in between.
+    """
+
+    def __init__(self):
+        self._seconds: dict[str, float] = {}
+        self._began = time.monotonic()
+        self._compiles = 0
+
+    def __enter__(self):
+        jax.monitoring.register_event_duration_secs_listener(self._on_event)
+        return self
+
+    def __exit__(self, *_):
+        jax.monitoring.unregister_event_duration_listener(self._on_event)
+
+    def _on_event(self, event: str, _duration: float, **_) -> None:
+        self._compiles += event == _COMPILED
+
+    @contextlib.contextmanager
+    def timing(self, purpose: str):
+        """Notes the time that a `with` block takes."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._add(purpose, time.monotonic() - start)
+
+    @contextlib.contextmanager
+    def dispatching(self):
+        """Around the call of a step, which returns at once unless it has to compile first: then its
+        time, tracing included, was for compiling.
+        """
+        compiles, start = self._compiles, time.monotonic()
+        yield
+        if self._compiles > compiles:
+            self._add("compile", time.monotonic() - start)
+
+    def waited(self, seconds: float, last: jax.Array | None) -> None:
+        """Notes that a batch took `seconds` to come, if the device had nothing to do by then: when
+        `last`, a result of the last step, is there already.
+        """
+        if last is None or last.is_ready():
+            self._add("data", seconds)
+
+    def _add(self, purpose: str, seconds: float) -> None:
+        self._seconds[purpose] = self._seconds.get(purpose, 0.0) + seconds
+
+    def shares(self) -> tuple[float, dict[str, float]]:
+        """(seconds since the last call, share of them by purpose), and starts anew."""
+        now = time.monotonic()
+        total = max(now - self._began, 1e-9)
+        shares = {k: min(v / total, 1.0) for k, v in self._seconds.items()}
+        self._seconds, self._began = {}, now
+        return total, shares
