@@ -1,0 +1,101 @@
+"""Starts trainers as processes of their own, quickly: jax is imported once, here, and every job is
+a fork that starts its own backend. Reads jobs as JSON lines, answers each with its process id and
+then with how it ended.
+
+Job: {"argv": of tools.train, "stderr": file, "record": file, "sleep": seconds a step,
+      "kill_at": how many operations under "watch" it survives, "count": file for their number}
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+import zlib
+
+import jax
+import numpy as np
+
+from tools import train as _command  # noqa: F401 imported before the forks
+from vvlm_jax.train import loop
+
+
+def digest(tree) -> int:
+    """One number for every bit of a pytree of arrays."""
+    sums = [zlib.crc32(np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
+    return zlib.crc32(repr(sums).encode())
+
+
+def recorded(job):
+    """loop.compiled_step, with one line for each step that is begun."""
+    original, file = loop.compiled_step, open(job["record"], "a", buffering=1)
+
+    def compiled_step(*args):
+        step_fn = original(*args)
+
+        def step(state, batch, share):
+            line = dict(
+                step=int(state.step), batch=digest(batch), share=float(share), state=digest(state)
+            )
+            file.write(json.dumps(line) + "\n")
+            time.sleep(job.get("sleep", 0))
+            return step_fn(state, batch, share)
+
+        return step
+
+    return compiled_step
+
+
+def count_operations(job):
+    """Dies in the middle of saves and clean-ups: before the n-th operation on their files."""
+    done, file = 0, job.get("count")
+
+    def hook(event, args):
+        nonlocal done
+        if event not in OPERATIONS or not args or job["watch"] not in str(args[0]):
+            return
+        done += 1
+        if done == job.get("kill_at"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if file:
+            os.write(descriptor, b".")
+
+    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND) if file else None
+    sys.addaudithook(hook)
+
+
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
+
+
+def run(job):
+    stderr = os.open(job["stderr"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(stderr, 2)
+    os.dup2(stderr, 1)
+    os.close(0)
+    if "record" in job:
+        loop.compiled_step = recorded(job)
+    if "watch" in job:
+        count_operations(job)
+    sys.argv = ["tools.train", *job["argv"]]
+    code = 0
+    try:
+        runpy.run_module("tools.train", run_name="__main__", alter_sys=True)
+    except SystemExit as e:
+        code = e.code or 0
+    except BaseException as e:
+        print(repr(e), file=sys.stderr)
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            run(json.loads(line))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
