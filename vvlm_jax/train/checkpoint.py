@@ -135,8 +135,9 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
+        reason = reason.rsplit('": ', 1)[-1]  # tensorstore says where, twice, and then why
         return CheckpointError(
-            f"{self.folder}: the checkpoint of step {step} could not be written: {reason[:300]}"
+            f"{self.folder}: the checkpoint of step {step} could not be written: {reason}"
         )
 
     def wait(self) -> None:
@@ -182,13 +183,17 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 
 def _arrays_checkpointer() -> ocp.AsyncCheckpointer:
     """Uncompressed: zstd finds 8% in float32 and costs more time and memory than writing them."""
-    # Its own report of a failed save is a traceback; ours is a line.
-    logging.getLogger("absl").addFilter(_not_a_failed_save)
-    return ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(use_compression=False))
+    # Its own reports of a failed save are tracebacks; ours is a line.
+    logging.getLogger("absl").addFilter(_is_not_a_failed_save)
+    return ocp.AsyncCheckpointer(
+        ocp.PyTreeCheckpointHandler(use_compression=False),
+        # When a thread of its own cannot make the folder, others wait for it for minutes.
+        async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+    )
 
 
-def _not_a_failed_save(record: logging.LogRecord) -> bool:
-    return "Commit operations or the Commit callback" not in str(record.msg)
+def _is_not_a_failed_save(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and "orbax" in record.pathname)
 
 
 def _steps(folder: Path) -> set[int]:

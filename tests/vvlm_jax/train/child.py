@@ -17,7 +17,7 @@ import zlib
 import jax
 import numpy as np
 
-from tools import train as _command  # noqa: F401 imported before the forks
+from tools import _shared  # noqa: F401 imported before the forks, and not tools.train, which they run
 from vvlm_jax.train import loop
 
 
