@@ -90,7 +90,9 @@ class Examples:
 
     def fingerprint(self) -> list[int]:
         """[examples, checksum of their order]: a data position is a place in just these."""
-        names = "\n".join(f"{row.get('id')} {row.get('video')} {row.get('image')}" for row in self.rows)
+        names = "\n".join(
+            f"{row.get('id')} {row.get('video')} {row.get('image')}" for row in self.rows
+        )
         return [len(self.rows), zlib.crc32(names.encode())]
 
     def __getitem__(self, index) -> Example:
@@ -166,9 +168,7 @@ def within(seconds: float, name: str, read, *args):
     try:
         value, error = outcome.get(timeout=seconds)
     except queue.Empty:
-        raise VideoError(
-            f"{name}: not read within {seconds:g} s (data.max_read_seconds)"
-        ) from None
+        raise VideoError(f"{name}: not read within {seconds:g} s (data.max_read_seconds)") from None
     if error is not None:
         raise error
     return value

@@ -211,7 +211,9 @@ def _first_state(config, model, mesh, saves, found):
     if found is None:
         return initial_state(config, model, mesh), 0
     fresh = initial_state(dataclasses.replace(config, init=()), model, mesh)
-    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
+    )
     jax.tree.map(lambda x: x.delete(), fresh)  # there may not be room for two
     return saves.restore(found, like), found.step
 

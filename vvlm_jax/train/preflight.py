@@ -29,8 +29,7 @@ def check(config: TrainConfig, model: vlm.VLM, out_dir: Path, steps: int) -> Non
 
 def _check_device(num_params: int) -> None:
     """jax goes on with the processor when it finds nothing better, for weeks."""
-    asked = (jax.config.jax_platforms or "").split(",")
-    if num_params < LARGE or jax.default_backend() != "cpu" or "cpu" in asked:
+    if num_params < LARGE or jax.default_backend() != "cpu" or "cpu" in _platforms():
         return
     seen = [p for pattern in _DEVICE_FILES for p in sorted(Path("/dev").glob(pattern))]
     there = f"{seen[0]} is there, but this jax cannot use it" if seen else "no accelerator found"
@@ -38,6 +37,10 @@ def _check_device(num_params: int) -> None:
         f"{there}, and {num_params / 1e9:.1f} billion parameters are too many for a processor; "
         "install vvlm_jax[cuda] or vvlm_jax[tpu], or insist with JAX_PLATFORMS=cpu"
     )
+
+
+def _platforms() -> str:
+    return jax.config.jax_platforms or ""
 
 
 _DEVICE_FILES = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*")
@@ -69,8 +72,8 @@ def _check_room(config: TrainConfig, shapes: dict, out_dir: Path, steps: int) ->
     free = shutil.disk_usage(out_dir).free
     if free + there < needed:
         raise ConfigError(
-            f"{out_dir}: {free / 1e9:.3g} GB free; {kept} checkpoints of {state / 1e9:.3g} GB and a "
-            f"model of {model / 1e9:.3g} GB need {needed / 1e9:.3g}; free some, choose another "
+            f"{out_dir}: {free / 1e9:.3g} GB free; {kept} checkpoints of {state / 1e9:.3g} GB and "
+            f"a model of {model / 1e9:.3g} GB need {needed / 1e9:.3g}; free some, choose another "
             "out_dir, or lower keep_checkpoints"
         )
 

@@ -29,7 +29,8 @@ def digest(tree) -> int:
 
 def recorded(job):
     """loop.compiled_step, with one line for each step that is begun."""
-    original, file = loop.compiled_step, open(job["record"], "a", buffering=1)
+    original = loop.compiled_step
+    file = os.open(job["record"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def compiled_step(*args):
         step_fn = original(*args)
@@ -38,7 +39,7 @@ def recorded(job):
             line = dict(
                 step=int(state.step), batch=digest(batch), share=float(share), state=digest(state)
             )
-            file.write(json.dumps(line) + "\n")
+            os.write(file, f"{json.dumps(line)}\n".encode())
             time.sleep(job.get("sleep", 0))
             return step_fn(state, batch, share)
 

@@ -21,6 +21,10 @@ from vvlm_jax.train import manifest
 from vvlm_jax.train.checkpoint import CheckpointError, Checkpoints
 
 ROOT = Path(__file__).parents[3]
+# After a write that failed, orbax lets the others of the same save end without their event loop.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+)
 
 
 class State(NamedTuple):
@@ -52,10 +56,10 @@ class Saves(Checkpoints):
         super().__init__(folder, keep, keep_every, self.reported.append)
 
 
-def save(saves, *steps):
+def save(saves, *steps, size=20_000):
     for step in steps:
-        saves.save(step, state(step), {"position": step})
-        saves.wait()
+        saves.save(step, state(step, size), {"position": step})
+        saves.wait()  # as the next save does
 
 
 def there(folder):
@@ -115,9 +119,7 @@ def test_training_is_held_for_the_copy_alone(tmp_path, monkeypatch):
     saves = Saves(tmp_path)
     saves.save(1, state(1), {})  # comes back though the disk has not
     assert saves.latest() is None
-    assert saves.reported == [
-        f"checkpoint 1 is passed over: {tmp_path}/1: has no manifest.json, so its save did not end"
-    ] or saves.reported == []  # or orbax has not got that far
+    assert all("has no manifest.json, so its save did not end" in x for x in saves.reported)
     goes_on.set()
     saves.wait()
     assert saves.latest().step == 1
@@ -279,9 +281,8 @@ def assert_fails_by_the_next_save(saves, break_disk, mend_disk):
     """With one whole checkpoint, 1, before and one, 3, after."""
     save(saves, 1)
     break_disk()
-    with pytest.raises(CheckpointError) as raised:
-        saves.save(2, state(2, 400_000), {})
-        saves.save(3, state(3), {})
+    with pytest.raises(CheckpointError) as raised:  # at once, or when it has been tried
+        save(saves, 2, size=400_000)
     message = str(raised.value)
     assert message.startswith(f"{saves.folder}: the checkpoint of step 2 could not be written: ")
     assert "\n" not in message

@@ -4,6 +4,8 @@ What is held equal, bit by bit: the whole state before every step (parameters, o
 batch, the share of the learning rate, the lines of metrics, the finished parameters.
 """
 
+import contextlib
+import functools
 import json
 import os
 import random
@@ -151,6 +153,10 @@ def rubbish(folder):
     return found
 
 
+def goes_on(folder, begun):
+    return len(records(folder)) > begun or checkpoint.is_finished(folder / "run")
+
+
 @pytest.mark.slow(reason="kills the trainer 24 times")
 def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_was_not(
     children, job, straight, tmp_path
@@ -168,14 +174,14 @@ def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_was_not(
             at = dict(kill_at=rng.randrange(1, operations // 3)) if by_itself else {}
             pid = children.start(**job(folder, **at))
             if not by_itself and kills < KILLS:
-                begun = len(records(folder))
-                late = rng.random() < 0.8  # the others while it starts
-                wait_until(lambda n=begun, late=late: not late or len(records(folder)) > n, children)
-                time.sleep(rng.random() * (0.5 if late else 2.0))
-                try:
+                # While it starts, or after its first step.
+                if rng.random() < 0.8:
+                    wait_until(functools.partial(goes_on, folder, len(records(folder))), children)
+                    time.sleep(rng.random() * 0.5)
+                else:
+                    time.sleep(rng.random() * 2)
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    pass
             code = children.end()
             assert code in (0, -signal.SIGKILL), (folder / "stderr").read_text()
             kills += code != 0
