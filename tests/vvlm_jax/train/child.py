@@ -3,7 +3,7 @@ a fork that starts its own backend. Reads jobs as JSON lines, answers each with 
 then with how it ended.
 
 Job: {"argv": of tools.train, "stderr": file, "record": file, "sleep": seconds a step,
-      "kill_at": how many operations under "watch" it survives, "count": file for their number}
+      "watch": folder of checkpoints, "kill_at": n, "kind": of operations there (`die_within`)}
 """
 
 import json
@@ -48,21 +48,26 @@ def recorded(job):
     return compiled_step
 
 
-def count_operations(job):
-    """Dies in the middle of saves and clean-ups: before the n-th operation on their files."""
-    done, file = 0, job.get("count")
+def die_within(job):
+    """Dies before the n-th operation on the files of checkpoints, of any kind or of one: a `save`
+    that orbax has not put in place, or the removal of a folder (`clean-up`).
+    """
+    done, kind = 0, job.get("kind", "any")
 
     def hook(event, args):
         nonlocal done
-        if event not in OPERATIONS or not args or job["watch"] not in str(args[0]):
+        if event not in OPERATIONS or not args:
             return
-        done += 1
-        if done == job.get("kill_at"):
+        path, removal = str(args[0]), event in ("os.remove", "os.rmdir") and args[-1] != -1
+        is_one = {
+            "any": removal or job["watch"] in path,
+            "save": f"{job['watch']}/" in path and "tmp" in path,
+            "clean-up": removal,
+        }
+        done += is_one[kind]
+        if done == job["kill_at"]:
             os.kill(os.getpid(), signal.SIGKILL)
-        if file:
-            os.write(descriptor, b".")
 
-    descriptor = os.open(file, os.O_CREAT | os.O_WRONLY | os.O_APPEND) if file else None
     sys.addaudithook(hook)
 
 
@@ -76,8 +81,8 @@ def run(job):
     os.close(0)
     if "record" in job:
         loop.compiled_step = recorded(job)
-    if "watch" in job:
-        count_operations(job)
+    if "kill_at" in job:
+        die_within(job)
     sys.argv = ["tools.train", *job["argv"]]
     code = 0
     try:

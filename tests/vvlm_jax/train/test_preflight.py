@@ -36,8 +36,8 @@ def test_weights_that_are_not_there(stage, tmp_path):
 
 def test_a_disk_without_room_for_the_checkpoints(stage, tmp_path, monkeypatch):
     """A checkpoint of this model takes 3 × 4 bytes a parameter."""
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**6))
-    needs = r"0\.001 GB free; 3 checkpoints of \S+ GB and a model of \S+ GB need \S+; free some,"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**5))
+    needs = r"0\.0001 GB free; 3 checkpoints of \S+ GB and a model of \S+ GB need \S+; free some,"
     fails(stage(tmp_path, checkpoint_every=1), needs)
     fails(stage(tmp_path, checkpoint_every=0), r"0 checkpoints of \S+ GB and a model of \S+ GB")
 
