@@ -99,6 +99,7 @@ class _Run:
         self.saves = checkpoint.Checkpoints(
             out_dir / "checkpoints", config.keep_checkpoints, config.keep_every, self.warn
         )
+        self.fingerprint = examples.fingerprint()
         self.known: set[str] = set()
         self.batches = None
 
@@ -129,11 +130,10 @@ class _Run:
         if found:
             self.batches.set_state(found.about["iterator"])
             run_dir.note(self.out_dir, "resume", step=found.step)
-        run_dir.record(config, found.step if found else 0)
         return found
 
     def _check_data(self, there: list, allow) -> None:
-        here = self.examples.fingerprint()
+        here = self.fingerprint
         if there != here and not {"data", "data.annotations"} & set(allow):
             raise ConfigError(
                 f"{self.config.data.annotations}: holds other examples, or in another order, than "
@@ -147,7 +147,7 @@ class _Run:
             "step": step,
             "seed": self.config.seed,  # every random number of a run comes from it and the step
             "config": dataclasses.asdict(self.config),
-            "data": self.examples.fingerprint(),
+            "data": self.fingerprint,
             "iterator": self.batches.get_state(),
             "unreadable": dict(self.examples.unreadable.messages),
         }
@@ -159,7 +159,7 @@ class _Run:
             self.warn(str(error))
 
     def tell_unreadable(self) -> int:
-        """Warns of each file that has turned out unreadable; how many there are so far."""
+        """Notes each file that has turned out unreadable; how many there are so far."""
         messages = dict(self.examples.unreadable.messages)
         for name in messages.keys() - self.known:
             self.known.add(name)
@@ -174,7 +174,12 @@ def _run_steps(config, out_dir: Path, examples, model, on_step, should_stop, all
     preflight.check(config, model, out_dir, total)
     run = _Run(config, out_dir, examples)
     found = run.start(allow)
+    if found and found.step >= total:
+        raise ConfigError(
+            f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
+        )
     state, start = _first_state(config, model, mesh, run.saves, found)
+    run_dir.record(config, start)
     step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
     log = StepLog(config, out_dir, start, total, on_step)
     batch_sharding = NamedSharding(mesh, BATCH)

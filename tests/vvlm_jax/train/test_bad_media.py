@@ -10,6 +10,7 @@ import time
 import pytest
 
 from tests.vvlm_jax.train.test_loop import Stopped, assert_equal, lines, params_of, stop_after
+from vvlm_jax.config import ConfigError
 from vvlm_jax.data import pipeline
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.pipeline import TooManyUnreadable, within
@@ -123,6 +124,21 @@ def test_too_many_stop_the_run_also_after_a_resume(stage, media, tmp_path):
     unreadable.add("a", VideoError("a: gone"))  # the same again is no other
     with pytest.raises(TooManyUnreadable, match="3 unreadable"):
         unreadable.add("c", VideoError("c: gone"))
+
+
+def test_other_examples_than_a_run_began_with_are_an_error(stage, media, tmp_path):
+    folder = tmp_path / "world"
+    shutil.copytree(media[0], folder)
+    config = stage(tmp_path / "run", *options((folder, None)), checkpoint_every=2)
+    with pytest.raises(Stopped):
+        train(config, on_step=stop_after(4))
+    rows = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(rows[1:] + rows[:1]))
+    with pytest.raises(
+        ConfigError, match=r"train\.json: holds other examples, .*--allow data\.ann"
+    ):
+        train(config)
+    train(config, allow=("data.annotations",))
 
 
 # The time limit.

@@ -100,13 +100,13 @@ def describe(state):
 # What comes next.
 
 
-@pytest.mark.slow(reason="compiles a train step for eight devices, and two more for one")
+@pytest.mark.slow(reason="compiles a train step three times")
 def test_the_data_go_on_where_they_were(file):
-    """Three steps on eight devices, three on one: the batches of a run on one, and nearly its
+    """Three steps on two devices, three on one: the batches of a run on one, and nearly its
     losses.
     """
     config = from_json(TrainConfig, file.read_text())
-    first = child(8, "train", file, config.out_dir, 3)
+    first = child(2, "train", file, config.out_dir, 3)
     assert first["steps"] == [0, 1, 2]
     rest = child(1, "train", file, config.out_dir, 99)
     assert rest["steps"] == [3, 4, 5]

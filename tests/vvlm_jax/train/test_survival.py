@@ -154,6 +154,10 @@ def rubbish(folder):
     return found
 
 
+BY_THEMSELVES = {"any": 150, "save": 25, "clean-up": 30}
+"""Kinds of operations before which a child dies, and how many of them it survives at most."""
+
+
 def goes_on(folder, begun):
     return len(records(folder)) > begun or checkpoint.is_finished(folder / "run")
 
