@@ -65,7 +65,8 @@ def test_the_replacement_is_the_same_after_a_resume(stage, media, replaced, tmp_
     summary = train(config)
     assert summary == json.loads((replaced / "summary.json").read_text())
     assert_equal(params_of(tmp_path), params_of(replaced))
-    assert sorted(e["file"] for e in events(tmp_path, "unreadable")) == sorted(media[1])
+    # What was noted after the newest checkpoint may be noted again.
+    assert {e["file"] for e in events(tmp_path, "unreadable")} == set(media[1])
 
 
 def test_a_file_that_comes_back_to_life_stays_replaced(stage, media, replaced, world, tmp_path):
@@ -134,9 +135,7 @@ def test_other_examples_than_a_run_began_with_are_an_error(stage, media, tmp_pat
         train(config, on_step=stop_after(4))
     rows = json.loads((folder / "train.json").read_text())
     (folder / "train.json").write_text(json.dumps(rows[1:] + rows[:1]))
-    with pytest.raises(
-        ConfigError, match=r"train\.json: holds other examples, .*--allow data\.ann"
-    ):
+    with pytest.raises(ConfigError, match=r"train\.json: holds other examples.*--allow data\.ann"):
         train(config)
     train(config, allow=("data.annotations",))
 

@@ -142,15 +142,15 @@ def test_k_steps_and_a_resume_are_n_steps(children, job, straight, tmp_path, eve
 
 
 def rubbish(folder):
-    """{(kind, name, inode)} of what a kill left half done: a save, a manifest, a clean-up."""
+    """{(kind, name, time)} of what a kill left half done: a save, a manifest, a clean-up."""
     there, found = folder / "run" / "checkpoints", set()
     newest = max(whole_steps(folder), default=-1)
     for path in there.glob("*"):
         if not path.name.isdigit():
-            found.add(("save", path.name, path.stat().st_ino))
+            found.add(("save", path.name, path.stat().st_ctime_ns))
         elif not (path / "manifest.json").exists():
             kind = "manifest" if int(path.name) > newest else "clean-up"
-            found.add((kind, path.name, path.stat().st_ino))
+            found.add((kind, path.name, path.stat().st_ctime_ns))
     return found
 
 
