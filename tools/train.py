@@ -3,12 +3,18 @@
 Example:
     python -m tools.train --config configs/finetune.py --set model.num_frames=8 out_dir=runs/ft8
 
-A config is a Python file with `config() -> TrainConfig`. Run the same command again after an
-interruption and it continues.
+A config is a Python file with `config() -> TrainConfig`. Run the same command again after any
+interruption and it continues: Ctrl-C, a kill, a crash, SIGTERM (which saves first).
+
+Exit codes: 0 finished, 2 an error that its line says how to mend, 75 stopped by SIGTERM and saved
+(run it again), 130 interrupted by Ctrl-C.
 """
 
 import dataclasses
+import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -26,8 +32,14 @@ class Args:
     """A Python file that defines `config() -> TrainConfig`, such as configs/finetune.py."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Overrides, such as model.num_frames=8 data.num_examples=250000."""
+    allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
+    """Options, such as optim.warmup, that an interrupted run may go on with at another value."""
     print_config: bool = False
     """Print the whole config with its overrides and stop."""
+
+
+STOPPED = 75
+"""Exit code after SIGTERM: sysexits' EX_TEMPFAIL, "try again later"."""
 
 
 def main(args: Args) -> None:
@@ -36,9 +48,17 @@ def main(args: Args) -> None:
     if args.print_config:
         print(to_json(config), end="")
         return
-    from vvlm_jax.train.loop import train
+    asked = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())  # a second one finds it set
+    from vvlm_jax.train.loop import Preempted, train
 
-    summary = train(config)
+    try:
+        summary = train(config, should_stop=asked.is_set, allow=args.allow)
+    except Preempted as e:
+        print(e, file=sys.stderr)
+        sys.exit(STOPPED)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     for message in summary["unreadable"]:
         print(f"unreadable: {message}", file=sys.stderr)
     print(
@@ -47,5 +67,19 @@ def main(args: Args) -> None:
     )
 
 
+def _leave_at_once(code: int) -> None:
+    """Ends the process though threads still read or write: they can take minutes, and whatever
+    they leave behind is what a kill leaves.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    try:
+        die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    except SystemExit as e:
+        if e.code == 130:
+            _leave_at_once(e.code)
+        raise

@@ -177,6 +177,8 @@ class DataConfig:
     """Threads that decode and tokenise ahead of the train step."""
     max_unreadable: float = 0.01
     """Share of examples that may be unreadable (counted, replaced) before the run stops."""
+    max_read_seconds: float = 300.0
+    """Time for one media file; what takes longer counts as unreadable."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +228,10 @@ class TrainConfig:
     """Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb`."""
     checkpoint_every: int = 500
     """Steps between checkpoints, besides the last; 0 keeps only the last."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that stay while the stage runs."""
+    keep_every: int = 0
+    """Checkpoints of steps that this divides stay for good; 0 keeps none."""
     mesh: tuple[tuple[str, int], ...] = (("data", 1), ("fsdp", -1), ("tensor", 1))
     """Devices along each axis; one −1 takes the rest."""
 
@@ -351,6 +357,8 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     )
     share = data.max_unreadable
     _require(0 <= share <= 1, "data.max_unreadable", share, "a share from 0 to 1")
+    seconds = data.max_read_seconds
+    _require(seconds > 0, "data.max_read_seconds", seconds, "above 0")
     for name, least in (("max_text_tokens", 1), ("frame_cache_mb", 0), ("read_threads", 0)):
         value = getattr(data, name)
         _require(value >= least, f"data.{name}", value, f"{least} or above")
@@ -378,6 +386,14 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
         "checkpoint_every",
         config.checkpoint_every,
         "0 (only the last) or above",
+    )
+    kept, every = config.keep_checkpoints, config.keep_every
+    _require(kept >= 1, "keep_checkpoints", kept, "at least 1")
+    _require(
+        every == 0 or every > 0 < config.checkpoint_every and every % config.checkpoint_every == 0,
+        "keep_every",
+        every,
+        f"0 (none) or a multiple of checkpoint_every = {config.checkpoint_every}",
     )
     _require(0 <= optim.warmup < 1, "optim.warmup", optim.warmup, "a share from 0 to below 1")
     _require(optim.clip_norm > 0, "optim.clip_norm", optim.clip_norm, "above 0")
@@ -484,15 +500,19 @@ def from_json(cls, text: str):
     return from_dict(cls, json.loads(text))
 
 
-def first_difference(a, b, prefix: str = ""):
+def first_difference(a, b):
     """(name, value in a, value in b) of the first option in which two configs differ; None if
     equal.
     """
+    return next(differences(a, b), None)
+
+
+def differences(a, b, prefix: str = ""):
+    """Yields (name, value in a, value in b) of every option in which two configs differ."""
     for f in dataclasses.fields(a):
         x, y = getattr(a, f.name), getattr(b, f.name)
         if x != y:
-            nested = dataclasses.is_dataclass(x) and dataclasses.is_dataclass(y)
-            return (
-                first_difference(x, y, f"{prefix}{f.name}.") if nested else (prefix + f.name, x, y)
-            )
-    return None
+            if dataclasses.is_dataclass(x) and dataclasses.is_dataclass(y):
+                yield from differences(x, y, f"{prefix}{f.name}.")
+            else:
+                yield prefix + f.name, x, y

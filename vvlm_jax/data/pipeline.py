@@ -1,6 +1,8 @@
 """Annotations and media to batches: seeded global order, threads that read ahead, exact resume."""
 
+import queue
 import threading
+import zlib
 from dataclasses import dataclass, field
 
 import grain
@@ -22,7 +24,8 @@ class TooManyUnreadable(Stopped):
 @dataclass
 class Unreadable:
     """Media that could not be read so far: counted once a file, reported, never passed off as
-    black frames.
+    black frames. A file that failed is not tried again, also not after a resume: what stands in
+    for its example stays the same.
     """
 
     limit: int
@@ -32,7 +35,7 @@ class Unreadable:
     def add(self, name: str, error: VideoError) -> None:
         """Records a failure; raises TooManyUnreadable once more than `limit` files have failed."""
         with self._lock:
-            self.messages[name] = str(error)
+            self.messages.setdefault(name, str(error))
             if len(self.messages) > self.limit:
                 shown = "; ".join(list(self.messages.values())[:3])
                 raise TooManyUnreadable(
@@ -85,6 +88,13 @@ class Examples:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def fingerprint(self) -> list[int]:
+        """[examples, checksum of their order]: a data position is a place in just these."""
+        names = "\n".join(
+            f"{row.get('id')} {row.get('video')} {row.get('image')}" for row in self.rows
+        )
+        return [len(self.rows), zlib.crc32(names.encode())]
+
     def __getitem__(self, index) -> Example:
         for offset in range(len(self.rows)):
             row = self.rows[(int(index) + offset) % len(self.rows)]
@@ -129,12 +139,39 @@ class Examples:
         return np.concatenate([*map(self._read, media), nothing])
 
     def _read(self, medium: Medium) -> np.ndarray:
+        name, seconds = medium.name, self.data.max_read_seconds
+        if name in self.unreadable.messages:
+            raise _MediumError(name, VideoError(self.unreadable.messages[name]))
         try:
             if medium.kind == "video":
-                return self.reader.video(medium.name)
-            return self.reader.image(medium.name, medium.num_frames)
+                return within(seconds, name, self.reader.video, name)
+            return within(seconds, name, self.reader.image, name, medium.num_frames)
         except VideoError as e:
-            raise _MediumError(medium.name, e) from e
+            raise _MediumError(name, e) from e
+
+
+def within(seconds: float, name: str, read, *args):
+    """`read(*args)`, in a thread of its own that is left behind when it takes longer: a decoder
+    that hangs in one file cannot be stopped, and must hold up neither the run nor its end.
+
+    Raises what `read` raises, or VideoError naming the file.
+    """
+    outcome = queue.SimpleQueue()
+
+    def work():
+        try:
+            outcome.put((read(*args), None))
+        except BaseException as e:  # it is raised where the result is waited for
+            outcome.put((None, e))
+
+    threading.Thread(target=work, daemon=True, name=f"read {name}").start()
+    try:
+        value, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise VideoError(f"{name}: not read within {seconds:g} s (data.max_read_seconds)") from None
+    if error is not None:
+        raise error
+    return value
 
 
 def pad(encoded: chat.Encoded, frames_THWC, own: int, num_visual: int, max_text: int) -> Example:

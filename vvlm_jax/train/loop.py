@@ -2,55 +2,67 @@
 
     run/config.json     what was asked for
     run/metrics.jsonl   one line every `log_every` steps
-    run/checkpoints/    newest train states, while the stage runs
+    run/events.jsonl    what happened beside: resumes, checkpoints passed over, unreadable files
+    run/checkpoints/    newest train states, while the stage runs; milestones stay
     run/summary.json    steps, last loss, unreadable files
     run/params/         the finished model; it is there only when the stage has finished
 
-A stage that was interrupted continues from its newest checkpoint when it is run again, and ends
-with the same parameters as one that was not.
+A stage that was interrupted continues from its newest whole checkpoint when it is run again, and
+ends with the same parameters as one that was not.
 """
 
+import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vvlm_jax.config import TrainConfig, choose, validate
+from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, make_mesh
-from vvlm_jax.train import checkpoint, optim, run_dir
+from vvlm_jax.train import checkpoint, optim, preflight, run_dir
 from vvlm_jax.train.log import StepLog
 from vvlm_jax.train.program import compiled_step, initial_state
 
 
-def train(config: TrainConfig, *, on_step=None) -> dict:
+class Preempted(Stopped):
+    """The run was asked to stop and did, with all its steps saved; the message says how to go
+    on.
+    """
+
+
+def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=()) -> dict:
     """Trains one stage and writes the finished model to `config.out_dir`; a finished one is left as
     it is.
 
     Args:
       on_step: called as `on_step(step, num_steps, metrics)` after every logged step.
+      should_stop: called before every step; once it answers True the state is saved and Preempted
+        raised. Several hosts must all get the same answer at the same step.
+      allow: names of options that may differ from those the run began with (`optim.warmup`).
 
     Returns:
       {"steps", "examples", "loss", "unreadable"}: the loss of the last step, and the messages of
       media files that could not be read.
 
-    Raises ConfigError before any compile for options that cannot work, TrainingDiverged on NaN or
-    Inf.
+    Raises ConfigError before any compile for options that cannot work, CheckpointError when a save
+    failed or what is saved does not fit, TrainingDiverged on NaN or Inf.
     """
     vision = choose(variants.VISION, config.model.vision, "model.vision")
     validate(config, vision)
-    out_dir = run_dir.claim(config)
+    out_dir = run_dir.claim(config, allow)
     if checkpoint.is_finished(out_dir):
-        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+        _remove_checkpoints(config, out_dir)
         return json.loads((out_dir / "summary.json").read_text())
     tok = tokenizer.load(config.data.tokenizer)
     examples = pipeline.Examples(config.data, config.model, vision, tok, config.seed)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab, pipeline.newline_id(tok))
-    state, loss = _run_steps(config, out_dir, examples, model, on_step)
+    state, loss = _run_steps(config, out_dir, examples, model, on_step, should_stop, allow)
     steps = num_steps(config, examples)
     summary = {
         "steps": steps,
@@ -60,7 +72,7 @@ def train(config: TrainConfig, *, on_step=None) -> dict:
     }
     (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     checkpoint.save_params(out_dir, optim.merge(state.trainable, state.frozen))
-    shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    _remove_checkpoints(config, out_dir)
     return summary
 
 
@@ -69,47 +81,156 @@ def num_steps(config: TrainConfig, examples) -> int:
     return len(examples) // config.batch_size * config.epochs
 
 
-def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
+def _remove_checkpoints(config: TrainConfig, out_dir: Path) -> None:
+    """Of a finished stage, milestones alone stay."""
+    if not config.keep_every:
+        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+        return
+    for path in (out_dir / "checkpoints").glob("*"):
+        if not path.name.isdigit() or int(path.name) % config.keep_every:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+class _Run:
+    """One call's share of a stage: its data, its saves, and what it has told so far."""
+
+    def __init__(self, config: TrainConfig, out_dir: Path, examples: pipeline.Examples):
+        self.config, self.out_dir, self.examples = config, out_dir, examples
+        self.saves = checkpoint.Checkpoints(
+            out_dir / "checkpoints", config.keep_checkpoints, config.keep_every, self.warn
+        )
+        self.fingerprint = examples.fingerprint()
+        self.known: set[str] = set()
+        self.batches = None
+
+    def warn(self, line: str) -> None:
+        """One line for whoever watches, and for the run's story."""
+        print(f"{self.out_dir}: {line}", file=sys.stderr)
+        run_dir.note(self.out_dir, "warning", text=line)
+
+    def start(self, allow) -> checkpoint.Found | None:
+        """Opens the data where the newest whole checkpoint left it."""
+        found = self.saves.latest()
+        if found:
+            self._check_data(found.about["data"], allow)
+            # Before anything is read ahead: the same files are replaced as before.
+            self.examples.unreadable.messages.update(found.about["unreadable"])
+            self.known.update(found.about["unreadable"])
+        config = self.config
+        self.batches = iter(
+            pipeline.batches(
+                self.examples,
+                config.batch_size,
+                config.epochs,
+                config.seed,
+                shard=jax.process_index(),
+                num_shards=jax.process_count(),
+            )
+        )
+        if found:
+            self.batches.set_state(found.about["iterator"])
+            run_dir.note(self.out_dir, "resume", step=found.step)
+        return found
+
+    def _check_data(self, there: list, allow) -> None:
+        here = self.fingerprint
+        if there != here and not {"data", "data.annotations"} & set(allow):
+            raise ConfigError(
+                f"{self.config.data.annotations}: holds other examples, or in another order, than "
+                f"when {self.out_dir} began ({there[0]} then, {here[0]} now); choose another "
+                "out_dir, or go on with --allow data.annotations"
+            )
+
+    def save(self, step: int, state) -> None:
+        """Begins a checkpoint of all that a resume needs."""
+        about = {
+            "step": step,
+            "seed": self.config.seed,  # every random number of a run comes from it and the step
+            "config": dataclasses.asdict(self.config),
+            "data": self.fingerprint,
+            "iterator": self.batches.get_state(),
+            "unreadable": dict(self.examples.unreadable.messages),
+        }
+        self.saves.save(step, state, about)
+
+    def finish(self) -> None:
+        """Waits for the save under way; steps that are done do not depend on its success."""
+        if error := self.saves.close():
+            self.warn(str(error))
+
+    def tell_unreadable(self) -> int:
+        """Notes each file that has turned out unreadable; how many there are so far."""
+        messages = dict(self.examples.unreadable.messages)
+        for name in messages.keys() - self.known:
+            self.known.add(name)
+            run_dir.note(self.out_dir, "unreadable", file=name, error=messages[name])
+        return len(messages)
+
+
+def _run_steps(config, out_dir: Path, examples, model, on_step, should_stop, allow):
     """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
     mesh, total = make_mesh(config.mesh), num_steps(config, examples)
     check_batch(config.batch_size, mesh)
-    iterator = iter(
-        pipeline.batches(
-            examples,
-            config.batch_size,
-            config.epochs,
-            config.seed,
-            shard=jax.process_index(),
-            num_shards=jax.process_count(),
+    preflight.check(config, model, out_dir, total)
+    run = _Run(config, out_dir, examples)
+    found = run.start(allow)
+    if found and found.step >= total:
+        raise ConfigError(
+            f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
         )
-    )
-    state = initial_state(config, model, mesh)
+    state, start = _first_state(config, model, mesh, run.saves, found)
+    run_dir.record(config, start)
     step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
-    checkpoints = (
-        checkpoint.Checkpoints(out_dir / "checkpoints") if config.checkpoint_every else None
-    )
-    start = checkpoints.latest() or 0 if checkpoints else 0
-    if start:
-        state, position = checkpoints.restore(start, state)
-        iterator.set_state(position["iterator"])
-        examples.unreadable.messages.update(position["unreadable"])
     log = StepLog(config, out_dir, start, total, on_step)
     batch_sharding = NamedSharding(mesh, BATCH)
+    before = None
     try:
         for step in range(start, total):
+            if should_stop and should_stop():
+                _stop(run, log, step, start, state, before)
             batch = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), next(iterator)
+                lambda x: jax.make_array_from_process_local_data(batch_sharding, x),
+                next(run.batches),
             )
             share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
+            # Never more than one step ahead of the device: a stop has to wait for all of them.
+            jax.block_until_ready(before)
             state, metrics = step_fn(state, batch, share)
-            log(step + 1, metrics, share, len(examples.unreadable.messages))
-            if checkpoints and (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
+            before = metrics
+            log(step + 1, metrics, share, run.tell_unreadable())
+            every = config.checkpoint_every
+            if every and (step + 1) % every == 0 and step + 1 < total:
                 log.check(step + 1, metrics)  # a diverged state must not replace a good one
-                messages = dict(examples.unreadable.messages)
-                position = {"iterator": iterator.get_state(), "unreadable": messages}
-                checkpoints.save(step + 1, state, position)
-    finally:
+                run.save(step + 1, state)
+    except Exception:
+        run.finish()
+        raise
+    finally:  # at once on Ctrl-C: a save that is still under way is never offered
         log.close()
-        if checkpoints:
-            checkpoints.close()
+    run.finish()
     return state, log.loss
+
+
+def _first_state(config, model, mesh, saves, found):
+    """(state, steps done): the checkpoint's, or a new one."""
+    if found is None:
+        return initial_state(config, model, mesh), 0
+    fresh = initial_state(dataclasses.replace(config, init=()), model, mesh)
+    like = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
+    )
+    jax.tree.map(lambda x: x.delete(), fresh)  # there may not be room for two
+    return saves.restore(found, like), found.step
+
+
+def _stop(run: _Run, log: StepLog, step: int, start: int, state, metrics) -> None:
+    """Saves what this call has done, waits for it, and raises Preempted."""
+    if step > start:
+        log.check(step, metrics)
+        run.save(step, state)
+        run.saves.wait()
+    run_dir.note(run.out_dir, "stopped", step=step)
+    raise Preempted(
+        f"{run.out_dir}: stopped as asked, with {step} steps saved; run the same command again to "
+        "continue"
+    )

@@ -18,7 +18,9 @@ class JsonlWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if after_step is not None and path.exists():
             rows = [line for line in path.read_text().splitlines() if _step(line) <= after_step]
-            path.write_text("".join(line + "\n" for line in rows))
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_text("".join(line + "\n" for line in rows))
+            partial.replace(path)
         self._file = path.open("a")
 
     def write(self, **values) -> None:

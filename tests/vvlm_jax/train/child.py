@@ -1,0 +1,107 @@
+"""Starts trainers as processes of their own, quickly: jax is imported once, here, and every job is
+a fork that starts its own backend. Reads jobs as JSON lines, answers each with its process id and
+then with how it ended.
+
+Job: {"argv": of tools.train, "stderr": file, "record": file, "sleep": seconds a step,
+      "watch": folder of checkpoints, "kill_at": n, "kind": of operations there (`die_within`)}
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+import zlib
+
+import jax
+import numpy as np
+
+from tools import _shared  # noqa: F401 imported before the forks, and not tools.train, which they run
+from vvlm_jax.train import loop
+
+
+def digest(tree) -> int:
+    """One number for every bit of a pytree of arrays."""
+    sums = [zlib.crc32(np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
+    return zlib.crc32(repr(sums).encode())
+
+
+def recorded(job):
+    """loop.compiled_step, with one line for each step that is begun."""
+    original = loop.compiled_step
+    file = os.open(job["record"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+
+    def compiled_step(*args):
+        step_fn = original(*args)
+
+        def step(state, batch, share):
+            line = dict(
+                step=int(state.step), batch=digest(batch), share=float(share), state=digest(state)
+            )
+            os.write(file, f"{json.dumps(line)}\n".encode())
+            time.sleep(job.get("sleep", 0))
+            return step_fn(state, batch, share)
+
+        return step
+
+    return compiled_step
+
+
+def die_within(job):
+    """Dies before the n-th operation on the files of checkpoints, of any kind or of one: a `save`
+    that orbax has not put in place, or the removal of a folder (`clean-up`).
+    """
+    done, kind = 0, job.get("kind", "any")
+
+    def hook(event, args):
+        nonlocal done
+        if event not in OPERATIONS or not args:
+            return
+        path, removal = str(args[0]), event in ("os.remove", "os.rmdir") and args[-1] != -1
+        is_one = {
+            "any": removal or job["watch"] in path,
+            "save": f"{job['watch']}/" in path and "tmp" in path,
+            "clean-up": removal,
+        }
+        done += is_one[kind]
+        if done == job["kill_at"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+OPERATIONS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
+
+
+def run(job):
+    stderr = os.open(job["stderr"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+    os.dup2(stderr, 2)
+    os.dup2(stderr, 1)
+    os.close(0)
+    if "record" in job:
+        loop.compiled_step = recorded(job)
+    if "kill_at" in job:
+        die_within(job)
+    sys.argv = ["tools.train", *job["argv"]]
+    code = 0
+    try:
+        runpy.run_module("tools.train", run_name="__main__", alter_sys=True)
+    except SystemExit as e:
+        code = e.code or 0
+    except BaseException as e:
+        print(repr(e), file=sys.stderr)
+        code = 1
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_compilation_cache_dir", sys.argv[1])
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    for line in sys.stdin:
+        if (pid := os.fork()) == 0:
+            run(json.loads(line))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)

@@ -1,0 +1,93 @@
+"""What would stop a run is found before anything is compiled, and told in one line."""
+
+import shutil
+from collections import namedtuple
+
+import pytest
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.data import pipeline
+from vvlm_jax.train import loop, preflight
+from vvlm_jax.train.loop import train
+
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiles(monkeypatch):
+    """The first thing that compiles would fail in another way."""
+    monkeypatch.setattr(loop, "initial_state", None)
+
+
+def fails(config, match, **options):
+    with pytest.raises(ConfigError, match=match) as raised:
+        train(config, **options)
+    assert "\n" not in str(raised.value)
+
+
+def test_weights_that_are_not_there(stage, tmp_path):
+    gone = tmp_path / "gone"
+    fails(stage(tmp_path / "run", init=(("llm", str(gone)),)), rf"init: {gone}: no such folder")
+    fails(stage(tmp_path / "run", init=(("llm", f"{gone}.npz"),)), rf"init: {gone}.npz: no such")
+    gone.mkdir()
+    fails(stage(tmp_path / "run", init=(("llm", str(gone)),)), rf"init: {gone}: no finished model")
+    fails(stage(tmp_path / "run", init=(("lm", str(gone)),)), "init: unknown part 'lm'; did you")
+
+
+def test_a_disk_without_room_for_the_checkpoints(stage, tmp_path, monkeypatch):
+    """A checkpoint of this model takes 3 × 4 bytes a parameter."""
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**5))
+    needs = r"0\.0001 GB free; 3 checkpoints of \S+ GB and a model of \S+ GB need \S+; free some,"
+    fails(stage(tmp_path, checkpoint_every=1), needs)
+    fails(stage(tmp_path, checkpoint_every=0), r"0 checkpoints of \S+ GB and a model of \S+ GB")
+
+
+def test_room_is_counted_in_bytes(stage, tok, tmp_path, monkeypatch):
+    from vvlm_jax.models import vlm
+
+    config = stage(tmp_path, checkpoint_every=1)
+    model = vlm.build(config.model, pipeline.video_id(tok))
+    params = sum(x.size for x in vlm.jax.tree.leaves(vlm.shapes(model)))
+    exact = 3 * 3 * 4 * params + 3 * 4  # two that stay and one that is written; Adam's counter
+    for free in (exact, exact - 1):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: Usage(0, 0, free))
+        if free == exact:
+            preflight.check(config, model, tmp_path, 6)
+        else:
+            with pytest.raises(ConfigError, match="need"):
+                preflight.check(config, model, tmp_path, 6)
+
+
+def test_a_large_model_on_a_processor_has_to_be_asked_for(stage, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "LARGE", 1000)
+    train_until_state(stage(tmp_path / "asked"))  # the tests set JAX_PLATFORMS=cpu
+    monkeypatch.setattr(preflight, "_platforms", lambda: "")
+    monkeypatch.setattr(preflight, "_DEVICE_FILES", ())
+    fails(stage(tmp_path), r"^no accelerator found, and .* or insist with JAX_PLATFORMS=cpu$")
+    monkeypatch.setattr(preflight, "_DEVICE_FILES", ("null",))
+    fails(stage(tmp_path), r"^/dev/null is there, but this jax cannot use it, and ")
+
+
+def train_until_state(config):
+    with pytest.raises(TypeError, match="NoneType"):
+        train(config)
+
+
+def test_an_option_to_allow_that_does_not_exist(stage, tmp_path):
+    fails(stage(tmp_path), r"^--allow optim\.warmpu: no such option; did you mean 'warmup'\?$",
+          allow=("optim.warmpu",))  # fmt: skip
+    fails(stage(tmp_path), r"^--allow seed\.x: no such option$", allow=("seed.x",))
+
+
+def test_checkpoints_without_a_config_are_of_nobody(stage, tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    fails(stage(tmp_path), r"checkpoints: of a run without config\.json; choose another out_dir")
+
+
+@pytest.mark.parametrize("option", ["batch_size=8", "seed=1", "data.num_examples=8"])
+def test_what_says_which_examples_come_when_stays(stage, tmp_path, option):
+    (tmp_path / "metrics.jsonl").write_text("")
+    train_until_state(stage(tmp_path))
+    name = option.partition("=")[0]
+    fails(stage(tmp_path, option), rf"holds a run with {name} = .*the examples of each step",
+          allow=(name,))  # fmt: skip

@@ -1,0 +1,282 @@
+"""Trainers in processes of their own, stopped in every way: each ends as if it was not.
+
+What is held equal, bit by bit: the whole state before every step (parameters, optimiser), the
+batch, the share of the learning rate, the lines of metrics, the finished parameters.
+"""
+
+import contextlib
+import functools
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.vvlm_jax.train.test_loop import assert_same_run, lines
+from vvlm_jax.config import to_json
+from vvlm_jax.train import checkpoint
+
+ROOT = Path(__file__).parents[3]
+STEPS = 12
+KILLS = 24
+
+
+class Children:
+    """Runs tools.train in forks of one process that has imported jax."""
+
+    def __init__(self, folder):
+        environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        self.server = subprocess.Popen(
+            [sys.executable, "-m", "tests.vvlm_jax.train.child", str(folder / "cache")],
+            cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def start(self, **job):
+        """The process id of a job."""
+        self.server.stdin.write(json.dumps(job) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+    def end(self):
+        """How the job ended: exit code, or minus the signal."""
+        return int(self.server.stdout.readline())
+
+    def close(self):
+        self.server.stdin.close()
+        self.server.stdout.close()
+        self.server.wait(60)
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    children = Children(tmp_path_factory.mktemp("children"))
+    yield children
+    children.close()
+
+
+@pytest.fixture(scope="module")
+def job(stage, tmp_path_factory):
+    """job(folder, *options, …): of a run of 12 steps with two microbatches in `folder`."""
+
+    def make(folder, *options, **values):
+        folder.mkdir(exist_ok=True)
+        config = stage(folder / "run", "microbatches=2", "checkpoint_every=1", epochs=2)
+        (folder / "c.py").write_text(
+            "from vvlm_jax.config import TrainConfig, from_json\n"
+            f"def config():\n    return from_json(TrainConfig, {to_json(config)!r})\n"
+        )
+        argv = ["--config", str(folder / "c.py")]
+        argv += ["--set", *options] if options else []
+        files = {"stderr": str(folder / "stderr"), "record": str(folder / "record")}
+        return dict(argv=argv, watch=str(folder / "run" / "checkpoints"), **files, **values)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def straight(children, job, tmp_path_factory):
+    """A folder with an uninterrupted run, and what it did at every step."""
+    folder = tmp_path_factory.mktemp("straight")
+    children.start(**job(folder))
+    assert children.end() == 0, (folder / "stderr").read_text()
+    steps = records(folder)
+    assert [line["step"] for line in steps] == list(range(STEPS))
+    return folder
+
+
+def records(folder):
+    """Whole lines only: a kill can leave half a one."""
+    text = (folder / "record").read_text() if (folder / "record").exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+
+def assert_ends_alike(folder, straight):
+    """Every step of every process did what the uninterrupted run did there; and so the end."""
+    expected, seen = {line["step"]: line for line in records(straight)}, records(folder)
+    assert {line["step"] for line in seen} == set(expected)
+    for line in seen:
+        assert line == expected[line["step"]]
+    assert_same_run(folder / "run", straight / "run")
+
+
+def wait_until(condition, children, seconds=300):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        assert children.server.poll() is None
+        time.sleep(0.002)
+
+
+def whole_steps(folder):
+    found = (folder / "run" / "checkpoints").glob("*/manifest.json")
+    return sorted(int(path.parent.name) for path in found)
+
+
+# Resumed in another process.
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_k_steps_and_a_resume_are_n_steps(children, job, straight, tmp_path, every):
+    """Stopped while a step accumulates, at a save (every 1) or between two of them (every 5)."""
+    slow = dict(sleep=0.1)
+    pid = children.start(**job(tmp_path, f"checkpoint_every={every}", **slow))
+    wait_until(lambda: len(records(tmp_path)) >= 8, children)
+    os.kill(pid, signal.SIGKILL)
+    assert children.end() == -signal.SIGKILL
+    begun = len(records(tmp_path))
+    children.start(**job(tmp_path, f"checkpoint_every={every}"))
+    assert children.end() == 0, (tmp_path / "stderr").read_text()
+    resumed = records(tmp_path)[begun]["step"]
+    assert resumed == 5 if every == 5 else begun - 3 <= resumed <= begun
+    assert_ends_alike(tmp_path, straight)
+
+
+# SIGKILL.
+
+
+def rubbish(folder):
+    """{(kind, name, time)} of what a kill left half done: a save, a manifest, a clean-up."""
+    there, found = folder / "run" / "checkpoints", set()
+    newest = max(whole_steps(folder), default=-1)
+    for path in there.glob("*"):
+        if not path.name.isdigit():
+            found.add(("save", path.name, path.stat().st_ctime_ns))
+        elif not (path / "manifest.json").exists():
+            kind = "manifest" if int(path.name) > newest else "clean-up"
+            found.add((kind, path.name, path.stat().st_ctime_ns))
+    return found
+
+
+BY_THEMSELVES = {"any": 150, "save": 25, "clean-up": 30}
+"""Kinds of operations before which a child dies, and how many of them it survives at most."""
+
+
+def goes_on(folder, begun):
+    return len(records(folder)) > begun or checkpoint.is_finished(folder / "run")
+
+
+@pytest.mark.slow(reason="kills the trainer 24 times")
+def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_was_not(
+    children, job, straight, tmp_path
+):
+    rng, kills, instants, runs = random.Random(0), 0, Counter(), 0
+    kinds = itertools.cycle(
+        [("any", 150), ("save", 25), ("clean-up", 30), ("time", 0), ("time", 0)]
+    )
+    while kills < KILLS:
+        folder, code = tmp_path / str(runs), None
+        runs += 1
+        while code != 0:
+            kind, operations = next(kinds) if kills < KILLS else (None, 0)
+            before = rubbish(folder)
+            at = dict(kind=kind, kill_at=rng.randrange(1, operations)) if operations else {}
+            pid = children.start(**job(folder, **at))
+            if kind == "time":
+                # While it starts, or after its first step.
+                if rng.random() < 0.8:
+                    wait_until(functools.partial(goes_on, folder, len(records(folder))), children)
+                    time.sleep(rng.random() * 0.5)
+                else:
+                    time.sleep(rng.random() * 2)
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            code = children.end()
+            assert code in (0, -signal.SIGKILL), (folder / "stderr").read_text()
+            kills += code != 0
+            instants.update(kind for kind, *_ in rubbish(folder) - before)
+        assert_ends_alike(folder, straight)
+    print(f"{kills} kills, of them within a {dict(instants)}, in {runs} runs")
+    assert kills >= KILLS
+    assert min(instants[kind] for kind in ("save", "manifest", "clean-up")) >= 1, instants
+    assert sum(instants.values()) >= 8, instants
+
+
+# SIGTERM and Ctrl-C.
+
+
+def test_sigterm_saves_the_step_and_has_an_exit_code_of_its_own(children, job, straight, tmp_path):
+    options = ("checkpoint_every=0",)  # so that what is there was saved because of the signal
+    pid = children.start(**job(tmp_path, *options, sleep=0.2))
+    wait_until(lambda: len(records(tmp_path)) >= 4, children)
+    os.kill(pid, signal.SIGTERM)
+    begun = len(records(tmp_path))
+    time.sleep(0.02)
+    os.kill(pid, signal.SIGTERM)  # changes nothing
+    assert children.end() == 75
+    (step,) = whole_steps(tmp_path)
+    assert step == len(records(tmp_path)) <= begun + 1  # every step that was begun is saved
+    (line,) = (tmp_path / "stderr").read_text().splitlines()
+    assert line.endswith(f"stopped as asked, with {step} steps saved; run the same command again "
+                         "to continue")  # fmt: skip
+    children.start(**job(tmp_path, *options))
+    assert children.end() == 0, (tmp_path / "stderr").read_text()
+    assert len(records(tmp_path)) == STEPS  # nothing was done twice
+    assert_ends_alike(tmp_path, straight)
+
+
+def test_sigterm_before_the_first_step_leaves_what_there_was(children, job, tmp_path):
+    pid = children.start(**job(tmp_path))
+    wait_until(lambda: (tmp_path / "run" / "config.json").exists(), children)
+    os.kill(pid, signal.SIGTERM)
+    assert children.end() == 75
+    assert len(whole_steps(tmp_path)) == len(records(tmp_path)) <= 1
+
+
+def test_ctrl_c_is_prompt_and_loses_nothing_that_was_saved(children, job, straight, tmp_path):
+    pid = children.start(**job(tmp_path, sleep=0.1))
+    wait_until(lambda: len(whole_steps(tmp_path)) >= 2, children)
+    saved = whole_steps(tmp_path)[-1]
+    start = time.monotonic()
+    os.kill(pid, signal.SIGINT)
+    assert children.end() == 130
+    assert time.monotonic() - start < 10  # a second on an idle machine
+    assert whole_steps(tmp_path)[-1] >= saved
+    (line,) = (tmp_path / "stderr").read_text().split("\n")[-2:-1]
+    assert line == "interrupted; run the same command again to continue"
+    children.start(**job(tmp_path))
+    assert children.end() == 0
+    assert_ends_alike(tmp_path, straight)
+
+
+# A config that changes on the way.
+
+
+def test_another_option_needs_to_be_allowed_and_the_story_keeps_the_earlier(
+    children, job, tmp_path
+):
+    pid = children.start(**job(tmp_path, sleep=0.1))
+    wait_until(lambda: len(whole_steps(tmp_path)) >= 2, children)
+    os.kill(pid, signal.SIGTERM)
+    assert children.end() == 75
+    step = whole_steps(tmp_path)[-1]
+    (tmp_path / "stderr").unlink()
+    other = ("optim.clip_norm=0.5", "log_every=2")
+    refused = job(tmp_path, *other)
+    children.start(**refused)
+    assert children.end() == 2
+    (line,) = (tmp_path / "stderr").read_text().splitlines()
+    assert line.endswith(
+        "run holds a run with optim.clip_norm = 1.0, not 0.5; choose another out_dir, or go on "
+        "with --allow optim.clip_norm"
+    )
+    allowed = {**refused, "argv": [*refused["argv"], "--allow", "optim.clip_norm"]}
+    children.start(**allowed)
+    assert children.end() == 0, (tmp_path / "stderr").read_text()
+    story = [json.loads(t) for t in (tmp_path / "run" / "events.jsonl").read_text().splitlines()]
+    (change,) = [line for line in story if line["event"] == "config"]
+    assert change["step"] == step
+    assert change["changed"] == {"optim.clip_norm": [1.0, 0.5], "log_every": [1, 2]}
+    assert change["earlier"]["optim"]["clip_norm"] == 1.0
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["optim"]["clip_norm"] == 0.5
+    assert checkpoint.is_finished(tmp_path / "run")
+    children.start(**refused)  # the finished run is of this config now
+    assert children.end() == 0
+    assert lines(tmp_path / "run")[-1]["step"] == STEPS

@@ -1,0 +1,82 @@
+"""What would stop a run after minutes, found in its first second: before anything is compiled."""
+
+import math
+import shutil
+from pathlib import Path
+
+import jax
+
+from vvlm_jax import config as config_lib
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.models import vlm
+from vvlm_jax.train import checkpoint, optim
+from vvlm_jax.weights import big_vision
+from vvlm_jax.weights.sources import is_foreign
+
+LARGE = 100_000_000
+"""Parameters from which on a processor alone is a mistake, unless it was asked for."""
+
+
+def check(config: TrainConfig, model: vlm.VLM, out_dir: Path, steps: int) -> None:
+    """Raises ConfigError, one line on what is wrong and what to do: no accelerator, `init` that is
+    not there, or too little room for the checkpoints.
+    """
+    shapes = vlm.shapes(model)
+    _check_device(sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)))
+    _check_init(config, shapes)
+    _check_room(config, shapes, out_dir, steps)
+
+
+def _check_device(num_params: int) -> None:
+    """jax goes on with the processor when it finds nothing better, for weeks."""
+    if num_params < LARGE or jax.default_backend() != "cpu" or "cpu" in _platforms():
+        return
+    seen = [p for pattern in _DEVICE_FILES for p in sorted(Path("/dev").glob(pattern))]
+    there = f"{seen[0]} is there, but this jax cannot use it" if seen else "no accelerator found"
+    raise ConfigError(
+        f"{there}, and {num_params / 1e9:.1f} billion parameters are too many for a processor; "
+        "install vvlm_jax[cuda] or vvlm_jax[tpu], or insist with JAX_PLATFORMS=cpu"
+    )
+
+
+def _platforms() -> str:
+    return jax.config.jax_platforms or ""
+
+
+_DEVICE_FILES = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*")
+"""NVIDIA GPUs; TPUs, by either of their drivers."""
+
+
+def _check_init(config: TrainConfig, shapes: dict) -> None:
+    for part, folder in config.init:
+        if part not in shapes:
+            raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, shapes)}")
+        if not big_vision.split_path(folder)[0].exists():
+            raise ConfigError(f"init: {folder}: no such folder or file, for {part}")
+        if not is_foreign(folder) and not checkpoint.is_finished(folder):
+            raise ConfigError(f"init: {folder}: no finished model here, for {part}")
+
+
+def _check_room(config: TrainConfig, shapes: dict, out_dir: Path, steps: int) -> None:
+    """Room for the checkpoints that stay and the one that is being written, or the model alone."""
+    trainable, frozen = optim.split(shapes, config.optim)
+    tx = optim.make(config.optim, trainable)
+    model = _bytes((trainable, frozen))
+    state = model + _bytes(jax.eval_shape(tx.init, trainable))
+    saves = (steps - 1) // config.checkpoint_every if config.checkpoint_every else 0
+    kept = min(saves, config.keep_checkpoints + 1)
+    if config.keep_every:
+        kept += max(0, (steps - 1) // config.keep_every - config.keep_checkpoints)
+    needed = max(kept * state, model)
+    there = sum(p.stat().st_size for p in out_dir.rglob("*") if p.is_file())
+    free = shutil.disk_usage(out_dir).free
+    if free + there < needed:
+        raise ConfigError(
+            f"{out_dir}: {free / 1e9:.3g} GB free; {kept} checkpoints of {state / 1e9:.3g} GB and "
+            f"a model of {model / 1e9:.3g} GB need {needed / 1e9:.3g}; free some, choose another "
+            "out_dir, or lower keep_checkpoints"
+        )
+
+
+def _bytes(tree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
