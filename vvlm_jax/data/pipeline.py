@@ -61,7 +61,8 @@ class Examples:
         seed: int,
     ):
         rows = read_conversations(data.annotations)
-        self.rows = [rows[i] for i in nested_subset(len(rows), data.num_examples, seed)]
+        self.row_numbers = nested_subset(len(rows), data.num_examples, seed)
+        self.rows = [rows[i] for i in self.row_numbers]
         self.data, self.tokenizer = data, tokenizer
         self.reader = FrameReader(
             data.media_root,
@@ -87,9 +88,10 @@ class Examples:
 
     def __getitem__(self, index) -> Example:
         for offset in range(len(self.rows)):
-            row = self.rows[(int(index) + offset) % len(self.rows)]
+            place = (int(index) + offset) % len(self.rows)
             try:
-                return self._example(row)
+                example = self._example(self.rows[place])
+                return example._replace(index=np.int32(self.row_numbers[place]))
             except _MediumError as e:
                 self.unreadable.add(*e.args)
         raise TooManyUnreadable("no example has readable media")

@@ -90,6 +90,14 @@ def test_a_batch_is_its_examples_stacked(examples, world):
             np.testing.assert_array_equal(whole[row], part)
 
 
+def test_a_batch_knows_its_rows_of_the_annotations(examples, world):
+    source = examples("data.num_examples=20", seed=1)
+    rows = json.loads((world / "train.json").read_text())
+    expected = names(source, 4, 2)
+    found = [[rows[i]["id"] for i in batch.index_B] for batch in batches(source, 4, 2, 0)]
+    assert found == expected
+
+
 def test_targets_are_the_answer_tokens(examples, tok):
     source = examples()
     ids, is_answer = encode(source.rows[0], tok)
@@ -266,6 +274,7 @@ def test_the_replacement_is_the_next_readable_example(examples, damaged):
         while source.rows[j % 24]["id"] in broken:
             j += 1
         assert_same([source[i]], [source[j % 24]])
+        assert source[i].index == int(source.rows[j % 24]["id"].removeprefix("train-"))
 
 
 @pytest.mark.parametrize("threads", [1, 4])
