@@ -29,7 +29,7 @@ EVERY_MESH = pytest.mark.parametrize(
     "sizes", [(2, 2, 2), *(pytest.param(s, marks=SLOW) for s in ((8, 1, 1), (1, 8, 1), (1, 4, 2)))]
 )
 CONFIG = TrainConfig(
-    model=ModelConfig("study/12", "study-l", 2, 4, "float32", remat=False),
+    model=ModelConfig("study/12", "study-l", 2, 4, "float32", remat="none"),
     # A large eps keeps the step proportional to the gradient: no rounding error becomes a sign.
     optim=OptimConfig((("vision/.*", 1e-2), ("(projector|llm)/.*", 5e-2)), eps=0.1),
     batch_size=8,
