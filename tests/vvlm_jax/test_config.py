@@ -33,7 +33,6 @@ UNUSUAL = TrainConfig(
 
 
 def test_there_are_few_options():
-    """And each says what it is for, if its name does not."""
     stages = (ModelConfig, DataConfig, OptimConfig, TrainConfig)
     assert sum(len(dataclasses.fields(c)) for c in stages) - 3 <= 60  # but for the three groups
 

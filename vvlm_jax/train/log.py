@@ -84,7 +84,8 @@ class StepLog:
         )
         if metrics["skips_in_row"] >= self.config.optim.max_skipped:
             self._diverged(metrics)
-        self.loss = metrics["loss"]
+        if self.loss is None or not metrics["skipped"]:
+            self.loss = metrics["loss"]
         self.progress.update(step * size, f"loss {metrics['loss']:.3f}")
         if self.on_step and self._is_due(step):
             self.on_step(step, self.total, metrics)

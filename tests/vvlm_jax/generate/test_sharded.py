@@ -68,7 +68,7 @@ def test_a_mesh_answers_as_one_device_does(run):
 
 def test_model_and_cache_are_shared_out(run):
     many = run[1]
-    assert many["mesh"] == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert many["mesh"] == {"replica": 1, "data": 4, "fsdp": 1, "tensor": 2}
     (depth, width, hidden), shard = many["up"]
     assert shard == [depth, width, hidden // 2]
     depth, batch, length, heads, size = many["cache"]
