@@ -24,7 +24,7 @@ from jax.sharding import NamedSharding
 from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
-from vvlm_jax.sharding import BATCH, check_batch, make_mesh
+from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
 from vvlm_jax.train import checkpoint, optim, preflight, run_dir
 from vvlm_jax.train.log import StepLog
 from vvlm_jax.train.program import compiled_step, initial_state
@@ -51,7 +51,8 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=()) -> d
       media files that could not be read.
 
     Raises ConfigError before any compile for options that cannot work, CheckpointError when a save
-    failed or what is saved does not fit, TrainingDiverged on NaN or Inf.
+    failed or what is saved does not fit, TrainingDiverged when NaN, Inf or spikes of the loss go
+    on.
     """
     vision = choose(variants.VISION, config.model.vision, "model.vision")
     validate(config, vision)
@@ -170,7 +171,8 @@ class _Run:
 def _run_steps(config, out_dir: Path, examples, model, on_step, should_stop, allow):
     """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
     mesh, total = make_mesh(config.mesh), num_steps(config, examples)
-    check_batch(config.batch_size, mesh)
+    check_batch(config.batch_size, mesh, config.microbatches)
+    check_model(model.llm_config, mesh)
     preflight.check(config, model, out_dir, total)
     run = _Run(config, out_dir, examples)
     found = run.start(allow)
@@ -180,27 +182,29 @@ def _run_steps(config, out_dir: Path, examples, model, on_step, should_stop, all
         )
     state, start = _first_state(config, model, mesh, run.saves, found)
     run_dir.record(config, start)
-    step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
+    step_fn = compiled_step(
+        model, config.optim, mesh, config.microbatches, config.loss_weighting, config.loss_chunk
+    )
     log = StepLog(config, out_dir, start, total, on_step)
     batch_sharding = NamedSharding(mesh, BATCH)
     before = None
     try:
         for step in range(start, total):
             if should_stop and should_stop():
-                _stop(run, log, step, start, state, before)
+                _stop(run, log, step, start, state)
+            ours = next(run.batches)
             batch = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(batch_sharding, x),
-                next(run.batches),
+                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
             )
             share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
             # Never more than one step ahead of the device: a stop has to wait for all of them.
             jax.block_until_ready(before)
             state, metrics = step_fn(state, batch, share)
             before = metrics
-            log(step + 1, metrics, share, run.tell_unreadable())
+            log(step + 1, metrics, share, run.tell_unreadable(), ours)
             every = config.checkpoint_every
             if every and (step + 1) % every == 0 and step + 1 < total:
-                log.check(step + 1, metrics)  # a diverged state must not replace a good one
+                log.catch_up()  # a line that is due must not be lost with the process
                 run.save(step + 1, state)
     except Exception:
         run.finish()
@@ -223,10 +227,10 @@ def _first_state(config, model, mesh, saves, found):
     return saves.restore(found, like), found.step
 
 
-def _stop(run: _Run, log: StepLog, step: int, start: int, state, metrics) -> None:
+def _stop(run: _Run, log: StepLog, step: int, start: int, state) -> None:
     """Saves what this call has done, waits for it, and raises Preempted."""
     if step > start:
-        log.check(step, metrics)
+        log.catch_up()
         run.save(step, state)
         run.saves.wait()
     run_dir.note(run.out_dir, "stopped", step=step)
