@@ -12,6 +12,7 @@ Exit codes: 0 finished, 2 an error that its line says how to mend, 75 stopped by
 
 import dataclasses
 import os
+import re
 import signal
 import sys
 import threading
@@ -21,7 +22,7 @@ from typing import Annotated
 import tyro
 
 from tools._shared import die_in_one_line, load_config
-from vvlm_jax.config import TrainConfig, override, to_json
+from vvlm_jax.config import ConfigError, TrainConfig, override, to_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +35,14 @@ class Args:
     """Overrides, such as model.num_frames=8 data.num_examples=250000."""
     allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
     """Options, such as optim.warmup, that an interrupted run may go on with at another value."""
+    profile: Annotated[str, tyro.conf.arg(metavar="START:STOP")] = ""
+    """Trace these steps (from 0) into out_dir/profile, for TensorBoard or XProf."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Of several hosts that are neither a TPU pod nor under Slurm: where process 0 is."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which one this is, from 0."""
     print_config: bool = False
     """Print the whole config with its overrides and stop."""
 
@@ -48,23 +57,39 @@ def main(args: Args) -> None:
     if args.print_config:
         print(to_json(config), end="")
         return
+    profile = _steps(args.profile)
     asked = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())  # a second one finds it set
+    from vvlm_jax import distributed
     from vvlm_jax.train.loop import Preempted, train
 
+    # Several hosts stop at the same step: jax listens to SIGTERM, and they agree on it.
+    agreed = distributed.join(args.coordinator, args.processes, args.process)
+    should_stop = agreed or (lambda step: asked.is_set())
     try:
-        summary = train(config, should_stop=asked.is_set, allow=args.allow)
+        summary = train(config, should_stop=should_stop, allow=args.allow, profile=profile)
     except Preempted as e:
         print(e, file=sys.stderr)
         sys.exit(STOPPED)
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not agreed:
+            signal.signal(signal.SIGTERM, before)
     for message in summary["unreadable"]:
         print(f"unreadable: {message}", file=sys.stderr)
     print(
         f"{config.out_dir}: {summary['steps']} steps, loss {summary['loss']:.4f}, "
         f"{len(summary['unreadable'])} unreadable files"
     )
+
+
+def _steps(text: str) -> tuple[int, int] | None:
+    """START:STOP as numbers."""
+    if not text:
+        return None
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match or int(match[1]) >= int(match[2]):
+        raise ConfigError(f"--profile {text}: must be START:STOP, two steps, the second larger")
+    return int(match[1]), int(match[2])
 
 
 def _leave_at_once(code: int) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -9,7 +10,9 @@ import jax
 from vvlm_jax.config import ConfigError
 
 
-def join(coordinator: str | None = None, processes: int | None = None, process: int | None = None):
+def join(
+    coordinator: str | None = None, processes: int | None = None, process: int | None = None
+) -> Callable[[int], bool] | None:
     """Joins the other processes of this job, if there are any; call it before anything uses jax.
 
     TPU pods and Slurm are recognised by themselves, Kubernetes where the `kubernetes` package is
@@ -19,12 +22,16 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
       coordinator: `host:port` of process 0, the same everywhere.
       processes, process: how many there are, and which one this is, from 0.
 
+    Returns:
+      For a process by itself None; else a function that every process calls before each step, and
+      that answers True at the same step everywhere, once any of them was sent SIGTERM.
+
     Raises ConfigError when some arguments are missing or wrong, the others do not come, or the job
     has several processes of which this one cannot know.
     """
     given = (coordinator, processes, process)
     if processes == 1:
-        return
+        return None
     if all(x is None for x in given):
         _join_found()
     elif any(x is None for x in given):
@@ -35,6 +42,11 @@ def join(coordinator: str | None = None, processes: int | None = None, process: 
         raise ConfigError(f"--coordinator {coordinator}: must be host:port")
     else:
         _initialize(coordinator_address=coordinator, num_processes=processes, process_id=process)
+    if not jax.distributed.is_initialized() or jax.process_count() == 1:
+        return None
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point
 
 
 def _join_found() -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from pathlib import Path
 
 import jax
 
@@ -48,12 +49,15 @@ class Clock:
         if self._compiles > compiles:
             self._add("compile", time.monotonic() - start)
 
-    def waited(self, seconds: float, last: jax.Array | None) -> None:
-        """Notes that a batch took `seconds` to come, if the device had nothing to do by then: when
-        `last`, a result of the last step, is there already.
+    @contextlib.contextmanager
+    def waiting(self, last: jax.Array | None):
+        """Around the wait for a batch, which counts if the device had nothing left to do by its
+        end: when `last`, a result of the step before, is there.
         """
+        start = time.monotonic()
+        yield
         if last is None or last.is_ready():
-            self._add("data", seconds)
+            self._add("data", time.monotonic() - start)
 
     def _add(self, purpose: str, seconds: float) -> None:
         self._seconds[purpose] = self._seconds.get(purpose, 0.0) + seconds
@@ -65,3 +69,32 @@ class Clock:
         shares = {k: min(v / total, 1.0) for k, v in self._seconds.items()}
         self._seconds, self._began = {}, now
         return total, shares
+
+
+class Trace:
+    """A profile of some steps, in `out_dir/profile`, as TensorBoard and XProf open it.
+
+    Args:
+      steps: (first, last + 1), counted from 0 as `total` counts them.
+    """
+
+    def __init__(self, out_dir: Path, steps: tuple[int, int] | None):
+        self._folder, self._steps, self._on = Path(out_dir) / "profile", steps, False
+
+    def before(self, step: int) -> None:
+        """Begins at the first of the steps, or at a later one when the run resumes there."""
+        if self._steps and not self._on and self._steps[0] <= step < self._steps[1]:
+            jax.profiler.start_trace(str(self._folder))
+            self._on = True
+
+    def after(self, step: int, result) -> None:
+        """Ends with the last of the steps, when `result` is there."""
+        if self._on and step + 1 >= self._steps[1]:
+            jax.block_until_ready(result)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what was seen."""
+        if self._on:
+            jax.profiler.stop_trace()
+            self._on, self._steps = False, None

@@ -26,6 +26,8 @@ from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
 from vvlm_jax.train import checkpoint, optim, preflight, run_dir
+from vvlm_jax.train.clock import Clock, Trace
+from vvlm_jax.train.cost import batch_cost
 from vvlm_jax.train.log import StepLog
 from vvlm_jax.train.program import compiled_step, initial_state
 
@@ -36,15 +38,16 @@ class Preempted(Stopped):
     """
 
 
-def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=()) -> dict:
+def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), profile=None) -> dict:
     """Trains one stage and writes the finished model to `config.out_dir`; a finished one is left as
     it is.
 
     Args:
       on_step: called as `on_step(step, num_steps, metrics)` after every logged step.
-      should_stop: called before every step; once it answers True the state is saved and Preempted
-        raised. Several hosts must all get the same answer at the same step.
+      should_stop: called as `should_stop(step)` before every step; once it answers True the state
+        is saved and Preempted raised. Several hosts must all get the same answer at the same step.
       allow: names of options that may differ from those the run began with (`optim.warmup`).
+      profile: (first, last + 1) of the steps to trace, from 0.
 
     Returns:
       {"steps", "examples", "loss", "unreadable"}: the loss of the last step, and the messages of
@@ -63,7 +66,7 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=()) -> d
     tok = tokenizer.load(config.data.tokenizer)
     examples = pipeline.Examples(config.data, config.model, vision, tok, config.seed)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab, pipeline.newline_id(tok))
-    state, loss = _run_steps(config, out_dir, examples, model, on_step, should_stop, allow)
+    state, loss = _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, profile)
     steps = num_steps(config, examples)
     summary = {
         "steps": steps,
@@ -168,7 +171,7 @@ class _Run:
         return len(messages)
 
 
-def _run_steps(config, out_dir: Path, examples, model, on_step, should_stop, allow):
+def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, profile):
     """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
     mesh, total = make_mesh(config.mesh), num_steps(config, examples)
     check_batch(config.batch_size, mesh, config.microbatches)
@@ -185,34 +188,46 @@ def _run_steps(config, out_dir: Path, examples, model, on_step, should_stop, all
     step_fn = compiled_step(
         model, config.optim, mesh, config.microbatches, config.loss_weighting, config.loss_chunk
     )
-    log = StepLog(config, out_dir, start, total, on_step)
-    batch_sharding = NamedSharding(mesh, BATCH)
-    before = None
-    try:
-        for step in range(start, total):
-            if should_stop and should_stop():
-                _stop(run, log, step, start, state)
-            ours = next(run.batches)
-            batch = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
-            )
-            share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
-            # Never more than one step ahead of the device: a stop has to wait for all of them.
-            jax.block_until_ready(before)
-            state, metrics = step_fn(state, batch, share)
-            before = metrics
-            log(step + 1, metrics, share, run.tell_unreadable(), ours)
-            every = config.checkpoint_every
-            if every and (step + 1) % every == 0 and step + 1 < total:
-                log.catch_up()  # a line that is due must not be lost with the process
-                run.save(step + 1, state)
-    except Exception:
-        run.finish()
-        raise
-    finally:  # at once on Ctrl-C: a save that is still under way is never offered
-        log.close()
+    batch_sharding, trace, before = NamedSharding(mesh, BATCH), Trace(out_dir, profile), None
+    with Clock() as clock:
+        log = StepLog(config, start, total, clock, _cost(config, model, state), on_step)
+        try:
+            for step in range(start, total):
+                if should_stop and should_stop(step):
+                    _stop(run, log, step, start, state)
+                trace.before(step)
+                with clock.waiting(before):
+                    ours = next(run.batches)
+                batch = jax.tree.map(
+                    lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
+                )
+                share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
+                with clock.dispatching():
+                    state, metrics = step_fn(state, batch, share)
+                before = metrics["loss"]
+                log(step + 1, metrics, share, run.tell_unreadable(), ours)
+                trace.after(step, before)
+                every = config.checkpoint_every
+                if every and (step + 1) % every == 0 and step + 1 < total:
+                    log.catch_up()  # a line that is due must not be lost with the process
+                    with clock.timing("save"):
+                        run.save(step + 1, state)
+        except Exception:
+            run.finish()
+            raise
+        finally:  # at once on Ctrl-C: a save that is still under way is never offered
+            trace.close()
+            log.close()
     run.finish()
     return state, log.loss
+
+
+def _cost(config: TrainConfig, model: vlm.VLM, state):
+    """batch → `cost.batch_cost` of a step of this stage."""
+    towers = {path.partition("/")[0] for path in state.trainable}
+    return lambda batch: batch_cost(
+        batch, config.model, model.vision_config, model.llm_config, towers
+    )
 
 
 def _first_state(config, model, mesh, saves, found):

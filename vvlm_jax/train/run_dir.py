@@ -6,6 +6,8 @@ import time
 from dataclasses import is_dataclass
 from pathlib import Path
 
+import jax
+
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, DataConfig, TrainConfig, differences
 
@@ -57,11 +59,14 @@ def record(config: TrainConfig, step: int) -> None:
 
 
 def note(out_dir: Path, event: str, **values) -> None:
-    """Adds one line to the story of a run: what happened beside its steps, and when."""
+    """Adds one line to the story of a run: what happened beside its steps, and when. Each host
+    tells its own.
+    """
     line = {"event": event, "time": round(time.time(), 3), **values}
-    with (out_dir / STORY).open("ab") as file:
+    story = out_dir / (f"events-{i}.jsonl" if (i := jax.process_index()) else STORY)
+    with story.open("ab") as file:
         # A run that was killed while it wrote left half a line.
-        torn = file.tell() and not (out_dir / STORY).read_bytes().endswith(b"\n")
+        torn = file.tell() and not story.read_bytes().endswith(b"\n")
         file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
 
 
@@ -81,6 +86,8 @@ def _earlier(out_dir: Path) -> TrainConfig | None:
 
 
 def _write(out_dir: Path, config: TrainConfig) -> None:
+    if jax.process_index():
+        return
     file = out_dir / "config.json"
     partial = file.with_name("config.json.partial")
     partial.write_text(config_lib.to_json(config))
@@ -107,6 +114,7 @@ def _without_conveniences(config: TrainConfig) -> TrainConfig:
     return dataclasses.replace(
         config,
         log_every=1,
+        trackers=(),
         checkpoint_every=0,
         keep_checkpoints=default.keep_checkpoints,
         keep_every=default.keep_every,

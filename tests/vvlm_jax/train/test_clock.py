@@ -39,8 +39,11 @@ class Pending:
 
 def test_waiting_counts_when_the_device_was_idle():
     clock = Clock()
-    clock.waited(1e-6, Pending(ready=False))
+    with clock.waiting(Pending(ready=False)):
+        pass
     assert clock.shares()[1] == {}
-    clock.waited(1e-6, Pending(ready=True))
-    clock.waited(1e-6, None)
+    with clock.waiting(Pending(ready=True)):
+        pass
+    with clock.waiting(None):
+        pass
     assert set(clock.shares()[1]) == {"data"}

@@ -136,7 +136,7 @@ def steps(config, stop):
     with contextlib.suppress(Preempted):
         train(
             config,
-            should_stop=lambda: len(seen["steps"]) == stop,
+            should_stop=lambda step: len(seen["steps"]) == stop,
             on_step=lambda step, total, metrics: seen["losses"].append(metrics["loss"]),
         )
     return seen
