@@ -154,7 +154,7 @@ def rubbish(folder):
     return found
 
 
-BY_THEMSELVES = {"any": 150, "save": 25, "clean-up": 30}
+BY_THEMSELVES = {"any": 150, "save": 25, "manifest": 6, "clean-up": 30}
 """Kinds of operations before which a child dies, and how many of them it survives at most."""
 
 
