@@ -50,7 +50,7 @@ def recorded(job):
 
 def die_within(job):
     """Dies before the n-th operation on the files of checkpoints, of any kind or of one: a `save`
-    that orbax has not put in place, or the removal of a folder (`clean-up`).
+    that orbax has not put in place, its `manifest`, or the removal of a folder (`clean-up`).
     """
     done, kind = 0, job.get("kind", "any")
 
@@ -61,7 +61,8 @@ def die_within(job):
         path, removal = str(args[0]), event in ("os.remove", "os.rmdir") and args[-1] != -1
         is_one = {
             "any": removal or job["watch"] in path,
-            "save": f"{job['watch']}/" in path and "tmp" in path,
+            "save": "orbax-checkpoint-tmp" in path,
+            "manifest": "manifest.json.partial" in path,
             "clean-up": removal,
         }
         done += is_one[kind]

@@ -154,7 +154,7 @@ def rubbish(folder):
     return found
 
 
-BY_THEMSELVES = {"any": 150, "save": 25, "clean-up": 30}
+BY_THEMSELVES = {"any": 150, "save": 25, "manifest": 6, "clean-up": 30}
 """Kinds of operations before which a child dies, and how many of them it survives at most."""
 
 
@@ -167,9 +167,7 @@ def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_was_not(
     children, job, straight, tmp_path
 ):
     rng, kills, instants, runs = random.Random(0), 0, Counter(), 0
-    kinds = itertools.cycle(
-        [("any", 150), ("save", 25), ("clean-up", 30), ("time", 0), ("time", 0)]
-    )
+    kinds = itertools.cycle([*BY_THEMSELVES.items(), ("time", 0), ("time", 0)])
     while kills < KILLS:
         folder, code = tmp_path / str(runs), None
         runs += 1
