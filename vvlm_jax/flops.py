@@ -100,3 +100,47 @@ def forward_flops(
         + compress
         + llm_flops(llm, length, logits)
     )
+
+
+def train_flops(
+    config: ModelConfig,
+    vision: VisionConfig,
+    llm: LlamaConfig,
+    lengths,
+    answers: int,
+    frames: int,
+    trained,
+) -> dict[str, int]:
+    """FLOPs of a training step by tower: forward and backward, nothing for recomputation.
+
+    A product costs once more for the gradient of what goes into it, and once more for that of its
+    weights where they are trained. No gradient goes below the lowest trained tower.
+
+    Args:
+      lengths: of each row, the positions that are needed: up to its last answer.
+      answers: logits of all rows together.
+      frames: of all rows together.
+      trained: towers with a trainable parameter, among `vision`, `projector`, `llm`.
+
+    Returns:
+      {"vision", "projector", "llm"}; QueCC is not counted.
+    """
+
+    def times(tower, below):
+        return 1 + bool(trained & below) + (tower in trained)
+
+    trained = set(trained)
+    forward = sum(llm_flops(llm, int(n), logits=0) for n in lengths)
+    scores = sum(
+        2 * llm.depth * n * (n + 1) * llm.num_heads * llm.head_dim for n in map(int, lengths)
+    )
+    head = 2 * answers * llm.width * llm.vocab
+    factor = times("llm", {"vision", "projector", "llm"})
+    # Scores have no weights: their two gradients are both of what goes in.
+    llm_total = factor * (forward - scores + head) + (3 if factor > 1 else 1) * scores
+    return {
+        "vision": times("vision", {"vision"}) * vision_flops(vision, frames),
+        "projector": times("projector", {"vision", "projector"})
+        * projector_flops(vision, llm, frames * vision.out_grid**2),
+        "llm": llm_total,
+    }
