@@ -18,14 +18,13 @@ from typing import NamedTuple
 from fitting import sweeps
 from tools import _compile_programs as programs
 from tools._compile_programs import GIB, Measured
-from vvlm_jax.config import ConfigError, TrainConfig, to_json
+from tools._compile_search import Memory, search
+from vvlm_jax.config import ConfigError, TrainConfig, to_json, visual_length
 
 LLMS = dict(zip(sweeps.PAPER_LM_PARAMS, ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b"), strict=True))
 """The language models of the paper's three sizes."""
 REMATS = (False, True)
 """Values of `model.remat`, the least recomputation first."""
-SURE = 1.15
-"""A need predicted at so many times the memory is believed without a compile."""
 _CODE = (
     *("models/*.py", "sharding.py", "types.py"),
     *(f"train/{name}.py" for name in ("abstract", "loss", "optim", "program", "state", "step")),
@@ -53,11 +52,11 @@ def run(config: TrainConfig, args) -> None:
     progress = Progress(f"{args.sweep} on {args.topology}", len(configs), "rows")
     with file.open("a") as lock:
         _claim(lock, file)
-        compiles, choices = Compiles(file, args, progress), []
+        compiles, memory, choices = Compiles(file, args, progress), Memory(), []
         try:
             for done, one in enumerate(configs):
                 compiles.done = done
-                choices.append(choice(one, args.topology, compiles))
+                choices.append(choice(one, args.topology, compiles.limit, compiles, memory))
         except _Missing:
             command = "the same command without --table goes on"
             raise ConfigError(f"{file}: {len(choices)} of {len(configs)} rows; {command}") from None
@@ -74,8 +73,14 @@ def configurations(base: TrainConfig, sweep: str):
         yield dataclasses.replace(base, model=dataclasses.replace(base.model, **x))
 
 
-def choice(config: TrainConfig, topology: str, measure: Callable[[TrainConfig], Measured]):
-    """The row of one configuration."""
+def choice(
+    config: TrainConfig,
+    topology: str,
+    limit: float,
+    measure: Callable[[TrainConfig], Measured],
+    memory: Memory,
+) -> Choice:
+    """The row of one configuration, on chips of `limit` bytes. `memory` learns from it."""
     parts = row_parts(config, topology)
     if config.batch_size % parts:
         raise ConfigError(
@@ -85,13 +90,20 @@ def choice(config: TrainConfig, topology: str, measure: Callable[[TrainConfig], 
     most = config.batch_size // parts
     rows = [r for r in range(1, most + 1) if most % r == 0]
 
-    def at(r: int, remat) -> Measured:
+    def with_(r: int, remat) -> TrainConfig:
         model = dataclasses.replace(config.model, remat=remat)
-        return measure(dataclasses.replace(config, model=model, microbatches=most // r))
+        return dataclasses.replace(config, model=model, microbatches=most // r)
 
-    r, remat, measured = search(rows, REMATS, at)
-    model = dataclasses.replace(config.model, remat=remat)
-    return Choice(dataclasses.replace(config, model=model, microbatches=most // r), r, measured)
+    def at(r: int, remat) -> Measured:
+        measured = measure(with_(r, remat))
+        memory.add(with_(r, remat), r, measured.needed)
+        return measured
+
+    def predict(r: int, remat) -> float | None:
+        return memory.predict(with_(r, remat), r)
+
+    r, remat, measured = search(rows, REMATS, limit, at, predict)
+    return Choice(with_(r, remat), r, measured)
 
 
 def row_parts(config: TrainConfig, topology: str) -> int:
@@ -102,42 +114,6 @@ def row_parts(config: TrainConfig, topology: str) -> int:
     if -1 not in axes.values():
         return others
     return chips // tensor if tensor != -1 else others
-
-
-def search(rows: list[int], remats, at: Callable[[int, object], Measured]):
-    """(rows, remat, Measured): the largest rows that fit with the most remat, then the least remat
-    that fits with these; the smallest with the most, not fitting, when none does.
-
-    Memory is nearly affine in the rows, so two compiles say where to look. What is chosen has been
-    compiled; that more does not fit has too, unless it was predicted far beyond (`SURE`).
-    """
-    most, known = remats[-1], {}
-    low, high = -1, len(rows)  # rows[low] fits, rows[high] does not
-    while high - low > 1:
-        guess = low + 1
-        if len(known) >= 2:
-            line = _line(known)
-            limit = next(iter(known.values())).hbm
-            if line(rows[low + 1]) > SURE * limit:
-                break
-            guess = max([guess] + [i for i in range(low + 1, high) if line(rows[i]) < limit])
-        known[rows[guess]] = measured = at(rows[guess], most)
-        low, high = (guess, high) if measured.fits else (low, guess)
-    if low < 0:
-        return rows[0], most, known[rows[0]]
-    for remat in remats[:-1]:
-        if (measured := at(rows[low], remat)).fits:
-            return rows[low], remat, measured
-    return rows[low], most, known[rows[low]]
-
-
-def _line(known: dict[int, Measured]) -> Callable[[int], float]:
-    """Bytes by rows, through the two largest known; a compiler that said nothing counts as 0."""
-    (r1, m1), (r2, m2) = sorted(known.items())[-2:]
-    slope = (m2.needed - m1.needed) / (r2 - r1)
-    if not math.isfinite(slope):
-        return lambda r: 0.0
-    return lambda r: m2.needed + slope * (r - r2)
 
 
 # --- what is kept ---
@@ -160,6 +136,9 @@ class Compiles:
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a line that an interruption cut
         self.code = _digest()
+        chip = programs.CHIPS[programs.parse_topology(args.topology)[0]]
+        self.limit = (chip.hbm if args.hbm is None else args.hbm) * GIB
+        """Bytes of a chip."""
 
     def __call__(self, config: TrainConfig) -> Measured:
         """The measurement of a train step, with `--hbm` as it is now."""
@@ -175,10 +154,8 @@ class Compiles:
             with self.file.open("a") as out:
                 out.write("\n" * self._cut() + json.dumps(row) + "\n")
         measured = self.known[key]
-        hbm = measured.hbm if self.args.hbm is None else self.args.hbm * GIB
-        return dataclasses.replace(
-            measured, hbm=hbm, fits=not measured.refusal and measured.needed < hbm
-        )
+        fits = not measured.refusal and measured.needed < self.limit
+        return dataclasses.replace(measured, hbm=self.limit, fits=fits)
 
     def _cut(self) -> bool:
         text = self.file.read_bytes()
@@ -240,8 +217,6 @@ def _claim(lock, file: Path) -> None:
 
 def markdown(choices: list[Choice], topology: str) -> str:
     """A Markdown table, one row a configuration."""
-    from vvlm_jax.config import visual_length
-
     head = (
         *("x_N", "x_T", "x_V", "positions", "rows a chip x microbatches", "remat"),
         *("needed, GiB a chip", "of HBM", "temporaries", "between chips, GiB a step"),
