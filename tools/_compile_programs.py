@@ -129,7 +129,8 @@ def measure(
 
     Args:
       program: `train`: the step; `encode`: one video to visual tokens; `prefill`: reads `prompts`
-        of the longest kind and writes their first tokens; `decode`: the loop that goes on.
+        of the longest kind and writes their first tokens; `decode`: the loop that goes on, whose
+        collectives and FLOPs are those of one token a prompt, the last there is room for.
       hbm: GiB a chip, in place of the chip's own.
 
     Raises ConfigError for a config that cannot work there.
@@ -137,27 +138,46 @@ def measure(
     import jax
 
     limit = (CHIPS[parse_topology(topology)[0]].hbm if hbm is None else hbm) * GIB
-    chips, start, cost = devices(topology), time.monotonic(), 0
+    chips, start, cost, arguments = devices(topology), time.monotonic(), 0, 0
     try:
         if program == "train":
-            lowered, cost = _train(config, chips)
+            lowered, arguments, cost = _train(config, chips)
         else:
-            lowered, cost = _generation(config, chips, program, prompts)
+            lowered, arguments, cost = _generation(config, chips, program, prompts)
         lower_s, start = time.monotonic() - start, time.monotonic()
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in f"{e}":
             raise
-        return refused(f"{e}", limit, cost, time.monotonic() - start)
+        return refused(f"{e}", limit, arguments, cost, time.monotonic() - start)
     return _measured(compiled, config, limit, cost, lower_s, time.monotonic() - start)
 
 
-def refused(message: str, limit: float, cost: float, compile_s: float) -> Measured:
-    """What the compiler says of a program that does not fit a chip."""
-    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", message)
-    scale = {"K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
-    needed = float(used[1]) * scale[used[2]] if used else math.nan
+_SIZE = r"([\d.]+)([KMGT]?)"
+_SCALE = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
+
+
+def refused(
+    message: str, limit: float, arguments: float, cost: float, compile_s: float
+) -> Measured:
+    """What the compiler says of a program that does not fit: all it would use, or temporaries,
+    to which `arguments` are added.
+    """
+    needed = math.nan
+    if used := re.search(rf"Used {_SIZE} of {_SIZE} hbm", message):
+        needed = float(used[1]) * _SCALE[used[2]]
+    elif used := re.search(rf"required for HLO temporaries \({_SIZE}\)", message):
+        needed = float(used[1]) * _SCALE[used[2]] + arguments
     return Measured(False, limit, needed, {}, {}, 0, [], cost, 0.0, 0.0, compile_s, message)
+
+
+def chip_bytes(tree) -> int:
+    """Bytes of abstract arrays on one chip of their mesh."""
+    import jax
+
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def _measured(compiled, config: TrainConfig, limit, cost, lower_s, compile_s) -> Measured:
@@ -211,7 +231,9 @@ def _train(config: TrainConfig, chips):
         rows * config.model.num_frames,
         trained,
     )
-    return abstract.lower_step(config, model, mesh), sum(by_tower.values())
+    state = abstract.abstract_state(model, config.optim, mesh)
+    arguments = chip_bytes((state, abstract.abstract_batch(config, mesh)))
+    return abstract.lower_step(config, model, mesh), arguments, sum(by_tower.values())
 
 
 def _generation(config: TrainConfig, chips, program: str, prompts: int):
@@ -251,7 +273,7 @@ def _generation(config: TrainConfig, chips, program: str, prompts: int):
         cost = flops.vision_flops(model.vision_config, c.num_frames)
         cost += flops.projector_flops(model.vision_config, model.llm_config, c.num_frames * grid)
         with jax.set_mesh(mesh):
-            return run.encode.lower(params, frames, *asked), cost
+            return run.encode.lower(params, frames, *asked), chip_bytes((params, frames)), cost
     visual = struct(
         rows, c.num_frames * c.tokens_per_frame, model.llm_config.width, dtype=model.dtype
     )
@@ -259,18 +281,18 @@ def _generation(config: TrainConfig, chips, program: str, prompts: int):
     with jax.set_mesh(mesh):
         begin = run.begin.lower(*read)
     if program == "prefill":
-        return begin, rows * flops.llm_flops(model.llm_config, length)
+        return begin, chip_bytes(read[:-1]), rows * flops.llm_flops(model.llm_config, length)
     replies = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
         begin.out_info,
         begin.compile().output_shardings,
     )
-    end = NEW_TOKENS - 1
-    cost = flops.llm_flops(model.llm_config, length + end, logits=end)
-    cost -= flops.llm_flops(model.llm_config, length, logits=0)
+    end = length + NEW_TOKENS
+    cost = flops.llm_flops(model.llm_config, end)
+    cost -= flops.llm_flops(model.llm_config, end - 1, logits=0)
     until = struct(sharding=NamedSharding(mesh, PartitionSpec()))
     with jax.set_mesh(mesh):
-        return run.go_on.lower(params, replies, until), rows * cost
+        return run.go_on.lower(params, replies, until), chip_bytes((params, replies)), rows * cost
 
 
 def _length(config: TrainConfig) -> int:

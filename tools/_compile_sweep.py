@@ -197,7 +197,7 @@ def _compile(config: TrainConfig, topology: str) -> Measured:
         measured = programs.measure(config, topology, "train")
     except jax.errors.JaxRuntimeError as e:
         limit = programs.CHIPS[programs.parse_topology(topology)[0]].hbm * GIB
-        measured = programs.refused(f"{e}", limit, 0, 0)
+        measured = programs.refused(f"{e}", limit, 0, 0, 0)
     compiled_step.cache_clear()
     jax.clear_caches()
     return dataclasses.replace(measured, refusal=measured.refusal[:400])

@@ -3,7 +3,6 @@ real programs compiled for TPUs.
 """
 
 import dataclasses
-import json
 import math
 import os
 import re
@@ -284,29 +283,29 @@ def test_a_train_step_fits_and_holds_kernels_in_place_of_scores(small):
 
 @pytest.mark.tpu
 def test_scores_that_are_written_out_are_told(small):
-    done = compile_small(small, "--topology", "v5e:2x2", "--set", "model.attention=reference")
+    done = compile_small(
+        small, "--topology", "v5e:2x2", "--program", "encode", "--set", "model.attention=reference"
+    )
     assert "0 Pallas kernels in the program; attention scores written out: " in done.stdout
-    assert "289,289]" in done.stdout
+    assert re.search(r"\[\d+,\d+,289,289\]", done.stdout), done.stdout
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize(
-    "arguments",
-    [("--hbm", "0.01"), ("--set", "batch_size=16384", "microbatches=1")],
-    ids=["less memory", "refused by the compiler"],
-)
-def test_what_is_too_large_does_not_fit(small, arguments):
-    done = compile_small(small, "--topology", "v5e:2x2", *arguments)
+def test_a_step_that_is_too_large_is_refused_by_the_compiler(small):
+    done = compile_small(
+        small, "--topology", "v5e:2x2", "--set", "batch_size=16384", "microbatches=1"
+    )
     assert (done.returncode, done.stderr) == (1, "")
-    assert re.match(r"does not fit: [\d.]+ of [\d.]+ GiB", done.stdout.splitlines()[-1])
+    assert "RESOURCE_EXHAUSTED" in done.stdout
+    needed = re.match(r"does not fit: ([\d.]+) of 15.75 GiB", done.stdout.splitlines()[-1])
+    assert float(needed[1]) > 15.75
 
 
 @pytest.mark.tpu
-@pytest.mark.parametrize("program", ["encode", "prefill", "decode"])
-def test_generation_compiles_too(small, program):
-    done = compile_small(small, "--topology", "v6e:2x2", "--program", program)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines()[-1].startswith("fits: ")
+def test_what_fits_does_not_fit_less_memory(small):
+    """Decoding, whose arguments are what prefill gives: both are compiled."""
+    arguments = ("--topology", "v6e:2x2", "--program", "decode", "--hbm")
+    assert [compile_small(small, *arguments, hbm).returncode for hbm in ("1", "0.0001")] == [0, 1]
 
 
 @pytest.mark.tpu
@@ -318,7 +317,7 @@ def test_generation_compiles_too(small, program):
             ("--topology", "v5e:2x2", "--set", 'mesh=[["data",3],["fsdp",-1],["tensor",1]]'),
             "mesh .*does not divide the 4 devices",
         ),
-        (("--topology", "v5e:4x4"), "batch_size = 8: must be divisible by"),
+        (("--topology", "v5e:4x4"), "batch_size = 8.*: must be divisible by"),
     ],
 )
 def test_what_the_topology_cannot_do_is_one_line(small, arguments, message):
@@ -326,30 +325,3 @@ def test_what_the_topology_cannot_do_is_one_line(small, arguments, message):
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
     assert re.search(message, line), line
-
-
-@pytest.mark.tpu
-def test_a_sweep_of_real_compiles_keeps_them(small, tmp_path, monkeypatch):
-    """One configuration of the paper's is enough, shrunk to the small towers."""
-    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
-    code = """
-import sys
-from tools import _compile_sweep as sweep, compile as command
-from pathlib import Path
-def one(base, name):
-    yield base
-sweep.configurations = one
-config, out = map(Path, sys.argv[1:])
-command.main(command.Args(config, "v5e:2x2", sweep="star", out=out))
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(small), str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    row = done.stdout.splitlines()[2].split(" | ")
-    assert row[4:6] == ["4 x 1", "none"]
-    kept = [json.loads(line) for line in (tmp_path / "v5e-2x2.jsonl").read_text().splitlines()]
-    assert len({one["key"] for one in kept}) == len(kept) >= 3
