@@ -10,12 +10,18 @@ def config() -> TrainConfig:
     """The star centre's shape (32 frames × 196 tokens) on Llama-3.2-1B."""
     return TrainConfig(
         model=ModelConfig(
-            vision="so400m/14-384", llm="llama3.2-1b", num_frames=32, tokens_per_frame=196
+            vision="so400m/14-384",
+            llm="llama3.2-1b",
+            num_frames=32,
+            tokens_per_frame=196,
+            remat="attention",
+            frame_chunk=8,
         ),
         data=DataConfig(
             annotations="data/train.json",
             media_root="data/videos",
             tokenizer="data/tokenizer",
+            text_buckets=(128, 256),
             system="You are a helpful language and vision assistant. You are able to understand "
             "the visual content that the user provides, and assist the user with a variety of "
             "tasks using natural language.",
@@ -25,5 +31,6 @@ def config() -> TrainConfig:
         ),
         out_dir="runs/finetune",
         batch_size=256,
-        microbatches=64,
+        microbatches=8,
+        loss_chunk=128,
     )

@@ -18,9 +18,11 @@ def config() -> TrainConfig:
             tokenizer="data/tokenizer",
             prompt="plain",
             max_text_tokens=256,
+            text_buckets=(64, 128),
         ),
         optim=OptimConfig(learning_rates=(("projector/.*", 1e-3), (".*", 0.0))),
         out_dir="runs/pretrain",
         batch_size=512,
-        microbatches=32,
+        microbatches=8,
+        loss_chunk=128,
     )

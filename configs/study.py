@@ -146,7 +146,7 @@ def finetune_init(llm: str, folder: str) -> tuple[tuple[str, str], ...]:
 
 
 def _model(study, llm, num_frames, tokens):
-    return ModelConfig(study.vision, llm, num_frames, tokens, dtype="float32", remat=False)
+    return ModelConfig(study.vision, llm, num_frames, tokens, dtype="float32", remat="none")
 
 
 def _optim(*rates):

@@ -125,7 +125,7 @@ def model_folder(tmp_path_factory):
                 vocab=tok.vocab, width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2,
                 head_dim=8, tie_embeddings=False, rope_theta=100.0, max_position=512,
             ),
-            num_frames=3, tokens_per_frame=4, dtype="float32", remat=False,
+            num_frames=3, tokens_per_frame=4, dtype="float32", remat="none",
         ),
         data=DataConfig(tokenizer=str(folder)),
     )  # fmt: skip

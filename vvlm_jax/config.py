@@ -23,8 +23,12 @@ RESAMPLERS = ("bilinear", "area", "antialias", "quecc")
 """What `ModelConfig.resampler` may be."""
 QUECC_HEADS = 8
 """Attention heads of QueCC; the encoder's width is a multiple of it."""
+DTYPES = ("bfloat16", "float32")
+"""What `ModelConfig.dtype` and `OptimConfig.mu_dtype` may be."""
 ATTENTION = ("auto", "reference")
 """What `ModelConfig.attention` may be."""
+REMAT = ("none", "products", "attention", "full", "chunks")
+"""What `ModelConfig.remat` may be, from the fastest to the smallest."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
 """What `ModelConfig.newline` may be."""
 
@@ -119,8 +123,14 @@ class ModelConfig:
     """x_V: visual tokens a frame, a perfect square r², r at most the encoder's grid."""
     dtype: str = "bfloat16"
     """Dtype of matrix products: bfloat16 or float32. Parameters stay float32."""
-    remat: bool = True
-    """Recompute each block in the backward pass instead of keeping its activations."""
+    remat: str = "full"
+    """What each block of both towers keeps for the backward pass besides its input; the rest is
+    computed again. `none`: everything is kept; `products`: what matrix products and attention give,
+    as far as gradients need it; `attention`: the attention half of these; `full`: nothing more;
+    `chunks`: as `full`, and of each chunk of frames only the pixels.
+    """
+    frame_chunk: int = 0
+    """Frames a row that are encoded at once, at most; 0 takes all."""
     resampler: str = "bilinear"
     """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing), `area`
     (each token averages its cell), `antialias` (bilinear with a widened kernel) or `quecc` (Li et
@@ -170,6 +180,10 @@ class DataConfig:
     """
     max_text_tokens: int = 512
     """Room for text in a sequence; a longer example is an error, not a silent cut."""
+    text_buckets: tuple[int, ...] = ()
+    """Smaller rooms, ascending: a batch takes the smallest that holds its longest text. One compile
+    each.
+    """
     frame_cache_mb: int = 0
     """Decoded frames kept in memory, MiB; 0 decodes every time."""
     read_threads: int = 4
@@ -197,6 +211,14 @@ class OptimConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    mu_dtype: str = "float32"
+    """Dtype of Adam's first moment: float32, or bfloat16 to save two bytes a parameter."""
+    spike_factor: float = 0.0
+    """Skip a step whose loss exceeds this many times the running mean of recent losses; 0: none.
+    Steps whose loss or gradient is not finite are skipped always.
+    """
+    max_skipped: int = 5
+    """Steps skipped in a row at which the run stops, and leaves their batches in diverged.npz."""
 
 
 @dataclass(frozen=True)
@@ -219,12 +241,16 @@ class TrainConfig:
     """`token`: mean over answer tokens of the batch; `sample`: every example weighs the same
     (LLaVA).
     """
+    loss_chunk: int = 0
+    """Answer positions a row whose logits are in memory at once; 0 takes all."""
     seed: int = 0
     log_every: int = 10
     checkpoint_every: int = 500
     """Steps between checkpoints, besides the last; 0 keeps only the last."""
-    mesh: tuple[tuple[str, int], ...] = (("data", 1), ("fsdp", -1), ("tensor", 1))
-    """Devices along each axis; one −1 takes the rest."""
+    mesh: tuple[tuple[str, int], ...] = (("replica", 1), ("data", 1), ("fsdp", -1), ("tensor", 1))
+    """Devices along each axis, 1 where it is left out; one −1 takes the rest. Batches are split
+    over `replica` (slices of TPUs), `data` and `fsdp`; parameters over `fsdp` and `tensor`.
+    """
 
 
 def _require(ok: bool, name: str, value, allowed: str) -> None:
@@ -315,15 +341,21 @@ def _validate_model(model: ModelConfig, vision: VisionConfig) -> None:
     _require(model.num_frames >= 1, "model.num_frames", model.num_frames, "at least 1")
     _validate_vision(vision)
     tokens_side(model.tokens_per_frame, vision.out_grid)
-    _require(
-        model.dtype in ("bfloat16", "float32"), "model.dtype", model.dtype, "bfloat16 or float32"
-    )
+    _require(model.dtype in DTYPES, "model.dtype", model.dtype, " or ".join(DTYPES))
+    _require(model.frame_chunk >= 0, "model.frame_chunk", model.frame_chunk, "0 (all) or above")
     for name, known in (
         ("resampler", RESAMPLERS),
         ("newline", NEWLINES),
         ("attention", ATTENTION),
+        ("remat", REMAT),
     ):
         choose(dict.fromkeys(known), getattr(model, name), f"model.{name}")
+    _require(
+        model.remat != "chunks" or model.frame_chunk > 0,
+        "model.frame_chunk",
+        model.frame_chunk,
+        "above 0 with remat = 'chunks'",
+    )
     _validate_quecc(model, vision)
 
 
@@ -348,6 +380,14 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     for name, least in (("max_text_tokens", 1), ("frame_cache_mb", 0), ("read_threads", 0)):
         value = getattr(data, name)
         _require(value >= least, f"data.{name}", value, f"{least} or above")
+    buckets = data.text_buckets
+    _require(
+        sorted({0, data.max_text_tokens, *buckets})
+        in ([0, *buckets], [0, *buckets, data.max_text_tokens]),
+        "data.text_buckets",
+        buckets,
+        f"ascending, from 1 to at most max_text_tokens = {data.max_text_tokens}",
+    )
     n = data.num_examples
     _require(n is None or n >= 1, "data.num_examples", n, "at least 1, or null for all")
     _require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
@@ -364,6 +404,7 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
         config.loss_weighting,
         "token or sample",
     )
+    _require(config.loss_chunk >= 0, "loss_chunk", config.loss_chunk, "0 (all) or above")
     _require(config.log_every >= 1, "log_every", config.log_every, "at least 1")
     _require(
         config.checkpoint_every >= 0,
@@ -377,6 +418,10 @@ def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
         value = getattr(optim, name)
         _require(0 <= value < 1, f"optim.{name}", value, "from 0 to below 1")
     _require(optim.eps > 0, "optim.eps", optim.eps, "above 0")
+    _require(optim.mu_dtype in DTYPES, "optim.mu_dtype", optim.mu_dtype, " or ".join(DTYPES))
+    spike = optim.spike_factor
+    _require(spike == 0 or spike > 1, "optim.spike_factor", spike, "0 (never skip), or above 1")
+    _require(optim.max_skipped >= 1, "optim.max_skipped", optim.max_skipped, "at least 1")
     _require(optim.weight_decay >= 0, "optim.weight_decay", optim.weight_decay, "0 or above")
     for pattern, rate in optim.learning_rates:
         _require(rate >= 0, f"optim.learning_rates[{pattern}]", rate, "0 (frozen) or above")

@@ -1,16 +1,19 @@
 """Mesh, and ordered (path regex → axes) rules that place every parameter on it."""
 
+import math
 import re
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.config import ConfigError
+from vvlm_jax.config import ConfigError, LlamaConfig, nearest
 
-AXES = ("data", "fsdp", "tensor")
-BATCH = PartitionSpec(AXES[:2])
+AXES = ("replica", "data", "fsdp", "tensor")
+ROWS = AXES[:3]
+BATCH = PartitionSpec(ROWS)
 """Batches are split over the data-parallel axes."""
 
 RULES = (
@@ -41,30 +44,105 @@ RULES = (
 
 
 def make_mesh(axes: tuple[tuple[str, int], ...], devices=None) -> Mesh:
-    """The mesh of a config: axis sizes in order, one −1 taking what is left.
+    """The mesh of a config: `AXES` in their order, 1 for those left out, one −1 taking the rest.
 
-    Raises ConfigError when an axis is missing or unknown, or the sizes do not multiply to the
-    number of devices.
+    Neighbours on the mesh are neighbours in the torus of TPUs. Several slices are spread over
+    `replica`, or over `data` where `replica` is 1: what crosses the network between them is one
+    sum of gradients a step.
+
+    Raises ConfigError when an axis is unknown or stands twice, the sizes do not multiply to the
+    number of devices, or slices do not divide the axis that they are spread over.
     """
     devices = jax.devices() if devices is None else devices
-    names, sizes = zip(*axes, strict=True) if axes else ((), ())
-    if sorted(names) != sorted(AXES):
-        raise ConfigError(f"mesh = {list(names)}: must name {', '.join(AXES)}, each once")
+    asked = dict(axes)
+    for name in asked:
+        if name not in AXES:
+            raise ConfigError(f"mesh: no axis {name!r}; {nearest(name, AXES)}")
+    if len(asked) < len(axes):
+        raise ConfigError(f"mesh = {[n for n, _ in axes]}: an axis stands twice")
+    shape = ", ".join(f"{n}={s}" for n, s in axes)
+    sizes = [asked.get(name, 1) for name in AXES]
     known = int(np.prod([s for s in sizes if s != -1]))
     sizes = [len(devices) // max(known, 1) if s == -1 else s for s in sizes]
     if min(sizes) < 1 or int(np.prod(sizes)) != len(devices):
-        shape = ", ".join(f"{n}={s}" for n, s in axes)
         raise ConfigError(f"mesh ({shape}) does not divide the {len(devices)} devices there are")
-    return Mesh(np.asarray(devices).reshape(sizes), names)
-
-
-def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ConfigError when a batch cannot be split evenly over the data-parallel axes."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
-    if batch_size % parts:
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    across = 1 if sizes[0] == 1 else 0
+    if sizes[across] % slices:
         raise ConfigError(
-            f"batch_size = {batch_size}: must be divisible by data × fsdp = {parts} of the mesh"
+            f"mesh ({shape}): the {slices} slices must divide replica, or data where replica is 1"
         )
+    return Mesh(_arranged(devices, sizes, slices, across), AXES)
+
+
+def _arranged(devices, sizes, slices: int, across: int) -> np.ndarray:
+    """Devices in the shape `sizes`."""
+    if slices > 1:
+        between = [slices if axis == across else 1 for axis in range(len(sizes))]
+        within = [size // n for size, n in zip(sizes, between, strict=True)]
+        return mesh_utils.create_hybrid_device_mesh(
+            within, between, devices, allow_split_physical_axes=True
+        )
+    if getattr(devices[0], "platform", None) == "tpu":
+        return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return np.asarray(devices).reshape(sizes)
+
+
+def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
+    """Raises ConfigError when a part of a batch cannot be split evenly over the data-parallel
+    axes.
+    """
+    shards = row_shards(mesh)
+    if batch_size % (shards * microbatches):
+        parts = f" / microbatches = {microbatches}" if microbatches > 1 else ""
+        raise ConfigError(
+            f"batch_size = {batch_size}{parts}: must be divisible by replica × data × fsdp = "
+            f"{shards} of the mesh"
+        )
+
+
+def check_model(llm: LlamaConfig, mesh: Mesh) -> None:
+    """Raises ConfigError when an axis would be of no use to the language model: a dimension that it
+    does not divide is held whole by every device (`spec_for`), and memory is not what it seems.
+    """
+    for axis, name, size in (
+        ("tensor", "query heads", llm.num_heads),
+        ("tensor", "key-value heads", llm.num_kv_heads),
+        ("tensor", "feed-forward size", llm.mlp_dim),
+        ("fsdp", "width", llm.width),
+    ):
+        if size % mesh.shape[axis]:
+            raise ConfigError(
+                f"mesh: {axis} = {mesh.shape[axis]} must divide the language model's {name}, {size}"
+            )
+
+
+def row_shards(mesh) -> int:
+    """Parts that the rows of a batch are split into."""
+    return math.prod(mesh.shape[axis] for axis in ROWS if axis in mesh.shape)
+
+
+def split_rows(x, axis: int = 0):
+    """`x` with the rows along `axis` over the data-parallel axes, and the rest as XLA likes.
+
+    Without it XLA may hold activations whole on every device. It does nothing where no mesh is
+    known, there is nothing to split over, or rows do not divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if row_shards(mesh) == 1 or x.shape[axis] % row_shards(mesh):
+        return x
+    spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
+    spec[axis] = ROWS
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+
+def split_microbatches(x, count: int):
+    """[B, …] → [count, B / count, …]: each part takes its rows from every device alike, so that
+    none has to be moved. On one device the parts are consecutive rows.
+    """
+    rows, shards = len(x) // count, row_shards(jax.sharding.get_abstract_mesh())
+    x = x.reshape(shards, count, rows // shards, *x.shape[1:]).swapaxes(0, 1)
+    return split_rows(x.reshape(count, rows, *x.shape[3:]), axis=1)
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:

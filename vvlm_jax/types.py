@@ -27,6 +27,8 @@ class Example(NamedTuple):
     """int32 ids of the question, padded on the right, where visual tokens depend on it (QueCC)."""
     query_length: np.ndarray | None = None
     """int32 scalar."""
+    index: np.ndarray | None = None
+    """int32 scalar: which row of the annotations it is, counted from 0."""
 
 
 class Batch(NamedTuple):
@@ -39,6 +41,7 @@ class Batch(NamedTuple):
     frames_BTHWC: np.ndarray
     query_BQ: np.ndarray | None = None
     query_lengths_B: np.ndarray | None = None
+    index_B: np.ndarray | None = None
 
 
 class Prompts(NamedTuple):

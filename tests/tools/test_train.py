@@ -22,7 +22,7 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 def config():
     return TrainConfig(
-        model=ModelConfig("study/12", "study-s", 2, 4, dtype="float32", remat=False),
+        model=ModelConfig("study/12", "study-s", 2, 4, dtype="float32", remat="none"),
         data=DataConfig("FOLDER/stories.json", "FOLDER", "FOLDER", max_text_tokens=200),
         optim=OptimConfig(((".*", 1e-3),)),
         out_dir="FOLDER/run", batch_size=4, checkpoint_every=0,

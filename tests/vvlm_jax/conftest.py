@@ -34,7 +34,7 @@ def stage(world):
 
     def make(out_dir="unused", *assignments, **values):
         config = TrainConfig(
-            model=ModelConfig("study/12", "study-s", 2, 4, dtype="float32", remat=False),
+            model=ModelConfig("study/12", "study-s", 2, 4, dtype="float32", remat="none"),
             data=DataConfig(
                 str(world / "train.json"), str(world), str(world / "tokenizer.json"),
                 max_text_tokens=160, read_threads=1,

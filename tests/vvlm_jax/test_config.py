@@ -23,13 +23,18 @@ from vvlm_jax.models.variants import VISION
 
 SO400M = VISION["so400m/14-384"]
 UNUSUAL = TrainConfig(
-    model=ModelConfig(llm="llama3.1-8b", num_frames=7, tokens_per_frame=9, remat=False),
+    model=ModelConfig(llm="llama3.1-8b", num_frames=7, tokens_per_frame=9, remat="none"),
     data=DataConfig(num_examples=12, system='say "hi"\n', max_unreadable=0.0),
     optim=OptimConfig(learning_rates=(("llm/.*", 0.0), (".*", 3e-4)), warmup=0.1),
     init=(("vision", "runs/a"), ("llm", "runs/b")),
     seed=3,
     mesh=(("data", 2), ("fsdp", 4), ("tensor", 1)),
 )
+
+
+def test_there_are_few_options():
+    stages = (ModelConfig, DataConfig, OptimConfig, TrainConfig)
+    assert sum(len(dataclasses.fields(c)) for c in stages) - 3 <= 60  # but for the three groups
 
 
 # Overrides.
@@ -40,7 +45,7 @@ UNUSUAL = TrainConfig(
     [
         ("seed=7", lambda c: c.seed, 7),
         ("model.num_frames=8", lambda c: c.model.num_frames, 8),
-        ("model.remat=false", lambda c: c.model.remat, False),
+        ("model.remat=none", lambda c: c.model.remat, "none"),
         ("model.llm=llama3.2-3b", lambda c: c.model.llm, "llama3.2-3b"),
         ('model.llm="study-s"', lambda c: c.model.llm, "study-s"),
         ("data.num_examples=5", lambda c: c.data.num_examples, 5),
@@ -91,7 +96,7 @@ def test_overrides_apply_in_order_and_keep_the_rest():
         ("model.num_frames=8.5", "model.num_frames = 8.5: must be int, not float"),
         ("model.num_frames=true", "model.num_frames = True: must be int, not bool"),
         ("model.num_frames=null", "model.num_frames = None: must be int, not NoneType"),
-        ("model.remat=1", "model.remat = 1: must be bool, not int"),
+        ("model.remat=1", "model.remat = 1: must be str, not int"),
         ("model.llm=3", "model.llm = 3: must be str, not int"),
         ("optim.warmup=true", "optim.warmup = True: must be float, not bool"),
         ("optim.warmup=slow", "optim.warmup = 'slow': must be float, not str"),
@@ -151,6 +156,8 @@ def test_first_difference():
 def test_what_can_work_passes():
     assert validate(UNUSUAL, SO400M) is UNUSUAL
     validate(TrainConfig(), SO400M)
+    for buckets in ("[64, 128]", "[64, 512]", "[512]"):
+        validate(override(TrainConfig(), [f"data.text_buckets={buckets}"]), SO400M)
     validate(override(TrainConfig(), ["model.tokens_per_frame=729", "data.prompt=plain"]), SO400M)
 
 
@@ -174,6 +181,17 @@ def test_what_can_work_passes():
         (["loss_weighting=mean"], "loss_weighting = 'mean'", "token or sample"),
         (["log_every=0"], "log_every = 0", "at least 1"),
         (["checkpoint_every=-1"], "checkpoint_every = -1", "0 (only the last) or above"),
+        (["model.frame_chunk=-1"], "model.frame_chunk = -1", "0 (all) or above"),
+        (["model.remat=chunks"], "model.frame_chunk = 0", "above 0 with remat = 'chunks'"),
+        (["loss_chunk=-1"], "loss_chunk = -1", "0 (all) or above"),
+        (["data.text_buckets=[64, 32]"], "data.text_buckets = (64, 32)", "ascending, from 1 to"),
+        (["data.text_buckets=[64, 64]"], "data.text_buckets = (64, 64)", "ascending, from 1 to"),
+        (["data.text_buckets=[0, 64]"], "data.text_buckets = (0, 64)", "ascending, from 1 to"),
+        (["data.text_buckets=[513]"], "data.text_buckets = (513,)", "max_text_tokens = 512"),
+        (["optim.mu_dtype=float16"], "optim.mu_dtype = 'float16'", "bfloat16 or float32"),
+        (["optim.spike_factor=1"], "optim.spike_factor = 1.0", "0 (never skip), or above 1"),
+        (["optim.spike_factor=-2"], "optim.spike_factor = -2.0", "0 (never skip), or above 1"),
+        (["optim.max_skipped=0"], "optim.max_skipped = 0", "at least 1"),
         (["optim.warmup=1"], "optim.warmup = 1.0", "from 0 to below 1"),
         (["optim.warmup=-0.1"], "optim.warmup = -0.1", "from 0 to below 1"),
         (["optim.warmup=NaN"], "optim.warmup = nan", "from 0 to below 1"),
@@ -208,6 +226,7 @@ def test_visual_length_counts_newlines(newline, length):
     ("field", "message"),
     [
         ("resampler=arena", "'arena': unknown; did you mean 'area'?"),
+        ("remat=ful", "'ful': unknown; did you mean 'full'?"),
         ("attention=flash", "'flash': unknown; known: auto, reference"),
         ("newline=yes", "'yes': unknown; known: none, per-video, per-frame, grid"),
     ],

@@ -8,53 +8,77 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from vvlm_jax.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import LLAMA, VISION
-from vvlm_jax.sharding import AXES, BATCH, RULES, check_batch, make_mesh, spec_for
+from vvlm_jax.sharding import (
+    AXES,
+    BATCH,
+    RULES,
+    check_batch,
+    check_model,
+    make_mesh,
+    spec_for,
+    split_microbatches,
+)
 from vvlm_jax.train import program
 from vvlm_jax.types import Batch
 
 ROOT = Path(__file__).parents[2]
-ONE = (1, 1, 1)
-SLOW = pytest.mark.slow(reason="every mesh compiles a train step, and one of them tells most")
+ONE = (1, 1, 1, 1)
+QUICK = (1, 2, 2, 2)
+"""Replica, data, fsdp and tensor: the one that tells most."""
+OTHERS = (
+    *((1, 1, 2, 1), (1, 1, 1, 2)),
+    *((1, 4, 1, 1), (1, 1, 4, 1), (1, 1, 2, 2)),
+    *((1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 4, 2), (1, 2, 4, 1), (2, 1, 2, 2), (2, 2, 2, 1)),
+)
 EVERY_MESH = pytest.mark.parametrize(
-    "sizes", [(2, 2, 2), *(pytest.param(s, marks=SLOW) for s in ((8, 1, 1), (1, 8, 1), (1, 4, 2)))]
+    "sizes",
+    [
+        QUICK,
+        *(
+            pytest.param(sizes, marks=pytest.mark.slow(reason="11 meshes compile a train step"))
+            for sizes in OTHERS
+        ),
+    ],
 )
 CONFIG = TrainConfig(
-    model=ModelConfig("study/12", "study-l", 2, 4, "float32", remat=False),
+    model=ModelConfig("study/12", "study-l", 2, 4, "float32", remat="none"),
     # A large eps keeps the step proportional to the gradient: no rounding error becomes a sign.
     optim=OptimConfig((("vision/.*", 1e-2), ("(projector|llm)/.*", 5e-2)), eps=0.1),
-    batch_size=8,
+    batch_size=16,
 )
 STEPS = 2
 
 
 def batch():
     rng = np.random.default_rng(0)
-    tokens = rng.integers(10, 150, (8, 24), dtype=np.int32)
+    tokens = rng.integers(10, 150, (16, 24), dtype=np.int32)
     tokens[:, 3:11] = 4
-    positions = rng.integers(12, 23, (8, 3), dtype=np.int32)
-    weight = (np.arange(3)[None] < rng.integers(1, 4, (8, 1))).astype(np.float32)
+    positions = rng.integers(12, 23, (16, 3), dtype=np.int32)
+    weight = (np.arange(3)[None] < rng.integers(1, 4, (16, 1))).astype(np.float32)
     targets = np.take_along_axis(tokens, positions + 1, axis=1)
-    frames = rng.integers(0, 256, (8, 2, 48, 48, 3), dtype=np.uint8)
+    frames = rng.integers(0, 256, (16, 2, 48, 48, 3), dtype=np.uint8)
     return Batch(tokens, positions, targets, weight, frames)
 
 
 def steps_on(sizes):
     """Losses, gradient norms, final parameters, and how things were placed and compiled."""
-    microbatches = 1 if sizes == ONE else 2  # how a batch is split does not matter either
+    # How a batch, its frames and its losses are split does not matter either, nor what is kept.
+    microbatches, chunk, policy = (1, 0, "none") if sizes == ONE else (2, 1, "attention")
     mesh = make_mesh(tuple(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
-    model = vlm.build(CONFIG.model, 4)
+    model = vlm.build(dataclasses.replace(CONFIG.model, remat=policy, frame_chunk=chunk), 4)
     state = program.initial_state(CONFIG, model, mesh)
-    step = program.compiled_step(model, CONFIG.optim, mesh, microbatches, "token")
+    step = program.compiled_step(model, CONFIG.optim, mesh, microbatches, "token", 2 * chunk)
     on_mesh = jax.device_put(batch(), jax.sharding.NamedSharding(mesh, BATCH))
     metrics, born = [], jax.tree.map(lambda x: x.sharding, state)
     for i in range(STEPS):
@@ -75,14 +99,41 @@ def steps_on(sizes):
     }
 
 
+def memory_on(devices):
+    """Bytes of temporaries a device of a step in which activations are most of it: FSDP."""
+    mesh = make_mesh((("fsdp", devices),), jax.devices()[:devices])
+    model = vlm.build(ModelConfig("study/12", "study-l", 16, 16, "float32", frame_chunk=4), 4)
+    state = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(lambda: program.initial_state(CONFIG, model, mesh)),
+        program.state_shardings(model, CONFIG.optim, mesh),
+    )
+    rows = jax.sharding.NamedSharding(mesh, BATCH)
+    small = batch()
+    large = small._replace(
+        tokens_BL=np.pad(small.tokens_BL, ((0, 0), (0, 256))),
+        frames_BTHWC=np.tile(small.frames_BTHWC, (1, 8, 1, 1, 1)),
+    )
+    large = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), large)
+    step = program.compiled_step(model, CONFIG.optim, mesh, 2, "token", 2)
+    compiled = step.lower(state, large, np.float32(1)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
 @functools.cache
-def run(sizes):
-    """What `steps_on` says, from 8 simulated devices."""
+def in_child(*words):
+    """What this file prints, from 8 simulated devices."""
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
-    command = [sys.executable, __file__, *map(str, sizes)]
+    command = [sys.executable, __file__, *words]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
+
+
+def run(sizes):
+    """What `steps_on` says; one process for the two quick meshes, one for all others."""
+    group = (ONE, QUICK) if sizes in (ONE, QUICK) else OTHERS
+    return in_child("steps", json.dumps(group))[group.index(sizes)]
 
 
 @EVERY_MESH
@@ -102,7 +153,7 @@ def test_a_mesh_trains_as_one_device_does(sizes):
 
 @EVERY_MESH
 def test_parameters_are_sharded_with_their_moments(sizes):
-    _, fsdp, tensor = sizes
+    *_, fsdp, tensor = sizes
     shares = run(sizes)["shares"]
     for path, (of_param, of_moment) in shares.items():
         assert of_param == of_moment, path
@@ -127,14 +178,25 @@ def test_the_step_is_compiled_once_and_leaves_things_where_they_are(sizes):
     assert run(sizes)["in_place"]
 
 
+@pytest.mark.slow(reason="compiles two larger steps, to look at their memory")
+def test_eight_devices_need_an_eighth_of_the_memory_for_activations():
+    one, eight = in_child("memory")
+    assert eight < one / 6
+
+
 # The mesh.
 
 
 def test_minus_one_takes_what_is_left():
     devices = list(range(12))
     mesh = make_mesh((("data", 2), ("fsdp", -1), ("tensor", 3)), devices)
-    assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 3}
-    assert mesh.devices.tolist() == np.arange(12).reshape(2, 2, 3).tolist()
+    assert dict(mesh.shape) == {"replica": 1, "data": 2, "fsdp": 2, "tensor": 3}
+    assert mesh.devices.tolist() == np.arange(12).reshape(1, 2, 2, 3).tolist()
+
+
+def test_the_order_in_a_config_does_not_matter():
+    mesh = make_mesh((("tensor", 3), ("data", 2), ("fsdp", -1)), list(range(12)))
+    assert mesh == make_mesh((("data", 2), ("fsdp", -1), ("tensor", 3)), list(range(12)))
 
 
 @pytest.mark.parametrize(
@@ -142,30 +204,75 @@ def test_minus_one_takes_what_is_left():
 )
 def test_a_mesh_that_does_not_fit_the_devices_is_refused_in_one_line(sizes):
     with pytest.raises(ConfigError) as raised:
-        make_mesh(tuple(zip(AXES, sizes, strict=True)), list(range(8)))
+        make_mesh(tuple(zip(AXES[1:], sizes, strict=True)), list(range(8)))
     message = str(raised.value)
     assert f"(data={sizes[0]}, fsdp={sizes[1]}, tensor={sizes[2]})" in message
     assert "8 devices" in message
     assert "\n" not in message
 
 
-@pytest.mark.parametrize(
-    "axes", [(), (("data", 8),), (("data", 1), ("fsdp", 8), ("model", 1)), (("data", 1),) * 3]
-)
-def test_a_mesh_has_each_of_the_three_axes_once(axes):
-    with pytest.raises(
-        ConfigError, match=r"^mesh = \[.*\]: must name data, fsdp, tensor, each once$"
-    ):
-        make_mesh(axes, list(range(8)))
+def test_axes_that_are_unknown_or_stand_twice_are_refused():
+    with pytest.raises(ConfigError, match=r"^mesh: no axis 'tenser'; did you mean 'tensor'\?$"):
+        make_mesh((("data", 1), ("fsdp", 8), ("tenser", 1)), list(range(8)))
+    with pytest.raises(ConfigError, match=r"^mesh = .*: an axis stands twice$"):
+        make_mesh((("data", 2), ("fsdp", 2), ("data", 2)), list(range(8)))
+
+
+class Device(NamedTuple):
+    """What `make_mesh` looks at."""
+
+    id: int
+    slice_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+
+
+@pytest.mark.parametrize("axis", ["replica", "data"])
+def test_slices_are_spread_over_the_outermost_axis(axis):
+    devices = [Device(i, i % 2) for i in range(8)]  # in no order
+    mesh = make_mesh(((axis, 2), ("fsdp", -1), ("tensor", 2)), devices)
+    first, second = mesh.devices.reshape(2, 4)
+    assert [d.slice_index for d in first] == [0] * 4
+    assert [d.slice_index for d in second] == [1] * 4
+    with pytest.raises(ConfigError, match=r"^mesh \(fsdp=8\): the 2 slices must divide replica"):
+        make_mesh((("fsdp", 8),), devices)
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused():
-    mesh = AbstractMesh((2, 3, 4), AXES)
+    mesh = AbstractMesh((1, 2, 3, 4), AXES)
     check_batch(12, mesh)
+    check_batch(24, mesh, microbatches=4)
     with pytest.raises(
-        ConfigError, match=r"^batch_size = 8: must be divisible by data × fsdp = 6 of the mesh$"
+        ConfigError,
+        match=r"^batch_size = 8: must be divisible by replica × data × fsdp = 6 of the mesh$",
     ):
         check_batch(8, mesh)
+    with pytest.raises(ConfigError, match=r"^batch_size = 24 / microbatches = 8: must be .* 6 of"):
+        check_batch(24, mesh, microbatches=8)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ((1, 1, 16), "tensor = 16 must divide the language model's key-value heads, 8"),
+        ((1, 1, 5), "tensor = 5 must divide the language model's query heads, 32"),
+        ((1, 6, 1), "fsdp = 6 must divide the language model's width, 4096"),
+    ],
+)
+def test_an_axis_that_is_no_use_to_the_model_is_refused(sizes, message):
+    check_model(LLAMA["llama3.1-8b"], AbstractMesh((3, 8, 8), AXES[1:]))
+    with pytest.raises(ConfigError, match=f"^mesh: {message}$"):
+        check_model(LLAMA["llama3.1-8b"], AbstractMesh(sizes, AXES[1:]))
+
+
+def test_a_microbatch_takes_rows_from_every_device():
+    rows = np.arange(16)[:, None]
+    on_one = split_microbatches(rows, 4)
+    assert on_one[..., 0].tolist() == np.arange(16).reshape(4, 4).tolist()
+    mesh = AbstractMesh((2, 1), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    with jax.sharding.use_abstract_mesh(mesh):
+        on_two = jax.eval_shape(lambda x: split_microbatches(x, 4), rows)
+        assert on_two.shape == (4, 4, 1)
 
 
 # The rules.
@@ -206,7 +313,7 @@ def test_every_rule_is_used():
 @pytest.mark.parametrize("llm", ["llama3.2-1b", "llama3.2-3b", "llama3.1-8b"])
 def test_a_large_mesh_splits_all_large_tensors(llm, vision):
     """On 8 × 8 devices every device holds a 64th of each, but for the encoder's 16 heads."""
-    mesh = AbstractMesh((1, 8, 8), AXES)
+    mesh = AbstractMesh((1, 8, 8), AXES[1:])
     quecc = {} if vision is WHOLE else dict(
         resampler="quecc", quecc_layers=(14, 18, 25, 26), tokens_per_frame=81
     )  # fmt: skip
@@ -217,7 +324,7 @@ def test_a_large_mesh_splits_all_large_tensors(llm, vision):
 
 
 def test_an_axis_that_does_not_divide_is_left_out():
-    mesh = AbstractMesh((1, 4, 2), AXES)
+    mesh = AbstractMesh((1, 4, 2), AXES[1:])
     kernel = "llm/layers/attn/k/kernel"
     assert spec_for(kernel, (2, 64, 2, 16), mesh) == PartitionSpec(None, "fsdp", "tensor", None)
     assert spec_for(kernel, (2, 64, 1, 16), mesh) == PartitionSpec(None, "fsdp", None, None)
@@ -226,4 +333,7 @@ def test_an_axis_that_does_not_divide_is_left_out():
 
 
 if __name__ == "__main__":
-    print(json.dumps(steps_on(tuple(map(int, sys.argv[1:])))))
+    if sys.argv[1] == "memory":
+        print(json.dumps([memory_on(1), memory_on(8)]))
+    else:
+        print(json.dumps([steps_on(tuple(sizes)) for sizes in json.loads(sys.argv[2])]))

@@ -2,6 +2,7 @@
 
 import threading
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import grain
 import numpy as np
@@ -46,7 +47,7 @@ class _MediumError(Exception):
 
 
 class Examples:
-    """Random access to tokenised, padded `Example`s; a grain data source.
+    """Random access to tokenised, padded `Example`s.
 
     An example whose media cannot be read is replaced by the next readable one in the same order, so
     the replacement is the same in every run, and recorded in `unreadable`.
@@ -61,7 +62,8 @@ class Examples:
         seed: int,
     ):
         rows = read_conversations(data.annotations)
-        self.rows = [rows[i] for i in nested_subset(len(rows), data.num_examples, seed)]
+        self.row_numbers = nested_subset(len(rows), data.num_examples, seed)
+        self.rows = [rows[i] for i in self.row_numbers]
         self.data, self.tokenizer = data, tokenizer
         self.reader = FrameReader(
             data.media_root,
@@ -86,39 +88,63 @@ class Examples:
         return len(self.rows)
 
     def __getitem__(self, index) -> Example:
+        return self._at(index, self.data.max_text_tokens)
+
+    def load(self, places_B, share: slice = slice(None)) -> Batch:
+        """One host's share of a global batch, its text padded to the smallest bucket that holds the
+        longest of the whole batch. That needs no media, so that every host finds the same one.
+        """
+        room = self._room(places_B)
+        return _stack([self._at(place, room) for place in places_B[share]])
+
+    def _room(self, places_B) -> int:
+        if not self.data.text_buckets:
+            return self.data.max_text_tokens
+        longest = max(self._text(self.rows[place]).length for place in places_B)
+        rooms = (*self.data.text_buckets, self.data.max_text_tokens)
+        return next(room for room in rooms if longest <= room)
+
+    def _at(self, index, room: int) -> Example:
+        """The example at a place, or where its media cannot be read the next readable one whose
+        text fits.
+        """
         for offset in range(len(self.rows)):
-            row = self.rows[(int(index) + offset) % len(self.rows)]
+            place = (int(index) + offset) % len(self.rows)
+            text = self._text(self.rows[place])
+            if offset and text.length > room:
+                continue
             try:
-                return self._example(row)
+                frames_THWC = self._frames(text.media)
             except _MediumError as e:
                 self.unreadable.add(*e.args)
+                continue
+            example = pad(text.encoded, frames_THWC, text.own, self.num_visual, room)
+            if self.asks:
+                query_Q = np.pad(np.asarray(text.query, np.int32), (0, room - len(text.query)))
+                example = example._replace(query_Q=query_Q, query_length=np.int32(len(text.query)))
+            return example._replace(index=np.int32(self.row_numbers[place]))
         raise TooManyUnreadable("no example has readable media")
 
-    def _example(self, row: dict) -> Example:
+    def _text(self, row: dict) -> "_Text":
+        """Raises ValueError naming the row when it is no example, or longer than the room there
+        is.
+        """
+        turns, room = row["conversations"], self.data.max_text_tokens
         try:
             media = row_media(row, self.reader.num_frames)
             blocks = [self.blocks[m.num_frames] for m in media]
             encoded = chat.encode(
-                row["conversations"],
-                self.tokenizer,
-                blocks,
-                self.data.prompt,
-                self.data.system,
-                self.data.mask,
+                turns, self.tokenizer, blocks, self.data.prompt, self.data.system, self.data.mask
             )
-            own, room = sum(map(len, blocks)), self.data.max_text_tokens
-            example = pad(encoded, self._frames(media), own, self.num_visual, room)
-            return self._with_question(example, row) if self.asks else example
+            own = sum(map(len, blocks))
+            query = chat.question(turns, self.tokenizer) if self.asks else []
+            for ids, kind in ((encoded.ids[own:], "text tokens"), (query, "tokens of questions")):
+                if len(ids) > room:
+                    raise ValueError(f"has {len(ids)} {kind}; data.max_text_tokens allows {room}")
+            _answers(encoded)
         except ValueError as e:
             raise ValueError(f"{self.data.annotations}: example {row.get('id')!r}: {e}") from None
-
-    def _with_question(self, example: Example, row: dict) -> Example:
-        """The question is a part of the text, so that `max_text_tokens` holds it."""
-        ids, room = chat.question(row["conversations"], self.tokenizer), self.data.max_text_tokens
-        if len(ids) > room:
-            raise ValueError(f"has {len(ids)} tokens of questions; data.max_text_tokens = {room}")
-        query_Q = np.pad(np.asarray(ids, np.int32), (0, room - len(ids)))
-        return example._replace(query_Q=query_Q, query_length=np.int32(len(ids)))
+        return _Text(encoded, own, media, query, max(len(encoded.ids) - own, len(query)))
 
     def _frames(self, media: list[Medium]) -> np.ndarray:
         if len(media) == 1 and media[0].num_frames == self.num_frames:
@@ -137,30 +163,44 @@ class Examples:
             raise _MediumError(medium.name, e) from e
 
 
-def pad(encoded: chat.Encoded, frames_THWC, own: int, num_visual: int, max_text: int) -> Example:
-    """Pads to L = num_visual + max_text and M = max_text, where `own` of the ids are visual ones.
+class _Text(NamedTuple):
+    """What an example is without its pixels."""
 
-    What is padding is known by position and weight, never by id: id 0 may be a word. ValueError
-    when the text does not fit.
+    encoded: chat.Encoded
+    own: int
+    """How many of the ids stand for its media."""
+    media: list[Medium]
+    query: list[int]
+    length: int
+    """Room that it needs."""
+
+
+def _answers(encoded: chat.Encoded) -> list[int]:
+    """Positions of the tokens to predict. Nothing predicts the first, which LLaVA's labels
+    include.
     """
-    ids, is_answer = encoded
-    if len(ids) - own > max_text:
-        raise ValueError(
-            f"has {len(ids) - own} text tokens; data.max_text_tokens allows {max_text}"
-        )
-    # Nothing predicts the first token, which LLaVA's labels include.
-    answers = [i for i, flag in enumerate(is_answer) if flag and i > 0]
-    if not answers:
+    found = [i for i, flag in enumerate(encoded.is_answer) if flag and i > 0]
+    if not found:
         raise ValueError("has no answer to learn from")
+    return found
+
+
+def pad(encoded: chat.Encoded, frames_THWC, own: int, num_visual: int, room: int) -> Example:
+    """Pads to L = num_visual + room and M = room, where `own` of the ids are visual ones; the
+    others fit the room.
+
+    What is padding is known by position and weight, never by id: id 0 may be a word.
+    """
+    ids, answers = encoded.ids, _answers(encoded)
 
     def padded(values, size, dtype):
         return np.pad(np.asarray(values, dtype), (0, size - len(values)))
 
     return Example(
-        tokens_L=padded(ids, num_visual + max_text, np.int32),
-        target_pos_M=padded([i - 1 for i in answers], max_text, np.int32),
-        target_ids_M=padded([ids[i] for i in answers], max_text, np.int32),
-        target_weight_M=padded([1.0] * len(answers), max_text, np.float32),
+        tokens_L=padded(ids, num_visual + room, np.int32),
+        target_pos_M=padded([i - 1 for i in answers], room, np.int32),
+        target_ids_M=padded([ids[i] for i in answers], room, np.int32),
+        target_weight_M=padded([1.0] * len(answers), room, np.float32),
         frames_THWC=frames_THWC,
     )
 
@@ -185,12 +225,20 @@ def batches(
         )
     if batch_size % num_shards:
         raise ValueError(f"batch_size = {batch_size}: must be divisible by the {num_shards} hosts")
-    dataset = grain.MapDataset.source(examples).seed(seed).shuffle()
-    usable = len(examples) // batch_size * batch_size
-    dataset = dataset[:usable].repeat(epochs)[shard::num_shards]
-    dataset = dataset.batch(batch_size // num_shards, drop_remainder=True, batch_fn=_stack)
+    order = global_order(len(examples), batch_size, epochs, seed)
+    share = slice(shard, None, num_shards)
+    dataset = order.map(lambda places_B: examples.load(places_B, share))
     options = grain.ReadOptions(num_threads=examples.data.read_threads, prefetch_buffer_size=8)
     return dataset.to_iter_dataset(options)
+
+
+def global_order(
+    num_examples: int, batch_size: int, epochs: int, seed: int
+) -> grain.MapDataset[np.ndarray]:
+    """Places of the examples of each global batch, int [B]."""
+    order = grain.MapDataset.range(num_examples).seed(seed).shuffle()
+    usable = num_examples // batch_size * batch_size
+    return order[:usable].repeat(epochs).batch(batch_size, drop_remainder=True)
 
 
 def _stack(examples) -> Batch:

@@ -28,7 +28,7 @@ from vvlm_jax.generate.generate import programs, until_stop, write
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.sharding import AXES, BATCH, make_mesh, param_shardings
+from vvlm_jax.sharding import BATCH, make_mesh, param_shardings
 from vvlm_jax.train.checkpoint import load_model
 from vvlm_jax.types import Prompts
 
@@ -307,8 +307,7 @@ def _stack(visuals: list[list[jax.Array]], count: int, dtype):
 
 def _mesh(devices, num_kv_heads: int) -> Mesh:
     tensor = math.gcd(len(devices), num_kv_heads)
-    sizes = (len(devices) // tensor, 1, tensor)
-    return make_mesh(tuple(zip(AXES, sizes, strict=True)), devices)
+    return make_mesh((("data", len(devices) // tensor), ("tensor", tensor)), devices)
 
 
 def _placed(shapes, dtype, mesh: Mesh):

@@ -7,6 +7,7 @@ platform it is compiled for. Neither keeps the L × L scores that the reference 
 (at L = 6,800 and 32 heads 5.9 GB a sequence).
 """
 
+import importlib.util
 import math
 
 import jax
@@ -15,6 +16,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ke
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash_mask
 from jax.sharding import PartitionSpec
 
+from vvlm_jax.models.remat import CONTEXT, keep
 from vvlm_jax.sharding import AXES
 
 KERNELS_FROM = 256
@@ -73,11 +75,14 @@ def self_attend(q_BLNH, k_BLKH, v_BLKH, *, causal: bool, backend: str = "auto"):
         return attend(q, k, v, causal_mask(L) if causal else None)
 
     if backend == "reference" or not half or L < KERNELS_FROM:
-        return reference(q_BLNH, k_BLKH, v_BLKH)
+        return keep(reference(q_BLNH, k_BLKH, v_BLKH), CONTEXT)
     kernels = {"tpu": lambda q, k, v: splash_attend(q, k, v, causal=causal)}
     if _has_cudnn(q_BLNH, k_BLKH, v_BLKH):
         kernels["cuda"] = lambda q, k, v: _cudnn(q, k, v, causal)
-    # What one branch keeps for the backward pass, all keep, as zeros; scores would be large ones.
+        if importlib.util.find_spec("libtpu") is None:
+            del kernels["tpu"]
+    # What one branch keeps for the backward pass, all keep, as zeros; scores would be large ones,
+    # and no branch is there for a platform that nothing here can compile for.
     default = jax.checkpoint(reference)
     return jax.lax.platform_dependent(q_BLNH, k_BLKH, v_BLKH, default=default, **kernels)
 
@@ -140,6 +145,7 @@ def _splash_one_device(q_BLNH, k_BLKH, v_BLKH, causal, interpret):
         block_sizes=splash.BlockSizes(**{f"block_{side}": block for side in sides}),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=CONTEXT,
         interpret=interpret,
     )
 

@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from vvlm_jax.config import LlamaConfig
-from vvlm_jax.models import kv_cache
+from vvlm_jax.models import kv_cache, remat
 from vvlm_jax.models.attention import attend, self_attend
 from vvlm_jax.models.kv_cache import KVCache
+from vvlm_jax.models.remat import keep
+from vvlm_jax.sharding import split_rows
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
@@ -83,6 +85,7 @@ class Attention(nn.Module):
         v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **into)(x_BLD)
         frequencies_h = rope_frequencies(c)
         q, k = rotate(q, positions_BL, frequencies_h), rotate(k, positions_BL, frequencies_h)
+        q, k, v = keep(q, "query"), keep(k, "key"), keep(v, "value")
         if cache is None:
             y = self_attend(q, k, v, causal=True, backend=self.backend)
         else:
@@ -91,7 +94,8 @@ class Attention(nn.Module):
             filled_BS = jnp.arange(k.shape[1])[None, :] <= positions_BL
             y = attend(q, k, v, filled_BS[:, None, None, None, :])
         dense["kernel_init"] = _residual_init(c, c.num_heads * c.head_dim)
-        return nn.DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y), (k, v)
+        y = nn.DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y)
+        return keep(y, "attended"), (k, v)
 
 
 class Mlp(nn.Module):
@@ -107,6 +111,7 @@ class Mlp(nn.Module):
         up_init, down_init = nn.initializers.normal(c.width**-0.5), _residual_init(c, c.mlp_dim)
         gate = nn.Dense(c.mlp_dim, name="gate", kernel_init=up_init, **dense)(x_BLD)
         up = nn.Dense(c.mlp_dim, name="up", kernel_init=up_init, **dense)(x_BLD)
+        gate, up = keep(gate, "gate"), keep(up, "up")
         return nn.Dense(c.width, name="down", kernel_init=down_init, **dense)(nn.silu(gate) * up)
 
 
@@ -132,7 +137,8 @@ class Llama(nn.Module):
 
     config: LlamaConfig
     dtype: jnp.dtype = jnp.bfloat16
-    remat: bool = False
+    remat: str = "none"
+    """As `ModelConfig.remat`."""
     backend: str = "auto"
     """Of attention, as `attention.self_attend` takes it."""
 
@@ -141,9 +147,8 @@ class Llama(nn.Module):
         self.embedding = nn.Embed(
             c.vocab, c.width, embedding_init=nn.initializers.normal(c.width**-0.5), name="embed"
         )
-        block = nn.remat(DecoderBlock, prevent_cse=False) if self.remat else DecoderBlock
         self.layers = nn.scan(
-            block,
+            remat.block(DecoderBlock, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.depth,
@@ -163,7 +168,7 @@ class Llama(nn.Module):
         """
         B, L, _ = x_BLD.shape
         positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-        x_BLD, kv = self.layers(x_BLD, positions_BL, None)
+        x_BLD, kv = self.layers(split_rows(x_BLD), positions_BL, None)
         return self.norm(x_BLD), kv
 
     def decode_step(self, x_B1D, cache: KVCache):

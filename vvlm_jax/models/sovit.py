@@ -11,7 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from vvlm_jax.config import VisionConfig
+from vvlm_jax.models import remat
 from vvlm_jax.models.attention import attend, self_attend
+from vvlm_jax.models.remat import keep
+from vvlm_jax.sharding import split_rows
 
 
 class MultiHeadAttention(nn.Module):
@@ -30,22 +33,26 @@ class MultiHeadAttention(nn.Module):
         to_itself = queries_BLD is None
         queries_BLD = x_BPD if to_itself else queries_BLD
         q, k, v = (
-            nn.DenseGeneral(
-                heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
-            )(x)
+            keep(
+                nn.DenseGeneral(
+                    heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
+                )(x),
+                name,
+            )
             for name, x in (("query", queries_BLD), ("key", x_BPD), ("value", x_BPD))
         )
         if to_itself:
             y_BLNH = self_attend(q, k, v, causal=False, backend=self.backend)
         else:
             y_BLNH = attend(q, k, v)
-        return nn.DenseGeneral(
+        y_BLD = nn.DenseGeneral(
             D,
             axis=(-2, -1),
             dtype=self.dtype,
             kernel_init=nn.initializers.xavier_uniform(),
             name="out",
         )(y_BLNH)
+        return keep(y_BLD, "attended")
 
 
 class Mlp(nn.Module):
@@ -61,7 +68,8 @@ class Mlp(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),
         )
-        x_BPF = nn.gelu(nn.Dense(self.mlp_dim, **dense)(x_BPD), approximate=True)
+        up_BPF = keep(nn.Dense(self.mlp_dim, **dense)(x_BPD), "up")
+        x_BPF = nn.gelu(up_BPF, approximate=True)
         return nn.Dense(x_BPD.shape[-1], **dense)(x_BPF)
 
 
@@ -100,15 +108,14 @@ class Transformer(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype
-    remat: bool
+    remat: str
     backend: str = "auto"
 
     @nn.compact
     def __call__(self, x_BPD, layers=()):
         c = self.config
-        block = nn.remat(EncoderBlock, prevent_cse=False) if self.remat else EncoderBlock
         scan = nn.scan(
-            block,
+            remat.block(EncoderBlock, self.remat),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.blocks_run,
@@ -150,7 +157,8 @@ class SoViT(nn.Module):
 
     config: VisionConfig
     dtype: jnp.dtype = jnp.bfloat16
-    remat: bool = False
+    remat: str = "none"
+    """As `ModelConfig.remat`."""
     backend: str = "auto"
     """Of attention, as `attention.self_attend` takes it."""
 
@@ -171,7 +179,7 @@ class SoViT(nn.Module):
         )
         x_BPD = x_BPD + pos_1PD.astype(self.dtype)
         transformer = Transformer(c, self.dtype, self.remat, self.backend, name="Transformer")
-        out = transformer(x_BPD, layers)
+        out = transformer(split_rows(x_BPD), layers)
         if c.head == "none":
             return out
         x_BPD, *kept = out if layers else (out,)

@@ -20,6 +20,7 @@ from vvlm_jax.models.llama import Llama
 from vvlm_jax.models.projector import Projector
 from vvlm_jax.models.quecc import QueCC
 from vvlm_jax.models.sovit import SoViT
+from vvlm_jax.sharding import split_rows
 
 
 class VLM(nn.Module):
@@ -35,11 +36,12 @@ class VLM(nn.Module):
     tokens_per_frame: int
     video_id: int
     dtype: jnp.dtype = jnp.bfloat16
-    remat: bool = False
+    remat: str = "none"
     resampler: str = "bilinear"
     newline_id: int | None = None
     attention: str = "auto"
     quecc_layers: tuple[int, ...] = ()
+    frame_chunk: int = 0
 
     def setup(self):
         self.vision = SoViT(self.vision_config, self.dtype, self.remat, self.attention)
@@ -52,11 +54,39 @@ class VLM(nn.Module):
             self.newline = self.param("newline", nn.initializers.normal(width**-0.5), (width,))
 
     def encode(self, frames_BTHWC, query_BQ=None, query_lengths_B=None):
-        """uint8 frames → visual tokens [B, T·V, D]."""
+        """uint8 frames → visual tokens [B, T·V, D].
+
+        With `frame_chunk` no more frames of a row than that are encoded at once. Chunks are of one
+        size, as even as T allows; black frames fill the last one, and their tokens are cut off.
+        """
+        quecc = self.resampler == "quecc"
+        text_BD = self.question(query_BQ, query_lengths_B) if quecc else None
+        B, T, *image = frames_BTHWC.shape
+        if not 0 < self.frame_chunk < T:
+            return self._encode(frames_BTHWC, text_BD)
+        chunks = -(-T // self.frame_chunk)
+        size = -(-T // chunks)
+        filled = jnp.pad(frames_BTHWC, ((0, 0), (0, chunks * size - T), (0, 0), (0, 0), (0, 0)))
+        # Along T, never B: rows are spread over devices, and each device loops over its own.
+        parts = jnp.moveaxis(filled.reshape(B, chunks, size, *image), 1, 0)
+
+        def one(model, _, text_BD, frames_BTHWC):
+            return None, model._encode(split_rows(frames_BTHWC), text_BD)
+
+        scan = nn.scan(
+            nn.remat(one, prevent_cse=False) if self.remat == "chunks" else one,
+            variable_broadcast="params",
+            split_rngs={"params": False},
+            in_axes=(nn.broadcast, 0),
+        )
+        _, visual = scan(self, None, text_BD, parts)
+        visual_BVD = jnp.moveaxis(visual, 0, 1).reshape(B, -1, visual.shape[-1])
+        return visual_BVD[:, : T * self.tokens_per_frame]
+
+    def _encode(self, frames_BTHWC, text_BD):
         B, T, *image = frames_BTHWC.shape
         pixels = (frames_BTHWC.reshape(B * T, *image).astype(jnp.float32) / 255 - 0.5) / 0.5
         if self.resampler == "quecc":
-            text_BD = self.question(query_BQ, query_lengths_B)
             x_BPD, layers = self.vision(pixels, self.quecc_layers)
             x_BVD = self.projector(self.quecc(x_BPD, layers, jnp.repeat(text_BD, T, axis=0)))
         else:
@@ -102,8 +132,20 @@ class VLM(nn.Module):
         self, tokens_BL, frames_BTHWC, positions_BM, query_BQ=None, query_lengths_B=None
     ):
         """float32 logits [B, M, vocab] at the given positions only."""
+        return self.logits(
+            self.target_states(tokens_BL, frames_BTHWC, positions_BM, query_BQ, query_lengths_B)
+        )
+
+    def target_states(
+        self, tokens_BL, frames_BTHWC, positions_BM, query_BQ=None, query_lengths_B=None
+    ):
+        """Final hidden states [B, M, D] at the given positions only."""
         hidden_BLD = self(tokens_BL, frames_BTHWC, query_BQ, query_lengths_B)
-        return self.llm.logits(jnp.take_along_axis(hidden_BLD, positions_BM[..., None], axis=1))
+        return jnp.take_along_axis(hidden_BLD, positions_BM[..., None], axis=1)
+
+    def logits(self, hidden):
+        """[..., D] → float32 [..., vocab]."""
+        return self.llm.logits(hidden)
 
     def prefill(self, tokens_BL, lengths_B, visual_BVD, extra: int):
         """Reads right-padded prompts → (logits of each row's last token [B, vocab], cache with
@@ -148,6 +190,7 @@ def build(
         newline_id,
         config.attention,
         config.quecc_layers,
+        config.frame_chunk,
     )
 
 

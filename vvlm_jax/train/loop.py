@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding
 from vvlm_jax.config import TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
-from vvlm_jax.sharding import BATCH, check_batch, make_mesh
+from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
 from vvlm_jax.train import checkpoint, optim, run_dir
 from vvlm_jax.train.log import StepLog
 from vvlm_jax.train.program import compiled_step, initial_state
@@ -38,8 +38,8 @@ def train(config: TrainConfig, *, on_step=None) -> dict:
       {"steps", "examples", "loss", "unreadable"}: the loss of the last step, and the messages of
       media files that could not be read.
 
-    Raises ConfigError before any compile for options that cannot work, TrainingDiverged on NaN or
-    Inf.
+    Raises ConfigError before any compile for options that cannot work, TrainingDiverged when NaN,
+    Inf or spikes of the loss go on.
     """
     vision = choose(variants.VISION, config.model.vision, "model.vision")
     validate(config, vision)
@@ -72,7 +72,8 @@ def num_steps(config: TrainConfig, examples) -> int:
 def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
     """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
     mesh, total = make_mesh(config.mesh), num_steps(config, examples)
-    check_batch(config.batch_size, mesh)
+    check_batch(config.batch_size, mesh, config.microbatches)
+    check_model(model.llm_config, mesh)
     iterator = iter(
         pipeline.batches(
             examples,
@@ -84,7 +85,9 @@ def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
         )
     )
     state = initial_state(config, model, mesh)
-    step_fn = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
+    step_fn = compiled_step(
+        model, config.optim, mesh, config.microbatches, config.loss_weighting, config.loss_chunk
+    )
     checkpoints = (
         checkpoint.Checkpoints(out_dir / "checkpoints") if config.checkpoint_every else None
     )
@@ -97,14 +100,15 @@ def _run_steps(config: TrainConfig, out_dir: Path, examples, model, on_step):
     batch_sharding = NamedSharding(mesh, BATCH)
     try:
         for step in range(start, total):
+            ours = next(iterator)
             batch = jax.tree.map(
-                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), next(iterator)
+                lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
             )
             share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
             state, metrics = step_fn(state, batch, share)
-            log(step + 1, metrics, share, len(examples.unreadable.messages))
+            log(step + 1, metrics, share, len(examples.unreadable.messages), ours)
             if checkpoints and (step + 1) % config.checkpoint_every == 0 and step + 1 < total:
-                log.check(step + 1, metrics)  # a diverged state must not replace a good one
+                log.catch_up()  # a line that is due must not be lost with the process
                 messages = dict(examples.unreadable.messages)
                 position = {"iterator": iterator.get_state(), "unreadable": messages}
                 checkpoints.save(step + 1, state, position)

@@ -4,17 +4,53 @@ import jax
 import jax.numpy as jnp
 
 
-def answer_loss(logits_BMv, target_ids_BM, target_weight_BM, weighting: str):
-    """Weighted sum of −log p(target), and the total weight, so that microbatches can be added up.
+def token_losses(logits_BMv, target_ids_BM):
+    """−log p(target), float32 [B, M]."""
+    log_probs = jax.nn.log_softmax(logits_BMv.astype(jnp.float32), axis=-1)
+    return -jnp.take_along_axis(log_probs, target_ids_BM[..., None], axis=-1)[..., 0]
+
+
+def weigh(nll_BM, target_weight_BM, weighting: str):
+    """Weighted sum of losses, and the total weight, so that microbatches can be added up.
 
     `token`: every answer token weighs the same; `sample`: every example does, whatever its length.
 
     Returns:
       (loss_sum, weight_sum): float32 scalars; the loss is their quotient.
     """
-    log_probs = jax.nn.log_softmax(logits_BMv.astype(jnp.float32), axis=-1)
-    nll_BM = -jnp.take_along_axis(log_probs, target_ids_BM[..., None], axis=-1)[..., 0]
     weight_BM = target_weight_BM
     if weighting == "sample":
         weight_BM = weight_BM / jnp.maximum(weight_BM.sum(axis=1, keepdims=True), 1)
     return (nll_BM * weight_BM).sum(), weight_BM.sum()
+
+
+def answer_loss(logits_BMv, target_ids_BM, target_weight_BM, weighting: str):
+    """`weigh` of the `token_losses` of logits that are all there."""
+    return weigh(token_losses(logits_BMv, target_ids_BM), target_weight_BM, weighting)
+
+
+def chunked_losses(logits_of, states_BMD, target_ids_BM, chunk: int):
+    """`token_losses` with the logits of at most `chunk` positions a row in memory at once.
+
+    Logits are made again in the backward pass. What fills the last chunk is cut off.
+
+    Args:
+      logits_of: [B, m, D] → [B, m, vocab].
+      chunk: 0 takes all positions at once, and keeps their logits.
+    """
+    B, M, D = states_BMD.shape
+    if not 0 < chunk < M:
+        return token_losses(logits_of(states_BMD), target_ids_BM)
+    chunks = -(-M // chunk)
+    padding = ((0, 0), (0, chunks * chunk - M))
+    states = jnp.pad(states_BMD, (*padding, (0, 0))).reshape(B, chunks, chunk, D)
+    ids = jnp.pad(target_ids_BM, padding).reshape(B, chunks, chunk)
+
+    @jax.checkpoint
+    def one(part):
+        states_BmD, ids_Bm = part
+        return token_losses(logits_of(states_BmD), ids_Bm)
+
+    # Along M, never B: rows are spread over devices, and each device loops over its own.
+    nll = jax.lax.map(one, (jnp.moveaxis(states, 1, 0), jnp.moveaxis(ids, 1, 0)))
+    return jnp.moveaxis(nll, 0, 1).reshape(B, -1)[:, :M]

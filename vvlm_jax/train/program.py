@@ -3,7 +3,6 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -12,7 +11,7 @@ from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import param_shardings
 from vvlm_jax.train import checkpoint, optim
-from vvlm_jax.train.state import TrainState
+from vvlm_jax.train.state import TrainState, first_state
 from vvlm_jax.train.step import make_train_step
 from vvlm_jax.weights.sources import is_foreign, load_part
 
@@ -38,9 +37,7 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     trainable, frozen = optim.split(params, config.optim)
     tx = optim.make(config.optim, trainable)
     opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
-    return TrainState(
-        jax.device_put(jnp.zeros((), jnp.int32), shardings.step), trainable, frozen, opt_state
-    )
+    return jax.device_put(first_state(trainable, frozen, opt_state), shardings)
 
 
 def _struct(x: jax.Array) -> jax.ShapeDtypeStruct:
@@ -63,17 +60,23 @@ def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
         trainable,
         transform_non_params=lambda _: everywhere,
     )
-    return TrainState(everywhere, trainable, frozen, opt_state)
+    return TrainState(everywhere, trainable, frozen, opt_state, everywhere, everywhere)
 
 
 @functools.lru_cache(maxsize=8)
-def compiled_step(model, optim_config, mesh, microbatches, weighting):
+def compiled_step(model, optim_config, mesh, microbatches, weighting, loss_chunk=0):
     """The jitted train step; runs that differ in data or length alone share it. The state is
     donated.
     """
     shardings = state_shardings(model, optim_config, mesh)
-    tx = optim.make(optim_config, shardings.trainable)
-    on_one = make_train_step(model, tx, microbatches, weighting)
+
+    def place(grads):
+        # Else XLA may add up whole gradients on every device, and cut them only for the optimiser.
+        return jax.lax.with_sharding_constraint(grads, shardings.trainable)
+
+    on_one = make_train_step(
+        model, optim_config, shardings.trainable, microbatches, weighting, loss_chunk, place
+    )
 
     def step(state, batch, rate_share):
         # Attention kernels of TPUs are split by hand, and need to know the mesh.

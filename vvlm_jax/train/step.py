@@ -4,56 +4,115 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from vvlm_jax.config import OptimConfig
 from vvlm_jax.models.vlm import VLM
+from vvlm_jax.sharding import split_microbatches
 from vvlm_jax.train import optim
-from vvlm_jax.train.loss import answer_loss
+from vvlm_jax.train.loss import chunked_losses, weigh
 from vvlm_jax.train.state import TrainState
 from vvlm_jax.types import Batch
 
+RECENT = 0.05
+"""Weight of the newest loss in the running mean: it remembers some 20 steps."""
+
 
 def make_train_step(
-    model: VLM, tx: optax.GradientTransformation, microbatches: int, weighting: str
+    model: VLM,
+    config: OptimConfig,
+    paths,
+    microbatches: int,
+    weighting: str,
+    loss_chunk: int = 0,
+    place=lambda grads: grads,
 ):
-    """Returns `train_step(state, batch, rate_share) -> (state, {"loss", "grad_norm"})`.
+    """Returns `train_step(state, batch, rate_share) -> (state, metrics)`.
 
     `rate_share` is the schedule: the share of every group's peak learning rate to use at this step.
 
     Gradients of the summed loss are added over microbatches and divided by the batch's total weight
     once, so that loss and gradients do not depend on how a batch is split.
+
+    A step whose loss or gradient norm is not finite, or whose loss is a spike, is skipped: the
+    state comes out with parameters and optimiser as they were. It is decided on the device, so
+    nothing waits for the host.
+
+    Args:
+      paths: of the trainable parameters.
+      loss_chunk: as `loss.chunked_losses` takes it.
+      place: puts a tree of gradients where the parameters are.
+
+    Metrics, scalars: `loss`, `grad_norm`, `grad_norm/PATTERN` for every group, `loss_mean`,
+    `skipped` (0 or 1) and `skips_in_row`.
     """
+    tx = optim.make(config, paths)
+    groups = optim.groups(paths, config)
 
     def loss_sum(trainable, frozen, batch: Batch):
-        logits_BMv = model.apply(
-            {"params": optim.merge(trainable, frozen)},
+        variables = {"params": optim.merge(trainable, frozen)}
+        states_BMD = model.apply(
+            variables,
             batch.tokens_BL,
             batch.frames_BTHWC,
             batch.target_pos_BM,
             batch.query_BQ,
             batch.query_lengths_B,
-            method="target_logits",
+            method="target_states",
         )
-        return answer_loss(logits_BMv, batch.target_ids_BM, batch.target_weight_BM, weighting)
+        nll_BM = chunked_losses(
+            lambda states: model.apply(variables, states, method="logits"),
+            states_BMD,
+            batch.target_ids_BM,
+            loss_chunk,
+        )
+        return weigh(nll_BM, batch.target_weight_BM, weighting)
 
     grad_fn = jax.value_and_grad(loss_sum, has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch, rate_share):
-        def accumulate(total, part):
-            (loss, weight), grads = grad_fn(state.trainable, state.frozen, part)
-            return jax.tree.map(jnp.add, total, (loss, weight, grads)), None
-
+    def total_loss(state: TrainState, batch: Batch):
         if microbatches == 1:
             (loss, weight), grads = grad_fn(state.trainable, state.frozen, batch)
-        else:
-            parts = jax.tree.map(
-                lambda x: x.reshape(microbatches, len(x) // microbatches, *x.shape[1:]), batch
-            )
-            zeros = (jnp.zeros(()), jnp.zeros(()), jax.tree.map(jnp.zeros_like, state.trainable))
-            (loss, weight, grads), _ = jax.lax.scan(accumulate, zeros, parts)
-        grads = jax.tree.map(lambda g: g / weight, grads)
+            return loss, weight, place(grads)
+
+        def accumulate(total, part):
+            (loss, weight), grads = grad_fn(state.trainable, state.frozen, part)
+            *sums, grads = jax.tree.map(jnp.add, total, (loss, weight, grads))
+            return (*sums, place(grads)), None
+
+        parts = jax.tree.map(lambda x: split_microbatches(x, microbatches), batch)
+        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+        return jax.lax.scan(accumulate, (jnp.zeros(()), jnp.zeros(()), place(zeros)), parts)[0]
+
+    def train_step(state: TrainState, batch: Batch, rate_share):
+        loss, weight, grads = total_loss(state, batch)
+        loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
+        grad_norm = optax.tree.norm(grads)
+        taken = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if config.spike_factor:
+            taken &= loss <= config.spike_factor * state.loss_mean
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: u * rate_share, updates)
         trainable = optax.apply_updates(state.trainable, updates)
-        metrics = {"loss": loss / weight, "grad_norm": optax.tree.norm(grads)}
-        return TrainState(state.step + 1, trainable, state.frozen, opt_state), metrics
+        first = jnp.isinf(state.loss_mean)
+        mean = jnp.where(first, loss, (1 - RECENT) * state.loss_mean + RECENT * loss)
+        new = (trainable, opt_state, mean, jnp.zeros_like(state.skips_in_row))
+        old = (state.trainable, state.opt_state, state.loss_mean, state.skips_in_row + 1)
+        trainable, opt_state, mean, skips = jax.tree.map(
+            lambda n, o: jnp.where(taken, n, o), new, old
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            **{
+                f"grad_norm/{group}": optax.tree.norm(
+                    {path: g for path, g in grads.items() if groups[path] == group}
+                )
+                for group in dict.fromkeys(groups.values())
+            },
+            "loss_mean": mean,
+            "skipped": (~taken).astype(jnp.int32),
+            "skips_in_row": skips,
+        }
+        state = TrainState(state.step + 1, trainable, state.frozen, opt_state, mean, skips)
+        return state, metrics
 
     return train_step

@@ -11,7 +11,7 @@ from PIL import Image
 from tests.vvlm_jax.byte_level import save_byte_level
 from vvlm_jax.data import chat, media, pipeline, tokenizer
 from vvlm_jax.data.media import FrameReader
-from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches
+from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches, global_order
 from vvlm_jax.data.tokenizer import EOT, FAMILIES, NEWLINE, VIDEO
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.models.variants import VISION
@@ -51,28 +51,10 @@ def assert_same(a, b):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
 
 
-def names(source, batch_size, epochs, **how):
+def names(source, batch_size, epochs):
     """Which rows come in which order, without decoding: a list of lists of ids."""
-
-    class Named(Examples):
-        def __init__(self):
-            self.__dict__.update(source.__dict__)
-
-        def __getitem__(self, index):
-            return (np.array(self.rows[int(index) % len(self.rows)]["id"]),)
-
-    return [
-        [str(i) for i in ids] for (ids,) in stacked(batches(Named(), batch_size, epochs, 0, **how))
-    ]
-
-
-def stacked(dataset):
-    """The batches of a dataset whose elements are tuples of any length."""
-    keep, pipeline.Batch = pipeline.Batch, lambda *columns: columns
-    try:
-        return list(dataset)
-    finally:
-        pipeline.Batch = keep
+    order = global_order(len(source), batch_size, epochs, 0)
+    return [[source.rows[place]["id"] for place in places] for places in order]
 
 
 # Order.
@@ -88,6 +70,14 @@ def test_a_batch_is_its_examples_stacked(examples, world):
         index = next(i for i, r in enumerate(source.rows) if r["id"] == id)
         for whole, part in zip(*map(jax.tree.leaves, (first, source[index])), strict=True):
             np.testing.assert_array_equal(whole[row], part)
+
+
+def test_a_batch_knows_its_rows_of_the_annotations(examples, world):
+    source = examples("data.num_examples=20", seed=1)
+    rows = json.loads((world / "train.json").read_text())
+    expected = names(source, 4, 2)
+    found = [[rows[i]["id"] for i in batch.index_B] for batch in batches(source, 4, 2, 0)]
+    assert found == expected
 
 
 def test_targets_are_the_answer_tokens(examples, tok):
@@ -214,6 +204,80 @@ def test_a_text_only_stage_has_no_frames(examples, world):
     assert example.tokens_L.shape == (160,)
 
 
+# Buckets.
+
+BUCKETS = "data.text_buckets=[50, 60, 70]"
+
+
+@pytest.fixture
+def lengths(world, tok):
+    """Text tokens of every row of the annotations."""
+    rows = json.loads((world / "train.json").read_text())
+    return np.array([len(encode(row, tok).ids) - 8 for row in rows])
+
+
+def test_a_batch_takes_the_smallest_bucket_that_holds_its_longest_text(examples, lengths):
+    steps = np.sort(lengths)[[5, 11, 17]].tolist()
+    assert len(set(steps)) == 3
+    source = examples(f"data.text_buckets={steps}")
+    seen = set()
+    for size in (1, 4):
+        for batch, whole in zip(
+            batches(source, size, 1, 0), batches(examples(), size, 1, 0), strict=True
+        ):
+            room = min(b for b in (*steps, 160) if b >= lengths[batch.index_B].max())
+            seen.add(room)
+            assert batch.tokens_BL.shape == (size, 8 + room)
+            np.testing.assert_array_equal(batch.tokens_BL, whole.tokens_BL[:, : 8 + room])
+            for x, y in zip(batch[1:4], whole[1:4], strict=True):
+                np.testing.assert_array_equal(x, y[:, :room])
+                assert not y[:, room:].any()
+            np.testing.assert_array_equal(batch.frames_BTHWC, whole.frames_BTHWC)
+    assert seen == {*steps, 160}
+
+
+def test_hosts_agree_on_the_bucket_of_what_they_share(examples, lengths):
+    steps = np.sort(lengths)[[11, 17]].tolist()
+    source = examples(f"data.text_buckets={steps}")
+    alone = list(batches(source, 2, 2, 0))
+    shares = [list(batches(source, 2, 2, 0, shard=i, num_shards=2)) for i in (0, 1)]
+    ours = [lengths[batch.index_B] for batch in alone]
+    assert any((x > steps[0]).sum() == 1 for x in ours)  # one host has the longest
+    for whole, *parts in zip(alone, *shares, strict=True):
+        for i, part in enumerate(parts):
+            assert_same([part], [jax.tree.map(lambda x, i=i: x[i::2], whole)])
+
+
+def test_buckets_survive_a_resume(examples):
+    iterator = iter(batches(examples(BUCKETS), 4, 2, 0))
+    for _ in range(5):
+        next(iterator)
+    state = iterator.get_state()
+    again = iter(batches(examples(BUCKETS), 4, 2, 0))
+    again.set_state(state)
+    assert_same(list(again), list(iterator))
+
+
+def test_what_replaces_an_unreadable_example_fits_its_bucket(examples, world, lengths, tmp_path):
+    """All hosts know the bucket before any of them reads a file."""
+    rows = json.loads((world / "train.json").read_text())
+    shortest = int(lengths.argmin())
+    rows[shortest]["video"] = "missing.mp4"
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    room = int(np.sort(lengths)[2])
+    source = examples(
+        f"data.text_buckets=[{room}]", annotations=str(tmp_path / "rows.json"), max_unreadable=0.5
+    )
+    order = source.row_numbers.tolist()
+    place = order.index(shortest)
+    following = order[place + 1 :] + order[:place]
+    expected = next(row for row in following if lengths[row] <= room)
+    assert expected != following[0]  # else nothing was left out
+    batch = source.load(np.array([place]))
+    assert batch.index_B.tolist() == [expected]
+    assert batch.target_pos_BM.shape == (1, room)
+
+
 # Media.
 
 BROKEN = ("zero_bytes.mp4", "cut_short.mp4", "audio_only.m4a", "missing.mp4")
@@ -266,6 +330,7 @@ def test_the_replacement_is_the_next_readable_example(examples, damaged):
         while source.rows[j % 24]["id"] in broken:
             j += 1
         assert_same([source[i]], [source[j % 24]])
+        assert source[i].index == int(source.rows[j % 24]["id"].removeprefix("train-"))
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from vvlm_jax.config import ConfigError, LlamaConfig, ModelConfig, VisionConfig
+from vvlm_jax.config import REMAT, ConfigError, LlamaConfig, ModelConfig, VisionConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train.loss import answer_loss
@@ -241,8 +242,9 @@ def loss_and_gradients(model, params, inputs):
     return jax.jit(jax.value_and_grad(loss))(params)
 
 
-def test_remat_changes_memory_and_not_the_gradients(params, inputs):
-    again = dataclasses.replace(MODEL, remat=True)
+@pytest.mark.parametrize("policy", REMAT[1:])
+def test_no_policy_changes_the_gradients(params, inputs, policy):
+    again = dataclasses.replace(MODEL, remat=policy, frame_chunk=policy == "chunks")
     loss, grads = loss_and_gradients(MODEL, params, inputs)
     loss_again, grads_again = loss_and_gradients(again, params, inputs)
     np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
@@ -253,15 +255,66 @@ def test_remat_changes_memory_and_not_the_gradients(params, inputs):
     )
 
 
-@pytest.mark.parametrize("remat", [True, False])
-def test_remat_wraps_both_towers(remat, params, inputs):
+@pytest.mark.parametrize(("remat", "wrapped"), [("none", 0), ("attention", 2), ("full", 2)])
+def test_remat_wraps_both_towers(remat, wrapped, params, inputs):
     tokens, frames = inputs
     model = dataclasses.replace(MODEL, remat=remat)
 
     def total(params):
         return model.apply({"params": params}, tokens, frames).sum()
 
-    assert str(jax.make_jaxpr(jax.grad(total))(params)).count("prevent_cse=") == 2 * remat
+    assert str(jax.make_jaxpr(jax.grad(total))(params)).count("prevent_cse=") == wrapped
+
+
+def memory_of_gradients(model, frames=4, length=96):
+    """Bytes of temporaries that the compiled gradient needs, in shapes of some size."""
+    vision = dataclasses.replace(VISION, width=64, mlp_dim=128, depth=6, image_size=32)
+    llm = dataclasses.replace(LLAMA, width=64, mlp_dim=192, depth=6, vocab=64)
+    model = dataclasses.replace(model, vision_config=vision, llm_config=llm)
+    tokens = jax.ShapeDtypeStruct((2, length), np.int32)
+    pixels = jax.ShapeDtypeStruct((2, frames, 32, 32, 3), np.uint8)
+
+    def total(params, tokens, pixels):
+        return (model.apply({"params": params}, tokens, pixels) ** 2).sum()
+
+    compiled = jax.jit(jax.grad(total)).lower(vlm.shapes(model), tokens, pixels).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_every_policy_needs_less_memory_than_the_one_before():
+    models = [dataclasses.replace(MODEL, remat=policy, frame_chunk=1) for policy in REMAT]
+    sizes = [memory_of_gradients(model) for model in models]
+    for larger, smaller in itertools.pairwise(sizes):
+        assert smaller < 0.95 * larger, dict(zip(REMAT, sizes, strict=True))
+
+
+def test_frames_in_chunks_need_less_memory():
+    again = dataclasses.replace(MODEL, remat="full")
+    whole, chunked = (
+        memory_of_gradients(dataclasses.replace(again, frame_chunk=c), frames=16) for c in (0, 2)
+    )
+    assert chunked < 0.8 * whole
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3, 4, 5, 9])
+def test_frames_in_chunks_are_the_frames_at_once(params, chunk):
+    """Of 5 frames, which 2, 3 and 4 do not divide."""
+    frames = np.random.default_rng(3).integers(0, 256, (2, 5, 16, 16, 3), dtype=np.uint8)
+    model = dataclasses.replace(MODEL, frame_chunk=chunk)
+
+    def tokens_and_gradient(model):
+        def total(params):
+            visual = model.apply({"params": params}, frames, method="encode")
+            return (visual**2).sum(), visual
+
+        grads, visual = jax.jit(jax.grad(total, has_aux=True))(params)
+        return visual, grads
+
+    visual, grads = tokens_and_gradient(MODEL)
+    visual_again, grads_again = tokens_and_gradient(model)
+    assert visual_again.shape == (2, 5 * V, LLAMA.width)
+    assert_close(visual_again, visual)
+    jax.tree.map(assert_close, grads_again, grads)
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(params, inputs):
@@ -283,8 +336,10 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(params, inpu
 
 
 def test_build_reads_the_config():
-    model = vlm.build(ModelConfig("study/12", "study-m", 2, 9, "float32", remat=True), 4, vocab=192)
-    assert (model.dtype, model.remat, model.tokens_per_frame) == (jnp.float32, True, 9)
+    model = vlm.build(
+        ModelConfig("study/12", "study-m", 2, 9, "float32", remat="full"), 4, vocab=192
+    )
+    assert (model.dtype, model.remat, model.tokens_per_frame) == (jnp.float32, "full", 9)
     assert (model.vision_config.width, model.llm_config.width, model.video_id) == (48, 48, 4)
 
 

@@ -15,12 +15,13 @@ import pytest
 from vvlm_jax.config import ConfigError, TrainConfig, from_json, to_json
 from vvlm_jax.data import pipeline
 from vvlm_jax.models import vlm
+from vvlm_jax.models.variants import VISION
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import checkpoint, loop, optim
 from vvlm_jax.train.checkpoint import CheckpointError, load_model
 from vvlm_jax.train.log import TrainingDiverged
 from vvlm_jax.train.loop import train
-from vvlm_jax.train.program import initial_state
+from vvlm_jax.train.program import compiled_step, initial_state
 
 ROOT = Path(__file__).parents[3]
 
@@ -162,26 +163,98 @@ def test_only_logged_steps_are_reported_and_always_the_last(stage, tmp_path):
     assert summary["loss"] == seen[-1][-1]
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_the_step(stage, tmp_path, monkeypatch):
-    schedule = optim.cosine_with_warmup
-    monkeypatch.setattr(
-        optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
-    )
-    with pytest.raises(TrainingDiverged, match=r"step 4: .*nan.* lower optim\.learning_rates"):
-        train(stage(tmp_path))
+# Steps that are skipped.
+
+
+@pytest.fixture
+def poison(monkeypatch):
+    """poison(rows): batches with any of these rows of the annotations (None: all) have no loss."""
+
+    def those_with(rows):
+        stack = pipeline._stack
+
+        def stacked(examples):
+            batch = stack(examples)
+            if rows is None or set(rows) & set(batch.index_B.tolist()):
+                batch.target_weight_BM[:] = math.nan
+            return batch
+
+        monkeypatch.setattr(pipeline, "_stack", stacked)
+
+    return those_with
+
+
+def test_a_skipped_step_has_a_line_and_the_run_goes_on(stage, tmp_path, poison):
+    poison([7])
+    train(stage(tmp_path, "log_every=6", epochs=2))
+    rows = {row["step"]: row for row in lines(tmp_path)}
+    skipped = [step for step, row in rows.items() if row["skipped"]]
+    assert len(skipped) == 2  # the row comes once an epoch
+    assert set(rows) == {*skipped, 6, 12}
+    for step in skipped:
+        assert rows[step]["loss"] is None
+        assert rows[step]["skips_in_row"] == 1
+    assert all(np.isfinite(x).all() for x in params_of(tmp_path).values())
+
+
+def test_groups_have_rates_and_norms_in_the_lines(whole):
+    for row in lines(whole):
+        assert row["rate/vision/.*"] == pytest.approx(1e-3 * row["rate_share"])
+        assert row["rate/(projector|llm)/.*"] == pytest.approx(5e-3 * row["rate_share"])
+        norms = row["grad_norm/vision/.*"], row["grad_norm/(projector|llm)/.*"]
+        assert math.hypot(*norms) == pytest.approx(row["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("log_every", [1, 100])
+def test_too_many_skips_in_a_row_stop_the_run_and_leave_their_batches(
+    stage, tmp_path, poison, log_every
+):
+    poison(None)
+    config = stage(tmp_path, "optim.max_skipped=3", f"log_every={log_every}", epochs=8)
+    with pytest.raises(TrainingDiverged, match=r"steps 1 to 3 were skipped.*loss nan.*npz") as e:
+        train(config)
+    assert "\n" not in str(e.value)
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3]
     assert not checkpoint.is_finished(tmp_path)
+    steps = json.loads((tmp_path / "diverged.json").read_text())
+    assert [step["step"] for step in steps] == [1, 2, 3]
+    assert [step["skips_in_row"] for step in steps] == [1, 2, 3]
+    assert {"loss", "grad_norm", "grad_norm/vision/.*", "loss_mean"} <= set(steps[0])
+    with np.load(tmp_path / "diverged.npz") as arrays:
+        for step in steps:
+            assert arrays[f"{step['step']}/index_B"].tolist() == step["rows"]
+            assert np.isnan(arrays[f"{step['step']}/target_weight_BM"]).all()
+            assert arrays[f"{step['step']}/tokens_BL"].shape == (4, 168)
 
 
-def test_a_diverged_state_is_not_kept(stage, tmp_path, monkeypatch):
-    """The step before the checkpoint goes wrong, and no step is logged before the last."""
-    schedule = optim.cosine_with_warmup
-    monkeypatch.setattr(
-        optim, "cosine_with_warmup", lambda s, *a: math.nan if s == 2 else schedule(s, *a)
-    )
-    with pytest.raises(TrainingDiverged, match="step 4: "):
-        train(stage(tmp_path, "log_every=100", "checkpoint_every=2"))
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["2"]
+def test_skips_are_counted_over_an_interruption(stage, tmp_path, poison):
+    """The count is a part of the state: a run that is restarted in time would go on for ever."""
+    poison(None)
+    config = stage(tmp_path, "optim.max_skipped=5", checkpoint_every=2, epochs=2)
+    with pytest.raises(Stopped):
+        train(config, on_step=stop_after(3))
+    with pytest.raises(TrainingDiverged, match=r"steps 3 to 5 were skipped"):
+        train(config)
+
+
+# One compile a bucket.
+
+
+def test_one_compile_a_bucket_and_none_more_after_a_resume(stage, tok, tmp_path):
+    texts = ["data.text_buckets=[40, 50, 60, 70, 80]", "optim.eps=1e-7"]
+    config = stage(tmp_path / "run", *texts, epochs=2, checkpoint_every=3)
+    examples = pipeline.Examples(config.data, config.model, VISION["study/12"], tok, 0)
+    lengths = {b.tokens_BL.shape[1] for b in pipeline.batches(examples, 4, 2, 0)}
+    assert len(lengths) > 1
+    model, mesh = vlm.build(config.model, pipeline.video_id(tok)), make_mesh(config.mesh)
+    step = compiled_step(model, config.optim, mesh, 1, "token", 0)
+    with pytest.raises(Stopped):
+        train(config, on_step=stop_after(8))
+    train(config)
+    assert step._cache_size() == len(lengths)
+    train(stage(tmp_path / "whole", *texts, epochs=2))
+    assert step._cache_size() == len(lengths)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
 def test_left_over_checkpoints_of_a_finished_run_go(stage, tmp_path):

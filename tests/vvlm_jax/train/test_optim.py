@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import math
 
@@ -12,7 +13,7 @@ from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import optim
-from vvlm_jax.train.loss import answer_loss
+from vvlm_jax.train.loss import answer_loss, chunked_losses, token_losses
 from vvlm_jax.train.metrics import JsonlWriter, Progress, duration
 from vvlm_jax.train.program import compiled_step, initial_state
 
@@ -37,12 +38,12 @@ def one_step(stage, tok, batch):
     """one_step(optim config) -> (state before, state after one step at the peak rate, metrics)."""
 
     @functools.cache
-    def run(optim_config, microbatches=1, weighting="token"):
-        config = stage(optim=optim_config)
+    def run(optim_config, microbatches=1, weighting="token", loss_chunk=0, *assignments):
+        config = stage("unused", *assignments, optim=optim_config)
         model, mesh = vlm.build(config.model, pipeline.video_id(tok)), make_mesh(config.mesh)
         state = initial_state(config, model, mesh)
         before = jax.tree.map(np.array, state)  # a copy: the step takes the state's memory
-        step = compiled_step(model, optim_config, mesh, microbatches, weighting)
+        step = compiled_step(model, optim_config, mesh, microbatches, weighting, loss_chunk)
         after, metrics = step(state, batch, np.float32(1))
         return before, jax.device_get(after), {k: float(v) for k, v in metrics.items()}
 
@@ -98,6 +99,29 @@ def test_frozen_parts_stay_as_they_are_and_have_no_optimiser_state(one_step):
     ]
     assert not any("llm" in path for path in paths)
     assert sum("projector" in path for path in paths) == 2 * 4  # both moments
+
+
+def test_every_group_has_its_norm(one_step):
+    first, second = (f"grad_norm/{pattern}" for pattern, _ in GROUPS.learning_rates)
+    metrics = one_step(GROUPS)[2]
+    assert metrics[first] > 0
+    assert math.hypot(metrics[first], metrics[second]) == pytest.approx(metrics["grad_norm"])
+    frozen = one_step(FROZEN)[2]
+    assert [name for name in frozen if name.startswith("grad_norm/")] == ["grad_norm/.*"]
+    assert frozen["grad_norm/.*"] == pytest.approx(frozen["grad_norm"])
+
+
+def test_the_first_moment_may_be_bfloat16(one_step):
+    halved = dataclasses.replace(GROUPS, mu_dtype="bfloat16")
+    (_, after, _), (_, exact, _) = one_step(halved), one_step(GROUPS)
+    adam = after.opt_state[1]
+    assert {x.dtype for x in adam.mu.values()} == {jnp.dtype("bfloat16")}
+    for tree in (adam.nu, after.trainable):
+        assert {x.dtype for x in tree.values()} == {jnp.dtype("float32")}
+    for path, x in exact.opt_state[1].mu.items():
+        np.testing.assert_allclose(adam.mu[path].astype(np.float32), x, rtol=2**-8, atol=1e-30)
+    for path, x in exact.trainable.items():
+        np.testing.assert_allclose(after.trainable[path], x, rtol=0, atol=5e-3 / 100)
 
 
 def test_the_norm_counts_trained_parameters_only(one_step):
@@ -192,13 +216,16 @@ def test_an_example_without_weight_counts_nothing():
     assert (float(total), float(weight)) == (pytest.approx(math.log(2)), 1)
 
 
-@pytest.mark.parametrize("microbatches", [2, 4])
-def test_splitting_a_batch_changes_nothing_but_rounding(one_step, microbatches):
+@pytest.mark.parametrize(
+    ("microbatches", "chunks"),
+    [(2, ()), (4, ()), (1, (40,)), (2, (7, "model.frame_chunk=1", "model.remat=chunks"))],
+)
+def test_splitting_a_batch_changes_nothing_but_rounding(one_step, microbatches, chunks):
     before, whole, metrics = one_step(LINEAR)
     step = {p: whole.trainable[p] - x for p, x in before.trainable.items()}
     size = math.sqrt(sum((d**2).sum() for d in step.values()))
     assert size > 0.1
-    _, after, split_metrics = one_step(LINEAR, microbatches)
+    _, after, split_metrics = one_step(LINEAR, microbatches, "token", *chunks)
     assert split_metrics == pytest.approx(metrics, rel=2e-6)
     for path, x in whole.trainable.items():
         np.testing.assert_allclose(after.trainable[path], x, atol=2e-6 * size, err_msg=path)
@@ -207,6 +234,106 @@ def test_splitting_a_batch_changes_nothing_but_rounding(one_step, microbatches):
 def test_token_and_sample_weighting_differ(one_step, batch):
     losses = [one_step(LINEAR, 1, weighting)[2]["loss"] for weighting in ("token", "sample")]
     assert abs(losses[0] - losses[1]) > 1e-4
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4, 10, 11])
+def test_losses_in_chunks_are_those_at_once(chunk):
+    """Of 10 positions, which 3 and 4 do not divide."""
+    rng = np.random.default_rng(0)
+    states, head = rng.normal(size=(2, 10, 8)), rng.normal(size=(8, 30))
+    ids = rng.integers(0, 30, (2, 10))
+
+    def total(states, head):
+        nll = chunked_losses(lambda x: x @ head, states, ids, chunk)
+        return (nll**2).sum(), nll
+
+    (_, nll), grads = jax.value_and_grad(total, (0, 1), has_aux=True)(states, head)
+    np.testing.assert_allclose(nll, token_losses(states @ head, ids), rtol=1e-5)
+    whole = jax.grad(lambda x, w: (token_losses(x @ w, ids) ** 2).sum(), (0, 1))(states, head)
+    for found, expected in zip(grads, whole, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_no_more_logits_than_a_chunk_are_in_memory():
+    states, ids = jax.ShapeDtypeStruct((2, 64, 8), "f4"), jax.ShapeDtypeStruct((2, 64), "i4")
+    head = jax.ShapeDtypeStruct((8, 5000), "f4")
+
+    def memory(chunk):
+        def total(states, head, ids):
+            return chunked_losses(lambda x: x @ head, states, ids, chunk).sum()
+
+        compiled = jax.jit(jax.grad(total, (0, 1))).lower(states, head, ids).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    whole = 2 * 64 * 5000 * 4
+    assert memory(0) > whole
+    assert memory(4) < whole / 4
+
+
+# Steps that are skipped.
+
+
+class Trainer:
+    """A state and the step that it takes."""
+
+    def __init__(self, stage, tok, config):
+        self.config = stage(optim=config)
+        model, mesh = vlm.build(self.config.model, pipeline.video_id(tok)), make_mesh(())
+        self.state = initial_state(self.config, model, mesh)
+        self._step = compiled_step(model, config, mesh, 2, "token")
+
+    def __call__(self, batch):
+        """Metrics; parameters and optimiser before and after."""
+        before = jax.device_get(self.state)
+        self.state, metrics = self._step(self.state, batch, np.float32(1))
+        return {k: x.item() for k, x in metrics.items()}, before, jax.device_get(self.state)
+
+
+def same(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_step_that_is_no_number_leaves_everything_as_it_was(stage, tok, batch, bad):
+    """And the next ones go on as if it had not been."""
+    weight = batch.target_weight_BM.copy()
+    weight[3, 0] = bad
+    poisoned = batch._replace(target_weight_BM=weight)
+    skipping, plain = Trainer(stage, tok, GROUPS), Trainer(stage, tok, GROUPS)
+    for step, next_batch in enumerate((batch, poisoned, poisoned, batch), 1):
+        metrics, before, after = skipping(next_batch)
+        wrong = next_batch is poisoned
+        assert metrics["skipped"] == wrong
+        assert metrics["skips_in_row"] == after.skips_in_row == (step - 1 if wrong else 0)
+        assert after.step == step
+        changes = ("trainable", "opt_state", "loss_mean")
+        assert [same(getattr(before, f), getattr(after, f)) for f in changes] == [wrong] * 3
+    for _ in range(2):
+        expected, *_ = plain(batch)
+    assert metrics == expected
+    assert same(skipping.state.trainable, plain.state.trainable)
+    assert same(skipping.state.opt_state, plain.state.opt_state)
+
+
+def test_spikes_are_skipped_when_asked(stage, tok, batch):
+    small = OptimConfig(((".*", 1e-4),), spike_factor=1.05)
+    trainer = Trainer(stage, tok, small)
+    first, *_ = trainer(batch)  # nothing to compare with yet
+    assert (first["skipped"], first["loss_mean"]) == (0, first["loss"])
+    trainer.state = trainer.state._replace(loss_mean=np.float32(first["loss"] / 1.1))
+    found, before, after = trainer(batch)
+    assert found["loss"] > 1.05 * found["loss_mean"]
+    assert (found["skipped"], found["skips_in_row"]) == (1, 1)
+    assert same(before.trainable, after.trainable)
+    trainer.state = trainer.state._replace(loss_mean=np.float32(first["loss"] / 1.02))
+    found, before, after = trainer(batch)
+    assert (found["skipped"], found["skips_in_row"]) == (0, 0)
+    assert not same(before.trainable, after.trainable)
+    mean = 0.95 * before.loss_mean + 0.05 * found["loss"]
+    assert after.loss_mean == pytest.approx(mean, rel=1e-6)
+    careless = Trainer(stage, tok, dataclasses.replace(small, spike_factor=0.0))
+    careless.state = careless.state._replace(loss_mean=np.float32(1e-3))
+    assert careless(batch)[0]["skipped"] == 0
 
 
 # Metrics.

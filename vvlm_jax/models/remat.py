@@ -1,0 +1,41 @@
+"""What a block keeps for the backward pass, and what it computes again (`ModelConfig.remat`).
+
+Blocks name what is dear to compute (`keep`); a policy is the set of names that are kept besides the
+block's input. An attention kernel counts as kept only with its softmax statistics, which never
+leave it: Pallas' kernel names them (`CONTEXT`), and cuDNN's is known by its primitive.
+"""
+
+import flax.linen as nn
+import jax
+from jax.ad_checkpoint import checkpoint_name as keep
+
+__all__ = ["CONTEXT", "block", "keep"]
+
+CONTEXT = "context"
+"""What attention gives before the output projection."""
+_ATTENTION = ("query", "key", "value", CONTEXT, "attended")
+_KEPT = {
+    "products": (*_ATTENTION, "gate", "up"),
+    "attention": _ATTENTION,
+    "full": (),
+    "chunks": (),
+}
+
+
+def block(module, policy: str):
+    """`module` (a Linen class) under a policy of `config.REMAT`. For bodies of scans only."""
+    if policy == "none":
+        return module
+    return nn.remat(module, prevent_cse=False, policy=_policy(_KEPT[policy]))
+
+
+def _policy(names):
+    if not names:
+        return None
+    named = jax.checkpoint_policies.save_only_these_names(*names)
+
+    def is_kept(primitive, *args, **params):
+        is_kernel = primitive.name.startswith("dot_product_attention_fwd")
+        return is_kernel or named(primitive, *args, **params)
+
+    return is_kept
