@@ -19,12 +19,10 @@ from fitting import sweeps
 from tools import _compile_programs as programs
 from tools._compile_programs import GIB, Measured
 from tools._compile_search import Memory, search
-from vvlm_jax.config import ConfigError, TrainConfig, to_json, visual_length
+from vvlm_jax.config import REMAT, ConfigError, TrainConfig, to_json, visual_length
 
 LLMS = dict(zip(sweeps.PAPER_LM_PARAMS, ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b"), strict=True))
 """The language models of the paper's three sizes."""
-REMATS = (False, True)
-"""Values of `model.remat`, the least recomputation first."""
 _CODE = (
     *("models/*.py", "sharding.py", "types.py"),
     *(f"train/{name}.py" for name in ("abstract", "loss", "optim", "program", "state", "step")),
@@ -102,7 +100,7 @@ def choice(
     def predict(r: int, remat) -> float | None:
         return memory.predict(with_(r, remat), r)
 
-    r, remat, measured = search(rows, REMATS, limit, at, predict)
+    r, remat, measured = search(rows, REMAT, limit, at, predict)
     return Choice(with_(r, remat), r, measured)
 
 
@@ -231,7 +229,7 @@ def markdown(choices: list[Choice], topology: str) -> str:
             c.llm, c.num_frames, c.tokens_per_frame,
             f"{length + config.data.max_text_tokens:,}",
             f"{rows} x {config.microbatches}" if m.fits else "does not fit",
-            _remat(c.remat),
+            c.remat,
             f"{m.needed / GIB:.1f}" if math.isfinite(m.needed) else "?",
             f"{m.needed / m.hbm:.0%}" if math.isfinite(m.needed) else "?",
             "" if m.refusal else f"{m.memory['temporaries'] / GIB:.1f}",
@@ -241,7 +239,3 @@ def markdown(choices: list[Choice], topology: str) -> str:
         )  # fmt: skip
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
-
-
-def _remat(value) -> str:
-    return {False: "none", True: "blocks"}.get(value, str(value))

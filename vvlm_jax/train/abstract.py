@@ -1,7 +1,6 @@
 """What a train step takes, as shapes with shardings: enough to compile it, nothing allocated."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -10,7 +9,7 @@ from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH
 from vvlm_jax.train import optim
 from vvlm_jax.train.program import compiled_step, state_shardings
-from vvlm_jax.train.state import TrainState
+from vvlm_jax.train.state import TrainState, first_state
 from vvlm_jax.types import Batch
 
 
@@ -21,7 +20,7 @@ def abstract_state(model: vlm.VLM, optim_config, mesh: Mesh) -> TrainState:
         params = vlm.init(model, jax.random.key(0))
         trainable, frozen = optim.split(params, optim_config)
         opt_state = optim.make(optim_config, trainable).init(trainable)
-        return TrainState(jnp.zeros((), jnp.int32), trainable, frozen, opt_state)
+        return first_state(trainable, frozen, opt_state)
 
     places = state_shardings(model, optim_config, mesh)
     return jax.tree.map(_on, jax.eval_shape(make), places)
@@ -50,6 +49,7 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
         frames_BTHWC=struct(B, T, vision.image_size, vision.image_size, 3, dtype=np.uint8),
         query_BQ=struct(B, M) if asks else None,
         query_lengths_B=struct(B) if asks else None,
+        index_B=struct(B),
     )
 
 
@@ -57,7 +57,8 @@ def lower_step(config: TrainConfig, model: vlm.VLM, mesh: Mesh) -> jax.stages.Lo
     """The trainer's own step (`program.compiled_step`), lowered for the platform of the mesh; its
     `compile()` needs no device of it.
     """
-    step = compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
+    weighting, chunk = config.loss_weighting, config.loss_chunk
+    step = compiled_step(model, config.optim, mesh, config.microbatches, weighting, chunk)
     share = jax.ShapeDtypeStruct((), np.float32, sharding=NamedSharding(mesh, PartitionSpec()))
     return step.lower(
         abstract_state(model, config.optim, mesh), abstract_batch(config, mesh), share
