@@ -203,7 +203,7 @@ def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, c
             raise KeyboardInterrupt
         compiled.append(config)
         rows = config.batch_size // config.microbatches / 16
-        need = (2 if config.model.remat else 8) * rows * config.model.num_frames / 4
+        need = (8 if config.model.remat == "none" else 2) * rows * config.model.num_frames / 4
         return measured(need * GIB, programs.CHIPS["v5p"].hbm * GIB)
 
     monkeypatch.setattr(sweep, "_compile", compile_one)
@@ -221,7 +221,7 @@ def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, c
     assert len(compiled) == len(set(compiled)), "each shape once"
     rows = [line.split(" | ") for line in out.splitlines()]
     assert len(rows) == 2 + 13
-    assert rows[2][4:6] == ["4 x 4", "blocks"], rows[2]
+    assert rows[2][4:6] == ["4 x 4", "products"], rows[2]
     again, _ = ask(capsys, *arguments, tmp_path, "--table", code=0)
     assert again == out
     # Half the memory: the same compiles give another table.
