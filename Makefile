@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-quick test-light lint format bench-fit bench-model clean
+.PHONY: help setup study test test-quick test-light test-tpu lint format bench-fit bench-model clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
@@ -37,6 +37,9 @@ test-quick: $(VENV)/.ready-torch  ## run the tests that are not slow, and name t
 
 test-light: $(VENV)/.ready-tests  ## like test-quick, without the comparisons with PyTorch
 	$(PYTEST) -m 'not slow and not torch' $(ARGS)
+
+test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
+	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu $(ARGS)
 
 lint: $(VENV)/.ready-tests  ## check style and format
 	$(PY) -m ruff check .
@@ -89,4 +92,9 @@ $(VENV)/.ready-tests: tests/requirements.txt $(VENV)/.ready
 
 $(VENV)/.ready-torch: tests/requirements-torch.txt $(VENV)/.ready-tests
 	@$(PY) -m pip install $(QUIET) -r requirements.txt -r tests/requirements-torch.txt
+	@touch $@
+
+# In a folder of its own: beside jax, libtpu would complain in every command that there is no TPU.
+$(VENV)/.ready-tpu: tests/requirements-tpu.txt $(VENV)/.ready-tests
+	@$(PY) -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/tpu -r $<
 	@touch $@

@@ -18,6 +18,7 @@ import pytest
 
 TESTS = Path(__file__).resolve().parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 # No deadline: the first example compiles. In CI the same examples every time.
@@ -50,6 +51,8 @@ def pytest_collection_modifyitems(items):
         if item.get_closest_marker("torch") and not HAS_TORCH:
             reason = "needs PyTorch: pip install -r tests/requirements-torch.txt"
             item.add_marker(pytest.mark.skip(reason=reason))
+        if item.get_closest_marker("tpu") and not HAS_LIBTPU:
+            item.add_marker(pytest.mark.skip(reason="needs libtpu: make test-tpu"))
 
 
 def pytest_deselected(items):

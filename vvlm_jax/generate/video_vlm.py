@@ -26,6 +26,7 @@ from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import IMAGE_SUFFIXES
 from vvlm_jax.generate.generate import programs, until_stop, write
 from vvlm_jax.generate.sampling import draws
+from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import BATCH, make_mesh, param_shardings
 from vvlm_jax.train.checkpoint import load_model
@@ -335,3 +336,11 @@ def _placed(shapes, dtype, mesh: Mesh):
             for path, x in flat.items()
         }
     )
+
+
+def abstract_params(model: VLM, devices) -> tuple[dict, Mesh]:
+    """What `VideoVLM.load` would place on `devices`: parameters as `ShapeDtypeStruct`s with their
+    shardings, and the mesh they lie on. Nothing is allocated.
+    """
+    mesh = _mesh(list(devices), model.llm_config.num_kv_heads)
+    return _placed(vlm.shapes(model), model.dtype, mesh), mesh
