@@ -16,7 +16,8 @@ def join(
     """Joins the other processes of this job, if there are any; call it before anything uses jax.
 
     TPU pods and Slurm are recognised by themselves, Kubernetes where the `kubernetes` package is
-    installed; anywhere else the three arguments say it. A process by itself stays so.
+    installed; anywhere else the three arguments say it. A process by itself stays so, and so does one in which
+    jax is running already.
 
     Args:
       coordinator: `host:port` of process 0, the same everywhere.
@@ -61,6 +62,8 @@ def _join_found() -> None:
         )
     try:
         _initialize(local_device_ids=_all_devices_of_host())
+    except _JaxIsRunning:
+        return
     except ValueError as e:
         if "coordinator_address" not in str(e):  # it has found no cluster
             raise
@@ -79,9 +82,15 @@ def _all_devices_of_host() -> list[int] | None:
     return list(range(gpus)) or None
 
 
+class _JaxIsRunning(RuntimeError):
+    """Too late to join: this process has its devices."""
+
+
 def _initialize(**arguments) -> None:
     try:
         jax.distributed.initialize(**arguments)
     except RuntimeError as e:
+        if "must be called before" in str(e):
+            raise _JaxIsRunning(str(e)) from e
         reason = str(e).strip().splitlines()[0]
         raise ConfigError(f"the processes of this job did not find one another: {reason}") from e
