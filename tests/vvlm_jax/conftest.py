@@ -1,6 +1,7 @@
 """A tiny synthetic world, and a stage small enough to train in a second."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -21,6 +22,17 @@ def world(tmp_path_factory):
     synthetic.write_stories(folder, 16, TURNS, 0)
     synthetic.write_captions(folder, 12, 48, 0)
     return folder
+
+
+@pytest.fixture(scope="session")
+def uneven(world, tmp_path_factory):
+    """Annotations of the training clips, every question longer by 0, 5, … 35 words."""
+    rows = json.loads((world / "train.json").read_text())
+    for i, row in enumerate(rows):
+        row["conversations"][0]["value"] += " red" * (i % 8 * 5)
+    file = tmp_path_factory.mktemp("uneven") / "rows.json"
+    file.write_text(json.dumps(rows))
+    return file
 
 
 @pytest.fixture(scope="session")

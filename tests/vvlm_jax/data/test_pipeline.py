@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -206,29 +207,28 @@ def test_a_text_only_stage_has_no_frames(examples, world):
 
 # Buckets.
 
-BUCKETS = "data.text_buckets=[50, 60, 70]"
-
 
 @pytest.fixture
-def lengths(world, tok):
-    """Text tokens of every row of the annotations."""
-    rows = json.loads((world / "train.json").read_text())
-    return np.array([len(encode(row, tok).ids) - 8 for row in rows])
+def bucketed(examples, uneven, tok):
+    """(bucketed("data.text_buckets=[…]") -> Examples, text tokens of every row) of 8 lengths."""
+    rows = json.loads(uneven.read_text())
+    lengths = np.array([len(encode(row, tok).ids) - 8 for row in rows])
+    assert (np.diff(np.unique(lengths)) == 5).all()
+    return functools.partial(examples, annotations=str(uneven)), lengths
 
 
-def test_a_batch_takes_the_smallest_bucket_that_holds_its_longest_text(examples, lengths):
-    steps = np.sort(lengths)[[5, 11, 17]].tolist()
-    assert len(set(steps)) == 3
-    source = examples(f"data.text_buckets={steps}")
-    seen = set()
+def test_a_batch_takes_the_smallest_bucket_that_holds_its_longest_text(bucketed):
+    make, lengths = bucketed
+    steps = np.unique(lengths)[[1, 4, 6]].tolist()
+    source, seen = make(f"data.text_buckets={steps}"), set()
     for size in (1, 4):
-        for batch, whole in zip(
-            batches(source, size, 1, 0), batches(examples(), size, 1, 0), strict=True
-        ):
+        pairs = zip(batches(source, size, 1, 0), batches(make(), size, 1, 0), strict=True)
+        for batch, whole in pairs:
             room = min(b for b in (*steps, 160) if b >= lengths[batch.index_B].max())
             seen.add(room)
             assert batch.tokens_BL.shape == (size, 8 + room)
             np.testing.assert_array_equal(batch.tokens_BL, whole.tokens_BL[:, : 8 + room])
+            assert not whole.tokens_BL[:, 8 + room :].any()
             for x, y in zip(batch[1:4], whole[1:4], strict=True):
                 np.testing.assert_array_equal(x, y[:, :room])
                 assert not y[:, room:].any()
@@ -236,46 +236,50 @@ def test_a_batch_takes_the_smallest_bucket_that_holds_its_longest_text(examples,
     assert seen == {*steps, 160}
 
 
-def test_hosts_agree_on_the_bucket_of_what_they_share(examples, lengths):
-    steps = np.sort(lengths)[[11, 17]].tolist()
-    source = examples(f"data.text_buckets={steps}")
+def test_hosts_agree_on_the_bucket_of_what_they_share(bucketed):
+    make, lengths = bucketed
+    steps = np.unique(lengths)[[2, 5]].tolist()
+    source = make(f"data.text_buckets={steps}")
     alone = list(batches(source, 2, 2, 0))
     shares = [list(batches(source, 2, 2, 0, shard=i, num_shards=2)) for i in (0, 1)]
-    ours = [lengths[batch.index_B] for batch in alone]
-    assert any((x > steps[0]).sum() == 1 for x in ours)  # one host has the longest
+    assert any((lengths[x.index_B] > steps[1]).sum() == 1 for x in alone)  # one has the longest
     for whole, *parts in zip(alone, *shares, strict=True):
         for i, part in enumerate(parts):
-            assert_same([part], [jax.tree.map(lambda x, i=i: x[i::2], whole)])
+            for x, y in zip(*map(jax.tree.leaves, (part, whole)), strict=True):
+                np.testing.assert_array_equal(x, y[i::2])
 
 
-def test_buckets_survive_a_resume(examples):
-    iterator = iter(batches(examples(BUCKETS), 4, 2, 0))
+def test_buckets_survive_a_resume(bucketed):
+    make, lengths = bucketed
+    buckets = f"data.text_buckets={np.unique(lengths)[:7].tolist()}"
+    iterator = iter(batches(make(buckets), 2, 2, 0))
     for _ in range(5):
         next(iterator)
     state = iterator.get_state()
-    again = iter(batches(examples(BUCKETS), 4, 2, 0))
+    again = iter(batches(make(buckets), 2, 2, 0))
     again.set_state(state)
-    assert_same(list(again), list(iterator))
+    rest = list(iterator)
+    assert len({batch.tokens_BL.shape for batch in rest}) > 2
+    assert_same(list(again), rest)
 
 
-def test_what_replaces_an_unreadable_example_fits_its_bucket(examples, world, lengths, tmp_path):
+def test_what_replaces_an_unreadable_example_fits_its_bucket(bucketed, uneven, tmp_path):
     """All hosts know the bucket before any of them reads a file."""
-    rows = json.loads((world / "train.json").read_text())
-    shortest = int(lengths.argmin())
-    rows[shortest]["video"] = "missing.mp4"
+    make, lengths = bucketed
+    order, room = make().row_numbers.tolist(), int(np.unique(lengths)[1])
+    # A row that fits the bucket, and is followed by one that does not.
+    place = next(i for i in range(23) if lengths[order[i]] <= room and lengths[order[i + 1]] > room)
+    expected = next(row for row in order[place + 1 :] + order[:place] if lengths[row] <= room)
+    rows = json.loads(uneven.read_text())
+    rows[order[place]]["video"] = "missing.mp4"
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    room = int(np.sort(lengths)[2])
-    source = examples(
+    source = make(
         f"data.text_buckets=[{room}]", annotations=str(tmp_path / "rows.json"), max_unreadable=0.5
     )
-    order = source.row_numbers.tolist()
-    place = order.index(shortest)
-    following = order[place + 1 :] + order[:place]
-    expected = next(row for row in following if lengths[row] <= room)
-    assert expected != following[0]  # else nothing was left out
     batch = source.load(np.array([place]))
     assert batch.index_B.tolist() == [expected]
     assert batch.target_pos_BM.shape == (1, room)
+    assert source[place].index == order[place + 1]  # which has room where there are no buckets
 
 
 # Media.

@@ -52,6 +52,16 @@ def encode(params, frames, query=QUERY, lengths=LENGTHS):
     return apply(params, frames, query, lengths)
 
 
+def test_frames_in_chunks_are_the_frames_at_once(params, inputs):
+    """Each chunk looks with the same question."""
+    _, frames = inputs
+    frames = np.concatenate([frames, frames[:, :1, ::-1]], axis=1)  # 3, which 2 does not divide
+    model = dataclasses.replace(MODEL, frame_chunk=2)
+    apply = jax.jit(lambda p, *x: model.apply({"params": p}, *x, method="encode"))
+    chunked = apply(params, frames, QUERY, LENGTHS)
+    np.testing.assert_allclose(chunked, encode(params, frames), rtol=1e-4, atol=1e-4)
+
+
 def reference(params, x_BPD, layers, text_BE, side):
     """The same in torch, from its layers: Linear, GELU, LayerNorm, Conv2d, MultiheadAttention."""
     import torch
