@@ -16,8 +16,8 @@ def join(
     """Joins the other processes of this job, if there are any; call it before anything uses jax.
 
     TPU pods and Slurm are recognised by themselves, Kubernetes where the `kubernetes` package is
-    installed; anywhere else the three arguments say it. A process by itself stays so, and so does one in which
-    jax is running already.
+    installed; anywhere else the three arguments say it. A process by itself stays so, and so does
+    one in which jax is running already.
 
     Args:
       coordinator: `host:port` of process 0, the same everywhere.
