@@ -85,7 +85,7 @@ def restore(config, folder):
 
 
 def mesh_of(sizes):
-    return make_mesh(tuple(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
+    return make_mesh(tuple(zip(AXES[1:], sizes, strict=True)), jax.devices()[: np.prod(sizes)])
 
 
 def describe(state):
