@@ -24,7 +24,7 @@ from vvlm_jax.data import chat
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import IMAGE_SUFFIXES
-from vvlm_jax.generate.generate import programs, until_stop, write
+from vvlm_jax.generate.generate import laid_apart, programs, until_stop, write
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import AXES, BATCH, make_mesh, param_shardings
@@ -82,7 +82,8 @@ class VideoVLM:
             return _placed(shapes, model.dtype, meshes[0])
 
         model, params, tokenizer, config = load_model(folder, place)
-        return cls(model, params, tokenizer, config, meshes[0] if len(devices) > 1 else None)
+        mesh = meshes[0] if len(devices) > 1 else None
+        return cls(model, laid_apart(params), tokenizer, config, mesh)
 
     def generate(
         self,
@@ -245,8 +246,7 @@ class VideoVLM:
                 frames_1THWC = jax.device_put(frames_1THWC, place)
             model = self.model.clone(tokens_per_frame=num_tokens)
             run = programs(model, self.tokenizer.stop_ids, self.mesh)
-            with run.known_mesh():
-                asked = ()
+            asked = ()
             if query:
                 query_1Q = np.pad(
                     np.array([query], np.int32), ((0, 0), (0, bucket(len(query)) - len(query)))

@@ -231,7 +231,7 @@ def test_matrices_are_kept_in_the_dtype_of_their_products(tmp_path, model_folder
     values["model"]["dtype"] = "bfloat16"
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
     vlm = VideoVLM.load(tmp_path / "m")
-    assert vlm.params["llm"]["layers"]["mlp"]["up"]["kernel"].dtype == "bfloat16"
+    assert vlm.params["llm"]["layers_1"]["mlp"]["up"]["kernel"].dtype == "bfloat16"
     assert vlm.params["llm"]["norm"]["scale"].dtype == "float32"
     model, params, tok, _ = load_model(tmp_path / "m")
     frames = FrameReader("", 3, 16).video(CLIP)[None]
