@@ -221,8 +221,12 @@ class VideoVLM:
 
     def _round_up_rows(self, count: int) -> int:
         """The next power of two that the data-parallel devices can share."""
-        parts = self.mesh.shape["data"] if self.mesh else 1
+        parts = self._row_parts()
         return parts * 2 ** math.ceil(math.log2(-(-count // parts)))
+
+    def _row_parts(self) -> int:
+        """Data-parallel devices, or groups of them."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
 
     def _on_rows(self, x):
         """An array whose rows are shared out over the data-parallel devices."""
@@ -241,7 +245,7 @@ class VideoVLM:
             frames_THWC = reader.image(path) if _is_image(path) else reader.video(path)
             frames_1THWC = frames_THWC[None]
             if self.mesh:
-                over = BATCH[0] if num_frames % self.mesh.shape["data"] == 0 else None
+                over = BATCH[0] if num_frames % self._row_parts() == 0 else None
                 place = NamedSharding(self.mesh, PartitionSpec(None, over))
                 frames_1THWC = jax.device_put(frames_1THWC, place)
             model = self.model.clone(tokens_per_frame=num_tokens)
