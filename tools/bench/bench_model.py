@@ -12,7 +12,10 @@ On a GPU the published sizes at the paper's centre point (32 frames x 196 tokens
     python -m tools.bench.bench_model --device gpu --llm llama3.2-1b --dtype bfloat16 \\
         --prompt 6312 --batch 8 --new 256
 There transformers runs eagerly, and compiled with SDPA and a static cache; the bars are 1.3 and 1.0
-times these, 65% of the matrix product's rate in prefill, 70% of the copy's in decode.
+times these, 65% of the matrix product's rate in prefill, 70% of the copy's in decode. It takes jax
+with CUDA, flax, torch, transformers and tokenizers; on a machine that has no more than these:
+    python -c "from tools.bench import bench_model as b; b.main(b.Args(device='gpu',
+        llm='llama3.1-8b', dtype='bfloat16', prompt=6312, batch=8, new=256))"
 """
 
 import dataclasses
@@ -22,7 +25,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from tools._shared import die_in_one_line
 from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig, choose
@@ -179,7 +181,7 @@ def machine_rates(dtype: str) -> tuple[float, float]:
 
     gpu = jax.default_backend() != "cpu"
     n, length = (8192, 2**28) if gpu else (2048, 2**25)
-    a = jnp.ones((n, n), dtype)
+    a = jax.random.normal(jax.random.key(0), (n, n), dtype)  # ones would let a GPU clock higher
     product, copy = jax.jit(lambda a: a @ a), jax.jit(lambda x: x + 1)
     x = jnp.zeros(length, jnp.float32)
     return 2 * n**3 / best(lambda: product(a)), 2 * x.nbytes / best(lambda: copy(x))
@@ -196,10 +198,13 @@ def best(run: Callable) -> float:
 
 
 def weights(config: LlamaConfig, dtype: str) -> dict:
-    """Random parameters of the language model, in the dtype they are multiplied in."""
+    """Random parameters of the language model as generation wants them, its layers apart, in the
+    dtype they are multiplied in.
+    """
     import jax
     import jax.numpy as jnp
 
+    from vvlm_jax.generate.generate import laid_apart
     from vvlm_jax.models import vlm
 
     def draw(path, x, key):
@@ -210,7 +215,7 @@ def weights(config: LlamaConfig, dtype: str) -> dict:
     shapes, tree = jax.tree.flatten_with_path(vlm.shapes(_model(config, dtype))["llm"])
     keys = jax.random.split(jax.random.key(0), len(shapes))
     leaves = [draw(path, x, key) for (path, x), key in zip(shapes, keys, strict=True)]
-    return jax.tree.unflatten(tree, leaves)
+    return laid_apart({"llm": jax.tree.unflatten(tree, leaves)})["llm"]
 
 
 def _model(config: LlamaConfig, dtype: str):
@@ -292,6 +297,8 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
     import torch
     import transformers
 
+    from vvlm_jax.models.llama import apart, layer_name
+
     rope = dict(rope_type="default", rope_theta=config.rope_theta)
     if (s := config.rope_scaling) is not None:
         rope |= dict(
@@ -307,8 +314,7 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
         max_position_embeddings=config.max_position, rope_parameters=rope,
         attn_implementation=attention, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    to_torch, D = torch.from_dlpack, config.width
-    layers, attn = params["layers"], params["layers"]["attn"]
+    to_torch, D, params = torch.from_dlpack, config.width, apart(params)
     tensors = {
         "model.embed_tokens.weight": to_torch(params["embed"]["embedding"]),
         "model.norm.weight": to_torch(params["norm"]["scale"]),
@@ -316,16 +322,16 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
     if not config.tie_embeddings:
         tensors["lm_head.weight"] = to_torch(params["lm_head"]["kernel"]).T
     for i in range(config.depth):
-        at = f"model.layers.{i}."
+        at, layer = f"model.layers.{i}.", params[layer_name(i)]
         for name, norm in (("input", "attn_norm"), ("post_attention", "mlp_norm")):
-            tensors[f"{at}{name}_layernorm.weight"] = to_torch(layers[norm]["scale"][i])
+            tensors[f"{at}{name}_layernorm.weight"] = to_torch(layer[norm]["scale"])
         for name in "qkv":
-            kernel = to_torch(attn[name]["kernel"][i])
+            kernel = to_torch(layer["attn"][name]["kernel"])
             tensors[f"{at}self_attn.{name}_proj.weight"] = kernel.reshape(D, -1).T
-        kernel = to_torch(attn["o"]["kernel"][i])
+        kernel = to_torch(layer["attn"]["o"]["kernel"])
         tensors[f"{at}self_attn.o_proj.weight"] = kernel.reshape(-1, D).T
         for name in ("gate", "up", "down"):
-            tensors[f"{at}mlp.{name}_proj.weight"] = to_torch(layers["mlp"][name]["kernel"][i]).T
+            tensors[f"{at}mlp.{name}_proj.weight"] = to_torch(layer["mlp"][name]["kernel"]).T
     embedding = tensors["model.embed_tokens.weight"]
     dtype = torch.get_default_dtype()
     torch.set_default_dtype(embedding.dtype)
@@ -344,4 +350,6 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
 
 
 if __name__ == "__main__":
+    import tyro  # here, as a machine with a GPU may lack it
+
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))

@@ -12,11 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.generate.sampling import Draws, next_token
 from vvlm_jax.models.kv_cache import KVCache
+from vvlm_jax.models.llama import apart, layer_name
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import BATCH
 from vvlm_jax.types import Prompts
@@ -34,7 +36,7 @@ class Replies(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Compiled once a shape.
+    """Compiled once a shape, for parameters as they were trained or, better, `laid_apart`.
 
     encode(params, frames_BTHWC, query_BQ, query_lengths_B) → visual tokens [B, T·V, D]; a question
     only where they depend on it (QueCC);
@@ -49,16 +51,21 @@ class Programs(NamedTuple):
     encode: Callable
     begin: Callable
     go_on: Callable
-    mesh: Mesh | None
-
-    def known_mesh(self):
-        """A context in which programs are called: kernels ask it for the mesh."""
-        return jax.set_mesh(self.mesh) if self.mesh else contextlib.nullcontext()
 
 
 @functools.lru_cache(maxsize=8)
 def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) -> Programs:
     """The programs of a model. On a mesh, the cache is placed as `cache_sharding` says."""
+
+    def compiled(program, **options):
+        @functools.wraps(program)
+        def on_mesh(*args):
+            # Attention kernels of TPUs are split by hand, and need to know the mesh.
+            known = jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else None
+            with known or contextlib.nullcontext():
+                return program(*args)
+
+        return jax.jit(on_mesh, **options)
 
     def encode(params, frames_BTHWC, query_BQ=None, query_lengths_B=None):
         return model.apply(
@@ -71,16 +78,16 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
         )
         if mesh is not None:
             place = cache_sharding(mesh, len(tokens_BL), model.llm_config.num_kv_heads)
-            cache = cache._replace(
-                k_DBSKH=jax.lax.with_sharding_constraint(cache.k_DBSKH, place),
-                v_DBSKH=jax.lax.with_sharding_constraint(cache.v_DBSKH, place),
-            )
+            k, v = jax.lax.with_sharding_constraint((cache.k_BKSH, cache.v_BKSH), place)
+            cache = KVCache(k, v, cache.lengths_B)
         out_BM = jnp.full((len(tokens_BL), room), stop_ids[0], jnp.int32)
         ended_B = jnp.zeros(len(tokens_BL), bool)
         replies = Replies(jnp.int32(0), out_BM, ended_B, cache)
         return _append(replies, logits_Bv, draws, choices_BCM, stop_ids)
 
     def go_on(params, replies, until, draws=None, choices_BCM=None):
+        params = params | {"llm": apart(params["llm"])}  # once, and not at every step
+
         def unfinished(replies):
             return (replies.place < until) & ~replies.ended_B.all()
 
@@ -95,17 +102,38 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
         return jax.lax.while_loop(unfinished, step, replies)
 
     return Programs(
-        jax.jit(encode), jax.jit(begin, static_argnums=4), jax.jit(go_on, donate_argnums=1), mesh
+        compiled(encode), compiled(begin, static_argnums=4), compiled(go_on, donate_argnums=1)
     )
 
 
+def laid_apart(params: dict) -> dict:
+    """The parameters as generation wants them: each layer's in arrays of its own (`llama.apart`).
+
+    A step then reads each weight where it lies. Given stacked ones, `go_on` copies them at every
+    call, so that they are in memory twice. The stacked arrays' memory is given up, one after
+    another.
+    """
+    rest = dict(params["llm"])
+    if "layers" not in rest:
+        return params
+    depth_first, layers = flatten_dict(rest.pop("layers")), {}
+    for path, x in depth_first.items():
+        on = x.sharding
+        if isinstance(on, NamedSharding):
+            on = NamedSharding(on.mesh, PartitionSpec(*on.spec[1:]))
+        for i, part in enumerate(jax.jit(jnp.unstack, out_shardings=on)(x)):
+            layers[layer_name(i), *path] = part
+        x.delete()
+    return params | {"llm": rest | unflatten_dict(layers)}
+
+
 def cache_sharding(mesh: Mesh, batch: int, num_kv_heads: int) -> NamedSharding:
-    """How a cache [depth, B, S, K, H] lies on a mesh: as the model that fills it, rows over the
+    """How a layer's cache [B, K, S, H] lies on a mesh: as the model that fills it, rows over the
     data-parallel axes and key-value heads over `tensor`, where they divide.
     """
     rows = BATCH[0] if batch % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
     heads = "tensor" if num_kv_heads % mesh.shape["tensor"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(None, rows, None, heads, None))
+    return NamedSharding(mesh, PartitionSpec(rows, heads, None, None))
 
 
 def _append(replies: Replies, logits_Bv, draws, choices_BCM, stop_ids) -> Replies:
@@ -158,12 +186,10 @@ def write(
     """
     tokens_BL, lengths_B = prompts.tokens_BL, prompts.lengths_B
     room, place = room or max_new_tokens, 1
-    with run.known_mesh():
-        replies = run.begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM)
+    replies = run.begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM)
     while True:
         place = min(place + chunk, max_new_tokens) if chunk else max_new_tokens
-        with run.known_mesh():
-            replies = run.go_on(params, replies, np.int32(place), draws, choices_BCM)
+        replies = run.go_on(params, replies, np.int32(place), draws, choices_BCM)
         ended_B = np.asarray(replies.ended_B)
         yield np.asarray(replies.out_BM)[:, :place], ended_B
         if place == max_new_tokens or ended_B.all():

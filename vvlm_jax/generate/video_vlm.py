@@ -24,7 +24,7 @@ from vvlm_jax.data import chat
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import IMAGE_SUFFIXES
-from vvlm_jax.generate.generate import programs, until_stop, write
+from vvlm_jax.generate.generate import laid_apart, programs, until_stop, write
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
@@ -83,7 +83,8 @@ class VideoVLM:
             return _placed(shapes, model.dtype, meshes[0])
 
         model, params, tokenizer, config = load_model(folder, place)
-        return cls(model, params, tokenizer, config, meshes[0] if len(devices) > 1 else None)
+        mesh = meshes[0] if len(devices) > 1 else None
+        return cls(model, laid_apart(params), tokenizer, config, mesh)
 
     def generate(
         self,
@@ -235,8 +236,12 @@ class VideoVLM:
 
     def _round_up_rows(self, count: int) -> int:
         """The next power of two that the data-parallel devices can share."""
-        parts = self.mesh.shape["data"] if self.mesh else 1
+        parts = self._row_parts()
         return parts * 2 ** math.ceil(math.log2(-(-count // parts)))
+
+    def _row_parts(self) -> int:
+        """Data-parallel devices, or groups of them."""
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"] if self.mesh else 1
 
     def _on_rows(self, x):
         """An array whose rows are shared out over the data-parallel devices."""
@@ -255,13 +260,12 @@ class VideoVLM:
             frames_THWC = reader.image(path) if _is_image(path) else reader.video(path)
             frames_1THWC = frames_THWC[None]
             if self.mesh:
-                over = BATCH[0] if num_frames % self.mesh.shape["data"] == 0 else None
+                over = BATCH[0] if num_frames % self._row_parts() == 0 else None
                 place = NamedSharding(self.mesh, PartitionSpec(None, over))
                 frames_1THWC = jax.device_put(frames_1THWC, place)
             model = self.model.clone(tokens_per_frame=num_tokens)
             run = programs(model, self.tokenizer.stop_ids, self.mesh)
-            with run.known_mesh():
-                asked = ()
+            asked = ()
             if query:
                 query_1Q = np.pad(
                     np.array([query], np.int32), ((0, 0), (0, bucket(len(query)) - len(query)))

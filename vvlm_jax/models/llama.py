@@ -91,8 +91,8 @@ class Attention(nn.Module):
         else:
             k = kv_cache.write(cache[0], k, positions_BL[:, 0])
             v = kv_cache.write(cache[1], v, positions_BL[:, 0])
-            filled_BS = jnp.arange(k.shape[1])[None, :] <= positions_BL
-            y = attend(q, k, v, filled_BS[:, None, None, None, :])
+            filled_BS = jnp.arange(k.shape[2])[None, :] <= positions_BL
+            y = attend(q, k, v, filled_BS[:, None, None, None, :], heads_first=True)
         dense["kernel_init"] = _residual_init(c, c.num_heads * c.head_dim)
         y = nn.DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y)
         return keep(y, "attended"), (k, v)
@@ -116,7 +116,7 @@ class Mlp(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm block; `nn.scan` carries x, scans the cache, stacks the new keys and values."""
+    """Pre-norm block → (x, (k, v)), of the input or, given a cache [B, K, S, H], the cache's."""
 
     config: LlamaConfig
     dtype: jnp.dtype
@@ -133,7 +133,11 @@ class DecoderBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embeddings in, final hidden states out; `logits` is a separate, cheap-to-restrict step."""
+    """Embeddings in, final hidden states out; `logits` is a separate, cheap-to-restrict step.
+
+    Layers are scanned over stacked parameters `layers/…` [depth, …], which training wants; given
+    parameters that lie `apart`, they follow one another, each on arrays of its own.
+    """
 
     config: LlamaConfig
     dtype: jnp.dtype = jnp.bfloat16
@@ -152,7 +156,7 @@ class Llama(nn.Module):
             variable_axes={"params": 0},
             split_rngs={"params": True},
             length=c.depth,
-            in_axes=(nn.broadcast, 0),
+            in_axes=nn.broadcast,
         )(c, self.dtype, self.backend)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         if not c.tie_embeddings:
@@ -163,21 +167,37 @@ class Llama(nn.Module):
         return self.embedding(tokens_BL).astype(self.dtype)
 
     def __call__(self, x_BLD):
-        """Causal pass over right-padded embeddings → (hidden_BLD after the final norm, (k, v) by
-        layer).
+        """Causal pass over right-padded embeddings → (hidden_BLD after the final norm, (k, v)),
+        where k and v hold [B, L, K, H] for each layer: stacked, or a tuple.
         """
         B, L, _ = x_BLD.shape
         positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
-        x_BLD, kv = self.layers(split_rows(x_BLD), positions_BL, None)
+        x_BLD = split_rows(x_BLD)
+        if self.is_initializing() or "layers" in self.variables["params"]:
+            x_BLD, kv = self.layers(x_BLD, positions_BL, None)
+        else:
+            x_BLD, kv = self._one_by_one(x_BLD, positions_BL, [None] * self.config.depth)
         return self.norm(x_BLD), kv
 
     def decode_step(self, x_B1D, cache: KVCache):
         """One more token a row, at position `cache.lengths_B` → (hidden_B1D, cache with one more
         filled).
+
+        A scan would copy each layer's weights and cache out of their stacks, and the cache back: in
+        a loop of steps let parameters lie `apart`.
         """
         positions_B1 = cache.lengths_B[:, None]
-        x_B1D, (k, v) = self.layers(x_B1D, positions_B1, (cache.k_DBSKH, cache.v_DBSKH))
+        caches = zip(cache.k_BKSH, cache.v_BKSH, strict=True)
+        x_B1D, (k, v) = self._one_by_one(x_B1D, positions_B1, caches)
         return self.norm(x_B1D), KVCache(k, v, cache.lengths_B + 1)
+
+    def _one_by_one(self, x_BLD, positions_BL, caches):
+        block = DecoderBlock(self.config, self.dtype, self.backend, parent=None)
+        params, kv = apart(self.variables["params"]), []
+        for i, cache in enumerate(caches):
+            x_BLD, kv_i = block.apply({"params": params[layer_name(i)]}, x_BLD, positions_BL, cache)
+            kv.append(kv_i)
+        return x_BLD, tuple(zip(*kv, strict=True))
 
     def logits(self, hidden):
         """[..., D] → float32 [..., vocab]."""
@@ -186,3 +206,20 @@ class Llama(nn.Module):
         else:
             hidden = self.lm_head(hidden)
         return hidden.astype(jnp.float32)
+
+
+def apart(params: dict) -> dict:
+    """Llama's parameters with each layer's in arrays of its own, `layers_0/…`, `layers_1/…`, in
+    place of `layers/…` [depth, …]. Those that lie so already stay.
+    """
+    rest = {name: x for name, x in params.items() if name != "layers"}
+    if len(rest) == len(params):
+        return rest
+    depth = len(jax.tree.leaves(params["layers"])[0])
+    one = {layer_name(i): jax.tree.map(lambda x, i=i: x[i], params["layers"]) for i in range(depth)}
+    return rest | one
+
+
+def layer_name(i: int) -> str:
+    """Where a layer that lies apart is found."""
+    return f"layers_{i}"

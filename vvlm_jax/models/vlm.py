@@ -156,7 +156,7 @@ class VLM(nn.Module):
         return self.llm.logits(last_B1D)[:, 0], grow(k, v, lengths_B, extra)
 
     def decode_step(self, tokens_B, cache: KVCache):
-        """One token a row in → (logits of the next [B, vocab], cache)."""
+        """One token a row in → (logits of the next [B, vocab], cache). See `Llama.decode_step`."""
         hidden_B1D, cache = self.llm.decode_step(self.llm.embed(tokens_B[:, None]), cache)
         return self.llm.logits(hidden_B1D)[:, 0], cache
 

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,9 +7,10 @@ import pytest
 
 from vvlm_jax.config import LlamaConfig, VisionConfig
 from vvlm_jax.data.tokenizer import EOT, NEWLINE, SPECIAL, VIDEO, Tokenizer, word_level
-from vvlm_jax.generate.generate import generate, programs, until_stop, write
+from vvlm_jax.generate.generate import generate, laid_apart, programs, until_stop, write
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
+from vvlm_jax.models.llama import apart
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.types import Prompts
 
@@ -106,6 +109,46 @@ def test_greedy_is_the_argmax_of_repeated_full_passes(params, visual, prompts, g
     assert never not in greedy
     texts = generate(MODEL, params, tokenizer(never), prompts, visual, NEW)
     assert texts == [words(row) for row in greedy]
+
+
+def test_layers_laid_apart_write_the_same(params, visual, prompts, greedy):
+    ours = laid_apart(jax.tree.map(jnp.copy, params))
+    assert "layers" not in ours["llm"]
+    stacked = params["llm"]["layers"]["mlp"]["up"]["kernel"]
+    for i in range(LLAMA.depth):
+        np.testing.assert_array_equal(ours["llm"][f"layers_{i}"]["mlp"]["up"]["kernel"], stacked[i])
+    assert laid_apart(ours) is ours
+    texts = generate(MODEL, ours, tokenizer(0), prompts, visual, NEW)
+    assert texts == [words(row) for row in greedy]
+
+
+def test_a_step_copies_neither_weights_nor_cache():
+    """By the compiler's own count, at shapes that make either copy stand out."""
+    config = dataclasses.replace(LLAMA, width=256, depth=4, mlp_dim=1024)
+    model, (B, L) = VLM(VISION, config, 1, SPECIAL_IDS[VIDEO], jnp.float32), (2, 2000)
+    run, i32 = programs(model, (0,)), jnp.int32
+    stacked = vlm.shapes(model)
+    ours = stacked | {"llm": jax.eval_shape(apart, stacked["llm"])}
+    replies = jax.eval_shape(
+        lambda params, *x: run.begin(params, *x, 48),
+        ours,
+        *(jax.ShapeDtypeStruct(*x) for x in [((B, L), i32), ((B,), i32), ((B, 0, 1), "float32")]),
+    )
+
+    def size(tree):
+        return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+    def memory(params):
+        until = jax.ShapeDtypeStruct((), i32)
+        return run.go_on.lower(params, replies, until).compile().memory_analysis()
+
+    layer, cache = size(ours["llm"]["layers_0"]), size(replies.cache)
+    assert layer > 3e6
+    assert cache > config.depth * 5e5
+    found = memory(ours)
+    assert found.temp_size_in_bytes < 4e5
+    assert found.alias_size_in_bytes >= cache
+    assert memory(stacked).temp_size_in_bytes > 0.9 * config.depth * layer  # it would be seen
 
 
 @pytest.mark.parametrize(("row", "at"), [(0, 3), (1, 0)])

@@ -8,13 +8,19 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.generate.generate import cache_sharding, programs
+from vvlm_jax.config import LlamaConfig, VisionConfig
+from vvlm_jax.generate.generate import cache_sharding, laid_apart, programs
 from vvlm_jax.generate.video_vlm import VideoVLM
-from vvlm_jax.sharding import AXES
+from vvlm_jax.models import vlm as vlm_module
+from vvlm_jax.models.llama import apart
+from vvlm_jax.models.vlm import VLM
+from vvlm_jax.sharding import AXES, BATCH, make_mesh, param_shardings
+from vvlm_jax.train.checkpoint import load_model
 
 ROOT = Path(__file__).parents[3]
 CLIP = ROOT / "tests" / "testdata" / "videos" / "h264_one_gop.mp4"
@@ -35,20 +41,66 @@ def answers(folder, num_devices):
     prompts = vlm._prompts(rows, 8)
     visual = vlm._on_rows(np.zeros((8, 12, 24), np.float32))
     replies = run.begin(vlm.params, prompts.tokens_BL, prompts.lengths_B, visual, 32)
-    begun = replies.cache.k_DBSKH.sharding.spec
+    begun = replies.cache.k_BKSH[0].sharding.spec
     program = run.go_on.lower(vlm.params, replies, np.int32(20)).compile().as_text()
     replies = run.go_on(vlm.params, replies, np.int32(20))
-    shards = replies.cache.k_DBSKH.addressable_shards
-    up = vlm.params["llm"]["layers"]["mlp"]["up"]["kernel"]
+    last = replies.cache.k_BKSH[-1]
+    shards = last.addressable_shards
+    up = vlm.params["llm"]["layers_1"]["mlp"]["up"]["kernel"]
     return said | {
         "mesh": dict(vlm.mesh.shape),
         "begun": str(begun),
-        "cache": replies.cache.k_DBSKH.shape,
+        "cache": last.shape,
         "shard": shards[0].data.shape,
         "devices": len(shards),
         "up": [up.shape, up.addressable_shards[0].data.shape],
         "gathered": re.findall(r"= (\S+) all-gather\(", program),
     }
+
+
+def on_2x2x2(folder):
+    """Replies where rows, weights and heads are all shared out; and programs for 8 TPUs."""
+    model, params, tok, config = load_model(folder)
+    mesh = make_mesh(tuple((axis, 2) for axis in AXES))
+    params = jax.device_put(params, param_shardings(params, mesh))
+    vlm = VideoVLM(model, laid_apart(params), tok, config, mesh)
+    down = vlm.params["llm"]["layers_1"]["mlp"]["down"]["kernel"]
+    return {
+        "replies": vlm.generate(CLIP, TEXTS, max_tokens=20),
+        "down": [down.shape, down.addressable_shards[0].data.shape],
+        "kernels": kernels_for_tpus(mesh),
+    }
+
+
+def kernels_for_tpus(mesh):
+    """Types of the queries that a TPU's attention kernels take, in bfloat16 from 256 positions."""
+    vision = VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=64)
+    llama = LlamaConfig(
+        vocab=40, width=32, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2, head_dim=16,
+        tie_embeddings=True,
+    )  # fmt: skip
+    model = VLM(vision, llama, 4, 5, jnp.bfloat16)
+    shapes = vlm_module.shapes(model)
+    params = jax.tree.map(
+        lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at),
+        shapes,
+        param_shardings(shapes, mesh),
+    )
+    params |= {"llm": jax.eval_shape(apart, params["llm"])}
+    run, rows = programs(model, (0,), mesh), NamedSharding(mesh, BATCH)
+
+    def array(dtype, *shape):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
+
+    traced = {
+        "encode": run.encode.trace(params, array("uint8", 8, 2, 64, 64, 3)),
+        "prefill": run.begin.trace(
+            params, array("int32", 8, 300), array("int32", 8), array("bfloat16", 8, 8, 32), 4
+        ),
+    }
+    lowered = {k: x.lower(lowering_platforms=("tpu",)).as_text() for k, x in traced.items()}
+    call = re.compile(r"@tpu_custom_call\(.*?tensor<(\S+)xbf16>")
+    return {k: call.findall(text) for k, text in lowered.items()}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +113,7 @@ def run(model_folder):
 
 
 def test_a_mesh_answers_as_one_device_does(run):
-    one, many = run
+    one, many, _ = run
     assert len(set(one["replies"])) == len(TEXTS)
     assert many["replies"] == many["streamed"] == one["replies"] == one["streamed"]
 
@@ -69,10 +121,10 @@ def test_a_mesh_answers_as_one_device_does(run):
 def test_model_and_cache_are_shared_out(run):
     many = run[1]
     assert many["mesh"] == {"replica": 1, "data": 4, "fsdp": 1, "tensor": 2}
-    (depth, width, hidden), shard = many["up"]
-    assert shard == [depth, width, hidden // 2]
-    depth, batch, length, heads, size = many["cache"]
-    assert many["shard"] == [depth, batch // 4, length, heads // 2, size]
+    (width, hidden), shard = many["up"]
+    assert shard == [width, hidden // 2]
+    batch, heads, length, size = many["cache"]
+    assert many["shard"] == [batch // 4, heads // 2, length, size]
     assert many["devices"] == 8
 
 
@@ -81,12 +133,25 @@ def test_a_step_moves_no_cache_between_devices(run):
     assert not [shape for shape in run[1]["gathered"] if f",{length}," in shape]
 
 
+def test_rows_weights_and_heads_may_all_be_shared_out(run):
+    one, _, cube = run
+    assert cube["replies"] == one["replies"]
+    (hidden, width), shard = cube["down"]
+    assert shard == [hidden // 2, width // 2]
+
+
+def test_each_tpu_runs_attention_on_its_rows_and_heads(run):
+    """8 rows (and 16 frames) over 4, heads over 2; 300 positions are padded to 384."""
+    kernels = run[2]["kernels"]
+    assert kernels == {"prefill": ["2x2x384x16"], "encode": ["4x1x256x8"]}  # one, for all layers
+
+
 @pytest.mark.parametrize(
     ("batch", "heads", "spec"),
     [
-        (8, 4, (None, ("data", "fsdp"), None, "tensor", None)),
-        (6, 4, (None, None, None, "tensor", None)),
-        (8, 3, (None, ("data", "fsdp"), None, None, None)),
+        (8, 4, (("data", "fsdp"), "tensor", None, None)),
+        (6, 4, (None, "tensor", None, None)),
+        (8, 3, (("data", "fsdp"), None, None, None)),
     ],
 )
 def test_what_does_not_divide_is_on_every_device(batch, heads, spec):
@@ -95,4 +160,4 @@ def test_what_does_not_divide_is_on_every_device(batch, heads, spec):
 
 
 if __name__ == "__main__":
-    print(json.dumps([answers(sys.argv[1], n) for n in (1, 8)]))
+    print(json.dumps([*(answers(sys.argv[1], n) for n in (1, 8)), on_2x2x2(sys.argv[1])]))

@@ -7,7 +7,7 @@ import pytest
 
 from tools.bench import bench_model
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
-from vvlm_jax.generate.generate import programs, write
+from vvlm_jax.generate.generate import laid_apart, programs, write
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.types import Prompts
@@ -38,9 +38,12 @@ def test_greedy_tokens_are_transformers(tied, scaling):
     tokens = np.random.default_rng(0).integers(1, 190, (4, LENGTHS.max()), dtype=np.int32)
     prompts = Prompts(tokens, LENGTHS, np.arange(4))
     never = config.vocab
-    [(ours, ended)] = write(programs(model, (never,)), params, prompts, jnp.zeros((4, 0, 1)), NEW)
-    assert not ended.any()
     reference = bench_model.llama(config, params["llm"])
+    asked = (prompts, jnp.zeros((4, 0, 1)), NEW)
+    [(stacked, _)] = write(programs(model, (never,)), params, *asked)
+    [(ours, ended)] = write(programs(model, (never,)), laid_apart(params), *asked)
+    assert not ended.any()
+    np.testing.assert_array_equal(ours, stacked)
     for row, tokens_L, length in zip(ours, tokens, LENGTHS, strict=True):
         prompt = torch.from_numpy(tokens_L[:length].astype(np.int64))[None]
         with torch.inference_mode():

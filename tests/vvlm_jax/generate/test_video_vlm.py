@@ -73,14 +73,34 @@ def test_it_answers_as_the_parts_do(vlm, model_folder):
     assert vlm.generate([CLIP, OTHER, CLIP], ASKED, max_tokens=20) == expected
 
 
-def test_a_video_is_read_and_encoded_once(vlm, reads):
+@pytest.fixture
+def encodes(monkeypatch):
+    """Shapes of the frames that the vision tower is given, in order."""
+    seen = []
+
+    def watched(*of):
+        run = programs(*of)
+
+        def encode(params, frames, *asked):
+            seen.append(frames.shape)
+            return run.encode(params, frames, *asked)
+
+        return run._replace(encode=encode)
+
+    monkeypatch.setattr(video_vlm, "programs", watched)
+    return seen
+
+
+def test_a_video_is_read_and_encoded_once(vlm, reads, encodes):
     vlm._encoded.clear()
     vlm.generate([CLIP, OTHER, CLIP, str(CLIP)], ["a", "b", "c", "d"], max_tokens=2)
     assert reads == [CLIP.name, OTHER.name]
     vlm.generate(CLIP, ["e", "f"], max_tokens=2)
     assert reads == [CLIP.name, OTHER.name]
+    assert encodes == [(1, 3, 16, 16, 3)] * 2
     vlm.generate(CLIP, "e", max_tokens=2, num_frames=2)
     assert reads[2:] == [CLIP.name]
+    assert encodes[2:] == [(1, 2, 16, 16, 3)]
 
 
 def test_a_changed_file_is_read_again_and_old_videos_are_let_go(vlm, reads, tmp_path):
@@ -101,12 +121,14 @@ def test_programs_are_compiled_for_few_shapes(model_folder):
     vlm = VideoVLM.load(model_folder)
     run = programs(vlm.model, vlm.tokenizer.stop_ids, None)
     begun, went_on = run.begin._cache_size(), run.go_on._cache_size()
+    encoded = run.encode._cache_size()
     rng = np.random.default_rng(0)
     for count in (1, 2, 3, 4, 5, 7, 8):
         texts = ["x" * int(n) for n in rng.integers(1, 60, count)]
         vlm.generate(CLIP, texts, max_tokens=int(rng.integers(1, 33)))
     assert run.begin._cache_size() - begun <= 8
     assert run.go_on._cache_size() - went_on <= 8
+    assert run.encode._cache_size() - encoded <= 1
 
 
 @pytest.mark.parametrize(("count", "size"), [(1, 32), (32, 32), (33, 64), (513, 576), (6312, 6656)])
@@ -233,7 +255,7 @@ def test_matrices_are_kept_in_the_dtype_of_their_products(tmp_path, model_folder
     values["model"]["dtype"] = "bfloat16"
     (tmp_path / "m" / "config.json").write_text(json.dumps(values))
     vlm = VideoVLM.load(tmp_path / "m")
-    assert vlm.params["llm"]["layers"]["mlp"]["up"]["kernel"].dtype == "bfloat16"
+    assert vlm.params["llm"]["layers_1"]["mlp"]["up"]["kernel"].dtype == "bfloat16"
     assert vlm.params["llm"]["norm"]["scale"].dtype == "float32"
     model, params, tok, _ = load_model(tmp_path / "m")
     frames = FrameReader("", 3, 16).video(CLIP)[None]

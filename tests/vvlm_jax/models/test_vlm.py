@@ -197,14 +197,14 @@ def test_by_gradient_a_decoded_token_sees_what_is_filled_alone(params, inputs):
     visual, lengths = run(params, frames, method="encode"), np.array([L, L - 3])
 
     def next_logits(keys_and_values, cache):
-        cache = cache._replace(k_DBSKH=keys_and_values[0], v_DBSKH=keys_and_values[1])
+        cache = cache._replace(k_BKSH=keys_and_values[0], v_BKSH=keys_and_values[1])
         step = MODEL.apply({"params": params}, np.array([9, 8]), cache, method="decode_step")
         return (step[0] ** 2).sum()
 
     prefill = jax.jit(lambda p, *a: MODEL.apply({"params": p}, *a, 4, method="prefill"))
     cache = prefill(params, tokens, lengths, visual)[1]
-    grads = jax.jit(jax.grad(next_logits))((cache.k_DBSKH, cache.v_DBSKH), cache)
-    for seen in (np.abs(g).max(axis=(0, 3, 4)) for g in grads):
+    grads = jax.jit(jax.grad(next_logits))((cache.k_BKSH, cache.v_BKSH), cache)
+    for seen in (np.abs(np.stack(g)).max(axis=(0, 2, 4)) for g in grads):
         for row, length in enumerate(lengths):
             assert (seen[row, :length] > 0).all()
             assert (seen[row, length:] == 0).all()

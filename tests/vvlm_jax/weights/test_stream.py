@@ -138,21 +138,21 @@ def test_on_several_devices_each_gets_its_slice():
 
 
 BIG = LlamaConfig(
-    vocab=128256, width=2048, depth=6, mlp_dim=8192, num_heads=32, num_kv_heads=8, head_dim=64,
+    vocab=128256, width=2048, depth=10, mlp_dim=8192, num_heads=32, num_kv_heads=8, head_dim=64,
     tie_embeddings=False,
 )  # fmt: skip
-"""Llama 3.2-1B with 6 layers and a head of its own, 1.8 GB in bfloat16; its largest tensors are
+"""Llama 3.2-1B with 10 layers and a head of its own, 2.27 GB in bfloat16; its largest tensors are
 the embedding and the head, and three stacked parameters are almost as large.
 """
 
 
 def write_big(folder):
-    """Two shards of random bytes, without ever holding more than one tensor."""
+    """Three shards of random bytes, without ever holding more than one tensor."""
     entries = huggingface.llm_entries(BIG, "model.", "")
     infos = {e.theirs: Info("bfloat16", e.their_shape) for e in entries}
     noise = np.random.default_rng(0).integers(0, 2**14, MIB, dtype=np.uint16)
     index = {}
-    for k, names in enumerate((sorted(infos)[::2], sorted(infos)[1::2])):
+    for k, names in enumerate(sorted(infos)[i::3] for i in range(3)):
         part = {name: infos[name] for name in names}
         header = files.header_of(part, {"format": "pt"})
         order = [n for n in json.loads(header) if n != "__metadata__"]
@@ -195,7 +195,7 @@ def big(folder, dtype):
     }
 
 
-@pytest.mark.slow(reason="writes and loads a checkpoint of 1.8 GB")
+@pytest.mark.slow(reason="writes and loads a checkpoint of 2.3 GB")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_loading_takes_one_copy_and_a_piece(tmp_path):
     """The issue's bound: host peak ≤ 1.3 × the largest tensor, plus the device copy."""
@@ -207,7 +207,7 @@ def test_loading_takes_one_copy_and_a_piece(tmp_path):
             file.unlink()
     extra = found["peak"] - found["params"]
     print(f"beyond the parameters: {extra / MIB:.0f} MiB; largest {found['largest'] / MIB:.0f}")
-    assert found["params"] == pytest.approx(1.78e9, rel=0.02)
+    assert found["params"] == pytest.approx(2.267e9, rel=0.01)
     assert extra <= 1.3 * found["largest"]
     assert extra <= 128 * MIB  # in truth it is a piece or two, and compiled code
     noise = np.random.default_rng(0).integers(0, 2**14, MIB, dtype=np.uint16)
