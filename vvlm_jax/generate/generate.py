@@ -20,7 +20,7 @@ from vvlm_jax.generate.sampling import Draws, next_token
 from vvlm_jax.models.kv_cache import KVCache
 from vvlm_jax.models.llama import apart, layer_name
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.sharding import BATCH
+from vvlm_jax.sharding import BATCH, row_shards
 from vvlm_jax.types import Prompts
 
 
@@ -111,7 +111,7 @@ def laid_apart(params: dict) -> dict:
 
     A step then reads each weight where it lies. Given stacked ones, `go_on` copies them at every
     call, so that they are in memory twice. The stacked arrays' memory is given up, one after
-    another.
+    another. Leaves may be `ShapeDtypeStruct`s.
     """
     rest = dict(params["llm"])
     if "layers" not in rest:
@@ -121,9 +121,13 @@ def laid_apart(params: dict) -> dict:
         on = x.sharding
         if isinstance(on, NamedSharding):
             on = NamedSharding(on.mesh, PartitionSpec(*on.spec[1:]))
-        for i, part in enumerate(jax.jit(jnp.unstack, out_shardings=on)(x)):
+        if isinstance(x, jax.ShapeDtypeStruct):
+            parts = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=on)] * x.shape[0]
+        else:
+            parts = jax.jit(jnp.unstack, out_shardings=on)(x)
+            x.delete()
+        for i, part in enumerate(parts):
             layers[layer_name(i), *path] = part
-        x.delete()
     return params | {"llm": rest | unflatten_dict(layers)}
 
 
@@ -131,7 +135,7 @@ def cache_sharding(mesh: Mesh, batch: int, num_kv_heads: int) -> NamedSharding:
     """How a layer's cache [B, K, S, H] lies on a mesh: as the model that fills it, rows over the
     data-parallel axes and key-value heads over `tensor`, where they divide.
     """
-    rows = BATCH[0] if batch % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
+    rows = BATCH[0] if batch % row_shards(mesh) == 0 else None
     heads = "tensor" if num_kv_heads % mesh.shape["tensor"] == 0 else None
     return NamedSharding(mesh, PartitionSpec(rows, heads, None, None))
 

@@ -347,4 +347,4 @@ def abstract_params(model: VLM, devices) -> tuple[dict, Mesh]:
     shardings, and the mesh they lie on. Nothing is allocated.
     """
     mesh = _mesh(list(devices), model.llm_config.num_kv_heads)
-    return _placed(vlm.shapes(model), model.dtype, mesh), mesh
+    return laid_apart(_placed(vlm.shapes(model), model.dtype, mesh)), mesh
