@@ -22,7 +22,6 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import tyro
 
 from tools._shared import die_in_one_line
 from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig, choose
@@ -344,4 +343,6 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
 
 
 if __name__ == "__main__":
+    import tyro
+
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
