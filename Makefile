@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-quick test-light test-tpu lint format bench-fit bench-model clean
+.PHONY: help setup study test test-quick test-light test-tpu lint format bench-fit bench-model bench-train clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
@@ -57,6 +57,10 @@ bench-fit: $(VENV)/.ready-tests  ## time fits, frontier and appendix; judge opti
 
 bench-model: $(VENV)/.ready-torch  ## time prefill and decode beside transformers
 	$(PY) -m tools.bench.bench_model $(ARGS)
+
+bench-train: $(VENV)/.ready-torch  ## time the train step beside torch, decoding beside PyAV
+	$(PY) -m tools.bench.bench_train $(ARGS)
+	$(PY) -m tools.bench.bench_data
 
 clean:  ## remove caches (never runs/, never .venv)
 	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info

@@ -48,7 +48,8 @@ def scan_file(path: Path) -> Scan:
     """Lists a file's frames without decoding any. Raises VideoError when it is cut or no video."""
     with opened(path) as (container, stream):
         packets = list(_packets(container, stream))
-        keeps_times = any(name in container.format.name for name in _KEEP_TIMES)
+        kind = container.format.name
+        keeps_times = any(name in kind for name in _KEEP_TIMES)
         shown = _shown(packets)
         fps = _average_fps(stream, shown)
         expected = len(shown) + _num_lost(container, stream, packets, shown, fps)
@@ -57,16 +58,22 @@ def scan_file(path: Path) -> Scan:
     if not shown:
         raise VideoError(f"{path}: no frames")
     pts_N = _times(shown) if keeps_times else None
-    return Scan(len(shown), fps, pts_N, *_seek_points(packets, pts_N))
+    return Scan(len(shown), fps, pts_N, *_seek_points(packets, pts_N, "mp4" in kind))
 
 
-def _seek_points(packets: list[_Packet], pts_N: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """For each keyframe, the rank of the first frame it gives and the time to seek for it."""
+def _seek_points(
+    packets: list[_Packet], pts_N: np.ndarray | None, by_pts: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each keyframe, the rank of the first frame it gives and the time to seek for it.
+
+    FFmpeg looks for the time of showing in MP4: any earlier one leads to the keyframe before. Other
+    containers may be searched by the time of decoding.
+    """
     keys = sorted((p.pts, p.dts) for p in packets if p.is_key and None not in (p.pts, p.dts))
     if pts_N is None or not keys:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     pts_K, dts_K = np.array(keys, np.int64).T
-    return np.searchsorted(pts_N, pts_K), np.minimum(pts_K, dts_K)
+    return np.searchsorted(pts_N, pts_K), pts_K if by_pts else np.minimum(pts_K, dts_K)
 
 
 def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet]:

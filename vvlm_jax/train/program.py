@@ -10,7 +10,7 @@ from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import param_shardings
-from vvlm_jax.train import checkpoint, optim
+from vvlm_jax.train import optim
 from vvlm_jax.train.state import TrainState, first_state
 from vvlm_jax.train.step import make_train_step
 from vvlm_jax.weights.sources import is_foreign, load_part
@@ -24,6 +24,8 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     by_part = optim.merge(shardings.trainable, shardings.frozen)
     init = jax.jit(functools.partial(vlm.init, model), out_shardings=by_part)
     params = init(jax.random.key(config.seed))
+    if config.init:
+        from vvlm_jax.train import checkpoint  # and with it readers of data, which a step needs not
     for part, folder in config.init:
         if part not in params:
             raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, params)}")

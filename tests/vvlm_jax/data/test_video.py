@@ -100,6 +100,14 @@ def test_seeks_to_the_keyframe_before_a_distant_frame(name, monkeypatch):
     assert len(decoded) < 30  # of 66; keyframes are 9 frames apart
 
 
+def test_a_seek_in_an_mp4_with_b_frames_starts_at_the_nearest_keyframe(tmp_path, monkeypatch):
+    # FFmpeg takes the keyframe before, when told the time at which this one is decoded.
+    write_video(tmp_path / "b.mp4", moving_square(96), 24, options={"g": "32", "bf": "2"})
+    counted = count_decoded(monkeypatch)
+    read_frames(tmp_path / "b.mp4", at(0, 65))
+    assert len(counted) <= 1 + 2 + 4  # the first frame; 64 and 65; what was decoded ahead
+
+
 def test_without_keyframes_nearby_decodes_each_frame_once(monkeypatch):
     decoded = count_decoded(monkeypatch)
     assert numbers(read_frames(VIDEOS / "h264_one_gop.mp4", at(2, 65, 65))) == [2, 65, 65]

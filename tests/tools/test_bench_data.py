@@ -1,0 +1,106 @@
+"""`python -m tools.bench.bench_data`: --help without jax, mistakes, one small run."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tools.bench import bench_data as bench
+from tools.bench.bench_data import Args
+from vvlm_jax.config import ConfigError
+from vvlm_jax.data import video
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """4 s with a keyframe every second, and B-frames."""
+    return bench.make_clip(tmp_path_factory.mktemp("clips"), 64, 48, 4, gop=30)
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['bench', '--help']\n"
+        "runpy.run_module('tools.bench.bench_data', run_name='__main__', alter_sys=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "python -m tools.bench.bench_data" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(repeats=0), "repeats = 0: must be at least 1"),
+        (dict(gop=0), "gop = 0: must be at least 1"),
+        (dict(frames=(8, 0)), r"frames = \(8, 0\): must be numbers of at least 1"),
+        (dict(sizes=()), r"sizes = \(\): must be numbers of at least 0"),
+    ],
+)
+def test_options_that_cannot_work_are_named(options, message):
+    with pytest.raises(ConfigError, match=message):
+        bench.check(Args(**options))
+
+
+def test_waiting_needs_two_cores(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {3})
+    with pytest.raises(ConfigError, match="wait: needs a core for the decoder"):
+        bench.check(Args())
+    bench.check(Args(wait=False))
+
+
+@pytest.mark.parametrize("size", [0, 32])
+@pytest.mark.parametrize(("count", "distinct"), [(3, 3), (8, 4)])
+def test_bare_pyav_delivers_the_same_frames(clip, size, count, distinct):
+    """8 of 4 s are a frame a second, each shown twice."""
+    taken, seconds = bench.read_in_turn(clip, count, size, repeats=1)
+    assert taken == distinct
+    assert min(seconds) > 0
+
+
+def test_other_frames_are_not_compared(clip, monkeypatch):
+    original = video.read_frames
+    monkeypatch.setattr(video, "read_frames", lambda *a, **k: original(*a, **k)[::-1])
+    with pytest.raises(bench.Disagreement, match="bare PyAV delivers other frames"):
+        bench.read_in_turn(clip, 3, 0, repeats=1)
+
+
+def test_a_clip_is_made_once(clip):
+    made = clip.stat().st_mtime_ns
+    assert bench.make_clip(clip.parent, 64, 48, 4, gop=30) == clip
+    assert clip.stat().st_mtime_ns == made
+    assert [p.name for p in clip.parent.iterdir()] == ["64x48-4s-30.mp4"]
+
+
+def test_waiting_is_what_is_spent_beside_steps():
+    def slow():
+        for i in itertools.count():
+            time.sleep(0.02)
+            yield i
+
+    def reading():
+        batches = slow()
+        return batches, next(batches)
+
+    busy, idle = bench.run_steps(reading, lambda _: time.sleep(0.005), 10)
+    assert idle >= 0.2
+    assert 0.05 <= busy < idle
+
+
+@pytest.mark.slow(reason="trains on files for some seconds")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
+def test_a_small_run_prints_both_tables(clip, monkeypatch, capsys):
+    monkeypatch.setattr(bench, "QUICK_CLIPS", ((64, 48, 4),))
+    everywhere = os.sched_getaffinity(0)
+    bench.main(Args(quick=True, gop=30, folder=clip.parent))
+    assert os.sched_getaffinity(0) == everywhere
+    shown = capsys.readouterr().out
+    assert re.search(r"^64x48-4s-30 +own +4( +[\d,]+){3} +[\d.]+$", shown, re.M)
+    assert re.search(r"^64x48-4s-30 +384 +4( +[\d,]+){3} +[\d.]+$", shown, re.M)
+    assert len(re.findall(r"^\d+% +[\d.]+% +\d+%$", shown, re.M)) == 2
