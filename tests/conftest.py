@@ -113,7 +113,7 @@ def model_folder(tmp_path_factory):
     )
     from vvlm_jax.data import tokenizer
     from vvlm_jax.models import vlm
-    from vvlm_jax.train.checkpoint import save_params
+    from vvlm_jax.train.model_dir import save_params
 
     folder = tmp_path_factory.mktemp("model")
     save_byte_level(folder, tokenizer.FAMILIES["llama3"].values())

@@ -296,7 +296,7 @@ def run_one(spec, check: bool = False) -> bool:
     if check or store.read_result(out):
         return store.read_result(out) is not None
     from vvlm_jax.sweep.launch import report
-    from vvlm_jax.train.checkpoint import load_model
+    from vvlm_jax.train.model_dir import load_model
 
     train_chain([spec.train], share=0.8)
     summary = json.loads((out / "summary.json").read_text())
@@ -350,7 +350,7 @@ def run_other_clip(argument, check: bool = False) -> bool:
     if check or store.read_result(out):
         return store.read_result(out) is not None
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.checkpoint import load_model
+    from vvlm_jax.train.model_dir import load_model
 
     questions = runner.read_questions(spec.questions)
     clips = list(dict.fromkeys(q["video"] for q in questions))

@@ -138,14 +138,14 @@ def _read_ours(folder: Path, args: Args) -> _Model:
     from flax.traverse_util import flatten_dict
 
     from vvlm_jax.models import variants
-    from vvlm_jax.train import checkpoint
+    from vvlm_jax.train import model_dir
     from vvlm_jax.weights import export
 
     if args.image_size is not None:
         raise ConfigError(
             f"--image-size {args.image_size}: only what is read from other libraries is resized"
         )
-    config = checkpoint.read_config(folder)
+    config = model_dir.read_config(folder)
     vision = config_lib.choose(variants.VISION, config.model.vision, "model.vision")
     llm = config_lib.choose(variants.LLAMA, config.model.llm, "model.llm")
     config = dataclasses.replace(
@@ -159,7 +159,7 @@ def _read_ours(folder: Path, args: Args) -> _Model:
     for name, file in files:
         if file.is_file():
             beside.setdefault(name, file)
-    params = flatten_dict(checkpoint.load_params(folder), sep="/")
+    params = flatten_dict(model_dir.load_params(folder), sep="/")
     return _Model(params, config, came, beside)
 
 
@@ -228,7 +228,7 @@ def _report(written, source: Path | None, whole: bool) -> None:
 def _write_ours(model: _Model, folder: Path) -> None:
     from flax.traverse_util import unflatten_dict
 
-    from vvlm_jax.train import checkpoint
+    from vvlm_jax.train import model_dir
     from vvlm_jax.weights import export
 
     folder.mkdir()
@@ -241,7 +241,7 @@ def _write_ours(model: _Model, folder: Path) -> None:
         path.startswith("llm/") for path in model.params
     ):
         print("no tokenizer.json there; put one into the folder, or set data.tokenizer")
-    checkpoint.save_params(folder, unflatten_dict(model.params, sep="/"))
+    model_dir.save_params(folder, unflatten_dict(model.params, sep="/"))
 
 
 def _ids(tokenizer_file: Path | None) -> dict[str, int]:

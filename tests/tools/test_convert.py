@@ -22,8 +22,8 @@ from vvlm_jax.data import synthetic
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sharding import make_mesh
-from vvlm_jax.train import checkpoint, optim, program
-from vvlm_jax.train.checkpoint import CheckpointError
+from vvlm_jax.train import model_dir, optim, program
+from vvlm_jax.train.model_dir import CheckpointError
 from vvlm_jax.weights import big_vision, export, huggingface
 from vvlm_jax.weights.files import Safetensors
 from vvlm_jax.weights.mapping import WeightsError, tree_shapes
@@ -76,7 +76,7 @@ def run(*arguments, **options):
 
 
 def params_of(folder):
-    return flatten_dict(checkpoint.load_params(folder), sep="/")
+    return flatten_dict(model_dir.load_params(folder), sep="/")
 
 
 def same(found, expected):
@@ -142,7 +142,7 @@ def stage(tmp_path):
         params = unflatten_dict(params, sep="/")
         (tmp_path / "run").mkdir()
         (tmp_path / "run/config.json").write_text(config_lib.to_json(config))
-        checkpoint.save_params(tmp_path / "run", params)
+        model_dir.save_params(tmp_path / "run", params)
         return tmp_path / "run"
 
     return make
@@ -198,7 +198,7 @@ def test_rounding_to_the_dtype_of_a_source_is_told(llama, tmp_path, capsys):
     params = params_of(tmp_path / "ours")
     params["llm/norm/scale"] = params["llm/norm/scale"] * 1.001
     shutil.rmtree(tmp_path / "ours/params")
-    checkpoint.save_params(tmp_path / "ours", unflatten_dict(params, sep="/"))
+    model_dir.save_params(tmp_path / "ours", unflatten_dict(params, sep="/"))
     run(tmp_path / "ours", tmp_path / "over", to="hf", source=llama)
     said = f"rounded to the dtypes of {llama}: 1 tensors (model.norm.weight)\n"
     assert said in capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(npz, tmp_path
 
     (tmp_path / "ours.partial").mkdir()  # somebody's, not a conversion's
     (tmp_path / ".ours.converting").mkdir()  # what a killed conversion leaves
-    monkeypatch.setattr(checkpoint, "save_params", fail)
+    monkeypatch.setattr(model_dir, "save_params", fail)
     with pytest.raises(OSError, match="no space left"):
         run(npz, tmp_path / "ours")
     assert [file.name for file in tmp_path.iterdir()] == ["ours.partial"]
@@ -427,7 +427,7 @@ def test_a_model_is_loaded_with_the_tokenizer_in_its_folder(stage, tmp_path):
     folder = stage()
     synthetic.write_tokenizer(folder)
     (tmp_path / "words/tokenizer.json").unlink()
-    _, params, tok, _ = checkpoint.load_model(folder)
+    _, params, tok, _ = model_dir.load_model(folder)
     assert tok.vocab > 5
     assert params.keys() == {"vision", "projector", "llm"}
 
@@ -439,18 +439,18 @@ def test_a_part_of_a_model_is_not_asked(npz, tmp_path):
         f'tools.train makes one of it: --set \'init=[["vision","{tmp_path / "ours"}"]]\''
     )
     with pytest.raises(CheckpointError, match=said):
-        checkpoint.load_model(tmp_path / "ours")
+        model_dir.load_model(tmp_path / "ours")
 
 
 def test_replies_end_where_the_generation_config_says(stage, tmp_path):
     folder = stage()
-    before = checkpoint.load_model(folder)[2].stop_ids
+    before = model_dir.load_model(folder)[2].stop_ids
     for ends, more in ((3, (3,)), ([before[0], 3], (3,)), (5, ()), ([10**9, "x"], ()), (None, ())):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-        assert checkpoint.load_model(folder)[2].stop_ids == before + more
+        assert model_dir.load_model(folder)[2].stop_ids == before + more
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(WeightsError, match="generation_config.json: not a generation config"):
-        checkpoint.load_model(folder)
+        model_dir.load_model(folder)
 
 
 def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
@@ -465,14 +465,14 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
         assert old in before
         config.write_text(before.replace(old, new))
         with pytest.raises(ValueError, match=message):
-            checkpoint.load_model(folder)
+            model_dir.load_model(folder)
         config.write_text(before)
 
     def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
         raise Exception("Encountered error while reading array") from ValueError("OUT_OF_RANGE")
 
-    monkeypatch.setattr(checkpoint.ocp.PyTreeCheckpointer, "restore", fail)
+    monkeypatch.setattr(model_dir.ocp.PyTreeCheckpointer, "restore", fail)
     with pytest.raises(
         CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
     ):
-        checkpoint.load_model(folder)
+        model_dir.load_model(folder)

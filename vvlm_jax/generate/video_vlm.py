@@ -29,7 +29,7 @@ from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import BATCH, make_mesh, param_shardings
-from vvlm_jax.train.checkpoint import load_model
+from vvlm_jax.train.model_dir import load_model
 from vvlm_jax.types import Prompts
 
 _CHUNK = 8

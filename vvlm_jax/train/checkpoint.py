@@ -1,9 +1,5 @@
-"""Checkpoints: the whole train state with the data position, and finished parts to start others
-from.
-"""
+"""Checkpoints: the whole train state with the data position."""
 
-import dataclasses
-import json
 import logging
 import shutil
 import threading
@@ -13,26 +9,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
-from jax.sharding import SingleDeviceSharding
 
-from vvlm_jax.config import ConfigError, TrainConfig, choose, from_dict, validate
-from vvlm_jax.data import tokenizer
-from vvlm_jax.data.pipeline import newline_id, video_id
-from vvlm_jax.data.tokenizer import Tokenizer
-from vvlm_jax.models import variants, vlm
-from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train import manifest
-from vvlm_jax.weights.files import read_json
-from vvlm_jax.weights.sources import fits
-
-PARAMS = "params"
-_AGAIN = "copy the folder again, or make it again"
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is missing or does not fit; the message names the folder and what differs."""
+from vvlm_jax.train.model_dir import CheckpointError
 
 
 class Found(NamedTuple):
@@ -225,159 +205,3 @@ def _all_agree(ok: bool) -> bool:
     if jax.process_count() == 1:
         return ok
     return bool(multihost_utils.process_allgather(np.asarray(ok)).all())
-
-
-def is_finished(folder: str | Path) -> bool:
-    """Whether a stage has written its model here; orbax puts the folder in place only when it is
-    whole.
-    """
-    return (Path(folder) / PARAMS).is_dir()
-
-
-def save_params(folder: str | Path, params: dict) -> None:
-    """Writes the finished model's `params/`, which marks the stage as finished."""
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(Path(folder).absolute() / PARAMS, params)
-
-
-def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dict:
-    """Reads `parts` (top-level keys; None takes all of `like`) of a finished model.
-
-    A vision tower with more blocks than `like` gives its first ones: a folder may hold a whole
-    tower, with blocks, norm and head that a VLM does not run.
-
-    Args:
-      like: pytree of arrays or ShapeDtypeStructs, with shardings when they matter; None takes all
-        as it is stored, on the default device.
-
-    Raises CheckpointError when there is none, or when a name or shape differs.
-    """
-    folder = Path(folder).absolute()
-    if not (folder / PARAMS).is_dir():
-        raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
-    there = _stored(folder)
-    # Unlike StandardCheckpointer, this one reads no more than it is asked for.
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        wanted = there if like is None else {k: like[k] for k in (parts or like)}
-        have, want = flatten_dict(there, sep="/"), flatten_dict(wanted, sep="/")
-        _check_fits(folder, have, want)
-        device = SingleDeviceSharding(jax.devices()[0])
-        structs = {
-            path: jax.ShapeDtypeStruct(
-                have[path].shape, x.dtype, sharding=getattr(x, "sharding", None) or device
-            )
-            for path, x in want.items()
-        }
-        item = unflatten_dict(structs, sep="/")
-        try:
-            restored = checkpointer.restore(
-                folder / PARAMS,
-                args=ocp.args.PyTreeRestore(
-                    item=item,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                    partial_restore=True,
-                ),
-            )
-        except Exception as e:  # orbax raises nothing narrower, from what tensorstore says
-            if not isinstance(e.__cause__ or e, ValueError):
-                raise
-            raise CheckpointError(f"{folder / PARAMS}: cannot be read; {_AGAIN}") from e
-    flat = flatten_dict(restored, sep="/")
-    return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
-
-
-def _stored(folder: Path) -> dict:
-    """What a folder's params/ holds, as ShapeDtypeStructs."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        try:
-            metadata = checkpointer.metadata(folder / PARAMS).item_metadata
-        except (ValueError, KeyError, OSError):
-            metadata = None
-    if metadata is None:
-        raise CheckpointError(f"{folder / PARAMS}: empty or damaged; {_AGAIN}")
-    return jax.tree.map(lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype), metadata.tree)
-
-
-def read_config(folder: str | Path) -> TrainConfig:
-    """The config.json of a finished stage or converted model.
-
-    Raises CheckpointError when it is missing, damaged or a Hugging Face model's, ConfigError for an
-    option that does not exist.
-    """
-    file = Path(folder) / "config.json"
-    if not file.is_file():
-        raise CheckpointError(f"{folder}: no config.json, so not a finished model")
-    try:
-        values = json.loads(file.read_text())
-    except (ValueError, RecursionError) as e:
-        raise CheckpointError(f"{file}: not JSON: {e}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{file}: not a config; {_AGAIN}")
-    if "model_type" in values:
-        raise CheckpointError(
-            f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
-            f"{folder} DST"
-        )
-    try:
-        return from_dict(TrainConfig, values)
-    except ConfigError as e:
-        raise ConfigError(f"{file}: {e}") from None
-
-
-def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
-    """A finished stage's or converted model, its parameters, tokenizer and config, ready for
-    generation. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
-
-    `place(model, shapes)` may give the parameters' shapes other dtypes, and shardings.
-    """
-    folder = Path(folder).absolute()
-    config, own = read_config(folder), folder / "tokenizer.json"
-    if not is_finished(folder):
-        raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
-    parts = _stored(folder).keys()
-    if missing := [part for part in ("vision", "projector", "llm") if part not in parts]:
-        init = f'--set \'init=[["{next(iter(parts))}","{folder}"]]\''
-        raise CheckpointError(
-            f"{folder}: holds {', '.join(parts)}, and no {' or '.join(missing)}: a part of a "
-            f"model; tools.train makes one of it: {init}"
-        )
-    validate(config, choose(variants.VISION, config.model.vision, "model.vision"))
-    file = own if own.is_file() else Path(config.data.tokenizer)
-    if not file.exists():
-        raise CheckpointError(
-            f"{folder}: no tokenizer: put the language model's tokenizer.json into this folder "
-            f"(data.tokenizer = {str(file)!r} is not there)"
-        )
-    tok = tokenizer.load(file)
-    tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))
-    model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
-    shapes = vlm.shapes(model)
-    return model, load_params(folder, place(model, shapes) if place else shapes), tok, config
-
-
-def _ends(file: Path, tok: Tokenizer) -> tuple[int, ...]:
-    """Ids that end a reply as a Hugging Face generation_config.json says, where there is one.
-
-    Special tokens alone: a file of class defaults names ids that are letters to this tokenizer.
-    """
-    if not file.is_file():
-        return ()
-    ends = read_json(file, "a generation config").get("eos_token_id")
-    added = tok.backend.get_added_tokens_decoder()
-    special = [id for id, token in added.items() if token.special]
-    return tuple(id for id in (ends if isinstance(ends, list) else [ends]) if id in special)
-
-
-def _first(x: jax.Array, shape) -> jax.Array:
-    return x if x.shape == tuple(shape) else x[: shape[0]]
-
-
-def _check_fits(folder, have, want):
-    for path, x in want.items():
-        if path not in have:
-            raise CheckpointError(f"{folder}: has no parameter {path}")
-        if not fits(path, tuple(have[path].shape), tuple(x.shape)):
-            raise CheckpointError(
-                f"{folder}: {path} has shape {tuple(have[path].shape)}, this model needs "
-                f"{tuple(x.shape)}"
-            )

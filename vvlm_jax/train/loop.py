@@ -25,7 +25,7 @@ from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
-from vvlm_jax.train import checkpoint, optim, preflight, run_dir
+from vvlm_jax.train import checkpoint, model_dir, optim, preflight, run_dir
 from vvlm_jax.train.clock import Clock, Trace
 from vvlm_jax.train.cost import batch_cost
 from vvlm_jax.train.log import StepLog
@@ -60,7 +60,7 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), prof
     vision = choose(variants.VISION, config.model.vision, "model.vision")
     validate(config, vision)
     out_dir = run_dir.claim(config, allow)
-    if checkpoint.is_finished(out_dir):
+    if model_dir.is_finished(out_dir):
         _remove_checkpoints(config, out_dir)
         return json.loads((out_dir / "summary.json").read_text())
     tok = tokenizer.load(config.data.tokenizer)
@@ -75,7 +75,7 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), prof
         "unreadable": sorted(examples.unreadable.messages.values()),
     }
     (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-    checkpoint.save_params(out_dir, optim.merge(state.trainable, state.frozen))
+    model_dir.save_params(out_dir, optim.merge(state.trainable, state.frozen))
     _remove_checkpoints(config, out_dir)
     return summary
 

@@ -9,7 +9,7 @@ import jax
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.models import vlm
-from vvlm_jax.train import checkpoint, optim
+from vvlm_jax.train import model_dir, optim
 from vvlm_jax.weights import big_vision
 from vvlm_jax.weights.sources import is_foreign
 
@@ -53,7 +53,7 @@ def _check_init(config: TrainConfig, shapes: dict) -> None:
             raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, shapes)}")
         if not big_vision.split_path(folder)[0].exists():
             raise ConfigError(f"init: {folder}: no such folder or file, for {part}")
-        if not is_foreign(folder) and not checkpoint.is_finished(folder):
+        if not is_foreign(folder) and not model_dir.is_finished(folder):
             raise ConfigError(f"init: {folder}: no finished model here, for {part}")
 
 

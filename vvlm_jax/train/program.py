@@ -25,7 +25,7 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     init = jax.jit(functools.partial(vlm.init, model), out_shardings=by_part)
     params = init(jax.random.key(config.seed))
     if config.init:
-        from vvlm_jax.train import checkpoint  # and with it readers of data, which a step needs not
+        from vvlm_jax.train import model_dir  # and with it readers of data, which a step needs not
     for part, folder in config.init:
         if part not in params:
             raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, params)}")
@@ -34,7 +34,7 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
         params[part] = (
             load_part(folder, part, like[part])
             if is_foreign(folder)
-            else checkpoint.load_params(folder, like)[part]
+            else model_dir.load_params(folder, like)[part]
         )
     trainable, frozen = optim.split(params, config.optim)
     tx = optim.make(config.optim, trainable)

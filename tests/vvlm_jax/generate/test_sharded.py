@@ -20,7 +20,7 @@ from vvlm_jax.models import vlm as vlm_module
 from vvlm_jax.models.llama import apart
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import AXES, BATCH, make_mesh, param_shardings
-from vvlm_jax.train.checkpoint import load_model
+from vvlm_jax.train.model_dir import load_model
 
 ROOT = Path(__file__).parents[3]
 CLIP = ROOT / "tests" / "testdata" / "videos" / "h264_one_gop.mp4"

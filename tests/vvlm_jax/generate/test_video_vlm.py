@@ -18,7 +18,7 @@ from vvlm_jax.data.video import VideoError
 from vvlm_jax.generate import video_vlm
 from vvlm_jax.generate.generate import generate, programs
 from vvlm_jax.generate.video_vlm import VideoVLM, _Text, bucket
-from vvlm_jax.train.checkpoint import CheckpointError, load_model, save_params
+from vvlm_jax.train.model_dir import CheckpointError, load_model, save_params
 from vvlm_jax.types import Prompts
 
 ROOT = Path(__file__).parents[3]

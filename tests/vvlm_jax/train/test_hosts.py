@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from tools.train import STOPPED
 from vvlm_jax.config import to_json
-from vvlm_jax.train.checkpoint import load_model
+from vvlm_jax.train.model_dir import load_model
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """

@@ -17,10 +17,10 @@ from vvlm_jax.data import pipeline
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.sharding import make_mesh
-from vvlm_jax.train import checkpoint, loop, optim
-from vvlm_jax.train.checkpoint import CheckpointError, load_model
+from vvlm_jax.train import loop, model_dir, optim
 from vvlm_jax.train.log import SPEEDS, TrainingDiverged
 from vvlm_jax.train.loop import train
+from vvlm_jax.train.model_dir import CheckpointError, load_model
 from vvlm_jax.train.program import compiled_step, initial_state
 
 ROOT = Path(__file__).parents[3]
@@ -218,7 +218,7 @@ def test_too_many_skips_in_a_row_stop_the_run_and_leave_their_batches(
         train(config)
     assert "\n" not in str(e.value)
     assert [row["step"] for row in lines(tmp_path)] == [1, 2, 3]
-    assert not checkpoint.is_finished(tmp_path)
+    assert not model_dir.is_finished(tmp_path)
     steps = json.loads((tmp_path / "diverged.json").read_text())
     assert [step["step"] for step in steps] == [1, 2, 3]
     assert [step["skips_in_row"] for step in steps] == [1, 2, 3]
@@ -350,7 +350,7 @@ def test_a_killed_run_ends_as_if_it_was_not(stage, whole, tmp_path):
         os.kill(child.pid, signal.SIGKILL)
         child.communicate()
         assert child.returncode == -signal.SIGKILL
-        assert not checkpoint.is_finished(folder)
+        assert not model_dir.is_finished(folder)
     subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     assert_same_run(folder, whole)
 
@@ -400,7 +400,7 @@ def test_a_part_of_another_size_is_named_with_both_shapes(stage, whole, tok):
 def test_a_parameter_that_is_not_there_is_named(whole):
     like = {"llm": {"extra": jax.ShapeDtypeStruct((2,), np.float32)}}
     with pytest.raises(CheckpointError, match=r"has no parameter llm/extra"):
-        checkpoint.load_params(whole, like)
+        model_dir.load_params(whole, like)
 
 
 # The tokenizer and the model.

@@ -11,8 +11,8 @@ from vvlm_jax.config import ConfigError
 from vvlm_jax.data import pipeline
 from vvlm_jax.eval.runner import evaluate, read_questions
 from vvlm_jax.models import variants
-from vvlm_jax.train.checkpoint import load_model
 from vvlm_jax.train.loop import train
+from vvlm_jax.train.model_dir import load_model
 
 OPTIONS = (
     "model.resampler=quecc",

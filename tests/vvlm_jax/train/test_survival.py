@@ -21,7 +21,7 @@ import pytest
 
 from tests.vvlm_jax.train.test_loop import assert_same_run, lines
 from vvlm_jax.config import to_json
-from vvlm_jax.train import checkpoint
+from vvlm_jax.train import model_dir
 
 ROOT = Path(__file__).parents[3]
 STEPS = 12
@@ -159,7 +159,7 @@ BY_THEMSELVES = {"any": 150, "save": 25, "manifest": 6, "clean-up": 30}
 
 
 def goes_on(folder, begun):
-    return len(records(folder)) > begun or checkpoint.is_finished(folder / "run")
+    return len(records(folder)) > begun or model_dir.is_finished(folder / "run")
 
 
 @pytest.mark.slow(reason="kills the trainer 24 times")
@@ -274,7 +274,7 @@ def test_another_option_needs_to_be_allowed_and_the_story_keeps_the_earlier(
     assert change["earlier"]["optim"]["clip_norm"] == 1.0
     written = json.loads((tmp_path / "run" / "config.json").read_text())
     assert written["optim"]["clip_norm"] == 0.5
-    assert checkpoint.is_finished(tmp_path / "run")
+    assert model_dir.is_finished(tmp_path / "run")
     children.start(**refused)  # the finished run is of this config now
     assert children.end() == 0
     assert lines(tmp_path / "run")[-1]["step"] == STEPS
