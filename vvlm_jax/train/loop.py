@@ -26,6 +26,7 @@ from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
 from vvlm_jax.train import checkpoint, model_dir, optim, preflight, run_dir
+from vvlm_jax.train.abstract import abstract_state
 from vvlm_jax.train.clock import Clock, Trace
 from vvlm_jax.train.cost import batch_cost
 from vvlm_jax.train.log import StepLog
@@ -234,11 +235,7 @@ def _first_state(config, model, mesh, saves, found):
     """(state, steps done): the checkpoint's, or a new one."""
     if found is None:
         return initial_state(config, model, mesh), 0
-    fresh = initial_state(dataclasses.replace(config, init=()), model, mesh)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), fresh
-    )
-    jax.tree.map(lambda x: x.delete(), fresh)  # there may not be room for two
+    like = abstract_state(model, config.optim, mesh)
     return saves.restore(found, like), found.step
 
 
