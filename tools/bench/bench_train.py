@@ -180,7 +180,7 @@ def small(tiny: bool = False) -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(
             vision, llm, num_frames=2 if tiny else 8, tokens_per_frame=16 if not tiny else 4,
-            dtype="float32", remat=False,
+            dtype="float32", remat="none",
         ),
         data=DataConfig(max_text_tokens=32),
         optim=OptimConfig(
@@ -337,7 +337,8 @@ def step_program(config: TrainConfig, model, mesh):
     """Our train step, as the trainer calls it."""
     from vvlm_jax.train.program import compiled_step
 
-    return compiled_step(model, config.optim, mesh, config.microbatches, config.loss_weighting)
+    weighting, chunk = config.loss_weighting, config.loss_chunk
+    return compiled_step(model, config.optim, mesh, config.microbatches, weighting, chunk)
 
 
 def ours(config: TrainConfig) -> dict:
