@@ -61,7 +61,7 @@ def answers(folder, num_devices):
 def on_2x2x2(folder):
     """Replies where rows, weights and heads are all shared out; and programs for 8 TPUs."""
     model, params, tok, config = load_model(folder)
-    mesh = make_mesh(tuple((axis, 2) for axis in AXES))
+    mesh = make_mesh(tuple((axis, 2) for axis in AXES[1:]))
     params = jax.device_put(params, param_shardings(params, mesh))
     vlm = VideoVLM(model, laid_apart(params), tok, config, mesh)
     down = vlm.params["llm"]["layers_1"]["mlp"]["down"]["kernel"]
@@ -149,13 +149,13 @@ def test_each_tpu_runs_attention_on_its_rows_and_heads(run):
 @pytest.mark.parametrize(
     ("batch", "heads", "spec"),
     [
-        (8, 4, (("data", "fsdp"), "tensor", None, None)),
+        (8, 4, (("replica", "data", "fsdp"), "tensor", None, None)),
         (6, 4, (None, "tensor", None, None)),
-        (8, 3, (("data", "fsdp"), None, None, None)),
+        (8, 3, (("replica", "data", "fsdp"), None, None, None)),
     ],
 )
 def test_what_does_not_divide_is_on_every_device(batch, heads, spec):
-    mesh = AbstractMesh((2, 2, 2), AXES[1:])
+    mesh = AbstractMesh((1, 2, 2, 2), AXES)
     assert cache_sharding(mesh, batch, heads).spec == PartitionSpec(*spec)
 
 
