@@ -99,9 +99,9 @@ def test_a_part_with_two_rates_is_refused():
 
 
 def test_sides_that_differ_are_not_timed():
-    ours = [Step(5.0, 1.0, 0.1), Step(4.0, 1.0, 0.1)]
-    bench.agree("float32", ours, [Step(5.0, 1.0001, 9.0), Step(4.0001, 1.0, 9.0)], "eager")
-    for wrong in (Step(4.1, 1.0, 0.1), Step(4.0, 1.2, 0.1), Step(float("nan"), 1.0, 0.1)):
+    ours = [Step(5.0, 1.0, 0.1, 0.1), Step(4.0, 1.0, 0.1, 0.1)]
+    bench.agree("float32", ours, [Step(5.0, 1.0001, 9, 9), Step(4.0001, 1.0, 9, 9)], "eager")
+    for wrong in (Step(4.1, 1, 0, 0), Step(4, 1.2, 0, 0), Step(float("nan"), 1, 0, 0)):
         with pytest.raises(bench.Disagreement, match="eager: step 2 has (loss|grad_norm)"):
             bench.agree("bfloat16", ours, [ours[0], wrong], "eager")
 
@@ -110,13 +110,13 @@ def test_the_table_compares_with_both_rates_and_says_what_does_not_fit():
     config = bench.described(Args(device="gpu", batch=1))
     total = sum(bench.step_flops(config).values())
     seconds = total / 400e12
-    reports = [Report(bench.OURS, seconds, 2**36), Report("compiled", 2 * seconds, 2**37),
-               Report("eager", None, None)]  # fmt: skip
+    reports = [Report(bench.OURS, seconds, 1.0, 2**36), Report("compiled", 2 * seconds, 1.0, 2**37),
+               Report("eager", None, None, None)]  # fmt: skip
     lines = bench.table(Args(), config, reports, 800e12, "NVIDIA H200", "jax 1").splitlines()
     assert "maker's peak 989" in lines[1]
     ours, compiled, eager = lines[-3:]
-    assert re.search(r"1\.00 +50\.0% = \d+\.\d% \+ \d+\.\d% +40\.4% +64\.0$", ours)
-    assert re.search(r"2\.00 +25\.0% = .* +20\.2% +128\.0$", compiled)
+    assert re.search(r"1\.00 +1\.000 +50\.0% = \d+\.\d% \+ \d+\.\d% +40\.4% +64\.0$", ours)
+    assert re.search(r"2\.00 +1\.000 +25\.0% = .* +20\.2% +128\.0$", compiled)
     assert "does not fit" in eager
 
 
@@ -154,7 +154,7 @@ def test_a_small_run_prints_all_sides_in_turn(capsys):
     assert re.search(r"^vvlm_jax: losses \(gradient norms\) [\d.]+ \([\d.]+\), ", shown, re.M)
     assert re.search(r"a small model, float32, batch 2 in 1, 2 frames x 4 tokens", shown)
     for name in ("vvlm_jax", "transformers, sdpa"):
-        assert re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+% = ", shown, re.M)
+        assert re.search(rf"^{name} +[\d.]+ +[\d.]+ +[\d.]+ +[\d.]+% = ", shown, re.M)
 
 
 @pytest.mark.slow(reason="starts a process that imports jax")

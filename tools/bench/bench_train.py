@@ -101,6 +101,8 @@ class Step(NamedTuple):
     loss: float
     grad_norm: float
     seconds: float
+    cpu_seconds: float
+    """Of all threads of the side's process."""
 
 
 class Report(NamedTuple):
@@ -109,6 +111,8 @@ class Report(NamedTuple):
     name: str
     seconds: float | None
     """Of a step; None when it did not fit."""
+    cpu_seconds: float | None
+    """Of a step, of all threads: on a busy machine, with one thread, what to compare."""
     peak: int | None
     """Bytes of device memory at most; None on a CPU."""
 
@@ -357,12 +361,12 @@ def ours(config: TrainConfig) -> dict:
 
     def step():
         nonlocal state
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         on_device = jax.tree.map(lambda x: jax.make_array_from_process_local_data(where, x), batch)
         state, metrics = program(state, on_device, np.float32(1))
         jax.block_until_ready(state)
-        seconds = time.perf_counter() - start
-        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), seconds)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return Step(float(metrics["loss"]), float(metrics["grad_norm"]), seconds, cpu)
 
     def peak():
         stats = jax.local_devices()[0].memory_stats()  # None on a CPU
@@ -383,10 +387,14 @@ def in_turn(args: Args, config: TrainConfig, sides) -> list[Report]:
         first = [first_steps(worker) for worker in workers]
         for worker, steps in zip(workers[1:], first[1:], strict=True):
             agree(config.model.dtype, first[0], steps, worker.side)
-        seconds = [[w.ask("step").seconds for w in workers] for _ in range(args.repeats)]
-    return [
-        Report(side, float(s), None) for side, s in zip(sides, np.median(seconds, 0), strict=True)
-    ]
+        rounds = [[w.ask("step") for w in workers] for _ in range(args.repeats)]
+    return [report(side, [r[i] for r in rounds]) for i, side in enumerate(sides)]
+
+
+def report(side: str, steps, peak: int | None = None) -> Report:
+    """Medians over the timed steps of a side."""
+    wall, cpu = np.median([(s.seconds, s.cpu_seconds) for s in steps], axis=0)
+    return Report(side, float(wall), float(cpu), peak)
 
 
 def one_after_another(args: Args, config: TrainConfig, sides) -> list[Report]:
@@ -399,11 +407,11 @@ def one_after_another(args: Args, config: TrainConfig, sides) -> list[Report]:
                 if reference is not None:
                     agree(config.model.dtype, reference, steps, side)
                 reference = reference or steps
-                seconds = [worker.ask("step").seconds for _ in range(args.repeats)]
-                reports.append(Report(side, float(np.median(seconds)), worker.ask("peak")))
+                timed = [worker.ask("step") for _ in range(args.repeats)]
+                reports.append(report(side, timed, worker.ask("peak")))
             except MemoryError as e:
                 print(f"does not fit: {e}", flush=True)
-                reports.append(Report(side, None, None))
+                reports.append(Report(side, None, None, None))
     return reports
 
 
@@ -491,10 +499,19 @@ def table(args: Args, config: TrainConfig, reports, rate: float, kind: str, vers
         peak = f"{(vision + llm) / r.seconds / known:.1%}" if known else ""
         memory = f"{r.peak / 2**30:.1f}" if r.peak else ""
         ratio = f"{r.seconds / first:.2f}" if first else ""
-        return (title, f"{r.seconds:.3f}", ratio, f"{own[0]} = {own[1]} + {own[2]}", peak, memory)
+        mfu = f"{own[0]} = {own[1]} + {own[2]}"
+        return (title, f"{r.seconds:.3f}", ratio, f"{r.cpu_seconds:.3f}", mfu, peak, memory)
 
-    header = ("", "s a step", "it / ours", "MFU = vision + LM", "of the maker's", "peak GiB")
-    return head + "\n" + units.aligned(header, [row(r)[:6] for r in reports])
+    header = (
+        "",
+        "s a step",
+        "it / ours",
+        "CPU s",
+        "MFU = vision + LM",
+        "of the maker's",
+        "peak GiB",
+    )
+    return head + "\n" + units.aligned(header, [row(r) for r in reports])
 
 
 if __name__ == "__main__":

@@ -143,7 +143,7 @@ def side(config: TrainConfig, batch, name: str, device: str, checkpoint: bool, t
     loss_of = torch.compile(model, dynamic=False) if name == "compiled" else model
 
     def step():
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         optimiser.zero_grad(set_to_none=True)
         total = 0.0
         for part in parts:
@@ -154,7 +154,8 @@ def side(config: TrainConfig, batch, name: str, device: str, checkpoint: bool, t
         optimiser.step()
         if device == "gpu":
             torch.cuda.synchronize()
-        return Step(float(total), float(norm), time.perf_counter() - start)
+        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        return Step(float(total), float(norm), seconds, cpu)
 
     def peak():
         return torch.cuda.max_memory_allocated() if device == "gpu" else None
