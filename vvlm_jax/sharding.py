@@ -132,7 +132,7 @@ def split_rows(x, axis: int = 0):
     if row_shards(mesh) == 1 or x.shape[axis] % row_shards(mesh):
         return x
     spec = [PartitionSpec.UNCONSTRAINED] * x.ndim
-    spec[axis] = ROWS
+    spec[axis] = tuple(name for name in ROWS if name in mesh.shape)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
 

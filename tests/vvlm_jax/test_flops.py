@@ -170,8 +170,9 @@ def test_forward_flops_are_what_xla_counts(resampler, newline):
     T, V, text, query = 4, 16, 40, 24
     layers = (1, 1) if resampler == "quecc" else ()
     config = ModelConfig(
-        SMALL_VISION, SMALL_LLM, T, V, "float32", False, resampler, layers, newline
-    )
+        SMALL_VISION, SMALL_LLM, T, V, "float32", remat="none", resampler=resampler,
+        quecc_layers=layers, newline=newline,
+    )  # fmt: skip
     model = vlm.build(config, video_id=0, newline_id=1)
     rows = {"none": 0, "per-video": 1, "per-frame": T, "grid": T * 4}[newline]
     length = T * V + rows + text
@@ -205,7 +206,7 @@ def test_train_flops_are_what_xla_counts(trained):
     model divides uint8s) and, as frozen towers keep none, what goes into their lowest product.
     """
     T, V, text, trained = 4, 16, 40, set(trained.split())
-    config = ModelConfig(SMALL_VISION, SMALL_LLM, T, V, "float32", False)
+    config = ModelConfig(SMALL_VISION, SMALL_LLM, T, V, "float32", remat="none")
     model = vlm.build(config, video_id=0)
     length = T * V + text
     shapes = [((1, length), jnp.int32), ((1, T, 112, 112, 3), jnp.uint8), ((1, 3), jnp.int32)]

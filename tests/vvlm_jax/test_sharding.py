@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -218,7 +217,8 @@ def test_axes_that_are_unknown_or_stand_twice_are_refused():
         make_mesh((("data", 2), ("fsdp", 2), ("data", 2)), list(range(8)))
 
 
-class Device(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Device:
     """What `make_mesh` looks at."""
 
     id: int

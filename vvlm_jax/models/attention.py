@@ -80,12 +80,16 @@ def self_attend(q_BLNH, k_BLKH, v_BLKH, *, causal: bool, backend: str = "auto"):
     kernels = {"tpu": lambda q, k, v: splash_attend(q, k, v, causal=causal)}
     if _has_cudnn(q_BLNH, k_BLKH, v_BLKH):
         kernels["cuda"] = lambda q, k, v: _cudnn(q, k, v, causal)
-        if importlib.util.find_spec("libtpu") is None:
+        if not _has_libtpu():
             del kernels["tpu"]
     # What one branch keeps for the backward pass, all keep, as zeros; scores would be large ones,
     # and no branch is there for a platform that nothing here can compile for.
     default = jax.checkpoint(reference)
     return jax.lax.platform_dependent(q_BLNH, k_BLKH, v_BLKH, default=default, **kernels)
+
+
+def _has_libtpu() -> bool:
+    return importlib.util.find_spec("libtpu") is not None
 
 
 def _cudnn(q_BLNH, k_BLKH, v_BLKH, causal):

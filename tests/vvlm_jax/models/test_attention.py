@@ -40,6 +40,7 @@ def cudnn(monkeypatch):
 
     version = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
     monkeypatch.setattr(fused_attention_stablehlo, "cuda_versions", version)
+    monkeypatch.setattr(attention, "_has_libtpu", lambda: True)
 
 
 def random(seed, *shape, dtype=np.float32):
@@ -86,6 +87,12 @@ def kernels(program):
 
 
 # Which kernel.
+
+
+def test_beside_cudnn_no_branch_is_for_tpus_that_nothing_here_compiles_for(cudnn, monkeypatch):
+    monkeypatch.setattr(attention, "_has_libtpu", lambda: False)
+    assert kernels(llama_program("tpu")) == set()
+    assert kernels(llama_program("cuda")) == {CUDNN, CUDNN_BACKWARD}
 
 
 @pytest.mark.parametrize("program", [llama_program, vision_program])
