@@ -119,19 +119,38 @@ def _read(args: Args) -> _Model:
     source = sources.open_source(args.src, args.image_size)
     if source.left_out:
         print(f"left out: {_names(source.left_out)}")
+    files = {name: Path(args.src) / name for name in BESIDE if "llm" in source.parts}
+    files = {name: file for name, file in files.items() if file.is_file()}
+    config = _as_imported(source.model, source.parts, files, args)
     num = len([e for e in source.entries if not e.rule.copy])
     progress = Progress(f"reading {args.src}", num, "tensors")
     params = sources.load(source, sources.like(source, args.dtype), progress.update)
     progress.close()
-    prompt = "chatml" if "llm" in source.parts and source.model.llm.qkv_bias else "llama3"
-    config = TrainConfig(model=source.model, data=DataConfig(prompt=prompt))
     came = None
     if source.config is not None:
         names = source.reader.infos
         copies = [e.theirs for e in source.entries if e.rule.copy and e.theirs in names]
         came = export.Came(source.config, source.prefixes, copies)
-    files = {name: Path(args.src) / name for name in BESIDE if "llm" in source.parts}
-    return _Model(params, config, came, {k: file for k, file in files.items() if file.is_file()})
+    return _Model(params, config, came, files)
+
+
+def _as_imported(model: ModelConfig, parts, files: dict[str, Path], args: Args) -> TrainConfig:
+    """The config of a model of others, whose chat format is that of the tokenizer beside it."""
+    prompt = "chatml" if "llm" in parts and model.llm.qkv_bias else "llama3"
+    if args.to == "model" and args.part != "vision" and (file := files.get("tokenizer.json")):
+        prompt = _tokenizer(file, "plain", model, args).family
+    return TrainConfig(model=model, data=DataConfig(prompt=prompt))
+
+
+def _tokenizer(file: Path, prompt: str, model: ModelConfig, args: Args):
+    """The tokenizer that goes with a language model. ValueError when it cannot serve it."""
+    from vvlm_jax.data import tokenizer
+
+    newline = "none" if args.part else model.newline
+    try:
+        return tokenizer.load_for(file, prompt, newline, model.llm.vocab)
+    except ValueError as e:
+        raise ValueError(f"{e}; without the file, weights alone are converted") from None
 
 
 def _read_ours(folder: Path, args: Args) -> _Model:
@@ -160,6 +179,9 @@ def _read_ours(folder: Path, args: Args) -> _Model:
         if file.is_file():
             beside.setdefault(name, file)
     params = flatten_dict(model_dir.load_params(folder), sep="/")
+    speaks = args.part != "vision" and any(path.startswith("llm/") for path in params)
+    if args.to == "model" and speaks and (file := beside.get("tokenizer.json")):
+        _tokenizer(file, config.data.prompt, config.model, args)
     return _Model(params, config, came, beside)
 
 

@@ -1,12 +1,15 @@
 """`python -m tools.generate` on a model of random parameters."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import tyro
 
+from tests.vvlm_jax.byte_level import save_byte_level
 from tools import generate
 from tools._shared import die_in_one_line
+from vvlm_jax.data import tokenizer
 
 VIDEOS = Path(__file__).parents[1] / "testdata" / "videos"
 CLIP = str(VIDEOS / "h264_one_gop.mp4")
@@ -117,6 +120,17 @@ def test_a_folder_of_another_kind_is_told_what_it_is(run, capsys, tmp_path, text
         run("--prompt", "x", model=tmp_path)
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
+
+
+def test_a_tokenizer_of_another_chat_format_is_one_line(run, capsys, tmp_path, model_folder):
+    folder = shutil.copytree(model_folder, tmp_path / "m")
+    save_byte_level(folder, tokenizer.FAMILIES["chatml"].values())
+    with pytest.raises(SystemExit) as e:
+        run("--prompt", "x", model=folder)
+    assert e.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{folder}/tokenizer.json: has the special tokens of chatml, and lacks <|start" in line
+    assert "put the model's own tokenizer.json in its place" in line
 
 
 def test_a_terminal_is_not_told_what_to_do(monkeypatch):

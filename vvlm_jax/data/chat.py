@@ -46,7 +46,10 @@ def visual_block(
     if newline not in NEWLINES:
         raise ConfigError(f"model.newline = {newline!r}: must be one of {', '.join(NEWLINES)}")
     if newline != "none" and NEWLINE not in special:
-        raise ConfigError(f"model.newline = {newline!r}: the tokenizer has no token for it")
+        raise ConfigError(
+            f"model.newline = {newline!r}: the tokenizer has no token for it "
+            f"({NEWLINE}; in ChatML <|vision_pad|> or <image>)"
+        )
     row = [special[VIDEO]] * math.isqrt(tokens_per_frame)
     end_of = {kind: [] if newline != kind else [special[NEWLINE]] for kind in NEWLINES}
     frame = (row + end_of["grid"]) * len(row) + end_of["per-frame"]

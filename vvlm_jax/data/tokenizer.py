@@ -32,6 +32,10 @@ Qwen2.5's.
 """
 _ELSEWHERE = {"<|video_pad|>": "<video>", "<|vision_pad|>": "<image>"}
 """LLaVA-OneVision's tokenizers are Qwen2's, which lack Qwen2.5's ids for vision, and add these."""
+_MEND = (
+    "put the tokenizer.json of Llama 3 or Qwen2.5 (ChatML) in its place, or add what is lacking "
+    "to its added_tokens under ids that the model embeds"
+)
 _ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|endoftext|>")
 
 
@@ -71,14 +75,47 @@ def load(path: str | Path) -> Tokenizer:
     """Reads `path` or `path/tokenizer.json`. Raises ValueError when it is missing, or lacks a
     special token of the family it comes nearest to.
     """
+    return _load(path)[1]
+
+
+def load_for(path: str | Path, prompt: str, newline: str, vocab: int) -> Tokenizer:
+    """`load`, for a model with this `data.prompt` and `model.newline` that embeds `vocab` ids.
+
+    Raises ValueError, too, when the tokenizer is another chat format's than `prompt` (a plain model
+    takes any), lacks the token that newlines need, or has ids that the model does not embed.
+    """
+    file, tok = _load(path)
+    if prompt not in ("plain", tok.family):
+        needs = FAMILIES[prompt]
+        raise ValueError(
+            f"{file}: has the special tokens of {tok.family}, and lacks {needs[HEADER_START]} and "
+            f"{needs[EOT]} of {prompt}, the model's chat format (data.prompt in its config.json); "
+            "put the model's own tokenizer.json in its place"
+        )
+    if newline != "none" and NEWLINE not in tok.special:
+        token = _spelling(FAMILIES[tok.family][NEWLINE])
+        raise ValueError(f"{file}: lacks {token}, which model.newline = {newline!r} needs; {_MEND}")
+    if (ids := max(tok.vocab, max(tok.special.values()) + 1)) > vocab:
+        raise ValueError(
+            f"{file}: has {ids} ids, and the language model embeds {vocab}; put the model's own "
+            "tokenizer.json in its place"
+        )
+    return tok
+
+
+def _load(path: str | Path) -> tuple[Path, Tokenizer]:
+    """(file, what is in it)."""
     file, backend = _read(path)
     family, special = _nearest_family(backend)
     spelt = FAMILIES[family]
-    if lacks := [spelt[role] for role in spelt if role != NEWLINE and role not in special]:
-        raise ValueError(
-            f"{file}: lacks {', '.join(lacks)}; a Llama 3 or a Qwen2.5 (ChatML) tokenizer is needed"
-        )
-    return Tokenizer(backend, special, family)
+    lacks = [_spelling(spelt[role]) for role in spelt if role not in (NEWLINE, *special)]
+    if lacks:
+        raise ValueError(f"{file}: lacks {', '.join(lacks)}; {_MEND}")
+    return file, Tokenizer(backend, special, family)
+
+
+def _spelling(token: str) -> str:
+    return f"{token} (or {_ELSEWHERE[token]})" if token in _ELSEWHERE else token
 
 
 def special_ids(path: str | Path) -> dict[str, int]:

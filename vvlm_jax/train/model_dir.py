@@ -147,7 +147,8 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
             f"{folder}: no tokenizer: put the language model's tokenizer.json into this folder "
             f"(data.tokenizer = {str(file)!r} is not there)"
         )
-    tok = tokenizer.load(file)
+    llm = choose(variants.LLAMA, config.model.llm, "model.llm")
+    tok = tokenizer.load_for(file, config.data.prompt, config.model.newline, llm.vocab)
     tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))
     model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)

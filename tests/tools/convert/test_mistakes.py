@@ -12,6 +12,7 @@ import pytest
 
 from tests.tools.convert.folders import run
 from vvlm_jax.config import ConfigError
+from vvlm_jax.data.tokenizer import NEWLINE, VIDEO
 from vvlm_jax.train import model_dir
 from vvlm_jax.train.model_dir import CheckpointError
 from vvlm_jax.weights.mapping import WeightsError
@@ -127,6 +128,48 @@ def test_a_damaged_folder_of_ours(llama, tmp_path):
     (tmp_path / "ours/params").mkdir()
     with pytest.raises(CheckpointError, match="params: empty or damaged"):
         run(tmp_path / "ours", tmp_path / "hf", to="hf")
+
+
+def without(folder, *tokens):
+    """A folder whose tokenizer has other names for these tokens."""
+    file = folder / "tokenizer.json"
+    text = file.read_text()
+    for token in tokens:
+        assert token in text
+        text = text.replace(token, "x" + token[2:-2])
+    file.write_text(text)
+    return folder
+
+
+def test_a_tokenizer_that_cannot_serve_the_model(llama, stage, tmp_path):
+    """Found before weights are read, and for the towers alone of no matter."""
+    src = without(shutil.copytree(llama, tmp_path / "src"), VIDEO)
+    mend = (
+        r"tokenizer\.json: lacks <\|reserved_special_token_0\|>; put .* without the file, weights"
+    )
+    with pytest.raises(ValueError, match=mend):
+        run(src, tmp_path / "ours")
+    run(src, tmp_path / "hf", to="hf")
+    (src / "tokenizer.json").unlink()
+    run(src, tmp_path / "ours")
+    folder = stage(newline="per-video")
+    without(tmp_path / "words", NEWLINE)
+    lacks = (
+        r"json: lacks <\|reserved_special_token_1\|>, which model\.newline = 'per-video' needs; put"
+    )
+    with pytest.raises(ValueError, match=lacks):
+        run(folder, tmp_path / "again")
+    with pytest.raises(ValueError, match=lacks):
+        model_dir.load_model(folder)
+    run(folder, tmp_path / "tower", part="vision")
+    run(folder, tmp_path / "llm", part="llm")
+
+
+def test_a_whole_vlm_whose_tokenizer_has_no_newline(stage, tmp_path):
+    run(stage(newline="per-video"), src := tmp_path / "hf", to="hf")
+    without(src, NEWLINE)
+    with pytest.raises(ValueError, match=r"_1\|>, which model\.newline = 'per-video' needs; put"):
+        run(src, tmp_path / "ours")
 
 
 def test_a_source_of_another_model_is_refused(llama, npz, tmp_path):

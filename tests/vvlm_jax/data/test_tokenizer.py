@@ -92,7 +92,7 @@ def test_older_tokenizers_without_a_newline_token_are_taken(tmp_path):
 def test_qwens_missing_tokens_are_named_by_their_own_names(tmp_path):
     backend = tokenizer.tokenizers.Tokenizer(tokenizer.tokenizers.models.BPE({"a": 0}, []))
     backend.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    with pytest.raises(ValueError, match=r"tokenizer\.json: lacks <\|video_pad\|>; a Llama 3 or a"):
+    with pytest.raises(ValueError, match=r"\.json: lacks <\|video_pad\|> \(or <video>\); put"):
         tokenizer.load(save(backend, tmp_path))
 
 
@@ -102,3 +102,46 @@ def test_llava_onevisions_own_tokens_stand_for_video(tmp_path):
     tok = tokenizer.load(save(backend, tmp_path))
     assert tok.family == "chatml"
     assert (tok.special[tokenizer.VIDEO], tok.special[NEWLINE]) == (4, 3)
+
+
+def chatml(folder, *more):
+    backend = tokenizer.tokenizers.Tokenizer(tokenizer.tokenizers.models.BPE({"a": 0}, []))
+    backend.add_special_tokens(["<|im_start|>", "<|im_end|>", "<video>", *more])
+    return save(backend, folder)
+
+
+def test_a_tokenizer_for_a_model_has_its_chat_format(tmp_path):
+    save(tokenizer.word_level(["red"]), tmp_path)
+    for prompt in ("llama3", "plain"):
+        assert tokenizer.load_for(tmp_path, prompt, "grid", 10).family == "llama3"
+    needs = (
+        r"tokenizer\.json: has the special tokens of llama3, and lacks <\|im_start\|> and <\|im_e"
+    )
+    with pytest.raises(ValueError, match=needs):
+        tokenizer.load_for(tmp_path, "chatml", "none", 10)
+    chatml(tmp_path)
+    assert tokenizer.load_for(tmp_path, "plain", "none", 4).family == "chatml"
+    needs = (
+        r"of chatml, and lacks <\|start_header_id\|> and <\|eot_id\|> of llama3, .* data\.prompt in"
+    )
+    with pytest.raises(ValueError, match=needs.replace(".* ", r".*\(")):
+        tokenizer.load_for(tmp_path, "llama3", "none", 4)
+
+
+def test_a_tokenizer_for_a_model_has_a_token_for_its_newlines(tmp_path):
+    chatml(tmp_path)
+    lacks = (
+        r"\.json: lacks <\|vision_pad\|> \(or <image>\), which model\.newline = 'grid' needs; put"
+    )
+    with pytest.raises(ValueError, match=lacks):
+        tokenizer.load_for(tmp_path, "chatml", "grid", 5)
+    chatml(tmp_path, "<image>")
+    assert tokenizer.load_for(tmp_path, "chatml", "grid", 5).special[NEWLINE] == 4
+
+
+def test_a_tokenizer_for_a_model_has_no_id_that_is_not_embedded(tmp_path):
+    save(tokenizer.word_level(["red"]), tmp_path)
+    with pytest.raises(
+        ValueError, match=r"\.json: has 10 ids, and the language model embeds 9; put"
+    ):
+        tokenizer.load_for(tmp_path, "llama3", "none", 9)
