@@ -12,6 +12,7 @@ from flax.traverse_util import unflatten_dict
 from tests.tools.convert.folders import TOWER, params_of, run, same
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ModelConfig, TrainConfig
+from vvlm_jax.data import tokenizer
 from vvlm_jax.train import model_dir
 from vvlm_jax.weights import big_vision, export
 from vvlm_jax.weights.files import Safetensors
@@ -43,6 +44,19 @@ def test_huggingface_to_folder_and_back(llama, tmp_path):
             assert (tmp_path / folder / name).read_bytes() == (llama / name).read_bytes()
     names = {file.name for file in llama.iterdir()} - {"modeling.py"}
     assert {file.name for file in (tmp_path / "over").iterdir()} == names
+
+
+def test_the_chat_format_is_that_of_the_tokenizer(llama, tmp_path):
+    src = shutil.copytree(llama, tmp_path / "src")
+    text = (src / "tokenizer.json").read_text()
+    for role, token in tokenizer.FAMILIES["chatml"].items():
+        text = text.replace(role, token)
+    for token in (tokenizer.BOS, tokenizer.HEADER_END):
+        text = text.replace(token, token.strip("<>"))
+    (src / "tokenizer.json").write_text(text)
+    for folder, prompt in ((llama, "llama3"), (src, "chatml")):
+        run(folder, tmp_path / prompt)
+        assert model_dir.read_config(tmp_path / prompt).data.prompt == prompt
 
 
 def test_dtype_and_image_size(npz, tower, tmp_path):

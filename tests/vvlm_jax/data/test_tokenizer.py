@@ -121,10 +121,8 @@ def test_a_tokenizer_for_a_model_has_its_chat_format(tmp_path):
         tokenizer.load_for(tmp_path, "chatml", "none", 10)
     chatml(tmp_path)
     assert tokenizer.load_for(tmp_path, "plain", "none", 4).family == "chatml"
-    needs = (
-        r"of chatml, and lacks <\|start_header_id\|> and <\|eot_id\|> of llama3, .* data\.prompt in"
-    )
-    with pytest.raises(ValueError, match=needs.replace(".* ", r".*\(")):
+    needs = r"of chatml, and lacks <\|start_header_id\|> and <\|eot_id\|> of llama3, the model's"
+    with pytest.raises(ValueError, match=needs):
         tokenizer.load_for(tmp_path, "llama3", "none", 4)
 
 
