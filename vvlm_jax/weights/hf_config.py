@@ -17,6 +17,12 @@ MOST_PIXELS = 4096
 """Largest side of an image that a tower may take."""
 
 
+_SUPPORTED = (
+    "not supported; take a vision tower (siglip, siglip_vision_model), a language model (llama, "
+    "qwen2, which Qwen2.5 is too) or a whole model (llava_onevision)"
+)
+
+
 class _Fields:
     """A config.json, asked field by field; what cannot be expressed is an error that names it."""
 
@@ -68,8 +74,7 @@ def read_config(folder: str | Path) -> dict:
     values = read_json(file, "a config")
     kind = values.get("model_type")
     if not isinstance(kind, str) or kind not in SKIP:
-        known = f"cannot be converted; known: {', '.join(SKIP)}"
-        raise _Fields(values, str(file)).wrong("model_type", kind, known)
+        raise _Fields(values, str(file)).wrong("model_type", kind, _SUPPORTED)
     return values
 
 
@@ -89,9 +94,9 @@ def to_model_config(values: dict, where: str) -> tuple[ModelConfig, tuple[str, .
     fields.must_be("projector_hidden_act", "gelu", "gelu")
     fields.must_be("multimodal_projector_bias", True, True)
     text, tower = fields.inner("text_config"), fields.inner("vision_config")
-    tower.must_be("model_type", "siglip_vision_model")
-    if text.values.get("model_type") not in ("llama", "qwen2"):
-        text.must_be("model_type", "llama or qwen2")
+    for inner, kinds in ((tower, ("siglip_vision_model",)), (text, ("llama", "qwen2"))):
+        if (kind := inner.values.get("model_type")) not in kinds:
+            raise inner.wrong("model_type", kind, f"only {' or '.join(kinds)} is supported here")
     for part in (text, tower):
         _dtype(part)
     if fields.flag("tie_word_embeddings", False):
@@ -161,8 +166,9 @@ def _siglip(f: _Fields, layer: int | None = None) -> VisionConfig:
 def _llama(f: _Fields) -> LlamaConfig:
     qwen = f.values["model_type"] == "qwen2"
     f.must_be("hidden_act", "silu", "silu")
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+    for name in ("attention_bias", "mlp_bias"):
         f.must_be(name, False, False)
+    _every_layer_sees_all(f)
     width, heads = f.size("hidden_size", 4096), f.size("num_attention_heads", 32)
     kv_heads = f.size("num_key_value_heads", 32 if qwen else heads)
     if heads % kv_heads:
@@ -186,6 +192,27 @@ def _llama(f: _Fields) -> LlamaConfig:
         norm_eps=f.number("rms_norm_eps", 1e-6),
         max_position=f.size("max_position_embeddings", 32768 if qwen else 2048),
     )
+
+
+def _every_layer_sees_all(f: _Fields) -> None:
+    """Refuses sliding windows: `layer_types` (v5), or else the flags of v4, name the layers that
+    look at the nearest tokens alone.
+    """
+    depth, kinds = f.size("num_hidden_layers", 32), f.values.get("layer_types")
+    full = "full_attention"
+    if kinds is None:
+        first = f.get("max_window_layers", 28)
+        window = f.flag("use_sliding_window", False) and f.values.get("sliding_window", 4096)
+        if window and (type(first) is not int or first < depth):
+            raise f.wrong(
+                "use_sliding_window", True,
+                f"layers from max_window_layers = {first} on would slide; only full attention can "
+                "be converted",
+            )  # fmt: skip
+    elif not isinstance(kinds, list) or len(kinds) != depth:
+        raise f.wrong("layer_types", kinds, f"must be a list of num_hidden_layers = {depth} kinds")
+    elif others := [kind for kind in kinds if kind != full]:
+        raise f.wrong("layer_types", others[0], f"only {full!r} can be converted")
 
 
 def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
