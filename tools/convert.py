@@ -46,7 +46,7 @@ class Args:
     to: Literal["model", "hf", "npz"] = "model"
     """A model folder of ours, a Hugging Face directory, or a big_vision .npz."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of all tensors; as in SRC by default."""
+    """Dtype of all tensors, and of what a model folder computes; as in SRC by default."""
     image_size: int | None = None
     """Pixels a side that the tower will see; position embeddings are resized as in big_vision."""
     part: Literal["vision", "llm"] | None = None
@@ -122,9 +122,15 @@ def _read(args: Args) -> _Model:
     files = {name: Path(args.src) / name for name in BESIDE if "llm" in source.parts}
     files = {name: file for name, file in files.items() if file.is_file()}
     config = _as_imported(source.model, source.parts, files, args)
+    like = sources.like(source, args.dtype)
+    if args.to == "model" and (others := _rounded(like, config.model.dtype)):
+        print(
+            f"stored in {others} and run in {config.model.dtype}, as training and kernels know no "
+            "other narrow dtype; --dtype float32 runs them without rounding"
+        )
     num = len([e for e in source.entries if not e.rule.copy])
     progress = Progress(f"reading {args.src}", num, "tensors")
-    params = sources.load(source, sources.like(source, args.dtype), progress.update)
+    params = sources.load(source, like, progress.update)
     progress.close()
     came = None
     if source.config is not None:
@@ -139,7 +145,15 @@ def _as_imported(model: ModelConfig, parts, files: dict[str, Path], args: Args) 
     prompt = "chatml" if "llm" in parts and model.llm.qkv_bias else "llama3"
     if args.to == "model" and args.part != "vision" and (file := files.get("tokenizer.json")):
         prompt = _tokenizer(file, "plain", model, args).family
+    model = dataclasses.replace(model, dtype=args.dtype or model.dtype)
     return TrainConfig(model=model, data=DataConfig(prompt=prompt))
+
+
+def _rounded(like: dict, dtype: str) -> str:
+    """Dtypes of stored matrices that lose something where they are multiplied in `dtype`."""
+    matrices = (x for path, x in like.items() if path.endswith(("/kernel", "/embedding")))
+    others = {str(x.dtype) for x in matrices} - {dtype}
+    return "" if dtype == "float32" else " and ".join(sorted(others))
 
 
 def _tokenizer(file: Path, prompt: str, model: ModelConfig, args: Args):
@@ -182,6 +196,10 @@ def _read_ours(folder: Path, args: Args) -> _Model:
     speaks = args.part != "vision" and any(path.startswith("llm/") for path in params)
     if args.to == "model" and speaks and (file := beside.get("tokenizer.json")):
         _tokenizer(file, config.data.prompt, config.model, args)
+    if args.to == "model" and args.dtype is not None:
+        params = {path: x.astype(args.dtype) for path, x in params.items()}
+        model = dataclasses.replace(config.model, dtype=args.dtype)
+        config = dataclasses.replace(config, model=model)
     return _Model(params, config, came, beside)
 
 

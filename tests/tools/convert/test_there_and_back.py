@@ -9,10 +9,11 @@ import pytest
 import tokenizers
 from flax.traverse_util import unflatten_dict
 
-from tests.tools.convert.folders import TOWER, params_of, run, same
+from tests.tools.convert.folders import TOWER, params_of, random_params, run, same
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ModelConfig, TrainConfig
 from vvlm_jax.data import tokenizer
+from vvlm_jax.models.variants import LLAMA
 from vvlm_jax.train import model_dir
 from vvlm_jax.weights import big_vision, export
 from vvlm_jax.weights.files import Safetensors
@@ -70,6 +71,41 @@ def test_dtype_and_image_size(npz, tower, tmp_path):
     run(tmp_path / "ours", tmp_path / "hf", to="hf", dtype="float32")
     config = json.loads((tmp_path / "hf/config.json").read_text())
     assert (config["image_size"], config["torch_dtype"]) == (30, "float32")
+
+
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """A language model as some are published: in float16."""
+    folder = tmp_path_factory.mktemp("half")
+    model = ModelConfig(llm=LLAMA["study-s"])
+    export.write_huggingface(folder, random_params(model, ("llm",), dtype="float16"), model)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stored", "computed"),
+    [(None, "float16", "bfloat16"), ("float32",) * 3, ("bfloat16",) * 3],
+)
+def test_float16_is_kept_and_told_when_it_will_be_rounded(
+    half, tmp_path, capsys, dtype, stored, computed
+):
+    run(half, tmp_path / "ours", dtype=dtype)
+    said = "stored in float16 and run in bfloat16, as training and kernels know no other narrow"
+    assert (said in capsys.readouterr().out) == (dtype is None)
+    assert {str(x.dtype) for x in params_of(tmp_path / "ours").values()} == {stored}
+    assert model_dir.read_config(tmp_path / "ours").model.dtype == computed
+    run(half, tmp_path / "hf", to="hf")
+    assert "stored in" not in capsys.readouterr().out  # nothing will be run
+    for file in ("hf", half):
+        assert Safetensors(tmp_path / file).infos["model.norm.weight"].dtype == "float16"
+
+
+def test_a_folder_of_ours_in_another_dtype(llama, tmp_path):
+    run(llama, tmp_path / "ours")
+    run(tmp_path / "ours", tmp_path / "wide", dtype="float32")
+    wide = {k: x.astype(jnp.float32) for k, x in params_of(tmp_path / "ours").items()}
+    same(params_of(tmp_path / "wide"), wide)
+    assert model_dir.read_config(tmp_path / "wide").model.dtype == "float32"
 
 
 def test_a_whole_vlm_goes_out_and_in(stage, tmp_path, capsys):
