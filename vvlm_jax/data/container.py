@@ -20,8 +20,12 @@ from av.video.stream import VideoStream
 _KEEP_TIMES = ("mp4", "matroska", "mpegts", "flv")
 
 
+AGAIN = "copy or download it again"
+_CONVERT = "convert it: ffmpeg -i FILE new.mp4"
+
+
 class VideoError(ValueError):
-    """A video that cannot be read. One line: the path, then what is wrong with it."""
+    """A video that cannot be read. One line: the path, what is wrong with it, what to do."""
 
 
 class _Packet(NamedTuple):
@@ -56,7 +60,7 @@ def scan_file(path: Path) -> Scan:
     if expected > len(shown):
         raise truncated(path, count_decodable(path), expected)
     if not shown:
-        raise VideoError(f"{path}: no frames")
+        raise VideoError(f"{path}: no frames; {AGAIN}")
     pts_N = _times(shown) if keeps_times else None
     return Scan(len(shown), fps, pts_N, *_seek_points(packets, pts_N, "mp4" in kind))
 
@@ -163,14 +167,16 @@ def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
 def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its video stream, one thread, other streams skipped; closed at the end."""
     if not path.exists():
-        raise VideoError(f"{path}: no such file")
+        raise VideoError(f"{path}: no such file; check the path")
     if path.stat().st_size == 0:
-        raise VideoError(f"{path}: zero bytes")
+        raise VideoError(f"{path}: zero bytes; {AGAIN}")
     try:
         with av.open(path) as container:
             yield container, _video_stream(path, container)
     except av.error.FFmpegError as error:
-        raise VideoError(f"{path}: not a video: {error.strerror}") from error
+        raise VideoError(
+            f"{path}: not a video: {error.strerror}; {AGAIN}, or {_CONVERT}"
+        ) from error
 
 
 def _video_stream(path: Path, container: InputContainer) -> VideoStream:
@@ -178,10 +184,11 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         kinds = {s.type for s in container.streams} - {"video"}
-        raise VideoError(f"{path}: no video stream ({' and '.join(sorted(kinds)) or 'empty'} only)")
+        only = " and ".join(sorted(kinds)) or "empty"
+        raise VideoError(f"{path}: no video stream ({only} only); give a file with pictures")
     stream = videos[0]
     if stream.codec_context is None:
-        raise VideoError(f"{path}: no decoder for its video codec")
+        raise VideoError(f"{path}: no decoder for its video codec; {_CONVERT}")
     for other in container.streams:
         if other.index != stream.index and hasattr(other, "discard"):  # PyAV 18
             other.discard = av.stream.Discard.all
@@ -210,4 +217,6 @@ def count_decodable(path: Path) -> int:
 
 def truncated(path: Path, num_decoded: int, num_expected: int) -> VideoError:
     """The error for a file that holds fewer frames than it announces."""
-    return VideoError(f"{path}: truncated: {num_decoded} of {num_expected} frames could be decoded")
+    return VideoError(
+        f"{path}: truncated: {num_decoded} of {num_expected} frames could be decoded; {AGAIN}"
+    )

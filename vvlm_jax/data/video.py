@@ -24,7 +24,15 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
-from vvlm_jax.data.container import Scan, VideoError, decoded, opened, scan_file, truncated
+from vvlm_jax.data.container import (
+    AGAIN,
+    Scan,
+    VideoError,
+    decoded,
+    opened,
+    scan_file,
+    truncated,
+)
 from vvlm_jax.data.frames import resize_square
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
@@ -282,7 +290,7 @@ def _read_image(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
-        raise VideoError(f"{path}: not an image: {error}") from error
+        raise VideoError(f"{path}: not an image: {error}; {AGAIN}") from error
 
 
 # Encoding.

@@ -206,16 +206,18 @@ def test_size_is_pil_bicubic_on_the_upright_frame(name):
 
 # What is refused.
 
+AGAIN, CONVERT = "copy or download it again", "convert it: ffmpeg -i FILE new.mp4"
+NO_VIDEO = f"not a video: Invalid data found when processing input; {AGAIN}, or {CONVERT}"
 BROKEN = {
-    "zero_bytes.mp4": "zero bytes",
-    "missing.mp4": "no such file",
-    "audio_only.m4a": "no video stream (audio only)",
-    "audio_with_cover.mp3": "no video stream (audio only)",
-    "notes.mp4": "not a video: Invalid data found when processing input",
-    "headless.mp4": "not a video: Invalid data found when processing input",
-    "cut_short.mp4": "truncated: 15 of 72 frames could be decoded",
-    "cut_short.webm": "truncated: 47 of 72 frames could be decoded",
-    "cut_short.mkv": "truncated: 45 of 72 frames could be decoded",
+    "zero_bytes.mp4": f"zero bytes; {AGAIN}",
+    "missing.mp4": "no such file; check the path",
+    "audio_only.m4a": "no video stream (audio only); give a file with pictures",
+    "audio_with_cover.mp3": "no video stream (audio only); give a file with pictures",
+    "notes.mp4": NO_VIDEO,
+    "headless.mp4": NO_VIDEO,
+    "cut_short.mp4": f"truncated: 15 of 72 frames could be decoded; {AGAIN}",
+    "cut_short.webm": f"truncated: 47 of 72 frames could be decoded; {AGAIN}",
+    "cut_short.mkv": f"truncated: 45 of 72 frames could be decoded; {AGAIN}",
 }
 
 
