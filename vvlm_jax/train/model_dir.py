@@ -1,7 +1,10 @@
 """Finished models: a folder with `config.json` and `params/`, read whole or in parts."""
 
+import contextlib
 import dataclasses
 import json
+import logging
+import sys
 from pathlib import Path
 
 import jax
@@ -69,14 +72,15 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
         }
         item = unflatten_dict(structs, sep="/")
         try:
-            restored = checkpointer.restore(
-                folder / PARAMS,
-                args=ocp.args.PyTreeRestore(
-                    item=item,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(item),
-                    partial_restore=True,
-                ),
-            )
+            with _no_word_of_late_readers():
+                restored = checkpointer.restore(
+                    folder / PARAMS,
+                    args=ocp.args.PyTreeRestore(
+                        item=item,
+                        restore_args=ocp.checkpoint_utils.construct_restore_args(item),
+                        partial_restore=True,
+                    ),
+                )
         except Exception as e:  # orbax raises nothing narrower, from what tensorstore says
             if not isinstance(e.__cause__ or e, ValueError):
                 raise
@@ -85,9 +89,49 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
     return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
 
 
+_LATE = ("Event loop is closed", "Encountered error while reading array")
+
+
+@contextlib.contextmanager
+def _no_word_of_late_readers():
+    """When one of orbax's readers fails, the others go on behind us, find that nobody waits for
+    them, and tell that in a traceback each, until the process ends: ours is a line.
+
+    After an error it stays so, for these reports alone.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "omits", None) is _LATE:
+        yield
+        return
+
+    def report(unraisable):
+        if not str(unraisable.exc_value).startswith(_LATE):
+            before(unraisable)
+
+    report.omits = _LATE
+    sys.unraisablehook = report
+    yield
+    sys.unraisablehook = before
+
+
+@contextlib.contextmanager
+def _no_word_of_orbax():
+    """Its warnings of what we raise an error for."""
+
+    def is_not(record):
+        return "orbax" not in record.pathname
+
+    log = logging.getLogger("absl")
+    log.addFilter(is_not)
+    try:
+        yield
+    finally:
+        log.removeFilter(is_not)
+
+
 def _stored(folder: Path) -> dict:
     """What a folder's params/ holds, as ShapeDtypeStructs."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with ocp.PyTreeCheckpointer() as checkpointer, _no_word_of_orbax():
         try:
             metadata = checkpointer.metadata(folder / PARAMS).item_metadata
         except (ValueError, KeyError, OSError):

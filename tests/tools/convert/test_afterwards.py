@@ -1,7 +1,12 @@
 """What training and generation make of a converted folder."""
 
 import json
+import os
 import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -105,3 +110,34 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
         CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
     ):
         model_dir.load_model(folder)
+
+
+READ = """
+import sys
+from vvlm_jax.train.model_dir import load_params
+for folder in sys.argv[1:]:
+    for _ in range(3):
+        try:
+            load_params(folder)
+        except ValueError as e:
+            print(e)
+"""
+
+
+def test_of_files_cut_short_nothing_is_told_but_the_line(stage, tmp_path):
+    """In a process of its own, as orbax goes on telling until its end."""
+    whole = stage()
+    largest, least = shutil.copytree(whole, tmp_path / "a"), shutil.copytree(whole, tmp_path / "b")
+    files = [file for file in (largest / "params").rglob("*") if file.is_file()]
+    os.truncate(file := max(files, key=lambda file: file.stat().st_size), file.stat().st_size // 2)
+    (least / "params/_METADATA").write_text("")
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(largest), str(least), str(whole)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])},
+        capture_output=True,
+        text=True,
+    )
+    again = "copy the folder again, or make it again"
+    lines = [f"{largest}/params: cannot be read; {again}"] * 3
+    assert done.stdout.splitlines() == lines + [f"{least}/params: empty or damaged; {again}"] * 3
+    assert (done.returncode, done.stderr) == (0, "")
