@@ -1,11 +1,11 @@
-"""64 greedy tokens of ragged prompts, token for token as transformers' Llama."""
+"""64 greedy tokens of ragged prompts, token for token as transformers' Llama and Qwen2."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools.bench import bench_model
+from tests.vvlm_jax.models.reference import llama, varied
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
 from vvlm_jax.generate.generate import laid_apart, programs, write
 from vvlm_jax.models import vlm
@@ -20,25 +20,30 @@ NEW = 64
 
 
 @pytest.mark.parametrize(
-    ("tied", "scaling"),
-    [(True, None), (False, RopeScaling(8.0, original_max_position=64))],
-    ids=["tied, plain", "untied, llama3"],
+    ("tied", "scaling", "qwen"),
+    [
+        (True, None, False),
+        (False, RopeScaling(8.0, original_max_position=64), False),
+        (False, None, True),
+    ],
+    ids=["tied, plain", "untied, llama3", "qwen2"],
 )
-def test_greedy_tokens_are_transformers(tied, scaling):
+def test_greedy_tokens_are_transformers(tied, scaling, qwen):
     import torch
 
     config = LlamaConfig(
         vocab=199, width=48, depth=3, mlp_dim=80, num_heads=6, num_kv_heads=2, head_dim=8,
-        tie_embeddings=tied, rope_theta=1e4, rope_scaling=scaling,
+        tie_embeddings=tied, rope_theta=1e4, rope_scaling=scaling, qkv_bias=qwen,
     )  # fmt: skip
     model = VLM(VISION, config, 1, 198, jnp.float32)
-    params = jax.tree.map(
-        lambda x: 3 * x, jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(4))
+    params = varied(
+        jax.tree.map(lambda x: 3 * x, jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(4)))
     )
     tokens = np.random.default_rng(0).integers(1, 190, (4, LENGTHS.max()), dtype=np.int32)
     prompts = Prompts(tokens, LENGTHS, np.arange(4))
     never = config.vocab
-    reference = bench_model.llama(config, params["llm"])
+    reference = llama(params["llm"], config)
+    reference.generation_config.eos_token_id = None
     asked = (prompts, jnp.zeros((4, 0, 1)), NEW)
     [(stacked, _)] = write(programs(model, (never,)), params, *asked)
     [(ours, ended)] = write(programs(model, (never,)), laid_apart(params), *asked)
@@ -49,7 +54,7 @@ def test_greedy_tokens_are_transformers(tied, scaling):
         with torch.inference_mode():
             theirs = reference.generate(
                 prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=NEW,
-                min_new_tokens=NEW, do_sample=False,
+                do_sample=False, pad_token_id=0,
             )  # fmt: skip
         assert row.tolist() == theirs[0, length:].tolist()
         assert len(set(row.tolist())) > 8
