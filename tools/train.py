@@ -60,6 +60,9 @@ def main(args: Args) -> None:
     profile = _steps(args.profile)
     asked = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: asked.set())  # a second one finds it set
+    from vvlm_jax import devices
+
+    devices.keep_freed_memory()
     from vvlm_jax import distributed
     from vvlm_jax.train.loop import Preempted, train
 

@@ -31,6 +31,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tools._shared import die_in_one_line
+from vvlm_jax import devices
 from vvlm_jax.config import (
     ConfigError,
     DataConfig,
@@ -184,7 +185,7 @@ def small(tiny: bool = False) -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(
             vision, llm, num_frames=2 if tiny else 8, tokens_per_frame=16 if not tiny else 4,
-            dtype="float32", remat="none",
+            dtype="float32", remat="products",
         ),
         data=DataConfig(max_text_tokens=32),
         optim=OptimConfig(
@@ -304,6 +305,7 @@ def _serve(pipe, side: str, args: Args, config: TrainConfig) -> None:
 def _built(side: str, args: Args, config: TrainConfig) -> dict:
     """{request: function without arguments} of a side. Sets the process up before jax starts."""
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
+    devices.keep_freed_memory()  # as tools.train does; torch gains by it, too
     if side == OURS:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # alone on the device
         return ours(config)

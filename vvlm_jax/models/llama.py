@@ -14,6 +14,7 @@ import numpy as np
 from vvlm_jax.config import LlamaConfig
 from vvlm_jax.models import kv_cache, remat
 from vvlm_jax.models.attention import attend, self_attend
+from vvlm_jax.models.dense import Dense, DenseGeneral
 from vvlm_jax.models.kv_cache import KVCache
 from vvlm_jax.models.remat import keep
 from vvlm_jax.sharding import split_rows
@@ -80,9 +81,9 @@ class Attention(nn.Module):
             use_bias=False, dtype=self.dtype, kernel_init=nn.initializers.normal(c.width**-0.5)
         )
         into = dense | dict(use_bias=c.qkv_bias)
-        q = nn.DenseGeneral((c.num_heads, c.head_dim), name="q", **into)(x_BLD)
-        k = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="k", **into)(x_BLD)
-        v = nn.DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **into)(x_BLD)
+        q = DenseGeneral((c.num_heads, c.head_dim), name="q", **into)(x_BLD)
+        k = DenseGeneral((c.num_kv_heads, c.head_dim), name="k", **into)(x_BLD)
+        v = DenseGeneral((c.num_kv_heads, c.head_dim), name="v", **into)(x_BLD)
         frequencies_h = rope_frequencies(c)
         q, k = rotate(q, positions_BL, frequencies_h), rotate(k, positions_BL, frequencies_h)
         q, k, v = keep(q, "query"), keep(k, "key"), keep(v, "value")
@@ -94,7 +95,7 @@ class Attention(nn.Module):
             filled_BS = jnp.arange(k.shape[2])[None, :] <= positions_BL
             y = attend(q, k, v, filled_BS[:, None, None, None, :], heads_first=True)
         dense["kernel_init"] = _residual_init(c, c.num_heads * c.head_dim)
-        y = nn.DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y)
+        y = DenseGeneral(c.width, axis=(-2, -1), name="o", **dense)(y)
         return keep(y, "attended"), (k, v)
 
 
@@ -109,10 +110,10 @@ class Mlp(nn.Module):
         c = self.config
         dense = dict(use_bias=False, dtype=self.dtype)
         up_init, down_init = nn.initializers.normal(c.width**-0.5), _residual_init(c, c.mlp_dim)
-        gate = nn.Dense(c.mlp_dim, name="gate", kernel_init=up_init, **dense)(x_BLD)
-        up = nn.Dense(c.mlp_dim, name="up", kernel_init=up_init, **dense)(x_BLD)
+        gate = Dense(c.mlp_dim, name="gate", kernel_init=up_init, **dense)(x_BLD)
+        up = Dense(c.mlp_dim, name="up", kernel_init=up_init, **dense)(x_BLD)
         gate, up = keep(gate, "gate"), keep(up, "up")
-        return nn.Dense(c.width, name="down", kernel_init=down_init, **dense)(nn.silu(gate) * up)
+        return Dense(c.width, name="down", kernel_init=down_init, **dense)(nn.silu(gate) * up)
 
 
 class DecoderBlock(nn.Module):
@@ -160,7 +161,7 @@ class Llama(nn.Module):
         )(c, self.dtype, self.backend)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         if not c.tie_embeddings:
-            self.lm_head = nn.Dense(c.vocab, use_bias=False, dtype=self.dtype)
+            self.lm_head = Dense(c.vocab, use_bias=False, dtype=self.dtype)
 
     def embed(self, tokens_BL):
         """int ids → [B, L, D]."""

@@ -3,6 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vvlm_jax.models.dense import Dense
+
 
 class Projector(nn.Module):
     """LLaVA's `mlp2x_gelu`: Dense, exact GELU, Dense. [..., D_vision] → [..., width]."""
@@ -12,7 +14,7 @@ class Projector(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
+        x = nn.gelu(Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
         # Visual tokens start at the size of word embeddings (std D^-½), as the blocks expect.
         init = nn.initializers.normal(1 / self.width)
-        return nn.Dense(self.width, dtype=self.dtype, kernel_init=init, name="fc2")(x)
+        return Dense(self.width, dtype=self.dtype, kernel_init=init, name="fc2")(x)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vvlm_jax.config import QUECC_HEADS
 from vvlm_jax.models.attention import attend
+from vvlm_jax.models.dense import Dense, DenseGeneral
 
 
 class QueCC(nn.Module):
@@ -34,7 +35,7 @@ class QueCC(nn.Module):
         B, P, D = x_BPD.shape
         grid, side = math.isqrt(P), math.isqrt(self.tokens_per_frame)
         stride = grid // side
-        text_BD = nn.Dense(D, dtype=self.dtype, name="text")(text_BE)
+        text_BD = Dense(D, dtype=self.dtype, name="text")(text_BE)
         text_BD = _layer_norm("text_norm", self.dtype)(text_BD)
         q_BPD = Branch(D, self.dtype, name="query")(x_BPD + text_BD[:, None])
         q_BrsD = nn.Conv(
@@ -63,10 +64,8 @@ class Branch(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        x = nn.gelu(nn.Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
-        return _layer_norm("norm", self.dtype)(
-            nn.Dense(self.width, dtype=self.dtype, name="fc2")(x)
-        )
+        x = nn.gelu(Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
+        return _layer_norm("norm", self.dtype)(Dense(self.width, dtype=self.dtype, name="fc2")(x))
 
 
 class CellAttention(nn.Module):
@@ -80,10 +79,10 @@ class CellAttention(nn.Module):
         heads = (QUECC_HEADS, D // QUECC_HEADS)
         init = dict(dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform())
         q, k, v = (
-            nn.DenseGeneral(heads, name=name, **init)(x)
+            DenseGeneral(heads, name=name, **init)(x)
             for name, x in (("query", queries), ("key", keys), ("value", values))
         )
-        return nn.DenseGeneral(D, axis=(-2, -1), name="out", **init)(attend(q, k, v))
+        return DenseGeneral(D, axis=(-2, -1), name="out", **init)(attend(q, k, v))
 
 
 def _cells(x_BPD, stride: int):

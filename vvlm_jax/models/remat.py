@@ -1,8 +1,9 @@
 """What a block keeps for the backward pass, and what it computes again (`ModelConfig.remat`).
 
 Blocks name what is dear to compute (`keep`); a policy is the set of names that are kept besides the
-block's input. An attention kernel counts as kept only with its softmax statistics, which never
-leave it: Pallas' kernel names them (`CONTEXT`), and cuDNN's is known by its primitive.
+block's input, and `products` also keeps scores where attention writes them out. An attention kernel
+counts as kept only with its softmax statistics, which never leave it: Pallas' kernel names them
+(`CONTEXT`), and cuDNN's is known by its primitive.
 """
 
 import flax.linen as nn
@@ -26,7 +27,13 @@ def block(module, policy: str):
     """`module` (a Linen class) under a policy of `config.REMAT`. For bodies of scans only."""
     if policy == "none":
         return module
-    return nn.remat(module, prevent_cse=False, policy=_policy(_KEPT[policy]))
+    kept = _policy(_KEPT[policy])
+    if policy == "products":
+        kept = jax.checkpoint_policies.save_from_both_policies(kept, _DOTS)
+    return nn.remat(module, prevent_cse=False, policy=kept)
+
+
+_DOTS = jax.checkpoint_policies.dots_saveable
 
 
 def _policy(names):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from vvlm_jax.config import VisionConfig
 from vvlm_jax.models import remat
 from vvlm_jax.models.attention import attend, self_attend
+from vvlm_jax.models.dense import Dense, DenseGeneral
 from vvlm_jax.models.remat import keep
 from vvlm_jax.sharding import split_rows
 
@@ -34,7 +35,7 @@ class MultiHeadAttention(nn.Module):
         queries_BLD = x_BPD if to_itself else queries_BLD
         q, k, v = (
             keep(
-                nn.DenseGeneral(
+                DenseGeneral(
                     heads, dtype=self.dtype, kernel_init=nn.initializers.xavier_uniform(), name=name
                 )(x),
                 name,
@@ -45,7 +46,7 @@ class MultiHeadAttention(nn.Module):
             y_BLNH = self_attend(q, k, v, causal=False, backend=self.backend)
         else:
             y_BLNH = attend(q, k, v)
-        y_BLD = nn.DenseGeneral(
+        y_BLD = DenseGeneral(
             D,
             axis=(-2, -1),
             dtype=self.dtype,
@@ -68,9 +69,9 @@ class Mlp(nn.Module):
             kernel_init=nn.initializers.xavier_uniform(),
             bias_init=nn.initializers.normal(1e-6),
         )
-        up_BPF = keep(nn.Dense(self.mlp_dim, **dense)(x_BPD), "up")
+        up_BPF = keep(Dense(self.mlp_dim, **dense)(x_BPD), "up")
         x_BPF = nn.gelu(up_BPF, approximate=True)
-        return nn.Dense(x_BPD.shape[-1], **dense)(x_BPF)
+        return Dense(x_BPD.shape[-1], **dense)(x_BPF)
 
 
 class EncoderBlock(nn.Module):

@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any
 
+from vvlm_jax import devices
 from vvlm_jax.train.metrics import Progress
 
 _PR_SET_PDEATHSIG = 1
@@ -117,6 +118,7 @@ def _start_worker(updates, core_index, parent: int) -> None:
     _updates = updates
     Progress.shown = False
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    devices.keep_freed_memory()
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         with core_index.get_lock():

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 
 from vvlm_jax import config as config_lib
+from vvlm_jax import devices
 from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.train import model_dir, optim
@@ -31,7 +32,7 @@ def _check_device(num_params: int) -> None:
     """jax goes on with the processor when it finds nothing better, for weeks."""
     if num_params < LARGE or jax.default_backend() != "cpu" or "cpu" in _platforms():
         return
-    seen = [p for pattern in _DEVICE_FILES for p in sorted(Path("/dev").glob(pattern))]
+    seen = devices.device_files()
     there = f"{seen[0]} is there, but this jax cannot use it" if seen else "no accelerator found"
     raise ConfigError(
         f"{there}, and {num_params / 1e9:.1f} billion parameters are too many for a processor; "
@@ -41,10 +42,6 @@ def _check_device(num_params: int) -> None:
 
 def _platforms() -> str:
     return jax.config.jax_platforms or ""
-
-
-_DEVICE_FILES = ("nvidia[0-9]*", "accel[0-9]*", "vfio/[0-9]*")
-"""NVIDIA GPUs; TPUs, by either of their drivers."""
 
 
 def _check_init(config: TrainConfig, shapes: dict) -> None:

@@ -5,6 +5,7 @@ from collections import namedtuple
 
 import pytest
 
+from vvlm_jax import devices
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data import pipeline
 from vvlm_jax.train import loop, preflight
@@ -62,9 +63,9 @@ def test_a_large_model_on_a_processor_has_to_be_asked_for(stage, tmp_path, monke
     monkeypatch.setattr(preflight, "LARGE", 1000)
     train_until_state(stage(tmp_path / "asked"))  # the tests set JAX_PLATFORMS=cpu
     monkeypatch.setattr(preflight, "_platforms", lambda: "")
-    monkeypatch.setattr(preflight, "_DEVICE_FILES", ())
+    monkeypatch.setattr(devices, "_FILES", ())
     fails(stage(tmp_path), r"^no accelerator found, and .* or insist with JAX_PLATFORMS=cpu$")
-    monkeypatch.setattr(preflight, "_DEVICE_FILES", ("null",))
+    monkeypatch.setattr(devices, "_FILES", ("null",))
     fails(stage(tmp_path), r"^/dev/null is there, but this jax cannot use it, and ")
 
 
