@@ -11,6 +11,7 @@ A stage that was interrupted continues from its newest whole checkpoint when it 
 ends with the same parameters as one that was not.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -135,6 +136,7 @@ class _Run:
         if found:
             self.batches.set_state(found.about["iterator"])
             run_dir.note(self.out_dir, "resume", step=found.step)
+        self.batches.start_prefetch()  # while the state is made and the step compiles
         return found
 
     def _check_data(self, there: list, allow) -> None:
@@ -163,6 +165,11 @@ class _Run:
         if error := self.saves.close():
             self.warn(str(error))
 
+    def close(self) -> None:
+        """Ends reading ahead."""
+        if self.batches is not None:
+            self.batches.close()
+
     def tell_unreadable(self) -> int:
         """Notes each file that has turned out unreadable; how many there are so far."""
         messages = dict(self.examples.unreadable.messages)
@@ -178,18 +185,24 @@ def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, pr
     check_batch(config.batch_size, mesh, config.microbatches)
     check_model(model.llm_config, mesh)
     preflight.check(config, model, out_dir, total)
-    run = _Run(config, out_dir, examples)
-    found = run.start(allow)
-    if found and found.step >= total:
-        raise ConfigError(
-            f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
-        )
-    state, start = _first_state(config, model, mesh, run.saves, found)
-    run_dir.record(config, start)
+    with contextlib.closing(_Run(config, out_dir, examples)) as run:
+        found = run.start(allow)
+        if found and found.step >= total:
+            raise ConfigError(
+                f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
+            )
+        state, start = _first_state(config, model, mesh, run.saves, found)
+        run_dir.record(config, start)
+        return _steps(run, model, mesh, state, (start, total), on_step, should_stop, profile)
+
+
+def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, should_stop, profile):
+    """(state, last loss) behind the last of the steps (first, last + 1)."""
+    config, (start, total) = run.config, steps
     step_fn = compiled_step(
         model, config.optim, mesh, config.microbatches, config.loss_weighting, config.loss_chunk
     )
-    batch_sharding, trace, before = NamedSharding(mesh, BATCH), Trace(out_dir, profile), None
+    batch_sharding, trace, before = NamedSharding(mesh, BATCH), Trace(run.out_dir, profile), None
     with Clock() as clock:
         log = StepLog(config, start, total, clock, _cost(config, model, state), on_step)
         try:
