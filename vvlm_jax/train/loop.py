@@ -216,7 +216,7 @@ def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, shoul
                     lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
                 )
                 share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
-                with clock.dispatching():
+                with clock.dispatching(), trace.naming(step):
                     state, metrics = step_fn(state, batch, share)
                 before = metrics["loss"]
                 log(step + 1, metrics, share, run.tell_unreadable(), ours)
