@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from vvlm_jax import distributed
 from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
@@ -74,7 +75,7 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), prof
         "steps": steps,
         "examples": steps * config.batch_size,
         "loss": loss,
-        "unreadable": sorted(examples.unreadable.messages.values()),
+        "unreadable": sorted(unreadable_files(examples).values()),
     }
     (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     model_dir.save_params(out_dir, optim.merge(state.trainable, state.frozen))
@@ -107,6 +108,8 @@ class _Run:
         )
         self.fingerprint = examples.fingerprint()
         self.known: set[str] = set()
+        if jax.process_count() > 1:  # in which nobody stops alone
+            examples.unreadable.everywhere = {}
         self.batches = None
 
     def warn(self, line: str) -> None:
@@ -120,8 +123,9 @@ class _Run:
         if found:
             self._check_data(found.about["data"], allow)
             # Before anything is read ahead: the same files are replaced as before.
-            self.examples.unreadable.messages.update(found.about["unreadable"])
-            self.known.update(found.about["unreadable"])
+            unreadable = self.examples.unreadable
+            unreadable.resume(found.about["unreadable"], jax.process_index(), jax.process_count())
+            self.known.update(unreadable.messages)
         config = self.config
         self.batches = iter(
             pipeline.batches(
@@ -156,7 +160,7 @@ class _Run:
             "config": dataclasses.asdict(self.config),
             "data": self.fingerprint,
             "iterator": self.batches.get_state(),
-            "unreadable": dict(self.examples.unreadable.messages),
+            "unreadable": self.share_unreadable(),
         }
         self.saves.save(step, state, about)
 
@@ -170,13 +174,30 @@ class _Run:
         if self.batches is not None:
             self.batches.close()
 
+    def share_unreadable(self) -> list[dict[str, str]]:
+        """What each host could not read so far. All of them call it at the same step, and stop
+        together when it is too much.
+        """
+        found = distributed.gather(self.examples.unreadable.found())
+        if len(found) > 1:
+            self.examples.unreadable.gathered(found)
+        return found
+
     def tell_unreadable(self) -> int:
-        """Notes each file that has turned out unreadable; how many there are so far."""
-        messages = dict(self.examples.unreadable.messages)
+        """Notes each file that has turned out unreadable here; how many there are so far, on all
+        hosts when they last told.
+        """
+        messages = self.examples.unreadable.found()
         for name in messages.keys() - self.known:
             self.known.add(name)
             run_dir.note(self.out_dir, "unreadable", file=name, error=messages[name])
-        return len(messages)
+        return len(unreadable_files(self.examples))
+
+
+def unreadable_files(examples: pipeline.Examples) -> dict[str, str]:
+    """{file: what is wrong with it}, of all hosts."""
+    unreadable = examples.unreadable
+    return unreadable.found() | (unreadable.everywhere or {})
 
 
 def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, profile):
@@ -219,6 +240,8 @@ def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, shoul
                 with clock.dispatching(), trace.naming(step):
                     state, metrics = step_fn(state, batch, share)
                 before = metrics["loss"]
+                if jax.process_count() > 1 and log.is_due(step + 1):
+                    run.share_unreadable()
                 log(step + 1, metrics, share, run.tell_unreadable(), ours)
                 trace.after(step, before)
                 every = config.checkpoint_every
