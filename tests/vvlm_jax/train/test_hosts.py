@@ -204,3 +204,29 @@ def test_a_save_that_fails_on_the_first_host_ends_both_by_the_next(run_of):
             "[Errno 28] No space left on device"
         )
     assert steps(config)[-1] == 10
+
+
+A_WORKER_DIES = """
+import runpy, sys
+from vvlm_jax.data.media import FrameReader
+
+read, names = FrameReader.video, []
+
+def video(reader, name):
+    names.append(name)
+    if sys.argv[-1] == "1" and len(names) > 20:
+        raise MemoryError("a worker died")
+    return read(reader, name)
+
+FrameReader.video = video
+sys.argv[0] = "tools.train"
+runpy.run_module("tools.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_host_that_fails_alone_ends_the_other(run_of):
+    first, second = start_both(run_of("alone"), main=("-c", A_WORKER_DIES))
+    assert "MemoryError: a worker died" in second.communicate(timeout=300)[1]
+    assert second.returncode == 1
+    first.communicate(timeout=120)
+    assert first.returncode != 0
