@@ -95,6 +95,19 @@ def _steps(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
+GRACE = 10.0
+"""Seconds for an orderly end after an error."""
+
+
+def _leave_soon(code: int) -> None:
+    """Of several hosts, one that fails alone would wait for the others to end while they wait for
+    it to go on. Once it has gone they notice.
+    """
+    timer = threading.Timer(GRACE, _leave_at_once, (code,))
+    timer.daemon = True
+    timer.start()
+
+
 def _leave_at_once(code: int) -> None:
     """Ends the process though threads still read or write: they can take minutes, and whatever
     they leave behind is what a kill leaves.
@@ -110,4 +123,9 @@ if __name__ == "__main__":
     except SystemExit as e:
         if e.code == 130:
             _leave_at_once(e.code)
+        if e.code == 2:
+            _leave_soon(e.code)
+        raise
+    except Exception:
+        _leave_soon(1)
         raise

@@ -372,12 +372,31 @@ def _validate_model(model: ModelConfig, vision: VisionConfig) -> None:
     _validate_quecc(model, vision)
 
 
+def _validate_places(config: TrainConfig) -> None:
+    """A `gs://…` would quietly become a folder `gs:` here."""
+    places = {
+        "out_dir": config.out_dir,
+        "data.annotations": config.data.annotations,
+        "data.media_root": config.data.media_root,
+        "data.tokenizer": config.data.tokenizer,
+        **{f"init[{part}]": place for part, place in config.init},
+    }
+    for name, place in places.items():
+        _require(
+            "://" not in place,
+            name,
+            place,
+            "a path: mount the bucket on every host (gcsfuse for gs://) and give its path there",
+        )
+
+
 def validate(config: TrainConfig, vision: VisionConfig) -> TrainConfig:
     """Returns `config`, or raises ConfigError on the first option that cannot work.
 
     Checks what needs no data; `n larger than the data` is raised where the data is opened.
     """
     model, data, optim = config.model, config.data, config.optim
+    _validate_places(config)
     _validate_model(model, vision)
     prompts = ("llama3", "chatml", "plain")
     _require(data.prompt in prompts, "data.prompt", data.prompt, "llama3, chatml or plain")

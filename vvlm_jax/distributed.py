@@ -1,11 +1,13 @@
 """Several hosts as one machine: this process joins the others of its job before jax starts."""
 
 import importlib.util
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from vvlm_jax.config import ConfigError
 
@@ -48,6 +50,21 @@ def join(
     from jax.experimental import multihost_utils
 
     return multihost_utils.reached_preemption_sync_point
+
+
+def gather(value) -> list:
+    """`value`, which JSON can hold, of every process, in their order. All of them have to call this
+    at the same point of the program.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    from jax.experimental import multihost_utils
+
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
+    sizes = multihost_utils.process_allgather(np.int32(len(data)))
+    room = 1 << int(sizes.max()).bit_length()  # few sizes, for each is compiled
+    rows = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _join_found() -> None:

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import grain
 import pytest
 
 from tools.bench import bench_data as bench
@@ -78,19 +79,45 @@ def test_a_clip_is_made_once(clip):
     assert [p.name for p in clip.parent.iterdir()] == ["64x48-4s-30.mp4"]
 
 
-def test_waiting_is_what_is_spent_beside_steps():
+def test_waiting_is_what_is_spent_beside_steps_and_reading_ends_with_them():
     def slow():
-        for i in itertools.count():
-            time.sleep(0.02)
-            yield i
+        try:
+            for i in itertools.count():
+                time.sleep(0.02)
+                yield i
+        finally:
+            ended.append(True)
+
+    ended, opened = [], []
 
     def reading():
         batches = slow()
+        opened.append(batches)  # else it would end with the last reference to it
         return batches, next(batches)
 
     busy, idle = bench.run_steps(reading, lambda _: time.sleep(0.005), 10)
     assert idle >= 0.2
     assert 0.05 <= busy < idle
+    assert ended
+
+
+def test_readers_that_were_closed_are_waited_for():
+    """What they still do would be taken from the ones that are measured next."""
+    read = []
+
+    def slowly(i):
+        time.sleep(0.2)
+        read.append(i)
+        return i
+
+    options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
+    batches = iter(grain.MapDataset.range(99).map(slowly).to_iter_dataset(options))
+    next(batches)
+    batches.close()
+    bench.wait_for_readers()
+    assert (now := len(read)) <= 3
+    time.sleep(0.3)
+    assert len(read) == now
 
 
 @pytest.mark.slow(reason="trains on files for some seconds")

@@ -26,12 +26,17 @@ def initialized(monkeypatch):
 
 
 def test_two_processes_become_one_machine(tmp_path):
-    """For real, on loopback: each sees both processes' devices and the sum over them."""
+    """For real, on loopback: each sees both processes' devices, the sum over them, and what either
+    has to tell, however long.
+    """
     program = (
         "import sys; from vvlm_jax import distributed\n"
         "distributed.join(sys.argv[1], 2, int(sys.argv[2]))\n"
         "import jax; from jax.experimental import multihost_utils as m\n"
-        "print(jax.device_count(), m.process_allgather(jax.numpy.array(jax.process_index())).sum())"
+        "host = jax.process_index()\n"
+        "print(jax.device_count(), m.process_allgather(jax.numpy.array(host)).sum())\n"
+        "told = distributed.gather({'é' * (1 + 99 * host): None})\n"
+        "print(*[len(next(iter(x))) for x in told])"
     )
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -45,7 +50,11 @@ def test_two_processes_become_one_machine(tmp_path):
     ]  # fmt: skip
     for process in both:
         out, err = process.communicate(timeout=120)
-        assert out.split()[-2:] == ["2", "1"], err
+        assert out.split()[-4:] == ["2", "1", "1", "100"], err
+
+
+def test_a_process_by_itself_hears_itself():
+    assert distributed.gather({"a": None}) == [{"a": None}]
 
 
 def test_a_process_by_itself_joins_nobody():

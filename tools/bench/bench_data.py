@@ -19,6 +19,7 @@ import dataclasses
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -298,7 +299,8 @@ def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) ->
     program, state = step_program(config, model, mesh), initial_state(config, model, mesh)
 
     def reading():
-        """An iterator whose threads have the other core, and its first batch."""
+        """An iterator whose threads have the other core, and that alone, and its first batch."""
+        wait_for_readers()
         os.sched_setaffinity(0, {read_core})
         batches = iter(pipeline.batches(examples, config.batch_size, 1000, seed=0))
         first = next(batches)
@@ -313,7 +315,9 @@ def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) ->
 
     batches, batch = reading()
     steps(batch, 2)  # compiles
-    decoder = decoder_seconds(batches, args.steps)
+    batches.close()
+    decoder = decoder_seconds(reading, args.steps)
+    wait_for_readers()
     one = min(wall_seconds(lambda: steps(batch, 5)) for _ in range(3)) / 5
     rows = []
     for share in SHARES:
@@ -330,15 +334,19 @@ def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) ->
     )
 
 
-def decoder_seconds(batches, count: int) -> float:
-    """Wall seconds a batch that the decoder takes alone, once what it had ready is used up."""
-    for _ in range(READY):
-        next(batches)
-    return wall_seconds(lambda: [next(batches) for _ in range(count)]) / count
+def decoder_seconds(reading: Callable, count: int) -> float:
+    """Wall seconds a batch that the decoder takes alone, for the batches that `run_steps` needs."""
+    batches, _ = reading()
+    seconds = wall_seconds(lambda: [next(batches) for _ in range(count)])
+    batches.close()
+    return seconds / count
 
 
-READY = 10
-"""Batches that may lie ready: more than the pipeline's buffer holds."""
+def wait_for_readers() -> None:
+    """Until the threads of iterators that were closed have ended: they finish what they began."""
+    for thread in threading.enumerate():
+        if thread.name.startswith("grain-prefetch"):
+            thread.join()
 
 
 def wall_seconds(run: Callable) -> float:
@@ -358,6 +366,7 @@ def run_steps(reading: Callable, step: Callable, count: int) -> tuple[float, flo
         middle = time.perf_counter()
         batch = next(batches)
         busy, idle = busy + middle - start, idle + time.perf_counter() - middle
+    batches.close()  # else it would read ahead during what is measured next
     return busy, idle
 
 

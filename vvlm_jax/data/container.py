@@ -3,7 +3,7 @@
 The part of reading that knows how containers lie; `video.py` decodes what this module has found.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,11 +197,25 @@ def _video_stream(path: Path, container: InputContainer) -> VideoStream:
     return stream
 
 
-def decoded(container: InputContainer, stream: VideoStream) -> Iterator[av.VideoFrame]:
-    """Frames from the present position on. Damaged packets show nothing; callers notice."""
+def decoded(
+    container: InputContainer, stream: VideoStream, wanted: Set[int] = frozenset()
+) -> Iterator[av.VideoFrame]:
+    """Frames from the present position on. Damaged packets show nothing; callers notice.
+
+    With `wanted`, times of the only frames that matter (it may be filled when some have come out),
+    H.264 frames to which no other refers are left out: of x264's every other one. What a decoder of
+    another codec means by that is not always safe: HEVC's are referred to by higher layers.
+    """
+    codec, before = stream.codec_context, True
+    can_skip = codec.name == "h264"
     for packet in container.demux(stream):
         if packet.is_corrupt:
             continue
+        if can_skip and wanted:
+            # The packet behind a wanted one may hold the other field of the same frame.
+            now = packet.pts in wanted
+            codec.skip_frame = "DEFAULT" if now or before else "NONREF"
+            before = now
         try:
             frames = packet.decode()
         except av.error.InvalidDataError:

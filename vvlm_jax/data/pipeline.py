@@ -27,22 +27,51 @@ class Unreadable:
     """Media that could not be read so far: counted once a file, reported, never passed off as
     black frames. A file that failed is not tried again, also not after a resume: what stands in
     for its example stays the same.
+
+    Of several hosts each replaces what it could not read itself, and all together stop at the
+    `limit`: `gathered` is then called with what each has found, at the same step everywhere.
     """
 
     limit: int
     messages: dict[str, str] = field(default_factory=dict)
+    """{file: what is wrong with it}, of this host."""
+    everywhere: dict[str, str] | None = None
+    """Of all hosts, when they last told one another; None for a host by itself."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, name: str, error: VideoError) -> None:
-        """Records a failure; raises TooManyUnreadable once more than `limit` files have failed."""
+        """Records a failure. Raises TooManyUnreadable once a host by itself has more than `limit`
+        files that failed.
+        """
         with self._lock:
             self.messages.setdefault(name, str(error))
-            if len(self.messages) > self.limit:
-                shown = "; ".join(list(self.messages.values())[:3])
-                raise TooManyUnreadable(
-                    f"{len(self.messages)} unreadable media files, more than the {self.limit} that "
-                    f"data.max_unreadable allows: {shown}"
-                )
+            if self.everywhere is None:
+                self._check(self.messages)
+
+    def found(self) -> dict[str, str]:
+        """A copy of `messages`, which other threads add to."""
+        with self._lock:
+            return dict(self.messages)
+
+    def gathered(self, found: list[dict[str, str]]) -> None:
+        """Takes note of what each host has found. Raises TooManyUnreadable, on all of them."""
+        self.everywhere = {name: text for one in reversed(found) for name, text in one.items()}
+        self._check(self.everywhere)
+
+    def resume(self, found: list[dict[str, str]], host: int, num_hosts: int) -> None:
+        """Goes on from what each host had found. Where there were more or fewer, examples are
+        spread otherwise, and each takes what all of them had.
+        """
+        everywhere = {name: text for one in found for name, text in one.items()}
+        self.messages.update(found[host] if len(found) == num_hosts else everywhere)
+
+    def _check(self, messages: dict[str, str]) -> None:
+        if len(messages) > self.limit:
+            shown = "; ".join(list(messages.values())[:3])
+            raise TooManyUnreadable(
+                f"{len(messages)} unreadable media files, more than the {self.limit} that "
+                f"data.max_unreadable allows: {shown}"
+            )
 
 
 class _MediumError(Exception):

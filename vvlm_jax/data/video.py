@@ -93,11 +93,15 @@ def read_frames(
         return _read_folder(path, choose, size, folder_fps)
     scan = scan_file(path)
     with opened(path) as (container, stream):
-        frames = decoded(container, stream)
+        wanted: set[int] = set()
+        frames = decoded(container, stream, wanted)
         first = _first(path, scan, frames)
         ranks, places = _checked_choice(choose, _info(scan, first))
         convert = _converter(first, size)
-        images = _read_by_time(container, stream, _put_back(first, frames), scan, ranks, convert)
+        if scan.pts_N is not None:
+            wanted.update(scan.pts_N[ranks].tolist())
+        frames = _put_back(first, frames)
+        images = _read_by_time(container, stream, frames, scan, ranks, wanted, convert)
     if images is None:
         images = _read_by_rank(path, scan, ranks, convert)
     return _stacked(path, images, places)
@@ -173,6 +177,7 @@ def _read_by_time(
     frames: Iterator[av.VideoFrame],
     scan: Scan,
     ranks: np.ndarray,
+    wanted: set[int],
     convert: Callable[[av.VideoFrame], np.ndarray],
 ) -> list[np.ndarray] | None:
     """Walk or seek to each rank in turn; None if the decoder does not keep the packets' times."""
@@ -183,7 +188,7 @@ def _read_by_time(
         key = np.searchsorted(scan.key_rank_K, rank, side="right") - 1
         if key >= 0 and scan.key_rank_K[key] > position + _SEEK_GAIN:
             container.seek(int(scan.key_time_K[key]), stream=stream)
-            frames = decoded(container, stream)
+            frames = decoded(container, stream, wanted)
         frame = _frame_at(frames, scan.pts_N[rank])
         if frame is None:
             return None

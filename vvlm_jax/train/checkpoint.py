@@ -3,14 +3,14 @@
 import logging
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from vvlm_jax import distributed
 from vvlm_jax.train import manifest
 from vvlm_jax.train.model_dir import CheckpointError
 
@@ -50,7 +50,7 @@ class Checkpoints:
         for step in sorted(_steps(self.folder), reverse=True):
             problem, found = self._check(step)
             # Hosts read a share each, and must all take the same one.
-            if _all_agree(problem is None):
+            if all(distributed.gather(problem is None)):
                 return Found(step, found)
             problem = problem or manifest.Damaged(f"{self.folder / str(step)}: another host says")
             self._report(f"checkpoint {step} is passed over: {problem}")
@@ -78,31 +78,39 @@ class Checkpoints:
         Args:
           about: what else to keep, as JSON.
 
-        Raises CheckpointError when the save before this one failed.
+        Raises CheckpointError, on every host, when the save before this one failed or this one
+        cannot begin.
         """
         self.wait()
         target = self.folder / str(step)
-        try:
-            if jax.process_index() == 0:
-                self.folder.mkdir(parents=True, exist_ok=True)
-                for old in [target, *self.folder.glob(f"*{_TEMPORARY}*")]:
-                    _remove(old)  # left by a save that was killed, or failed
-            self._orbax.save(target, args=ocp.args.PyTreeSave(state))
-        except Exception as e:
-            raise self._failed(step, e) from e
+        if jax.process_index() == 0:
+            self._try(step, lambda: self._make_room(target))
+        self._raise_on_all()  # else the others would wait for the first within orbax
+        self._try(step, lambda: self._orbax.save(target, args=ocp.args.PyTreeSave(state)))
+        self._raise_on_all()
         about = {**about, "leaves": _leaves(state)}
         self._finisher = threading.Thread(target=self._finish, args=(step, about), daemon=True)
         self._finisher.start()
 
+    def _make_room(self, target: Path) -> None:
+        """An empty place in a folder that can be written."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for old in [target, *self.folder.glob(f"*{_TEMPORARY}*")]:
+            _remove(old)  # left by a save that was killed, or failed
+        probe = self.folder / f"{target.name}{_TEMPORARY}"
+        probe.mkdir()
+        probe.rmdir()
+
     def _finish(self, step: int, about: dict) -> None:
         """Waits for the files, then writes the manifest, then removes what is too old."""
-        try:
+
+        def finish():
             self._orbax.wait_until_finished()
             if jax.process_index() == 0:
                 manifest.write(self.folder / str(step), about)
                 self._clean(step)
-        except Exception as e:
-            self._error = self._failed(step, e)
+
+        self._try(step, finish)
 
     def _clean(self, newest: int) -> None:
         """Removes all but the ones to keep. Steps after `newest` are damaged, or of another past;
@@ -116,6 +124,21 @@ class Checkpoints:
         for step in steps - keep:
             _remove(self.folder / str(step))
 
+    def _try(self, step: int, work: Callable[[], None]) -> None:
+        """Does a part of a save; its error is raised later, where all hosts hear of it."""
+        try:
+            work()
+        except Exception as e:
+            self._error = self._failed(step, e)
+            self._error.__cause__ = e
+
+    def _raise_on_all(self) -> None:
+        """Raises the error of this host, or the first that another has."""
+        error, self._error = self._error, None
+        for text in distributed.gather(error and str(error)):
+            if text is not None:
+                raise error or CheckpointError(text)
+
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         reason = reason.rsplit('": ', 1)[-1]  # tensorstore says where, twice, and then why
@@ -124,13 +147,18 @@ class Checkpoints:
         )
 
     def wait(self) -> None:
-        """Waits for the save under way. Raises CheckpointError when it failed."""
-        if self._finisher is not None:
-            self._finisher.join()
-            self._finisher = None
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        """Waits for the save under way. Raises CheckpointError when it failed on any host; all of
+        them have to call this at the same step.
+        """
+        if self._join():
+            self._raise_on_all()
+
+    def _join(self) -> bool:
+        """Whether a save was under way; it no longer is."""
+        finisher, self._finisher = self._finisher, None
+        if finisher is not None:
+            finisher.join()
+        return finisher is not None
 
     def restore(self, found: Found, like):
         """The state, in the shapes and shardings of `like` (arrays or ShapeDtypeStructs).
@@ -153,12 +181,12 @@ class Checkpoints:
         )
 
     def close(self) -> CheckpointError | None:
-        """Waits for the save under way; gives back its error, if it failed."""
-        try:
-            self.wait()
-        except CheckpointError as e:
-            return e
-        return None
+        """Waits for the save under way; gives back its error, if it failed on this host. Others may
+        have stopped elsewhere, and are not waited for.
+        """
+        self._join()
+        error, self._error = self._error, None
+        return error
 
 
 _TEMPORARY = ".orbax-checkpoint-tmp"
@@ -199,9 +227,3 @@ def _leaves(tree) -> dict[str, list]:
 
 def _spell(leaf: list | None) -> str:
     return f"{leaf[1]} {leaf[0]}" if leaf else "absent"
-
-
-def _all_agree(ok: bool) -> bool:
-    if jax.process_count() == 1:
-        return ok
-    return bool(multihost_utils.process_allgather(np.asarray(ok)).all())

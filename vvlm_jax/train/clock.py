@@ -87,6 +87,10 @@ class Trace:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
+    def naming(self, step: int) -> jax.profiler.StepTraceAnnotation:
+        """Around the call of a step, which profilers then know by its number."""
+        return jax.profiler.StepTraceAnnotation("train", step_num=step)
+
     def after(self, step: int, result) -> None:
         """Ends with the last of the steps, when `result` is there."""
         if self._on and step + 1 >= self._steps[1]:

@@ -61,7 +61,7 @@ class StepLog:
         self._done.update(self.cost(batch), examples=len(batch.tokens_BL))
         batch = batch._replace(frames_BTHWC=None)  # too large to be kept, and it can be read again
         self._waiting.append((step, metrics, share, num_unreadable, batch))
-        if self._is_due(step):
+        if self.is_due(step):
             self.catch_up()
         elif len(self._waiting) > LAG:
             self._look(*self._waiting.popleft())
@@ -77,14 +77,15 @@ class StepLog:
         for writer in [*self.trackers, *([self.lines] if self.writes else [])]:
             writer.close()
 
-    def _is_due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
+        """Whether a line is written of this step."""
         return step % self.config.log_every == 0 or step == self.total
 
     def _look(self, step, metrics, share, num_unreadable, batch):
         metrics = {name: x.item() for name, x in jax.device_get(metrics).items()}
         if metrics["skipped"]:
             self._skipped.append((step, metrics, batch))
-        if not (metrics["skipped"] or self._is_due(step)):
+        if not (metrics["skipped"] or self.is_due(step)):
             return
         line = {
             **metrics,
@@ -94,7 +95,7 @@ class StepLog:
                 for pattern, peak in reversed(self.config.optim.learning_rates)
                 if peak > 0
             },
-            **(self._speeds() if self._is_due(step) else {}),
+            **(self._speeds() if self.is_due(step) else {}),
             "unreadable": num_unreadable,
         }
         if self.writes:
@@ -107,7 +108,7 @@ class StepLog:
             self.loss = metrics["loss"]
         done = step * self.config.batch_size
         self.progress.update(done, f"loss {metrics['loss']:.3f}")
-        if self.on_step and self._is_due(step):
+        if self.on_step and self.is_due(step):
             self.on_step(step, self.total, metrics)
 
     def _speeds(self) -> dict[str, float]:

@@ -11,6 +11,7 @@ A stage that was interrupted continues from its newest whole checkpoint when it 
 ends with the same parameters as one that was not.
 """
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -21,6 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
+from vvlm_jax import distributed
 from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
@@ -73,7 +75,7 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), prof
         "steps": steps,
         "examples": steps * config.batch_size,
         "loss": loss,
-        "unreadable": sorted(examples.unreadable.messages.values()),
+        "unreadable": sorted(unreadable_files(examples).values()),
     }
     (out_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
     model_dir.save_params(out_dir, optim.merge(state.trainable, state.frozen))
@@ -106,6 +108,8 @@ class _Run:
         )
         self.fingerprint = examples.fingerprint()
         self.known: set[str] = set()
+        if jax.process_count() > 1:  # in which nobody stops alone
+            examples.unreadable.everywhere = {}
         self.batches = None
 
     def warn(self, line: str) -> None:
@@ -119,8 +123,9 @@ class _Run:
         if found:
             self._check_data(found.about["data"], allow)
             # Before anything is read ahead: the same files are replaced as before.
-            self.examples.unreadable.messages.update(found.about["unreadable"])
-            self.known.update(found.about["unreadable"])
+            unreadable = self.examples.unreadable
+            unreadable.resume(found.about["unreadable"], jax.process_index(), jax.process_count())
+            self.known.update(unreadable.messages)
         config = self.config
         self.batches = iter(
             pipeline.batches(
@@ -135,6 +140,7 @@ class _Run:
         if found:
             self.batches.set_state(found.about["iterator"])
             run_dir.note(self.out_dir, "resume", step=found.step)
+        self.batches.start_prefetch()  # while the state is made and the step compiles
         return found
 
     def _check_data(self, there: list, allow) -> None:
@@ -154,7 +160,7 @@ class _Run:
             "config": dataclasses.asdict(self.config),
             "data": self.fingerprint,
             "iterator": self.batches.get_state(),
-            "unreadable": dict(self.examples.unreadable.messages),
+            "unreadable": self.share_unreadable(),
         }
         self.saves.save(step, state, about)
 
@@ -163,13 +169,35 @@ class _Run:
         if error := self.saves.close():
             self.warn(str(error))
 
+    def close(self) -> None:
+        """Ends reading ahead."""
+        if self.batches is not None:
+            self.batches.close()
+
+    def share_unreadable(self) -> list[dict[str, str]]:
+        """What each host could not read so far. All of them call it at the same step, and stop
+        together when it is too much.
+        """
+        found = distributed.gather(self.examples.unreadable.found())
+        if len(found) > 1:
+            self.examples.unreadable.gathered(found)
+        return found
+
     def tell_unreadable(self) -> int:
-        """Notes each file that has turned out unreadable; how many there are so far."""
-        messages = dict(self.examples.unreadable.messages)
+        """Notes each file that has turned out unreadable here; how many there are so far, on all
+        hosts when they last told.
+        """
+        messages = self.examples.unreadable.found()
         for name in messages.keys() - self.known:
             self.known.add(name)
             run_dir.note(self.out_dir, "unreadable", file=name, error=messages[name])
-        return len(messages)
+        return len(unreadable_files(self.examples))
+
+
+def unreadable_files(examples: pipeline.Examples) -> dict[str, str]:
+    """{file: what is wrong with it}, of all hosts."""
+    unreadable = examples.unreadable
+    return unreadable.found() | (unreadable.everywhere or {})
 
 
 def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, profile):
@@ -178,18 +206,24 @@ def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, pr
     check_batch(config.batch_size, mesh, config.microbatches)
     check_model(model.llm_config, mesh)
     preflight.check(config, model, out_dir, total)
-    run = _Run(config, out_dir, examples)
-    found = run.start(allow)
-    if found and found.step >= total:
-        raise ConfigError(
-            f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
-        )
-    state, start = _first_state(config, model, mesh, run.saves, found)
-    run_dir.record(config, start)
+    with contextlib.closing(_Run(config, out_dir, examples)) as run:
+        found = run.start(allow)
+        if found and found.step >= total:
+            raise ConfigError(
+                f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
+            )
+        state, start = _first_state(config, model, mesh, run.saves, found)
+        run_dir.record(config, start)
+        return _steps(run, model, mesh, state, (start, total), on_step, should_stop, profile)
+
+
+def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, should_stop, profile):
+    """(state, last loss) behind the last of the steps (first, last + 1)."""
+    config, (start, total) = run.config, steps
     step_fn = compiled_step(
         model, config.optim, mesh, config.microbatches, config.loss_weighting, config.loss_chunk
     )
-    batch_sharding, trace, before = NamedSharding(mesh, BATCH), Trace(out_dir, profile), None
+    batch_sharding, trace, before = NamedSharding(mesh, BATCH), Trace(run.out_dir, profile), None
     with Clock() as clock:
         log = StepLog(config, start, total, clock, _cost(config, model, state), on_step)
         try:
@@ -203,9 +237,11 @@ def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, pr
                     lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
                 )
                 share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
-                with clock.dispatching():
+                with clock.dispatching(), trace.naming(step):
                     state, metrics = step_fn(state, batch, share)
                 before = metrics["loss"]
+                if jax.process_count() > 1 and log.is_due(step + 1):
+                    run.share_unreadable()
                 log(step + 1, metrics, share, run.tell_unreadable(), ours)
                 trace.after(step, before)
                 every = config.checkpoint_every

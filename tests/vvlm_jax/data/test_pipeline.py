@@ -16,6 +16,7 @@ from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches, global_
 from vvlm_jax.data.tokenizer import EOT, FAMILIES, NEWLINE, VIDEO
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.models.variants import VISION
+from vvlm_jax.train.run_dir import FIXED
 
 VIDEOS = Path(__file__).parents[2] / "testdata" / "videos"
 FRAMES = dict(num_frames=3, image_size=48)
@@ -150,6 +151,31 @@ def test_a_resumed_iterator_goes_on_where_it_was(examples, position, threads):
     again = iter(batches(examples(f"data.read_threads={threads}"), 4, 2, 0))
     again.set_state(state)
     assert_same(list(again), rest)
+
+
+def test_only_fixed_options_say_which_examples_a_step_sees(stage, tok, cache):
+    """What a run that has begun must keep (`run_dir.FIXED`), and what it may change."""
+
+    def rows(*assignments):
+        config = stage("unused", "epochs=2", "data.frame_cache_mb=64", *assignments)
+        source = Examples(config.data, config.model, VISION["study/12"], tok, config.seed)
+        order = batches(source, config.batch_size, config.epochs, config.seed)
+        return [batch.index_B.tolist() for batch in order]
+
+    expected = rows()
+    assert len(expected) == 12
+    fixed = ("batch_size=6", "seed=1", "data.num_examples=20")
+    assert tuple(option.partition("=")[0] for option in fixed) == FIXED
+    for option in fixed:
+        assert rows(option)[0] != expected[0], option
+    for option in (
+        *("data.text_buckets=[150]", "data.max_text_tokens=200", "data.read_threads=3"),
+        *("data.max_unreadable=1", "data.max_read_seconds=9", "data.frame_cache_mb=0"),
+        *("model.num_frames=1", "microbatches=2", 'mesh=[["data",2],["tensor",2]]'),
+    ):
+        assert rows(option) == expected, option
+    assert rows("epochs=1") == expected[:6]
+    assert rows("epochs=3")[:12] == expected
 
 
 def test_a_batch_larger_than_the_data_is_an_error(examples):
@@ -306,6 +332,27 @@ def damaged(world, tmp_path):
     whole = (tmp_path / "train" / "000000.mp4").read_bytes()
     (tmp_path / "bad" / "cut_short.mp4").write_bytes(whole[: len(whole) // 2])
     return tmp_path, broken
+
+
+def test_hosts_stop_together_and_keep_to_themselves_what_they_replace():
+    """The limit counts what both have found; a resume goes on from what each had."""
+    ours, theirs = ({"a": "a: gone", "b": "b: gone"}, {"b": "b: cut", "c": "c: gone"})
+    unreadable = pipeline.Unreadable(2, everywhere={})
+    for name, text in {**ours, "d": "d: gone"}.items():
+        unreadable.add(name, VideoError(text))  # three, and it does not stop alone
+    assert unreadable.found() == {**ours, "d": "d: gone"}
+    with pytest.raises(TooManyUnreadable, match="3 unreadable media files, more than the 2 "):
+        unreadable.gathered([ours, theirs])
+    unreadable.gathered([ours, {"b": "b: cut"}])
+    assert unreadable.everywhere == ours
+    for host, found in enumerate((ours, theirs)):
+        resumed = pipeline.Unreadable(9)
+        resumed.resume([ours, theirs], host, 2)
+        assert resumed.found() == found
+    # Two hosts before and one now, which reads what either did.
+    resumed = pipeline.Unreadable(9)
+    resumed.resume([ours, theirs], 0, 1)
+    assert resumed.found().keys() == {"a", "b", "c"}
 
 
 @pytest.mark.parametrize("cache_mb", [0, 8])

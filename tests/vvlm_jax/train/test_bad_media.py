@@ -15,6 +15,7 @@ from vvlm_jax.data import pipeline
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.pipeline import TooManyUnreadable, within
 from vvlm_jax.data.video import VideoError
+from vvlm_jax.train import loop
 from vvlm_jax.train.loop import train
 
 BAD = 3
@@ -113,6 +114,33 @@ def test_a_worker_that_dies_ends_the_run(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(FrameReader, "video", video)
     with pytest.raises(MemoryError, match="a worker died"):
         train(stage(tmp_path, "data.read_threads=2"))
+
+
+def test_reading_begins_before_there_is_a_state_and_ends_with_the_run(stage, tmp_path, monkeypatch):
+    """Else the first batch is waited for, and the next run of a worker shares its core."""
+    begun, read, initial_state = threading.Event(), FrameReader.video, loop.initial_state
+
+    def video(reader, name):
+        begun.set()
+        time.sleep(0.05)
+        return read(reader, name)
+
+    def after_reading_began(*args):
+        assert begun.wait(60)
+        return initial_state(*args)
+
+    monkeypatch.setattr(FrameReader, "video", video)
+    monkeypatch.setattr(loop, "initial_state", after_reading_began)
+    with pytest.raises(Stopped) as kept:
+        train(stage(tmp_path, epochs=9), on_step=stop_after(1))
+    for thread in readers():
+        thread.join(30)  # what it is at; without work it would wait for more
+    assert not readers()
+    assert kept.tb  # which holds the iterator: it has not just been collected
+
+
+def readers():
+    return [t for t in threading.enumerate() if t.name.startswith("grain-prefetch")]
 
 
 def test_too_many_stop_the_run_also_after_a_resume(stage, media, tmp_path):

@@ -35,6 +35,25 @@ def test_weights_that_are_not_there(stage, tmp_path):
     fails(stage(tmp_path / "run", init=(("lm", str(gone)),)), "init: unknown part 'lm'; did you")
 
 
+@pytest.mark.parametrize(
+    "option",
+    [
+        "out_dir=gs://b/run",
+        "data.annotations=gs://b/train.json",
+        "data.media_root=s3://b/videos",
+        "data.tokenizer=gs://b/tok",
+        'init=[["llm","gs://b/llama"]]',
+    ],
+)
+def test_buckets_have_to_be_mounted(stage, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    name = option.partition("=")[0]
+    fails(
+        stage(tmp_path / "run", option), rf"^{name}\S* = '\w+://\S+': must be a path: mount the b"
+    )
+    assert list(tmp_path.iterdir()) == []  # no folder "gs:"
+
+
 def test_a_disk_without_room_for_the_checkpoints(stage, tmp_path, monkeypatch):
     """A checkpoint of this model takes 3 × 4 bytes a parameter."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10**12, 10**12, 10**5))
