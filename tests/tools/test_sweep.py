@@ -1,15 +1,18 @@
-"""The sweep command: plans."""
+"""The sweep command."""
 
 import csv
 import io
 import json
+import signal
 from types import SimpleNamespace
 
 import pytest
 
-from configs.sweeps import star
+from configs.sweeps import mini, star
+from fitting.runs import read_runs
 from tools import sweep as command
 from tools._shared import die_in_one_line
+from vvlm_jax.sweep import jobs, journal
 
 STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"
 
@@ -108,3 +111,98 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
     rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
     fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
     assert fits == {(32, "no"), (16, "yes"), (12, "yes"), (8, "yes"), (4, "yes")}
+
+
+# A store that is there.
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The miniature's store with one run done, one failed, two to do."""
+    store = jobs.create(tmp_path / "s", mini.sweep())
+    for id in ("stage1-study-s/train", "stage1-study-m/train", f"{RUNS[0]}/train"):
+        store.end(store.claim(id), journal.DONE, seconds=1.0, result={"loss": 1.5})
+    scores = {"scores": {"cell": 40.0, "most": 60.0}}
+    store.end(store.claim(f"{RUNS[0]}/evaluate-s3-val"), journal.DONE, result=scores)
+    store.end(store.claim(f"{RUNS[1]}/train"), journal.FAILED, error="ValueError: \x1b[2Jno luck")
+    return store
+
+
+RUNS = [p.run_id for p in mini.sweep().points]
+
+
+def test_status_shows_progress_and_what_failed(ask, store):
+    lines = ask("status", store.path)[0].splitlines()
+    assert lines[0].split() == ["run", "state", "progress", "loss", "left"]
+    assert [RUNS[0], "done", "100%", "1.5000"] in [line.split() for line in lines]
+    (failed,) = [line for line in lines if line.startswith(RUNS[1])]
+    assert failed.endswith("train: ValueError: �[2Jno luck"), "nothing moves the cursor"
+    assert lines[-1].startswith("mini: 6 runs: 3 done, 1 failed, 2 waiting · 0 workers")
+    listed = ask("status", store.path, "--jobs")[0].splitlines()
+    assert f"failed    {RUNS[1]}/train" in listed
+    assert f"blocked   {RUNS[1]}/evaluate-s3-val" in listed
+
+
+def test_retry_and_cancel(ask, store):
+    assert ask("retry", store.path)[0] == "1 jobs ready again\n"
+    assert store.state(f"{RUNS[1]}/train").phase == "ready"
+    assert ask("cancel", store.path, RUNS[1], f"{RUNS[2]}/eval*")[0] == "3 jobs cancelled\n"
+    assert store.state(f"{RUNS[2]}/train").phase == "ready"
+    assert ask("retry", store.path, RUNS[1])[0] == "2 jobs ready again\n"
+    line = ask("retry", store.path, "star-N5400-T2-V4-n12", code=2)[1]
+    assert "no such run or job; did you mean 'star-N54000-T2-V4-n12'?" in line
+
+
+def test_collect_writes_the_table_and_lists_what_is_missing(ask, store, tmp_path):
+    out, last = ask("collect", store.path, "--out", tmp_path / "runs.csv")
+    assert out == f"{tmp_path / 'runs.csv'}: 3 scores, 3 missing\n"
+    assert last.startswith(f"missing: {RUNS[3]}/evaluate-s3-val")
+    table = read_runs(tmp_path / "runs.csv")
+    assert list(zip(table.metric, 100 - table.error, strict=True)) == [
+        ("avg", 50.0), ("cell", 40.0), ("most", 60.0),
+    ]  # fmt: skip
+    assert set(table.run_id) == {RUNS[0]}
+    assert (
+        "must end with .csv or .parquet" in ask("collect", store.path, "--out", "x.h5", code=2)[1]
+    )
+
+
+def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    ask("collect", store.path)
+    rows = parquet.read_table(store.path / "runs.parquet").to_pylist()
+    with (store.path / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert list(rows[0]) == list(lines[0])
+    for row, line in zip(rows, lines, strict=True):
+        assert (row["run_id"], row["metric"]) == (line["run_id"], line["metric"])
+        assert row["score"] == float(line["score"])
+        assert row["num_examples"] == int(line["num_examples"])
+
+
+def test_a_dry_run_writes_nothing(ask, store, tmp_path):
+    new = ask("launch", MINI, "--dry-run", "--workers", "2", "--store", tmp_path / "new")[0]
+    assert new.startswith("mini: 10 jobs (4 evaluate, 6 train), 0 done")
+    assert not (tmp_path / "new").exists()
+    assert "4 done" in ask("launch", MINI, "--dry-run", "--store", store.path)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--workers", "-1"), "--workers -1: must be 0 (all there is) or above"),
+        (("--set", "finetune.seed=3"), "holds a sweep with shared.finetune.seed = 0, not 3"),
+        (("--set", "points=[]"), "points: none; a sweep needs at least one run"),
+    ],
+)
+def test_a_launch_that_cannot_be_changes_nothing(ask, store, options, line):
+    before = {p: p.stat().st_mtime_ns for p in store.path.rglob("*")}
+    assert line in ask("launch", MINI, "--store", store.path, *options, code=2)[1]
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*")} == before
+
+
+def test_work_asks_for_a_store_and_a_job_that_are_there(ask, store, tmp_path):
+    assert "no sweep here" in ask("work", tmp_path, code=2)[1]
+    assert "no job 'x/train'" in ask("work", store.path, "x/train", code=2)[1]
+    # In a process that listens to SIGTERM as before.
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields, replace
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, TrainConfig, nearest
 
+EXPORTS = ("hf", "hf-llm", "hf-vision")
+"""Hugging Face directories: the whole model (LlavaOnevision), or one tower."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -70,7 +72,7 @@ class SweepConfig:
     """(part, folder): weights that all sizes start from, such as the encoder's."""
     evaluations: tuple[Evaluation, ...] = ()
     exports: tuple[str, ...] = ()
-    """What else to write of a finished model: `hf` or `npz` (its encoder), as tools.convert."""
+    """What else to write of a finished model, as tools.convert does: some of `EXPORTS`."""
     data_size: int | None = None
     """Examples there are to finetune on; None counts them in `finetune.data.annotations`."""
     text_tokens: int = 128
@@ -136,8 +138,8 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
         raise ConfigError("points: none; a sweep needs at least one run")
     _check_distinct(config)
     for kind in config.exports:
-        if kind not in ("hf", "npz"):
-            raise ConfigError(f"exports: {kind!r}: unknown; {nearest(kind, ('hf', 'npz'))}")
+        if kind not in EXPORTS:
+            raise ConfigError(f"exports: {kind!r}: unknown; {nearest(kind, EXPORTS)}")
     vision = config_lib.choose(VISION, config.finetune.model.vision, "model.vision")
     for size in used_sizes(config):
         config_lib.choose(LLAMA, size.llm, "sizes: llm")
