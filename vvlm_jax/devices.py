@@ -20,3 +20,8 @@ def peak_flops(device_kind: str) -> float | None:
     """bfloat16 FLOP/s of a chip; None for one that is not known, such as a CPU."""
     known = [name for name in _PEAK_BF16 if device_kind.startswith(name)]
     return _PEAK_BF16[max(known, key=len)] if known else None
+
+
+def known_devices() -> tuple[str, ...]:
+    """Names that `peak_flops` knows."""
+    return tuple(_PEAK_BF16)
