@@ -60,16 +60,20 @@ class Launch:
 
     sweep: _SWEEP
     """A Python file that defines `sweep() -> SweepConfig`."""
-    on: Literal["local"] = "local"
-    """Where: worker processes on this machine."""
+    on: Literal["local", "slurm", "tpu"] = "local"
+    """Where: worker processes on this machine, jobs of a Slurm cluster, or files for TPU pods."""
+    cluster: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """What to ask the cluster for, such as partition=gpu minutes=600 nodes=2 gpus_per_node=8, or
+    topology=v5p:2x2x4 project=lab zone=us-east5-a; vvlm_jax/sweep/slurm.py and tpu.py have all.
+    """
     workers: int = 0
-    """Worker processes: 0 takes one with all accelerators or, without any, one a core."""
+    """Local worker processes: 0 takes one with all accelerators or, without any, one a core."""
     store: Path | None = None
     """Folder of the sweep, on a filesystem that all workers see; runs/sweeps/NAME by default."""
     set: _SET = ()
     """Overrides, as for plan."""
     dry_run: bool = False
-    """Say what would be done, and write nothing."""
+    """Say what would be done (a cluster's scripts), and write nothing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,8 +212,15 @@ def launch(args: Launch) -> None:
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers}: must be 0 (all there is) or above")
     config = load(args.sweep, args.set)
-    shares = local.shares(args.workers)
     path = args.store or Path("runs/sweeps") / config.name
+    if args.on != "local":
+        from tools import _sweep_clusters
+
+        _sweep_clusters.launch(args.on, path, config, args.cluster, args.dry_run)
+        return
+    if args.cluster:
+        raise ConfigError("--cluster: is for --on slurm and --on tpu")
+    shares = local.shares(args.workers)
     store = jobs.create(path, config, dry_run=args.dry_run)
     if args.dry_run:
         done = sum(s.phase == "done" for s in store.states().values()) if store else 0
@@ -322,6 +333,10 @@ def _change(path: Path, names, what: str, told: str) -> None:
     }[what]
     chosen = [id for id in dict.fromkeys(chosen) if states[id].phase in phases]
     count = sum(getattr(store, what)(id) for id in chosen)
+    if what == "cancel":
+        from tools._sweep_clusters import cancel_queued
+
+        cancel_queued(store)
     print(f"{count} jobs {told}")
 
 

@@ -1,4 +1,5 @@
 import importlib.util
+import json
 import os
 import re
 import shutil
@@ -9,11 +10,19 @@ import tempfile
 import time
 from pathlib import Path
 
+import jax
 import pytest
 
+from configs.sweeps import mini
+from tools import _sweep_clusters
+from tools.sweep import kinds, load
 from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import slurm
+from vvlm_jax.sweep.jobs import create
 from vvlm_jax.sweep.slurm import SlurmOptions
+from vvlm_jax.sweep.status import collect
+from vvlm_jax.sweep.store import Store
+from vvlm_jax.sweep.work import Stop, pull
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "tests/slurm/cluster.sh"
@@ -248,6 +257,75 @@ def test_a_run_that_never_gets_on_is_not_requeued_for_ever(cluster, tmp_path):
     wait_until(lambda: ended([job]), 20)
     assert slurm.states([job]) == {job: "FAILED"}
     assert "not requeued, after 0 times" in (tmp_path / "logs" / f"{job}_0_log.err").read_text()
+
+
+SWEEP = """
+import dataclasses
+from configs.sweeps import mini
+
+mini.DATA = "DATA"
+
+
+def sweep():
+    config = mini.sweep()
+    (point,) = [p for p in config.points if p.num_frames == 1]
+    ids = {"dies": 12, "stops": 16, "fails": 8}  # the same x, so that one program is compiled
+    points = [dataclasses.replace(point, run_id=id, num_examples=n) for id, n in ids.items()]
+    return dataclasses.replace(config, points=points)
+"""
+
+
+def swept(folder):
+    """A sweep's store in which one run cannot but fail, and its config."""
+    config = load(folder.parent / "mine.py")
+    store = create(folder, config)
+    (store.folder("fails")).mkdir(parents=True)
+    (store.folder("fails") / "checkpoints").write_text("not a folder")
+    return Store.open(folder), config
+
+
+def events(store, job):
+    run, _, name = job.rpartition("/")
+    found = sorted(store.folder(run).glob(f"jobs/{name}.????.json"))
+    return [json.loads(file.read_text())["event"] for file in found]
+
+
+@needs_slurm
+@needs_submitit
+@pytest.mark.slow(reason="trains four times and waits for a node to be missed")
+def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, monkeypatch, capsys):
+    mini.write_data(tmp_path / "data")
+    (tmp_path / "mine.py").write_text(SWEEP.replace('DATA"', f'{tmp_path / "data"}"'))
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    here, config = swept(tmp_path / "here")
+    pull(here, kinds(), Stop())
+    store, _ = swept(tmp_path / "there")
+    asked = ("minutes=10", "grace_seconds=60", "cpus_per_node=4")
+
+    _sweep_clusters.launch("slurm", store.path, config, asked, dry_run=False)
+    assert "4 runs submitted, 0 were queued" in capsys.readouterr().out
+    _sweep_clusters.launch("slurm", store.path, config, asked, dry_run=False)
+    assert "0 runs submitted, 4 were queued" in capsys.readouterr().out
+    ids = _sweep_clusters.queued(store)
+    wait_until(lambda: "claim" in events(store, "dies/train"), 120)
+    node = ask("squeue", "-h", "-j", ids["dies"], "-o", "%N")
+    cluster("kill", node)
+    wait_until(lambda: "claim" in events(store, "stops/train"), 120)
+    ask("scancel", "--signal=USR2", ids["stops"])  # what Slurm does before the time limit
+    wait_until(lambda: slurm.states([ids["dies"]])[ids["dies"]] == "PENDING", 30)
+    cluster("node", node)
+    wait_until(lambda: ended(list(ids.values())), 240)
+
+    phases = {id: state.phase for id, state in store.states().items()}
+    assert phases == {id: state.phase for id, state in here.states().items()}
+    assert phases.pop("fails/train") == "failed"
+    assert phases.pop("fails/evaluate-s2-val") == "blocked"
+    assert set(phases.values()) == {"done"}
+    assert events(store, "dies/train") == ["claim", "claim", "done"]
+    assert events(store, "stops/train") == ["claim", "stopped", "claim", "done"]
+    assert collect(store, store.states()).rows == collect(here, here.states()).rows
+    assert len({row["run_id"] for row in collect(store, store.states()).rows}) == 2
 
 
 @needs_slurm
