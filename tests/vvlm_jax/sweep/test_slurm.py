@@ -26,7 +26,7 @@ from vvlm_jax.sweep.work import Stop, pull
 
 ROOT = Path(__file__).parents[3]
 CLUSTER = ROOT / "tests/slurm/cluster.sh"
-N1, N2 = "127.0.0.1", "127.0.0.2"  # its nodes, with four cores each
+N1 = "127.0.0.1"  # its first node; both have four cores
 PATH = f"{os.environ['PATH']}:/usr/sbin"
 HAS_SLURM = all(shutil.which(x, path=PATH) for x in ("slurmctld", "slurmd", "munged", "sbatch"))
 needs_slurm = pytest.mark.skipif(not HAS_SLURM, reason="needs Slurm: bash tests/system.sh")
@@ -52,9 +52,6 @@ step = int(saved.read_text()) if saved.exists() else 0
 if name == "claimed" and step == 0:
     saved.write_text("1")
     sys.exit(3)
-if name == "victim" and step == 0:
-    saved.write_text("1")
-    time.sleep(300)
 if saved.exists():
     steps = step + 1
 while step < steps:
@@ -154,26 +151,19 @@ def submit_long(folder):
 
 @needs_slurm
 @needs_submitit
-@pytest.mark.slow(reason="waits for a node to be missed")
-def test_an_array_survives_a_dead_node_and_a_failure_stays_one(cluster, tmp_path):
-    steps = dict(victim=5, quick=2, fails=1, claimed=1)
-    options = SlurmOptions(partition="batch", minutes=10, cpus_per_node=4)
+@pytest.mark.slow(reason="waits for a real cluster's queue")
+def test_an_array_ends_as_its_commands_do_and_what_is_claimed_comes_back(cluster, tmp_path):
+    steps = dict(quick=2, fails=1, claimed=1)
+    options = SlurmOptions(partition="batch", minutes=10, parallel=2)
     runs = jobs(tmp_path, *steps.items())
     ids = slurm.submit(runs, options, name="sweep", folder=tmp_path / "logs", cwd=tmp_path)
-    victim, quick, fails, claimed = ids
+    quick, fails, claimed = ids
     assert len({job.partition("_")[0] for job in ids}) == 1
-
-    (node,) = wait_until(lambda: attempts(tmp_path, "victim"), 20)
-    assert node == N2
-    cluster("kill", node)
-    wait_until(lambda: slurm.states([victim])[victim] == "PENDING", 30)
-    cluster("node", node)
-    wait_until(lambda: ended(ids), 120)
-
-    assert slurm.states(ids) == dict.fromkeys(ids, "COMPLETED") | {fails: "FAILED"}
-    times = dict(victim=2, quick=1, fails=1, claimed=2)
+    wait_until(lambda: ended(ids), 60)
+    assert slurm.states(ids) == {quick: "COMPLETED", fails: "FAILED", claimed: "COMPLETED"}
+    times = dict(quick=1, fails=1, claimed=2)
     assert {name: len(attempts(tmp_path, name)) for name in times} == times
-    assert {p.stem for p in tmp_path.glob("*.done")} == {"victim", "quick", "claimed"}
+    assert {p.stem for p in tmp_path.glob("*.done")} == {"quick", "claimed"}
     assert "cannot be" in (tmp_path / "logs" / f"{fails}_0_log.err").read_text()
 
 
