@@ -79,6 +79,8 @@ def _slurm(path: Path, config, options: SlurmOptions, dry_run: bool) -> None:
                 print(slurm.script(options, name, folder, len(runs)))
         return
     slurm.check(options, name, folder)
+    if lacking := jobs.not_there(config):  # nodes see what a login node sees
+        raise ConfigError(lacking[0])
     store, todo = _todo(path, config, dry_run)
     there = queued(store)
     count, left = 0, [job for job in todo if job.run not in there]

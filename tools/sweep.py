@@ -221,11 +221,15 @@ def launch(args: Launch) -> None:
     if args.cluster:
         raise ConfigError("--cluster: is for --on slurm and --on tpu")
     shares = local.shares(args.workers)
-    store = jobs.create(path, config, dry_run=args.dry_run)
+    store, lacking = jobs.create(path, config, dry_run=True), jobs.not_there(config)
     if args.dry_run:
         done = sum(s.phase == "done" for s in store.states().values()) if store else 0
         text.dry_run(config.name, path, jobs.jobs_of(config), done, [s.text for s in shares])
+        print("\n".join(lacking))
         return
+    if lacking:
+        raise ConfigError(lacking[0])
+    store = jobs.create(path, config)
     text.note(f"{len(store.runs)} runs, {len(store.jobs)} jobs in {path}")
     signal.signal(signal.SIGTERM, _terminated)
     progress = text.Watch(store)

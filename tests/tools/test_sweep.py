@@ -183,6 +183,7 @@ def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
 def test_a_dry_run_writes_nothing(ask, store, tmp_path):
     new = ask("launch", MINI, "--dry-run", "--workers", "2", "--store", tmp_path / "new")[0]
     assert new.startswith("mini: 10 jobs (4 evaluate, 6 train), 0 done")
+    assert "runs/mini-sweep-data/train.json: not there (finetune.data.annotations)" in new
     assert not (tmp_path / "new").exists()
     assert "4 done" in ask("launch", MINI, "--dry-run", "--store", store.path)[0]
 
@@ -193,11 +194,14 @@ def test_a_dry_run_writes_nothing(ask, store, tmp_path):
         (("--workers", "-1"), "--workers -1: must be 0 (all there is) or above"),
         (("--set", "finetune.seed=3"), "holds a sweep with shared.finetune.seed = 0, not 3"),
         (("--set", "points=[]"), "points: none; a sweep needs at least one run"),
+        (("--store", "gs://bucket/s"), "a sweep's folder is on a filesystem; mount the bucket"),
+        ((), "runs/mini-sweep-data/tokenizer.json: not there ("),
     ],
 )
 def test_a_launch_that_cannot_be_changes_nothing(ask, store, options, line):
     before = {p: p.stat().st_mtime_ns for p in store.path.rglob("*")}
-    assert line in ask("launch", MINI, "--store", store.path, *options, code=2)[1]
+    options = options if "--store" in options else ("--store", store.path, *options)
+    assert line in ask("launch", MINI, *options, code=2)[1]
     assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*")} == before
 
 

@@ -6,6 +6,7 @@ preemption is done later by whoever comes.
 """
 
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -83,6 +84,23 @@ def jobs_of(config: SweepConfig) -> list[Job]:
             id = f"{point.run_id}/export-s{steps}-{kind}"
             jobs.append(Job(id, "export", {"to": kind, "step": steps}, (train,), cost / 1000))
     return jobs
+
+
+def not_there(config: SweepConfig) -> list[str]:
+    """Files and folders that the jobs will read and that are not there, with what names them."""
+    named = [(f"evaluations: {e.name}", e.questions) for e in config.evaluations]
+    for name in ("finetune", "pretrain"):
+        if (stage := getattr(config, name)) is not None:
+            data = {key: getattr(stage.data, key) for key in ("annotations", "tokenizer")}
+            named += [(f"{name}.data.{key}", file) for key, file in data.items()]
+    named += [(f"init: {part}", folder) for part, folder in config.init]
+    for size in sweep_config.used_sizes(config):
+        named += [(f"sizes: {size.llm}: {part}", folder) for part, folder in size.init]
+    # An .npz may be followed by where in it the parameters are.
+    files = {re.sub(r"(\.npz):.*", r"\1", file): name for name, file in reversed(named)}
+    return [
+        f"{file}: not there ({name})" for file, name in files.items() if not Path(file).exists()
+    ]
 
 
 def train_config(context: Context) -> TrainConfig:

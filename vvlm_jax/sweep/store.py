@@ -10,6 +10,7 @@ A job is `RUN/NAME` with what it comes after. Stage 1 is a run of its own, `stag
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -130,7 +131,7 @@ class Store:
 
         Raises ConfigError, with nothing changed, when the folder holds another sweep or no sweep.
         """
-        path, document = Path(path), _document(name, jobs, runs, shared or {}, lease)
+        path, document = _folder(path), _document(name, jobs, runs, shared or {}, lease)
         file = path / "sweep.json"
         if not file.exists():
             if path.is_dir() and any(not p.name.startswith("sweep.json.") for p in path.iterdir()):
@@ -149,7 +150,7 @@ class Store:
     @classmethod
     def open(cls, path: str | Path) -> "Store":
         """ConfigError when there is no sweep, one of another version, or a damaged one."""
-        path = Path(path).resolve()  # the trainer remembers the folder by this name
+        path = _folder(path).resolve()  # the trainer remembers the folder by this name
         return cls(path, _read(path))
 
     # --- what is there ---
@@ -226,7 +227,7 @@ class Store:
     def _now(self) -> float:
         try:
             return journal.now(self.path / "clock")
-        except PermissionError:  # somebody who may only look: nothing is stale to them
+        except OSError:  # somebody who may only look: nothing is stale to them
             return 0.0
 
     def _is_alive(self, entry: Entry, now: float) -> bool:
@@ -318,6 +319,12 @@ def _why(state: State) -> str:
 # --- sweep.json ---
 
 
+def _folder(path: str | Path) -> Path:
+    if re.match(r"\w+:/", str(path)):
+        raise ConfigError(f"{path}: a sweep's folder is on a filesystem; mount the bucket")
+    return Path(path)
+
+
 def _document(name: str, jobs: Iterable[Job], runs, shared: dict, lease: float) -> dict:
     jobs = list(jobs)
     known = {job.id for job in jobs}
@@ -347,6 +354,10 @@ def _read(path: Path) -> dict:
     return document
 
 
+_COST = 4
+"""Where a job's cost stands in its row: an estimate, which may change."""
+
+
 def _check_same(path: Path, there: dict, here: dict) -> bool:
     """Whether jobs have been added. ConfigError when anything else differs."""
     for key in ("name", "shared"):
@@ -361,8 +372,8 @@ def _check_same(path: Path, there: dict, here: dict) -> bool:
             raise ConfigError(
                 f"{path} holds a sweep with {id}, which is not in this one; choose another --store"
             )
-        if new[id] != job:
-            _, was, now = _first_difference(job, new[id], id)
+        if difference := _first_difference(job[:_COST], new[id][:_COST], id):
+            _, was, now = difference
             raise ConfigError(
                 f"{path} holds a sweep whose {id} has {was}, not {now}; choose another --store"
             )
@@ -381,7 +392,11 @@ def _first_difference(a, b, name: str):
             if found := _first_difference(x, y, f"{name}[{i}]"):
                 return found
         return None
-    return None if a == b else (name, json.dumps(a), json.dumps(b))
+    return None if a == b else (name, *(_short(json.dumps(value)) for value in (a, b)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _put_once(partial: Path, file: Path) -> None:

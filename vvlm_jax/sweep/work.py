@@ -119,9 +119,13 @@ def run_job(
         return code, line
     context = Context(store, job, stop, hosts.agreed)
     if claim is None:  # another host of the job
-        if job.kind == "train":
-            with contextlib.suppress(Exception):  # the first one tells
+        if job.kind == "train":  # the rest is done by the first host, on its own devices
+            try:
                 kinds[job.kind](context)
+            except Interrupted:
+                pass  # all hosts are, at one step
+            except Exception:
+                traceback.print_exc()  # the first one writes how the job ended
         return hosts.tell(FAILED), ""
     code = FAILED
     try:

@@ -1,5 +1,6 @@
 """The store: what a job's journal says, who may change it, and what is read."""
 
+import dataclasses
 import json
 import os
 import time
@@ -155,7 +156,7 @@ def test_an_entry_that_was_cut_is_a_claim_of_nobodys(sweep):
 
 def test_a_launch_again_takes_up_the_store_and_may_add_jobs(sweep):
     sweep.end(sweep.claim("a/train"), journal.DONE, result={})
-    more = [*JOBS, Job("c/train", "square")]
+    more = [*JOBS[:2], dataclasses.replace(JOBS[2], cost=5.0), Job("c/train", "square")]
     Store.create(sweep.path, "test", more)
     assert phases(sweep)["a/train"] == "done"
     assert phases(sweep)["c/train"] == "ready"

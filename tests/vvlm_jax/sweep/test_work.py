@@ -7,7 +7,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -16,7 +18,7 @@ import pytest
 from tests.vvlm_jax.sweep.child import KINDS
 from vvlm_jax.sweep import journal
 from vvlm_jax.sweep.store import Job, Store
-from vvlm_jax.sweep.work import AGAIN, DONE, FAILED, TAKEN, Stop, run_job
+from vvlm_jax.sweep.work import AGAIN, DONE, FAILED, TAKEN, Hosts, Stop, run_job
 
 ROOT = Path(__file__).parents[3]
 KILLS = 24
@@ -267,3 +269,34 @@ def test_what_a_job_raises_in_this_process_is_kept(tmp_path):
     store = Store.create(tmp_path / "s", "test", [Job("r/train", "trouble")])
     code, line = run_job(store, "r/train", {"trouble": trouble}, Stop())
     assert (code, line) == (FAILED, "r/train: RuntimeError")
+
+
+def test_of_several_hosts_all_train_and_the_first_keeps_the_journal(tmp_path):
+    at_work, told = threading.Barrier(2), [None]
+
+    def train(context):
+        at_work.wait(20)
+        return {"host": "the first"}
+
+    def host(index):
+        def tell(code):
+            at_work.wait(20)
+            if index == 0:
+                told[0] = code
+            at_work.wait(20)
+            return told[0]
+
+        return Hosts(index, agreed=lambda step: False, tell=tell)
+
+    store = Store.create(tmp_path / "s", "test", [Job("r/train", "train"), Job("r/x", "x")])
+    kinds = {"train": train, "x": lambda context: {"by": 1}}
+    with ThreadPoolExecutor(2) as pool:
+        for id, result in (("r/train", {"host": "the first"}), ("r/x", {"by": 1})):
+            ended = list(
+                pool.map(lambda i, id=id: run_job(store, id, kinds, Stop(), host(i)), range(2))
+            )
+            assert [code for code, _ in ended] == [DONE, DONE]
+            assert store.state(id).entry.body["result"] == result
+        again = list(pool.map(lambda i: run_job(store, "r/x", kinds, Stop(), host(i)), range(2)))
+    assert [code for code, _ in again] == [DONE, DONE]
+    assert claims(store) == 4
