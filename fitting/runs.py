@@ -74,7 +74,9 @@ class RunTable:
                 )
         wheres = [f"row {number}" for number in range(1, len(rows) + 1)]
         records = {name: [row[name] for row in rows] for name in COLUMNS}
-        return _table(records, wheres, str(source), FACTORS, "num_examples", score="score")
+        return _table(
+            records, wheres, str(source), FACTORS, "num_examples", score="score", scale=100.0
+        )
 
     def __len__(self) -> int:
         return len(self.error)

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# System packages that some tests use: chromium opens the HTML report.
+# System packages that some tests use: chromium opens the HTML report, Slurm's daemons run sweeps.
 # Installs the missing ones where apt and root are at hand; elsewhere says what is missing, and the
 # tests that need it are skipped with that reason.
 set -euo pipefail
 
+PATH="$PATH:/usr/sbin" # where daemons are
 missing=()
-for program in chromium; do
-    command -v "$program" >/dev/null || missing+=("$program")
+for program in chromium slurmctld slurmd sbatch:slurm-client munged:munge pgrep:procps; do
+    command -v "${program%:*}" >/dev/null || missing+=("${program#*:}")
 done
 if ((${#missing[@]} == 0)); then
     exit 0

@@ -61,6 +61,7 @@ NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")
 ONLY_IN = {
     "jaxopt": "fitting.solve",
     "lmms_eval": "vvlm_jax.eval.lmms",
+    "submitit": "vvlm_jax.sweep.slurm",
     "torch": "tools.bench.torch_train tools.bench.bench_model",  # what they measure against
 }
 
@@ -327,7 +328,8 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    needed = project["dependencies"] + extras["lmms"] + extras["trackers"]
+    optional = [line for name in ("lmms", "trackers", "slurm", "parquet") for line in extras[name]]
+    needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
     compared = {
         re.match(r"[\w-]+", requirement)[0] for requirement in extras["dev"] + extras["torch"]

@@ -13,16 +13,16 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
-from fitting import sweeps
+from configs.sweeps import isoflop, star
 from tools import _compile_programs as programs
 from tools._compile_programs import GIB, Measured
 from tools._compile_search import Memory, search
 from vvlm_jax.config import REMAT, ConfigError, TrainConfig, to_json, visual_length
+from vvlm_jax.sweep.config import SweepConfig
 
-LLMS = dict(zip(sweeps.PAPER_LM_PARAMS, ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b"), strict=True))
-"""The language models of the paper's three sizes."""
 _CODE = (
     *("models/*.py", "sharding.py", "types.py"),
     *(f"train/{name}.py" for name in ("abstract", "loss", "optim", "program", "state", "step")),
@@ -65,10 +65,40 @@ def run(config: TrainConfig, args) -> None:
 
 def configurations(base: TrainConfig, sweep: str):
     """The distinct configurations of a sweep of Table 6 on the base config, in its order."""
-    points = sweeps.PAPER_ISOFLOP if sweep == "isoflop" else sweeps.star_sweep(*sweeps.PAPER_STAR)
-    for lm_params, num_frames, tokens in dict.fromkeys(p.x for p in points):
-        x = dict(llm=LLMS[lm_params], num_frames=num_frames, tokens_per_frame=tokens)
-        yield dataclasses.replace(base, model=dataclasses.replace(base.model, **x))
+    table = (isoflop if sweep == "isoflop" else star).sweep()
+    return configurations_of(table, base).values()
+
+
+def configurations_of(sweep: SweepConfig, base: TrainConfig) -> dict[tuple, TrainConfig]:
+    """{x: the base config with it} of a sweep's distinct configurations, in its order."""
+    found = {}
+    for p in sweep.points:
+        x = dict(num_frames=p.num_frames, tokens_per_frame=p.tokens_per_frame)
+        model = dataclasses.replace(base.model, llm=sweep.size(p).llm, **x)
+        found[p.lm_params, p.num_frames, p.tokens_per_frame] = dataclasses.replace(
+            base, model=model
+        )
+    return found
+
+
+def known_fits(sweep: SweepConfig, topology: str, out: Path) -> dict[tuple, bool]:
+    """{x: whether its train step fits} of the configurations that `tools.compile --sweep` has kept
+    in `out` for this topology, this base config and today's code; others are left out.
+    """
+    from vvlm_jax.train.metrics import Progress
+
+    programs.parse_topology(topology)
+    file = out / f"{topology.replace(':', '-')}.jsonl"
+    if not file.is_file():
+        raise ConfigError(f"--compiled {out}: has no {file.name}; make it with tools.compile")
+    args = SimpleNamespace(topology=topology, table=True, hbm=None)
+    known, memory, fits = Compiles(file, args, Progress("plan", 0)), Memory(), {}
+    for x, config in configurations_of(sweep, sweep.finetune).items():
+        try:
+            fits[x] = choice(config, topology, known.limit, known, memory).measured.fits
+        except _Missing:
+            continue
+    return fits
 
 
 def choice(

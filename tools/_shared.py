@@ -16,25 +16,26 @@ _PEOPLES = (ValueError, OSError, Stopped)
 """Errors that a person can mend; the rest are bugs."""
 
 
-def load_config(path: Path, kind: type):
-    """The value of `config()` in a Python file. ConfigError, one line naming the file, when it is
-    not there, fails, or sets an option that does not exist or has the wrong type.
+def load_config(path: Path, kind: type, function: str = "config", flag: str = "--config "):
+    """The value of `config()`, or of another function, in a Python file. ConfigError, one line
+    naming the file, when it is not there, fails, or sets an option that does not exist or has the
+    wrong type. `flag` is what the file was given by.
     """
     if not path.is_file() or path.suffix != ".py":
         there = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no Python file"
-        raise ConfigError(f"--config {path}: no such Python file; in that folder: {there}")
+        raise ConfigError(f"{flag}{path}: no such Python file; in that folder: {there}")
     root, file = Path(__file__).parents[1], path.resolve()
     try:
         module = _import(file, root)
-        value = module.config() if hasattr(module, "config") else None
+        value = getattr(module, function)() if hasattr(module, function) else None
     except Exception as e:  # whatever a person's file may raise
-        raise ConfigError(f"--config {path}{_line_of(e, file)}: {_reason(e, kind)}") from e
+        raise ConfigError(f"{flag}{path}{_line_of(e, file)}: {_reason(e, kind)}") from e
     if not isinstance(value, kind):
-        raise ConfigError(f"--config {path}: must define config() -> {kind.__name__}")
+        raise ConfigError(f"{flag}{path}: must define {function}() -> {kind.__name__}")
     try:
         return from_json(kind, to_json(value))  # Python does not check the types of fields
     except (ConfigError, TypeError) as e:
-        raise ConfigError(f"--config {path}: {e}") from e
+        raise ConfigError(f"{flag}{path}: {e}") from e
 
 
 def _import(file: Path, root: Path):

@@ -29,6 +29,11 @@ def peak_flops(device_kind: str) -> float | None:
     return _PEAK_BF16[max(known, key=len)] if known else None
 
 
+def known_devices() -> tuple[str, ...]:
+    """Names that `peak_flops` knows."""
+    return tuple(_PEAK_BF16)
+
+
 def device_files() -> list[Path]:
     """Files of accelerators that the system knows, whether or not jax can use them."""
     return [path for pattern in _FILES for path in sorted(Path("/dev").glob(pattern))]

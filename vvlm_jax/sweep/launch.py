@@ -94,10 +94,10 @@ def _call(job: Job):
     try:
         return job.function(job.argument)
     finally:
-        _release_memory()
+        release_memory()
 
 
-def _release_memory() -> None:
+def release_memory() -> None:
     """Drops compiled programs, and returns what compiling freed to the system.
 
     Else a worker grows by some 100 MB with every new shape, to several GB in a sweep of 45 runs.

@@ -1,22 +1,425 @@
-"""One directory a run: `config.json`, `metrics.jsonl`, `predictions.jsonl`, `params/`,
-`result.json`.
+"""A sweep's folder: what is to be done, and how far it is. Any shared filesystem serves.
 
-A run is finished when `result.json` is there; it is written whole or not at all.
+    STORE/sweep.json           version, runs, jobs and what they share; written once
+    STORE/runs/RUN/            a run: config, metrics, checkpoints and model of the trainer
+    STORE/runs/RUN/jobs/       the journals of its jobs (`journal.py`): claims and results
+    STORE/index.json           a copy of results, for speed alone; it may be removed
+
+A job is `RUN/NAME` with what it comes after. Stage 1 is a run of its own, `stage1-LLM`.
 """
 
 import json
 import os
+import re
+import socket
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
+
+from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.sweep import journal
+from vvlm_jax.sweep.journal import Entry
 
 RESULT = "result.json"
+VERSION = 1
+LEASE = 120.0
+"""Seconds without a touch after which anybody may take a claim over."""
+MAX_DEATHS = 10
+"""Workers of a job that may die without a word, one after another, before it counts as failed."""
+FAR = 200
+"""Results that are not in the index from which on it is written again."""
 
 
-def write_json(path: str | Path, value) -> None:
+@dataclass(frozen=True)
+class Job:
+    """One piece of work."""
+
+    id: str
+    """`RUN/NAME`."""
+    kind: str
+    """Which function does it (`work.Kinds`)."""
+    argument: dict = field(default_factory=dict)
+    """What the function needs beside what all share, as JSON."""
+    after: tuple[str, ...] = ()
+    """Jobs that must be done before."""
+    cost: float = 1.0
+    """Relative; costly jobs come first, and times left follow from it."""
+
+    @property
+    def run(self) -> str:
+        """The run it belongs to."""
+        return self.id.rpartition("/")[0]
+
+    @property
+    def name(self) -> str:
+        """Its name within the run."""
+        return self.id.rpartition("/")[2]
+
+
+class State(NamedTuple):
+    """How far a job is."""
+
+    phase: str
+    """`done failed cancelled running`, or not begun: `ready`, `waiting` for what comes before, or
+    `blocked` by what failed.
+    """
+    entry: Entry
+
+    @property
+    def is_final(self) -> bool:
+        """Whether nothing more happens by itself."""
+        return self.phase in ("done", "failed", "cancelled", "blocked")
+
+
+class Claim(NamedTuple):
+    """The right to do a job, until somebody writes the next entry."""
+
+    job: Job
+    folder: Path
+    number: int
+
+    @property
+    def file(self) -> Path:
+        """Its entry."""
+        return journal.file_of(self.folder, self.job.name, self.number)
+
+    def is_held(self) -> bool:
+        """Whether nobody has written the next entry."""
+        return not journal.file_of(self.folder, self.job.name, self.number + 1).exists()
+
+
+class NotClaimed(RuntimeError):
+    """A job cannot be had; `phase` says why."""
+
+    def __init__(self, phase: str, line: str):
+        super().__init__(line)
+        self.phase = phase
+
+
+class Store:
+    """An open sweep's folder. `Store.open(path)`, or `Store.create(path, name, …)`."""
+
+    def __init__(self, path: Path, document: dict):
+        self.path, self.name = path, document["name"]
+        self.shared, self.runs = document["shared"], document["runs"]
+        self.lease = document["lease"]
+        self.jobs = {
+            id: Job(id, kind, argument, tuple(after), cost)
+            for id, kind, argument, after, cost in document["jobs"]
+        }
+        self._results: dict[str, tuple[int, Entry]] | None = None
+        self._unsaved = 0
+
+    @classmethod
+    def create(
+        cls,
+        path: str | Path,
+        name: str,
+        jobs: Iterable[Job],
+        runs: Iterable[dict] = (),
+        shared: dict | None = None,
+        lease: float = LEASE,
+        dry_run: bool = False,
+    ) -> "Store | None":
+        """Makes the folder, or takes up the one that is there, to which jobs may have been added.
+
+        Args:
+          runs: rows of the runs table without metric and score, one a run that is scored.
+          shared: what all jobs need, as JSON.
+          dry_run: write nothing, and return the store that is there, or None.
+
+        Raises ConfigError, with nothing changed, when the folder holds another sweep or no sweep.
+        """
+        path, document = _folder(path), _document(name, jobs, runs, shared or {}, lease)
+        file = path / "sweep.json"
+        if not file.exists():
+            if path.is_dir() and any(not p.name.startswith("sweep.json.") for p in path.iterdir()):
+                raise ConfigError(f"{path}: holds something else; choose another --store")
+            if dry_run:
+                return None
+            path.mkdir(parents=True, exist_ok=True)
+            partial = path / f"sweep.json.{socket.gethostname()}-{os.getpid()}"
+            partial.write_text(json.dumps(document) + "\n")
+            _put_once(partial, file)
+        there = _read(path)
+        if _check_same(path, there, document) and not dry_run:
+            write_json(file, document, indent=None)
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Store":
+        """ConfigError when there is no sweep, one of another version, or a damaged one."""
+        path = _folder(path).resolve()  # the trainer remembers the folder by this name
+        return cls(path, _read(path))
+
+    # --- what is there ---
+
+    def states(self) -> dict[str, State]:
+        """The state of every job: one listing a run, one file for what the index does not have."""
+        self._load_index()
+        newest = {}
+        for run in dict.fromkeys(job.run for job in self.jobs.values()):
+            for name, (number, file) in journal.numbers(self._journals(run)).items():
+                newest[f"{run}/{name}"] = number, file
+        entries = {id: self._entry(id, *newest[id]) for id in self.jobs if id in newest}
+        self._save_index()
+        return self._judge(self.jobs, entries)
+
+    def state(self, job_id: str) -> State:
+        """The state of one job, read afresh."""
+        wanted, entries = [self.job(job_id).id], {}
+        while wanted:
+            id = wanted.pop()
+            job = self.jobs[id]
+            found = journal.numbers(self._journals(job.run)).get(job.name)
+            if found:
+                entries[id] = journal.read(Path(found[1].path), found[0])
+            wanted += [other for other in job.after if other not in entries]
+        return self._judge([job_id], entries)[job_id]
+
+    def job(self, job_id: str) -> Job:
+        """ConfigError names the nearest when there is none."""
+        if job_id not in self.jobs:
+            raise ConfigError(f"{self.path}: no job {job_id!r}; {_near(job_id, self.jobs)}")
+        return self.jobs[job_id]
+
+    def folder(self, run: str) -> Path:
+        """A run's folder."""
+        return self.path / "runs" / run
+
+    def _journals(self, run: str) -> Path:
+        return self.folder(run) / "jobs"
+
+    def _entry(self, id: str, number: int, file: os.DirEntry) -> Entry:
+        known = self._results.get(id)
+        if known and known.number == number and known.touched == file.stat().st_mtime:
+            return known
+        entry = journal.read(Path(file.path), number)
+        if entry.event == journal.DONE:
+            self._results[id] = entry
+            self._unsaved += 1
+        return entry
+
+    def _judge(self, ids: Iterable[str], entries: dict[str, Entry]) -> dict[str, State]:
+        """States from the newest entries, their own and of what comes before them."""
+        now, phases = None, {}
+        for id, entry in entries.items():
+            if entry.event == journal.CLAIM:
+                if now is None:
+                    now = self._now()
+                if self._is_alive(entry, now):
+                    phases[id] = "running"
+            elif entry.event in journal.TERMINAL:
+                phases[id] = entry.event
+
+        def phase(id: str) -> str:
+            if id not in phases:
+                before = [phase(other) for other in self.jobs[id].after]
+                if any(p in ("failed", "cancelled", "blocked") for p in before):
+                    phases[id] = "blocked"
+                else:
+                    phases[id] = "ready" if all(p == "done" for p in before) else "waiting"
+            return phases[id]
+
+        return {id: State(phase(id), entries.get(id, journal.NONE)) for id in ids}
+
+    def _now(self) -> float:
+        try:
+            return journal.now(self.path / "clock")
+        except OSError:  # somebody who may only look: nothing is stale to them
+            return 0.0
+
+    def _is_alive(self, entry: Entry, now: float) -> bool:
+        lease = entry.body.get("lease", self.lease)
+        return now - entry.touched <= lease and not journal.is_dead(entry.body.get("life"))
+
+    # --- the index ---
+
+    def _load_index(self) -> None:
+        if self._results is not None:
+            return
+        try:
+            index = json.loads((self.path / "index.json").read_text())
+            self._results = {id: Entry(*values) for id, values in index.items()}
+        except (OSError, ValueError, TypeError, AttributeError):  # none, or a damaged one
+            self._results = {}
+
+    def _save_index(self) -> None:
+        if self._unsaved < FAR:
+            return
+        try:
+            write_json(self.path / "index.json", self._results, indent=None)
+            self._unsaved = 0
+        except OSError:
+            return  # a disk that is full, or not ours: it is for speed alone
+
+    # --- what happens ---
+
+    def claim(self, job_id: str) -> Claim:
+        """Takes a job that is ready, or whose worker is dead. Raises NotClaimed."""
+        state, job = self.state(job_id), self.job(job_id)
+        if state.phase != "ready":
+            raise NotClaimed(state.phase, f"{job_id}: {_why(state)}")
+        entry, number = state.entry, state.entry.number + 1
+        claim, deaths = Claim(job, self._journals(job.run), number), 0
+        if entry.event == journal.CLAIM:
+            deaths = entry.body.get("deaths", 0) + 1
+        if deaths >= MAX_DEATHS:
+            line = f"its worker died {deaths} times in a row without a word; out of memory?"
+            journal.create(claim.file, journal.FAILED, error=line)
+            raise NotClaimed("failed", f"{job_id}: {line}")
+        made = journal.create(
+            claim.file,
+            journal.CLAIM,
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            life=journal.life(),
+            lease=self.lease,
+            deaths=deaths,
+        )
+        if not made:
+            raise NotClaimed("running", f"{job_id}: somebody else was quicker")
+        return claim
+
+    def end(self, claim: Claim, event: str, **values) -> bool:
+        """Writes how a claimed job ended, unless somebody else has taken it: then False."""
+        return journal.create(claim._replace(number=claim.number + 1).file, event, **values)
+
+    def retry(self, job_id: str) -> bool:
+        """Makes a failed or cancelled job ready again; False when it is neither."""
+        return self._write_next(job_id, journal.RETRY, ("failed", "cancelled"))
+
+    def cancel(self, job_id: str) -> bool:
+        """Takes a job that is not done from whoever does it; False when it had ended."""
+        phases = ("ready", "waiting", "blocked", "running")
+        return self._write_next(job_id, journal.CANCELLED, phases)
+
+    def _write_next(self, job_id: str, event: str, phases) -> bool:
+        job = self.job(job_id)
+        while (state := self.state(job_id)).phase in phases:
+            file = journal.file_of(self._journals(job.run), job.name, state.entry.number + 1)
+            if journal.create(file, event):
+                return True
+        return False
+
+
+def _why(state: State) -> str:
+    """Why a job cannot be claimed."""
+    body = state.entry.body
+    return {
+        "done": "done already",
+        "running": f"claimed by {body.get('worker', '?')}",
+        "failed": f"failed: {body.get('error', '?')}; tools.sweep retry makes it ready again",
+        "cancelled": "cancelled; tools.sweep retry makes it ready again",
+        "waiting": "waits for what comes before it",
+        "blocked": "what comes before it has failed",
+    }[state.phase]
+
+
+# --- sweep.json ---
+
+
+def _folder(path: str | Path) -> Path:
+    if re.match(r"\w+:/", str(path)):
+        raise ConfigError(f"{path}: a sweep's folder is on a filesystem; mount the bucket")
+    return Path(path)
+
+
+def _document(name: str, jobs: Iterable[Job], runs, shared: dict, lease: float) -> dict:
+    jobs = list(jobs)
+    known = {job.id for job in jobs}
+    if len(known) < len(jobs):
+        raise ConfigError("two jobs have the same name")
+    rows = [[job.id, job.kind, job.argument, list(job.after), job.cost] for job in jobs]
+    document = dict(
+        version=VERSION, name=name, lease=lease, shared=shared, runs=list(runs), jobs=rows
+    )
+    return json.loads(json.dumps(document))  # as it is read again: lists for tuples
+
+
+def _read(path: Path) -> dict:
+    file = path / "sweep.json"
+    try:
+        document = json.loads(file.read_text())
+        version = document["version"]
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no sweep here (no sweep.json)") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{file}: damaged; choose another --store, or remove it") from None
+    if version != VERSION:
+        raise ConfigError(
+            f"{file}: written by another version of this program (format {version}, here "
+            f"{VERSION}); use that version, or choose another --store"
+        )
+    return document
+
+
+_COST = 4
+"""Where a job's cost stands in its row: an estimate, which may change."""
+
+
+def _check_same(path: Path, there: dict, here: dict) -> bool:
+    """Whether jobs have been added. ConfigError when anything else differs."""
+    for key in ("name", "shared"):
+        if difference := _first_difference(there[key], here[key], key):
+            name, old, new = difference
+            raise ConfigError(
+                f"{path} holds a sweep with {name} = {old}, not {new}; choose another --store"
+            )
+    old, new = ({job[0]: job for job in document["jobs"]} for document in (there, here))
+    for id, job in old.items():
+        if id not in new:
+            raise ConfigError(
+                f"{path} holds a sweep with {id}, which is not in this one; choose another --store"
+            )
+        if difference := _first_difference(job[:_COST], new[id][:_COST], id):
+            _, was, now = difference
+            raise ConfigError(
+                f"{path} holds a sweep whose {id} has {was}, not {now}; choose another --store"
+            )
+    return len(new) > len(old)
+
+
+def _first_difference(a, b, name: str):
+    """(name, value in a, value in b) of the first difference of two JSON values, or None."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(k for k in b if k not in a)]:
+            if found := _first_difference(a.get(key), b.get(key), f"{name}.{key}"):
+                return found
+        return None
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            if found := _first_difference(x, y, f"{name}[{i}]"):
+                return found
+        return None
+    return None if a == b else (name, *(_short(json.dumps(value)) for value in (a, b)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def _put_once(partial: Path, file: Path) -> None:
+    """Renames a whole file to a name that is free; of several that try, the first wins."""
+    try:
+        os.link(partial, file)
+    except FileExistsError:
+        pass
+    except OSError:  # a filesystem without hard links: the last of equals wins
+        os.replace(partial, file)
+    partial.unlink(missing_ok=True)
+
+
+def _near(word: str, known) -> str:
+    return nearest(word, known) if len(known) <= 50 else nearest(word, list(known)[:50])
+
+
+def write_json(path: str | Path, value, indent: int | None = 1) -> None:
     """Writes JSON so that a reader, or a crash, never meets half of it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    partial.write_text(json.dumps(value, indent=indent, sort_keys=True) + "\n")
     partial.replace(path)
 
 

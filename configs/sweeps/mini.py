@@ -1,0 +1,68 @@
+"""A sweep of minutes on a processor: four runs of the study's world, two language models.
+
+    python -m configs.sweeps.mini        # writes its clips and pictures, once
+    python -m tools.sweep launch configs/sweeps/mini.py --on local --store runs/mini-sweep
+
+It learns nothing; it shows every part of a sweep at work.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from configs import study as stages
+from configs.study import StudyConfig
+from fitting.sweeps import Domain, star_sweep
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.flops import llm_params
+from vvlm_jax.models.variants import LLAMA
+from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig
+
+DATA = "runs/mini-sweep-data"
+LLMS = ("study-s", "study-m")
+STUDY = StudyConfig(llms=LLMS, train_videos=16, val_videos=2, captions=8)
+
+
+def sweep() -> SweepConfig:
+    """A star of three arms at one data size."""
+    small, large = (llm_params(LLAMA[llm]) for llm in LLMS)
+    levels = Domain((small, large), (1, 2), (1, 4))
+    return SweepConfig(
+        name="mini",
+        points=star_sweep((large, 2, 4), levels, (12,)),
+        sizes=(LmSize(small, LLMS[0]), LmSize(large, LLMS[1])),
+        finetune=_small(stages.finetune_stage(STUDY, DATA)),
+        pretrain=_captioned(_small(stages.projector_stage(STUDY, LLMS[-1], DATA))),
+        evaluations=(Evaluation("val", f"{DATA}/val.jsonl", DATA, max_new_tokens=2),),
+        data_size=STUDY.train_videos,
+    )
+
+
+def _small(stage: TrainConfig) -> TrainConfig:
+    """Batches of four, each step logged and saved."""
+    more = dict(batch_size=4, microbatches=1, epochs=1, log_every=1, checkpoint_every=1)
+    return dataclasses.replace(stage, init=(), **more)
+
+
+def _captioned(stage: TrainConfig) -> TrainConfig:
+    """On all pictures, so that a plan knows how many there are."""
+    return dataclasses.replace(
+        stage, data=dataclasses.replace(stage.data, num_examples=STUDY.captions)
+    )
+
+
+def write_data(folder: Path) -> None:
+    """Clips, questions, pictures and their annotations; what is there already is kept."""
+    from vvlm_jax.data import synthetic
+
+    size, seed = STUDY.image_size, STUDY.seed
+    synthetic.write_tokenizer(folder)
+    synthetic.write_captions(folder, STUDY.captions, size, seed)
+    for split, count in (("train", STUDY.train_videos), ("val", STUDY.val_videos)):
+        synthetic.write_videos(
+            folder, split, count, STUDY.turns, num_frames=STUDY.num_frames,
+            flash_lengths=STUDY.flash_lengths, size=size, seed=seed,
+        )  # fmt: skip
+
+
+if __name__ == "__main__":
+    write_data(Path(DATA))

@@ -1,0 +1,212 @@
+"""The sweep command."""
+
+import csv
+import io
+import json
+import signal
+from types import SimpleNamespace
+
+import pytest
+
+from configs.sweeps import mini, star
+from fitting.runs import read_runs
+from tools import sweep as command
+from tools._shared import die_in_one_line
+from vvlm_jax.sweep import jobs, journal
+
+STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"
+
+
+@pytest.fixture
+def ask(capsys, monkeypatch):
+    """ask("plan", …, code=0): (standard output, last line of standard error)."""
+
+    def run(*argv, code=0):
+        monkeypatch.setattr("sys.argv", ["tools.sweep", *map(str, argv)])
+        ended = 0
+        try:
+            die_in_one_line(command.cli)
+        except SystemExit as e:
+            ended = e.code or 0
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        return out, (err.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+def test_csv_is_a_header_and_a_row_a_run(ask):
+    out, _ = ask("plan", STAR, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert len(rows) == 39
+    assert {(r["lm_params"], r["num_examples"]) for r in rows} >= {("7500000000", "250000")}
+    assert all(float(r["device_hours"]) > 0 and r["cost"] == r["fits"] == "" for r in rows)
+
+
+def test_json_has_the_same_rows_and_totals(ask):
+    out, _ = ask("plan", STAR, "--json", "--price", "2", "--device", "TPU v5p", "--mfu", "0.5")
+    found = json.loads(out)
+    assert len(found["runs"]) == 39
+    assert len(found["stage_1"]) == 3
+    hours = sum(r["device_hours"] for r in found["runs"] + found["stage_1"])
+    assert found["totals"]["cost"] == pytest.approx(2 * hours)
+    assert found["assumed"] == {"device": "TPU v5p", "peak": 459e12, "mfu": 0.5, "price": 2.0}
+
+
+def test_a_table_for_people_ends_with_totals_and_what_was_assumed(ask):
+    out, _ = ask("plan", MINI, "--price", "2")
+    lines = out.splitlines()
+    assert lines[0].split()[:4] == ["run", "x_N", "x_T", "x_V"]
+    assert "total: 4 runs and 2 stages 1" in lines[-2]
+    assert "40% of 9.89e+14 FLOP/s, 2 for an hour" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--device", "H100"), "error: --device = 'H100': unknown; did you mean 'NVIDIA H100'?"),
+        (("--mfu", "1.5"), "error: --mfu 1.5: must be a share above 0, at most 1"),
+        (("--price", "0"), "error: --price 0: must be above 0"),
+        (("--csv", "--json"), "error: --csv and --json: choose one"),
+        (("--set", "data_size=9"), "num_examples = 12: above the 9 examples there are"),
+        (("--set", "finetune.data.n=9"), "finetune.data.n: no such option"),
+    ],
+)
+def test_bad_options_are_told_in_one_line(ask, options, line):
+    assert line in ask("plan", MINI, *options, code=2)[1]
+
+
+def test_a_budget_no_configuration_meets_is_told_in_one_line(ask, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from configs.sweeps import table6\n"
+        "from fitting import cost, sweeps\n"
+        "def sweep():\n"
+        "    points = sweeps.isoflop_sweep(sweeps.PAPER_DOMAIN, [1e9], 10**6, cost.PAPER)\n"
+        "    return table6.config('mine', points)\n"
+    )
+    line = ask("plan", file, code=2)[1]
+    assert line.startswith(f"error: {file}, line 4: ValueError: no configuration costs within 3.0%")
+    file.write_text("def config():\n    return 1\n")
+    assert ask("plan", file, code=2)[1].endswith("must define sweep() -> SweepConfig")
+
+
+def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
+    from tools import _compile_programs as programs
+    from tools import _compile_sweep
+
+    def compile_one(config, topology):  # 32 frames never fit
+        need = config.model.num_frames * 4 * programs.GIB
+        return programs.Measured(
+            need < 100e9, 0, need, {"temporaries": 0.0}, {}, 1, [], 1.0, 1.0, 1.0, 1.0
+        )
+
+    options = ("--topology", "v5p:2x2x4", "--compiled", tmp_path)
+    assert "has no v5p-2x2x4.jsonl; make it" in ask("plan", STAR, *options, code=2)[1]
+    monkeypatch.setattr(_compile_sweep, "_compile", compile_one)
+    monkeypatch.setattr(programs, "prepare_environment", lambda: None)
+    args = SimpleNamespace(sweep="star", topology="v5p:2x2x4", out=tmp_path, table=False, hbm=None)
+    _compile_sweep.run(star.sweep().finetune, args)
+    out, _ = ask("plan", STAR, *options, "--csv")
+    rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
+    fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
+    assert fits == {(32, "no"), (16, "yes"), (12, "yes"), (8, "yes"), (4, "yes")}
+
+
+# A store that is there.
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The miniature's store with one run done, one failed, two to do."""
+    store = jobs.create(tmp_path / "s", mini.sweep())
+    for id in ("stage1-study-s/train", "stage1-study-m/train", f"{RUNS[0]}/train"):
+        store.end(store.claim(id), journal.DONE, seconds=1.0, result={"loss": 1.5})
+    scores = {"scores": {"cell": 40.0, "most": 60.0}}
+    store.end(store.claim(f"{RUNS[0]}/evaluate-s3-val"), journal.DONE, result=scores)
+    store.end(store.claim(f"{RUNS[1]}/train"), journal.FAILED, error="ValueError: \x1b[2Jno luck")
+    return store
+
+
+RUNS = [p.run_id for p in mini.sweep().points]
+
+
+def test_status_shows_progress_and_what_failed(ask, store):
+    lines = ask("status", store.path)[0].splitlines()
+    assert lines[0].split() == ["run", "state", "progress", "loss", "left"]
+    assert [RUNS[0], "done", "100%", "1.5000"] in [line.split() for line in lines]
+    (failed,) = [line for line in lines if line.startswith(RUNS[1])]
+    assert failed.endswith("train: ValueError: �[2Jno luck"), "nothing moves the cursor"
+    assert lines[-1].startswith("mini: 6 runs: 3 done, 1 failed, 2 waiting · 0 workers")
+    listed = ask("status", store.path, "--jobs")[0].splitlines()
+    assert f"failed    {RUNS[1]}/train" in listed
+    assert f"blocked   {RUNS[1]}/evaluate-s3-val" in listed
+
+
+def test_retry_and_cancel(ask, store):
+    assert ask("retry", store.path)[0] == "1 jobs ready again\n"
+    assert store.state(f"{RUNS[1]}/train").phase == "ready"
+    assert ask("cancel", store.path, RUNS[1], f"{RUNS[2]}/eval*")[0] == "3 jobs cancelled\n"
+    assert store.state(f"{RUNS[2]}/train").phase == "ready"
+    assert ask("retry", store.path, RUNS[1])[0] == "2 jobs ready again\n"
+    line = ask("retry", store.path, "star-N5400-T2-V4-n12", code=2)[1]
+    assert "no such run or job; did you mean 'star-N54000-T2-V4-n12'?" in line
+
+
+def test_collect_writes_the_table_and_lists_what_is_missing(ask, store, tmp_path):
+    out, last = ask("collect", store.path, "--out", tmp_path / "runs.csv")
+    assert out == f"{tmp_path / 'runs.csv'}: 3 scores, 3 missing\n"
+    assert last.startswith(f"missing: {RUNS[3]}/evaluate-s3-val")
+    table = read_runs(tmp_path / "runs.csv")
+    assert list(zip(table.metric, 100 - table.error, strict=True)) == [
+        ("avg", 50.0), ("cell", 40.0), ("most", 60.0),
+    ]  # fmt: skip
+    assert set(table.run_id) == {RUNS[0]}
+    assert (
+        "must end with .csv or .parquet" in ask("collect", store.path, "--out", "x.h5", code=2)[1]
+    )
+
+
+def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    ask("collect", store.path)
+    rows = parquet.read_table(store.path / "runs.parquet").to_pylist()
+    with (store.path / "runs.csv").open() as file:
+        lines = list(csv.DictReader(file))
+    assert list(rows[0]) == list(lines[0])
+    for row, line in zip(rows, lines, strict=True):
+        assert (row["run_id"], row["metric"]) == (line["run_id"], line["metric"])
+        assert row["score"] == float(line["score"])
+        assert row["num_examples"] == int(line["num_examples"])
+
+
+def test_a_dry_run_writes_nothing(ask, store, tmp_path):
+    new = ask("launch", MINI, "--dry-run", "--workers", "2", "--store", tmp_path / "new")[0]
+    assert new.startswith("mini: 10 jobs (4 evaluate, 6 train), 0 done")
+    assert "runs/mini-sweep-data/train.json: not there (finetune.data.annotations)" in new
+    assert not (tmp_path / "new").exists()
+    assert "4 done" in ask("launch", MINI, "--dry-run", "--store", store.path)[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (("--workers", "-1"), "--workers -1: must be 0 (all there is) or above"),
+        (("--set", "finetune.seed=3"), "holds a sweep with shared.finetune.seed = 0, not 3"),
+        (("--set", "points=[]"), "points: none; a sweep needs at least one run"),
+        (("--store", "gs://bucket/s"), "a sweep's folder is on a filesystem; mount the bucket"),
+        ((), "runs/mini-sweep-data/tokenizer.json: not there ("),
+    ],
+)
+def test_a_launch_that_cannot_be_changes_nothing(ask, store, options, line):
+    before = {p: p.stat().st_mtime_ns for p in store.path.rglob("*")}
+    options = options if "--store" in options else ("--store", store.path, *options)
+    assert line in ask("launch", MINI, *options, code=2)[1]
+    assert {p: p.stat().st_mtime_ns for p in store.path.rglob("*")} == before
+
+
+def test_work_asks_for_a_store_and_a_job_that_are_there(ask, store, tmp_path):
+    assert "no sweep here" in ask("work", tmp_path, code=2)[1]
+    assert "no job 'x/train'" in ask("work", store.path, "x/train", code=2)[1]
+    # In a process that listens to SIGTERM as before.
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

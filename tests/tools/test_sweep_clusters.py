@@ -1,0 +1,132 @@
+"""Launching on clusters, as far as that needs none: what is printed, written and refused."""
+
+import json
+import os
+import subprocess
+
+import pytest
+
+from tools import _sweep_clusters
+from tools import sweep as command
+from tools._shared import die_in_one_line
+from vvlm_jax.sweep.store import Job, Store
+
+MINI = "configs/sweeps/mini.py"
+
+
+@pytest.fixture
+def ask(capsys, monkeypatch):
+    """ask("launch", …, code=0): (standard output, last line of standard error)."""
+
+    def run(*argv, code=0):
+        monkeypatch.setattr("sys.argv", ["tools.sweep", *map(str, argv)])
+        ended = 0
+        try:
+            die_in_one_line(command.cli)
+        except SystemExit as e:
+            ended = e.code or 0
+        out, err = capsys.readouterr()
+        assert ended == code, err
+        return out, (err.strip().splitlines() or [""])[-1]
+
+    return run
+
+
+def test_runs_come_after_those_that_they_need():
+    jobs = [
+        Job("s1/train", "train"),
+        Job("s2/train", "train"),
+        Job("a/train", "train", after=("s1/train",)),
+        Job("a/evaluate", "evaluate", after=("a/train",)),
+        Job("b/train", "train", after=("s2/train",)),
+        Job("c/train", "train", after=("s1/train",)),
+        Job("d/train", "train", after=("gone/train",)),  # done, so not among what is left
+    ]
+    first, second = _sweep_clusters.waves(jobs)
+    assert first == {(): {"s1": ["s1/train"], "s2": ["s2/train"], "d": ["d/train"]}}
+    assert second == {
+        ("s1",): {"a": ["a/train", "a/evaluate"], "c": ["c/train"]},
+        ("s2",): {"b": ["b/train"]},
+    }
+    assert _sweep_clusters.waves([]) == []
+
+
+def test_a_dry_run_for_slurm_prints_scripts_and_needs_no_slurm(ask, tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    asked = ("--cluster", "partition=gpu", "nodes=2", "gpus_per_node=8")
+    out, _ = ask("launch", MINI, "--on", "slurm", "--store", tmp_path / "s", "--dry-run", *asked)
+    assert "# 3 runs, after stage1-study-m" in out
+    assert out.count("#SBATCH --gpus-per-node=8") == 3  # stage 1, and the runs of each size
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files_for_tpu_pods(ask, tmp_path):
+    store = tmp_path / "s"
+    asked = (f"mount={tmp_path}", "project=lab", "zone=z", "image=i", "topology=v5e:4x4")
+    launch = ("launch", MINI, "--on", "tpu", "--store", store)
+    out, _ = ask(*launch, "--dry-run", "--cluster", *asked)
+    assert "jobsets-2.json" in out
+    assert not store.exists()
+    out, _ = ask(*launch, "--cluster", *asked)
+    assert f"bash {store}/tpu/launch.sh" in out
+    items = json.loads((store / "tpu/jobsets-2.json").read_text())["items"]
+    assert len(items) == 4
+    scripts = {json.dumps(item) for item in items}
+    assert all(f"tools.sweep work {store} star-" in text for text in scripts)
+    first = (store / "tpu/jobsets-1.json").read_text()
+    assert f"work {store} stage1-study-s/train" in first
+    for script in (store / "tpu").glob("*.sh"):
+        assert subprocess.run(["bash", "-n", str(script)]).returncode == 0
+    assert len(Store.open(store).states()) == 10
+
+
+@pytest.mark.parametrize(
+    ("on", "asked", "line"),
+    [
+        ("slurm", (), "error: slurm: no sbatch, "),
+        ("slurm", ("partitoin=gpu",), "partitoin: no such option; did you mean 'partition'?"),
+        ("slurm", ("minutes=soon",), "minutes"),
+        ("tpu", ("image=i",), "not below mount=/sweeps, where hosts have the file system"),
+        (
+            "tpu",
+            ("mount=/",),
+            "error: tpu: give project=… and zone=… (queued resources) or",
+        ),
+        ("tpu", ("mount=/", "image=i", "topology=v9:2x2"), "the kind of TPU = 'v9': unknown;"),
+        ("local", ("nodes=2",), "error: --cluster: is for --on slurm and --on tpu"),
+    ],
+)
+def test_what_cannot_be_is_told_in_one_line_and_changes_nothing(
+    ask, tmp_path, monkeypatch, on, asked, line
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    words = ("launch", MINI, "--on", on, "--store", tmp_path / "s", "--cluster", *asked)
+    assert line in ask(*words, code=2)[1]
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def slurm_of_files(tmp_path, monkeypatch):
+    """scancel and squeue that note what they are asked, and say that everything waits."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "scancel").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/cancelled\n')
+    (folder / "squeue").write_text(
+        "#!/bin/sh\nprintf '7_0|PENDING\\n7_1|PENDING\\n8|COMPLETED\\n'\n"
+    )
+    for file in folder.iterdir():
+        file.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    return tmp_path / "cancelled"
+
+
+def test_cancelled_runs_leave_the_queue(ask, tmp_path, slurm_of_files):
+    config = command.load(command.Path(MINI))
+    store = _sweep_clusters.jobs.create(tmp_path / "s", config)
+    a, b, *_ = runs = list(dict.fromkeys(job.run for job in store.jobs.values()))
+    (store.path / "slurm").mkdir()
+    _sweep_clusters._remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))
+    assert _sweep_clusters.queued(store) == {a: "7_0", b: "7_1"}
+    assert "1 jobs cancelled" in ask("cancel", store.path, a)[0]
+    assert slurm_of_files.read_text() == "7_0\n"

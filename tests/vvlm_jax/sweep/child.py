@@ -1,0 +1,121 @@
+"""Workers for the tests: processes of their own that do cheap jobs by the real code. No jax.
+
+python -m tests.vvlm_jax.sweep.child pull STORE          one worker, until nothing is left
+python -m tests.vvlm_jax.sweep.child job STORE JOB       one job; exits with its code
+python -m tests.vvlm_jax.sweep.child drive STORE N       a driver with N workers of `pull`
+python -m tests.vvlm_jax.sweep.child kill STORE N        N workers killed at random instants
+python -m tests.vvlm_jax.sweep.child die STORE           workers that die before their first, second
+                                                         … operation on files, until one does not
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from vvlm_jax.sweep import local, store
+from vvlm_jax.sweep.store import Store
+from vvlm_jax.sweep.work import Interrupted, Stop, pull, run_job
+
+
+def square(context):
+    """In three steps, each kept, as a training keeps checkpoints. Notes that it ran."""
+    argument = context.job.argument
+    context.folder.mkdir(parents=True, exist_ok=True)
+    with (context.folder / "ran").open("a") as ran:
+        ran.write(f"{os.getpid()}\n")
+    steps = context.folder / "steps"
+    done = len(steps.read_text()) if steps.exists() else 0
+    for step in range(done, 3):
+        if context.should_stop(step):
+            raise Interrupted
+        time.sleep(argument.get("seconds", 0) / 3)
+        steps.write_text("x" * (step + 1))
+    return {"scores": {"task": argument["value"] ** 2}, "steps": 3}
+
+
+def fail(context):
+    raise ValueError("first line\nno luck")
+
+
+def die(context):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+KINDS = {"evaluate": square, "square": square, "fail": fail, "die": die}
+OPERATIONS = {
+    *("open", "os.mkdir", "os.rename", "os.remove", "os.scandir", "os.link", "os.utime"),
+}
+
+
+def die_before(n: int) -> None:
+    """SIGKILL before the n-th operation on the store's files."""
+    left = n
+
+    def hook(event, args):
+        nonlocal left
+        if event in OPERATIONS and args and sys.argv[2] in str(args[0]):
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+
+
+def fork(path: str, deaths: int | None = None) -> int:
+    """A worker that dies before its next but so many operation; its process id."""
+    if (pid := os.fork()) == 0:
+        if deaths is not None:
+            die_before(deaths + 1)
+        pull(Store.open(path), KINDS, Stop(), poll=0.01)
+        os._exit(0)
+    return pid
+
+
+def kill(path: str, count: int) -> bool:
+    """Kills workers up to a quarter of a second after each has claimed something; whether all were
+    at work.
+    """
+    rng, entries = random.Random(7), Path(path) / "runs"
+    for _ in range(count):
+        before = len(list(entries.glob("*/jobs/*.json")))
+        pid = fork(path)
+        while len(list(entries.glob("*/jobs/*.json"))) == before:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.25))
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1] != signal.SIGKILL:
+            return False
+    return True
+
+
+def main() -> int:
+    what, path, *more = sys.argv[1:]
+    if what == "die":
+        store.MAX_DEATHS = 10**6
+        deaths, status = 0, signal.SIGKILL
+        while status == signal.SIGKILL:
+            status = os.waitpid(fork(path, deaths), 0)[1]
+            deaths += status == signal.SIGKILL
+        print(deaths)
+        return os.waitstatus_to_exitcode(status)
+    if what == "kill":
+        return 0 if kill(path, int(more[0])) else 1
+    opened, stop = Store.open(path), Stop()
+    if what == "drive":
+        command = [sys.executable, "-m", "tests.vvlm_jax.sweep.child", "pull", path]
+        shares = [local.Share({}, frozenset(os.sched_getaffinity(0)), "")] * int(more[0])
+        return 0 if local.run(opened, command, shares, look_every=0.05) else 1
+    signal.signal(signal.SIGTERM, stop)
+    if what == "job":
+        code, line = run_job(opened, more[0], KINDS, stop)
+        print(line)
+        return code
+    pull(opened, KINDS, stop, poll=0.02)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

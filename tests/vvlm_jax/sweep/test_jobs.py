@@ -1,0 +1,64 @@
+import dataclasses
+
+import pytest
+
+from configs.sweeps import mini, star
+from vvlm_jax.config import ConfigError, TrainConfig, validate
+from vvlm_jax.models.variants import VISION
+from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.work import Context, Stop
+
+SWEEP = star.sweep()
+RUN = "star-N2.8e9-T32-V196-n250000"
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    config = dataclasses.replace(SWEEP, exports=("hf-llm",))
+    return jobs.create(tmp_path_factory.mktemp("star") / "s", config)
+
+
+def test_stage_1_comes_once_a_size_and_what_follows_a_run_after_it(store):
+    kinds = [job.kind for job in store.jobs.values()]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "train": 3 + 39, "evaluate": 39, "export": 39,
+    }  # fmt: skip
+    stage_1 = "stage1-llama3.2-3b/train"
+    assert store.jobs[f"{RUN}/train"].after == (stage_1,)
+    for name in ("evaluate-s976-val", "export-s976-hf-llm"):
+        assert store.jobs[f"{RUN}/{name}"].after == (f"{RUN}/train",), "keyed by its last step"
+    assert [run["run_id"] for run in store.runs] == [p.run_id for p in SWEEP.points]
+
+
+def test_a_training_job_is_its_runs_config(store):
+    def config(id):
+        return jobs.train_config(Context(store, store.jobs[id], Stop()))
+
+    stage = config(f"{RUN}/train")
+    assert (stage.model.llm, stage.model.num_frames) == ("llama3.2-3b", 32)
+    assert stage.data.num_examples == 250_000
+    assert stage.out_dir == str(store.path / "runs" / RUN)
+    assert dict(stage.init) == {
+        "vision": "weights/siglip-so400m-patch14-384",
+        "llm": "weights/llama3.2-3b",
+        "projector": str(store.path / "runs" / "stage1-llama3.2-3b"),
+    }
+    first = config("stage1-llama3.2-3b/train")
+    assert dict(first.init).keys() == {"vision", "llm"}
+    assert first.model.tokens_per_frame == 729
+    assert first.batch_size == 512
+    for one in (stage, first):
+        assert isinstance(validate(one, VISION["so400m/14-384"]), TrainConfig)
+
+
+def test_costs_are_the_plans_flops(store):
+    by_steps = store.jobs["star-N7.5e9-T32-V196-n1000000/train"]
+    assert by_steps.cost / 3906 / 256 == pytest.approx(3.65e14, rel=0.02)
+    assert by_steps == max(store.jobs.values(), key=lambda job: job.cost)
+
+
+def test_another_sweep_is_refused_by_the_option_that_differs(tmp_path):
+    jobs.create(tmp_path / "s", mini.sweep())
+    stage = dataclasses.replace(mini.sweep().finetune, seed=1)
+    with pytest.raises(ConfigError, match=r"with shared.finetune.seed = 0, not 1"):
+        jobs.create(tmp_path / "s", dataclasses.replace(mini.sweep(), finetune=stage))

@@ -1,0 +1,302 @@
+"""Workers as processes of their own, killed, stopped, paused, out of disk: nothing is lost and
+nothing doubled. The jobs are cheap ones; claims, journals and workers are the real ones.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.vvlm_jax.sweep.child import KINDS
+from vvlm_jax.sweep import journal
+from vvlm_jax.sweep.store import Job, Store
+from vvlm_jax.sweep.work import AGAIN, DONE, FAILED, TAKEN, Hosts, Stop, run_job
+
+ROOT = Path(__file__).parents[3]
+KILLS = 24
+
+
+STARTED = []
+
+
+@pytest.fixture(autouse=True)
+def _no_process_stays():
+    yield
+    while STARTED:
+        process = STARTED.pop()
+        process.kill()
+        process.communicate()
+
+
+def start(*argv):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.vvlm_jax.sweep.child", *map(str, argv)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    STARTED.append(process)
+    return process
+
+
+def finish(process, code=0, seconds=60):
+    out, err = process.communicate(timeout=seconds)
+    assert process.returncode == code, err
+    return out, err
+
+
+def wait_until(true, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def squares(path, count, seconds=0.0, **options):
+    jobs = [Job(f"r{i}/train", "square", dict(value=i, seconds=seconds)) for i in range(count)]
+    jobs += [Job(f"r{i}/check", "square", dict(value=10 * i), (f"r{i}/train",)) for i in range(2)]
+    return Store.create(path, "squares", jobs, **options)
+
+
+def assert_whole(store):
+    """Every job done once, with its own result."""
+    for id, state in Store.open(store.path).states().items():
+        assert state.phase == "done", (id, state)
+        value = store.jobs[id].argument["value"]
+        assert state.entry.body["result"]["scores"] == {"task": value**2}
+    for id, job in store.jobs.items():
+        events = [
+            journal.read(file, 0).event
+            for file in sorted((store.folder(job.run) / "jobs").glob(f"{job.name}.*.json"))
+        ]
+        assert events.count(journal.DONE) == 1, (id, events)
+        assert events[-1] == journal.DONE
+
+
+def times_run(store):
+    return {run: len((store.folder(run) / "ran").read_text().split()) for run in runs_of(store)}
+
+
+def runs_of(store):
+    return dict.fromkeys(job.run for job in store.jobs.values())
+
+
+def claims(store):
+    files = store.path.glob("runs/*/jobs/*.json")
+    return sum(1 for _ in files)
+
+
+def test_drivers_that_race_do_every_job_once(tmp_path):
+    store = squares(tmp_path / "s", 40)
+    drivers = [start("drive", store.path, 2) for _ in range(2)]
+    for driver in drivers:
+        finish(driver)
+    assert_whole(store)
+    assert times_run(store) == {f"r{i}": 2 if i < 2 else 1 for i in range(40)}
+
+
+def test_workers_killed_at_random_lose_and_double_nothing(tmp_path):
+    store = squares(tmp_path / "s", 30, seconds=0.12)
+    finish(start("kill", store.path, KILLS))
+    finish(start("pull", store.path))
+    assert_whole(store)
+
+
+def test_death_before_every_operation_on_files_loses_and_doubles_nothing(tmp_path):
+    store = squares(tmp_path / "s", 3)
+    out, _ = finish(start("die", store.path))
+    assert int(out) > KILLS
+    assert_whole(store)
+
+
+def test_a_worker_that_lives_keeps_its_claim_beyond_the_lease(tmp_path):
+    store = Store.create(
+        tmp_path / "s", "long", [Job("r/train", "square", dict(value=3, seconds=2.0))], lease=0.6
+    )
+    worker = start("job", store.path, "r/train")
+    wait_until(lambda: claims(store) == 1)
+    while worker.poll() is None:
+        assert store.state("r/train").phase in ("running", "done")
+        time.sleep(0.02)
+    finish(worker, DONE)
+    assert_whole(store)
+    assert claims(store) == 2
+
+
+def test_a_worker_that_was_paused_beyond_its_lease_gives_way(tmp_path):
+    store = Store.create(
+        tmp_path / "s", "long", [Job("r/train", "square", dict(value=3, seconds=1.5))], lease=0.8
+    )
+    paused = start("job", store.path, "r/train")
+    wait_until(lambda: claims(store) == 1)
+    paused.send_signal(signal.SIGSTOP)
+    wait_until(lambda: store.state("r/train").phase == "ready")
+    second = start("job", store.path, "r/train")
+    wait_until(lambda: claims(store) == 2)
+    paused.send_signal(signal.SIGCONT)
+    assert "somebody else has taken it" in "".join(finish(paused, TAKEN))
+    finish(second, DONE)
+    assert_whole(store)
+
+
+def test_exit_codes(tmp_path):
+    jobs = [
+        Job("r/train", "square", dict(value=2, seconds=20)),
+        Job("r/next", "square", dict(value=2), ("r/train",)),
+        Job("f/train", "fail"),
+        Job("f/next", "square", dict(value=2), ("f/train",)),
+    ]
+    store = Store.create(tmp_path / "s", "codes", jobs)
+    start("job", store.path, "r/train")
+    wait_until(lambda: (store.folder("r") / "ran").exists())
+    for id, code in (("r/train", TAKEN), ("r/next", TAKEN), ("f/train", FAILED)):
+        assert run_job(store, id, KINDS, Stop())[0] == code
+    entry = store.state("f/train").entry
+    assert entry.body["error"] == "ValueError: no luck"
+    assert "first line" in entry.body["traceback"]
+    assert run_job(store, "f/next", KINDS, Stop())[0] == FAILED
+    finish(start("job", store.path, "f/next"), FAILED)
+    assert store.cancel("r/train")
+    code, line = run_job(store, "r/train", KINDS, Stop())
+    assert code == FAILED
+    assert "retry makes it ready again" in line
+
+
+def test_sigterm_saves_and_the_next_goes_on(tmp_path):
+    job = Job("r/train", "square", dict(value=2, seconds=1.5))
+    store = Store.create(tmp_path / "s", "stop", [job])
+    worker = start("job", store.path, "r/train")
+    wait_until(lambda: (store.folder("r") / "ran").exists())
+    worker.send_signal(signal.SIGTERM)
+    finish(worker, AGAIN)
+    assert store.state("r/train").phase == "ready"
+    assert (store.folder("r") / "steps").read_text() == "x"
+    finish(start("job", store.path, "r/train"), DONE)
+    assert_whole(store)
+    assert "done already" in finish(start("job", store.path, "r/train"), DONE)[0]
+
+
+def test_a_cancelled_job_is_left_by_its_worker(tmp_path):
+    job = Job("r/train", "square", dict(value=2, seconds=60))
+    store = Store.create(tmp_path / "s", "cancel", [job], lease=0.6)
+    worker = start("job", store.path, "r/train")
+    wait_until(lambda: claims(store) == 1)
+    assert store.cancel("r/train")
+    finish(worker, TAKEN, 10)
+    assert store.state("r/train").phase == "cancelled"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 1 MiB of its own."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk):
+    with contextlib.suppress(OSError), (disk / "filler").open("wb", 0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_stops_the_driver_and_loses_nothing(small_disk):
+    store = squares(small_disk / "s", 6, seconds=0.3)
+    driver = start("drive", store.path, 1)
+    wait_until(lambda: claims(store) >= 3)
+    fill(small_disk)
+    _, err = finish(driver, 1)
+    assert "No space left on device; free some, and run the same command again" in err
+    assert "failed" not in {state.phase for state in Store.open(store.path).states().values()}
+    (small_disk / "filler").unlink()
+    finish(start("drive", store.path, 1))
+    assert_whole(store)
+
+
+def test_others_go_on_when_one_fails_or_its_worker_dies(tmp_path):
+    jobs = [Job(f"r{i}/train", "square", dict(value=i)) for i in range(4)]
+    bad = [Job("bad/train", "fail", cost=9.0), Job("late/train", "square", {}, ("bad/train",))]
+    store = Store.create(tmp_path / "s", "mixed", [*bad, Job("oom/train", "die", cost=8.0), *jobs])
+    finish(start("drive", store.path, 2), 1)
+    phases = {id: state.phase for id, state in Store.open(store.path).states().items()}
+    assert {phases[job.id] for job in jobs} == {"done"}
+    assert (phases["bad/train"], phases["late/train"]) == ("failed", "blocked")
+    assert "died 10 times in a row" in store.state("oom/train").entry.body["error"]
+
+
+def test_workers_end_with_their_driver(tmp_path):
+    store = squares(tmp_path / "s", 3, seconds=60)
+    driver = start("drive", store.path, 2)
+    wait_until(lambda: claims(store) >= 2)
+    workers = psutil.Process(driver.pid).children(recursive=True)
+    assert len(workers) == 2
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert not alive
+    phases = [state.phase for state in Store.open(store.path).states().values()]
+    assert "running" not in phases, "what they had is free at once"
+
+
+def test_an_interrupted_driver_lets_its_workers_save(tmp_path):
+    store = squares(tmp_path / "s", 2, seconds=1.5)
+    driver = start("drive", store.path, 2)
+    wait_until(lambda: all((store.folder(f"r{i}") / "ran").exists() for i in range(2)))
+    driver.send_signal(signal.SIGINT)
+    driver.communicate(timeout=30)
+    events = [state.entry.event for state in Store.open(store.path).states().values()]
+    assert events.count(journal.STOPPED) == 2
+
+
+def test_what_a_job_raises_in_this_process_is_kept(tmp_path):
+    def trouble(context):
+        raise RuntimeError
+
+    store = Store.create(tmp_path / "s", "test", [Job("r/train", "trouble")])
+    code, line = run_job(store, "r/train", {"trouble": trouble}, Stop())
+    assert (code, line) == (FAILED, "r/train: RuntimeError")
+
+
+def test_of_several_hosts_all_train_and_the_first_keeps_the_journal(tmp_path):
+    at_work, told = threading.Barrier(2), [None]
+
+    def train(context):
+        at_work.wait(20)
+        return {"host": "the first"}
+
+    def host(index):
+        def tell(code):
+            at_work.wait(20)
+            if index == 0:
+                told[0] = code
+            at_work.wait(20)
+            return told[0]
+
+        return Hosts(index, agreed=lambda step: False, tell=tell)
+
+    store = Store.create(tmp_path / "s", "test", [Job("r/train", "train"), Job("r/x", "x")])
+    kinds = {"train": train, "x": lambda context: {"by": 1}}
+    with ThreadPoolExecutor(2) as pool:
+        for id, result in (("r/train", {"host": "the first"}), ("r/x", {"by": 1})):
+            ended = list(
+                pool.map(lambda i, id=id: run_job(store, id, kinds, Stop(), host(i)), range(2))
+            )
+            assert [code for code, _ in ended] == [DONE, DONE]
+            assert store.state(id).entry.body["result"] == result
+        again = list(pool.map(lambda i: run_job(store, "r/x", kinds, Stop(), host(i)), range(2)))
+    assert [code for code, _ in again] == [DONE, DONE]
+    assert claims(store) == 4

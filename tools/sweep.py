@@ -1,0 +1,422 @@
+"""Many runs, from a short file to a table: plan, launch, watch, collect.
+
+Example:
+    python -m tools.sweep plan configs/sweeps/star.py --device "TPU v5p" --mfu 0.5 --price 4.2
+    python -m tools.sweep launch configs/sweeps/star.py --store runs/star
+    python -m tools.sweep status runs/star --watch
+    python -m tools.sweep collect runs/star
+
+A sweep is a Python file with `sweep() -> SweepConfig`; configs/sweeps/ has Table 6. What is done is
+in the store alone: interrupted in any way, the same launch continues.
+"""
+
+import dataclasses
+import fnmatch
+import importlib.util
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from tools._shared import die_in_one_line, load_config
+from vvlm_jax.config import ConfigError, choose, nearest, override
+from vvlm_jax.sweep import config as sweep_config
+from vvlm_jax.sweep.config import SweepConfig
+
+_SWEEP = tyro.conf.Positional[Path]
+_SET = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One row a run: x, n, inference cost, parameters, training FLOPs, device-hours, totals."""
+
+    sweep: _SWEEP
+    """A Python file that defines `sweep() -> SweepConfig`, such as configs/sweeps/star.py."""
+    set: _SET = ()
+    """Overrides, such as finetune.batch_size=128 text_tokens=200."""
+    device: str = "NVIDIA H100"
+    """Whose peak bfloat16 rate counts."""
+    mfu: float = 0.4
+    """Share of the peak that training reaches."""
+    price: float | None = None
+    """Of one device for an hour, in any currency."""
+    topology: str | None = None
+    """Such as v5p:2x2x4: say which runs fit it, as `tools.compile --sweep` found."""
+    compiled: Path = Path("runs/compile")
+    """Where tools.compile kept what it found."""
+    csv: bool = False
+    """Print a header and one row a run, nothing else."""
+    json: bool = False
+    """Print rows, stage 1, totals and assumptions as JSON."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """Runs a sweep, or goes on with it: any number of drivers may share a store."""
+
+    sweep: _SWEEP
+    """A Python file that defines `sweep() -> SweepConfig`."""
+    on: Literal["local", "slurm", "tpu"] = "local"
+    """Where: worker processes on this machine, jobs of a Slurm cluster, or files for TPU pods."""
+    cluster: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
+    """What to ask the cluster for, such as partition=gpu minutes=600 nodes=2 gpus_per_node=8, or
+    topology=v5p:2x2x4 project=lab zone=us-east5-a; vvlm_jax/sweep/slurm.py and tpu.py have all.
+    """
+    workers: int = 0
+    """Local worker processes: 0 takes one with all accelerators or, without any, one a core."""
+    store: Path | None = None
+    """Folder of the sweep, on a filesystem that all workers see; runs/sweeps/NAME by default."""
+    set: _SET = ()
+    """Overrides, as for plan."""
+    dry_run: bool = False
+    """Say what would be done (a cluster's scripts), and write nothing."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Does one job of a store in this process, or without a job whatever is left to do.
+
+    Exit codes: 0 done (also when it was already), 1 failed (the store says why), 2 bad input or a
+    full disk, 3 claimed by somebody alive or waiting for another job, 75 stopped by SIGTERM with
+    its work saved: run it again.
+    """
+
+    store: tyro.conf.Positional[Path]
+    """Folder of a sweep that was launched."""
+    job: tyro.conf.Positional[str | None] = None
+    """`RUN/NAME`, as status --jobs lists them."""
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    """Of several hosts that are neither a TPU pod nor under Slurm: where process 0 is."""
+    processes: int | None = None
+    """How many there are."""
+    process: int | None = None
+    """Which one this is, from 0."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Status:
+    """Shows how far the runs are, what fails, and how long it will take."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of a sweep."""
+    all: bool = False
+    """Show every run of a large sweep, also those that are done or wait."""
+    jobs: bool = False
+    """List jobs, one a line: its name and how far it is."""
+    watch: bool = False
+    """Show it again every few seconds, until everything has ended."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Retry:
+    """Makes failed and cancelled jobs ready again; a launch then does them."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of a sweep."""
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Runs or jobs, * for any text; without names all that failed or were cancelled."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cancel:
+    """Takes jobs out of a sweep; their workers leave them."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of a sweep."""
+    names: tyro.conf.Positional[tuple[str, ...]]
+    """Runs or jobs, * for any text: '*' is everything that is not done."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Collect:
+    """Writes the table of runs, as CSV and Parquet, and lists the scores that are missing."""
+
+    store: tyro.conf.Positional[Path]
+    """Folder of a sweep."""
+    out: Path | None = None
+    """A .csv or .parquet file; by default runs.csv and, where pyarrow is installed, runs.parquet
+    in the store.
+    """
+
+
+def plan(args: Plan) -> None:
+    """Prints what a sweep will take."""
+    from tools import _sweep_text as text
+    from vvlm_jax import devices
+    from vvlm_jax.sweep import plan
+
+    if args.csv and args.json:
+        raise ConfigError("--csv and --json: choose one")
+    config = load(args.sweep, args.set)
+    known = {name: devices.peak_flops(name) for name in devices.known_devices()}
+    peak = devices.peak_flops(args.device) or choose(known, args.device, "--device")
+    if not 0 < args.mfu <= 1:
+        raise ConfigError(f"--mfu {args.mfu:g}: must be a share above 0, at most 1")
+    if args.price is not None and not args.price > 0:
+        raise ConfigError(f"--price {args.price:g}: must be above 0")
+    fits = {}
+    if args.topology:
+        from tools._compile_sweep import known_fits
+
+        fits = known_fits(config, args.topology, args.compiled)
+    rate = dict(peak=peak, mfu=args.mfu, price=args.price)
+    rows = plan.rows(config, inference_cost(config), fits=fits, **rate)
+    stage_1 = plan.stage_1_rows(config, **rate)
+    totals, assumed = plan.totals(rows, stage_1), {"device": args.device, **rate}
+    if args.csv:
+        text.plan_csv(rows)
+    else:
+        (text.plan_json if args.json else text.plan_text)(rows, stage_1, totals, assumed)
+
+
+def load(path: Path, overrides=()) -> SweepConfig:
+    """A sweep's file with overrides, checked. ConfigError in one line."""
+    config = override(load_config(path, SweepConfig, "sweep", ""), overrides)
+    sweep_config.check(config, _data_size(config))
+    return config
+
+
+def _data_size(config: SweepConfig) -> int | None:
+    """Examples there are to finetune on; None when that cannot be known here."""
+    if config.data_size is not None:
+        return config.data_size
+    if not Path(config.finetune.data.annotations).is_file():
+        return None
+    from vvlm_jax.data.datasets import read_conversations
+
+    return len(read_conversations(config.finetune.data.annotations))
+
+
+def inference_cost(config: SweepConfig):
+    """Equation 1 with the sweep's constants, or its encoder's own: [(x_N, x_T, x_V)] → FLOPs."""
+    from fitting.cost import CostConstants
+    from vvlm_jax import flops
+    from vvlm_jax.sweep.plan import sizes
+
+    vision, _ = sizes(config.finetune)
+    x_M, x_W = config.vision_params, config.features_per_frame
+    x_M = flops.vision_params(vision) if x_M is None else x_M
+    return CostConstants(x_M, vision.num_patches if x_W is None else x_W)
+
+
+def launch(args: Launch) -> None:
+    """Runs the jobs that are left. Exit code 1 when some have failed, 75 after SIGTERM."""
+    from tools import _sweep_text as text
+    from vvlm_jax.sweep import jobs, local
+    from vvlm_jax.sweep.store import Store
+
+    if args.workers < 0:
+        raise ConfigError(f"--workers {args.workers}: must be 0 (all there is) or above")
+    config = load(args.sweep, args.set)
+    path = args.store or Path("runs/sweeps") / config.name
+    if args.on != "local":
+        from tools import _sweep_clusters
+
+        _sweep_clusters.launch(args.on, path, config, args.cluster, args.dry_run)
+        return
+    if args.cluster:
+        raise ConfigError("--cluster: is for --on slurm and --on tpu")
+    shares = local.shares(args.workers)
+    store, lacking = jobs.create(path, config, dry_run=True), jobs.not_there(config)
+    if args.dry_run:
+        done = sum(s.phase == "done" for s in store.states().values()) if store else 0
+        text.dry_run(config.name, path, jobs.jobs_of(config), done, [s.text for s in shares])
+        print("\n".join(lacking))
+        return
+    if lacking:
+        raise ConfigError(lacking[0])
+    store = jobs.create(path, config)
+    text.note(f"{len(store.runs)} runs, {len(store.jobs)} jobs in {path}")
+    signal.signal(signal.SIGTERM, _terminated)
+    progress = text.Watch(store)
+    command = [sys.executable, "-m", "tools.sweep", "work", str(store.path)]
+    try:
+        done = local.run(Store.open(path), command, shares, progress)
+    finally:
+        progress.close()
+    if not done:
+        text.failures(store, store.states())
+        sys.exit(1)
+
+
+def _terminated(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.exit(75)
+
+
+def work(args: Work) -> None:
+    """Does a job, or pulls jobs until none is left."""
+    from vvlm_jax.sweep.store import Store
+    from vvlm_jax.sweep.work import AGAIN, Interrupted, Stop, pull, run_job
+    from vvlm_jax.train.metrics import Progress
+
+    store, stop = Store.open(args.store), Stop()
+    if args.job is not None:
+        store.job(args.job)
+    signal.signal(signal.SIGTERM, stop)
+    if args.job is None:
+        Progress.shown = False  # the driver has the terminal's line
+        try:
+            pull(store, kinds(), stop)
+        except Interrupted:
+            sys.exit(AGAIN)
+        return
+    code, line = run_job(store, args.job, kinds(), stop, _hosts(args))
+    if line:
+        print(line, file=sys.stderr)
+    sys.exit(code)
+
+
+def kinds() -> dict:
+    """What jobs of a sweep may be."""
+    from tools._sweep_export import export
+    from vvlm_jax.sweep.jobs import KINDS
+
+    return {**KINDS, "export": export}
+
+
+def _hosts(args: Work):
+    """This process among those of the job."""
+    from vvlm_jax import distributed
+    from vvlm_jax.sweep.work import Hosts
+
+    agreed = distributed.join(args.coordinator, args.processes, args.process)
+    if agreed is None:
+        return Hosts()
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    def tell(code: int) -> int:
+        return int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+
+    return Hosts(jax.process_index(), agreed, tell)
+
+
+def status(args: Status) -> None:
+    """Prints a table, again and again with --watch."""
+    from tools import _sweep_text as text
+    from vvlm_jax.sweep.status import overview
+    from vvlm_jax.sweep.store import Store
+
+    store = Store.open(args.store)
+    while True:
+        start, states = time.monotonic(), store.states()
+        if args.jobs:
+            text.job_lines(states)
+        else:
+            text.status(store.name, overview(store, states), args.all, clear=args.watch)
+        if not args.watch or all(state.is_final for state in states.values()):
+            return
+        time.sleep(max(2.0, 10 * (time.monotonic() - start)))
+
+
+def retry(args: Retry) -> None:
+    """Makes jobs ready again."""
+    _change(args.store, args.names or ("*",), "retry", "ready again")
+
+
+def cancel(args: Cancel) -> None:
+    """Cancels jobs that are not done."""
+    _change(args.store, args.names, "cancel", "cancelled")
+
+
+def _change(path: Path, names, what: str, told: str) -> None:
+    from vvlm_jax.sweep.store import Store
+
+    store = Store.open(path)
+    chosen = [id for name in names for id in _named(store, name)]
+    states = store.states()
+    phases = {
+        "retry": ("failed", "cancelled"),
+        "cancel": ("ready", "waiting", "blocked", "running"),
+    }[what]
+    chosen = [id for id in dict.fromkeys(chosen) if states[id].phase in phases]
+    count = sum(getattr(store, what)(id) for id in chosen)
+    if what == "cancel":
+        from tools._sweep_clusters import cancel_queued
+
+        cancel_queued(store)
+    print(f"{count} jobs {told}")
+
+
+def _named(store, name: str) -> list[str]:
+    """The jobs of a run, or one job. ConfigError names the nearest when there is none."""
+    found = [
+        id
+        for id, job in store.jobs.items()
+        if fnmatch.fnmatchcase(id, name) or fnmatch.fnmatchcase(job.run, name)
+    ]
+    if not found:
+        runs = dict.fromkeys(job.run for job in store.jobs.values())
+        raise ConfigError(f"{name}: no such run or job; {nearest(name, [*runs][:100])}")
+    return found
+
+
+def collect(args: Collect) -> None:
+    """Writes the table and lists what is missing."""
+    from fitting.runs import write_runs
+    from vvlm_jax.sweep.status import collect
+    from vvlm_jax.sweep.store import Store
+
+    if args.out and args.out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--out {args.out}: must end with .csv or .parquet")
+    has_parquet = importlib.util.find_spec("pyarrow") is not None
+    if args.out and args.out.suffix == ".parquet" and not has_parquet:
+        raise ConfigError(f"--out {args.out}: needs pyarrow: pip install pyarrow; or use .csv")
+    store = Store.open(args.store)
+    found = collect(store, store.states())
+    for what, why in found.missing:
+        print(f"missing: {what}: {why}", file=sys.stderr)
+    if not found.rows:
+        raise ConfigError(f"{args.store}: no run has a score yet")
+    files = [args.out] if args.out else [args.store / "runs.csv", args.store / "runs.parquet"]
+    for file in files:
+        if file.suffix == ".csv":
+            write_runs(file, found.rows)
+        elif has_parquet:
+            _write_parquet(file, found.rows)
+        else:
+            print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
+            continue
+        print(f"{file}: {len(found.rows)} scores, {len(found.missing)} missing")
+
+
+def _write_parquet(file: Path, rows: list[dict]) -> None:
+    """The rows of the CSV, in its order, with types."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from fitting.runs import COLUMNS
+
+    kinds = {"run_id": pyarrow.string(), "sweep": pyarrow.string(), "metric": pyarrow.string()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
+    rows = sorted(rows, key=lambda row: (row["run_id"], row["metric"]))
+    partial = file.with_name(f"{file.name}.partial")
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
+    partial.replace(file)
+
+
+COMMANDS = {
+    Plan: plan, Launch: launch, Work: work, Status: status, Retry: retry, Cancel: cancel,
+    Collect: collect,
+}  # fmt: skip
+
+
+def main(args) -> None:
+    """Runs the command that was asked for."""
+    COMMANDS[type(args)](args)
+
+
+def cli() -> None:
+    """Reads the command line and runs the command."""
+    kinds = {kind.__name__.lower(): kind for kind in COMMANDS}
+    main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__))
+
+
+if __name__ == "__main__":
+    die_in_one_line(cli)

@@ -1,0 +1,218 @@
+"""A sweep as a value: which runs there are, and the stages, weights and questions of each. Imports
+no jax.
+
+A sweep's file is short Python that defines `sweep() -> SweepConfig`; configs/sweeps/ has Table 6.
+"""
+
+import json
+import re
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+
+from vvlm_jax import config as config_lib
+from vvlm_jax.config import ConfigError, TrainConfig, nearest
+
+EXPORTS = ("hf", "hf-llm", "hf-vision")
+"""Hugging Face directories: the whole model (LlavaOnevision), or one tower."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One run: x and n, by the names of the runs table."""
+
+    run_id: str
+    """Names the run's folder."""
+    sweep: str
+    lm_params: float
+    """x_N as the table has it; `LmSize` says which language model it is."""
+    num_frames: int
+    tokens_per_frame: int
+    num_examples: int
+    budget: float | None = None
+    """Of an isoFLOP run: the inference FLOPs it was made for."""
+
+
+@dataclass(frozen=True)
+class LmSize:
+    """One level of x_N."""
+
+    lm_params: float
+    llm: str
+    """A key of `variants.LLAMA`."""
+    init: tuple[tuple[str, str], ...] = ()
+    """(part, folder): weights that this size starts from, such as ("llm", "weights/llama-1b")."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A question file that every finished run answers."""
+
+    name: str
+    questions: str
+    """JSONL as `tools.evaluate` reads it; its tasks are the metrics of the runs table."""
+    media_root: str
+    max_new_tokens: int = 16
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """A sweep. `points` may be `fitting.sweeps.Point`s, as the generators there make them."""
+
+    name: str
+    points: tuple[SweepPoint, ...]
+    sizes: tuple[LmSize, ...]
+    finetune: TrainConfig
+    """The stage of every run; x, n, init and out_dir are the sweep's."""
+    pretrain: TrainConfig | None = None
+    """Stage 1, the projector alone: once a language-model size, shared by its runs. Its frames and
+    tokens stand (unpooled features); init and out_dir are the sweep's.
+    """
+    init: tuple[tuple[str, str], ...] = ()
+    """(part, folder): weights that all sizes start from, such as the encoder's."""
+    evaluations: tuple[Evaluation, ...] = ()
+    exports: tuple[str, ...] = ()
+    """What else to write of a finished model, as tools.convert does: some of `EXPORTS`."""
+    data_size: int | None = None
+    """Examples there are to finetune on; None counts them in `finetune.data.annotations`."""
+    text_tokens: int = 128
+    """Text tokens an example, for estimates of training FLOPs."""
+    vision_params: float | None = None
+    """x_M of equation 1; None counts the encoder's parameters."""
+    features_per_frame: int | None = None
+    """x_W of equation 1; None counts its patches."""
+
+    def __post_init__(self):
+        points = tuple(p if isinstance(p, SweepPoint | dict) else _point(p) for p in self.points)
+        object.__setattr__(self, "points", points)
+
+    def size(self, point: SweepPoint) -> LmSize:
+        """The language model of a run. ConfigError when no size has its x_N."""
+        for size in self.sizes:
+            if size.lm_params == point.lm_params:
+                return size
+        known = ", ".join(f"{size.lm_params:g}" for size in self.sizes)
+        raise ConfigError(f"{point.run_id}: lm_params = {point.lm_params:g}: sizes has {known}")
+
+
+def _point(value) -> SweepPoint:
+    names = [field.name for field in fields(SweepPoint)]
+    return SweepPoint(**{name: getattr(value, name) for name in names})
+
+
+def finetune_config(config: SweepConfig, point: SweepPoint) -> TrainConfig:
+    """The finetuning stage of a run, without `init` and `out_dir`, which depend on the store."""
+    x = dict(num_frames=point.num_frames, tokens_per_frame=point.tokens_per_frame)
+    return replace(
+        config.finetune,
+        model=replace(config.finetune.model, llm=config.size(point).llm, **x),
+        data=replace(config.finetune.data, num_examples=point.num_examples),
+    )
+
+
+def pretrain_config(config: SweepConfig, size: LmSize) -> TrainConfig:
+    """Stage 1 of a language-model size, without `init` and `out_dir`."""
+    return replace(config.pretrain, model=replace(config.pretrain.model, llm=size.llm))
+
+
+def used_sizes(config: SweepConfig) -> list[LmSize]:
+    """The sizes that some run has, in the config's order."""
+    used = {point.lm_params for point in config.points}
+    return [size for size in config.sizes if size.lm_params in used]
+
+
+def check(config: SweepConfig, data_size: int | None = None) -> None:
+    """Raises ConfigError, one line that names the run or field, for a sweep that cannot be run.
+
+    Args:
+      data_size: examples there are, where it is known; every n must be within it.
+    """
+    from vvlm_jax.models.variants import LLAMA, VISION
+
+    named = [("name", config.name), *(("run_id", p.run_id) for p in config.points)]
+    named += [("evaluations", e.name) for e in config.evaluations]
+    for field, name in named:
+        if not _NAME.fullmatch(name):
+            raise ConfigError(f"{field} = {name!r}: must be letters, digits and . _ + -")
+    if not config.points:
+        raise ConfigError("points: none; a sweep needs at least one run")
+    _check_distinct(config)
+    for kind in config.exports:
+        if kind not in EXPORTS:
+            raise ConfigError(f"exports: {kind!r}: unknown; {nearest(kind, EXPORTS)}")
+    vision = config_lib.choose(VISION, config.finetune.model.vision, "model.vision")
+    for size in used_sizes(config):
+        config_lib.choose(LLAMA, size.llm, "sizes: llm")
+        if config.pretrain is not None:
+            _checked("pretrain", pretrain_config(config, size), vision)
+    batch = config.finetune.batch_size
+    for point in config.points:
+        config.size(point)
+        if data_size is not None and point.num_examples > data_size:
+            raise ConfigError(
+                f"{point.run_id}: num_examples = {point.num_examples}: above the {data_size} "
+                "examples there are"
+            )
+        if point.num_examples < batch:
+            raise ConfigError(
+                f"{point.run_id}: num_examples = {point.num_examples}: must be at least one batch, "
+                f"{batch}"
+            )
+    # A combination of x is checked once: n plays no part in it.
+    for point in {
+        (p.lm_params, p.num_frames, p.tokens_per_frame): p for p in config.points
+    }.values():
+        _checked(point.run_id, finetune_config(config, point), vision)
+
+
+def _checked(name: str, config: TrainConfig, vision) -> None:
+    try:
+        config_lib.validate(config, vision)
+    except ConfigError as e:
+        raise ConfigError(f"{name}: {e}") from None
+
+
+def _check_distinct(config: SweepConfig) -> None:
+    seen = {}
+    for p in config.points:
+        key = p.lm_params, p.num_frames, p.tokens_per_frame, p.num_examples
+        if key in seen:
+            x = ", ".join(f"{value:g}" for value in key[:3])
+            raise ConfigError(
+                f"points: {seen[key]} and {p.run_id} are the same run, x = ({x}) with "
+                f"n = {key[3]}; leave one out"
+            )
+        seen[key] = p.run_id
+    for field, names in (
+        ("points: run_id", [p.run_id for p in config.points]),
+        ("sizes: lm_params", [f"{size.lm_params:g}" for size in config.sizes]),
+        ("evaluations", [e.name for e in config.evaluations]),
+        ("exports", list(config.exports)),
+    ):
+        name, count = Counter(names).most_common(1)[0] if names else ("", 1)
+        if count > 1:
+            raise ConfigError(f"{field}: {name!r} is there {count} times; names must differ")
+
+
+def num_steps(config: TrainConfig, num_examples: int) -> int:
+    """Optimiser steps of a stage on so many examples."""
+    return num_examples // config.batch_size * config.epochs
+
+
+def trained_towers(config: TrainConfig) -> set[str]:
+    """Towers whose parameters a stage trains, as its rates for `TOWER/…` say."""
+    towers = set()
+    for tower in ("vision", "projector", "llm"):
+        rates = (
+            r for pattern, r in config.optim.learning_rates if re.fullmatch(pattern, f"{tower}/x")
+        )
+        if next(rates, 0.0) > 0:
+            towers.add(tower)
+    return towers
+
+
+def from_json(text: str) -> SweepConfig:
+    """Inverse of `vvlm_jax.config.to_json`, quick for thousands of points."""
+    values = json.loads(text)
+    points = tuple(SweepPoint(**point) for point in values.pop("points"))
+    return replace(config_lib.from_dict(SweepConfig, {**values, "points": []}), points=points)

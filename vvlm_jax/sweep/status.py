@@ -1,0 +1,174 @@
+"""How far a sweep is, and its table of runs, from the store alone."""
+
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep.store import Job, State, Store
+
+_TAIL = 8192
+"""Bytes at the end of a run's metrics that hold its last line."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run, stage 1's among them."""
+
+    run: str
+    phase: str
+    """`failed`, `running`, `done`, `cancelled`, `blocked`, or `waiting` to begin or go on."""
+    progress: float
+    """Share of its work that is done."""
+    doing: str
+    """What is running, or failed."""
+    loss: float | None
+    seconds_left: float | None
+    """Of the training that runs."""
+    error: str
+    """Last line of what failed."""
+
+
+@dataclass(frozen=True)
+class Overview:
+    """A sweep at a glance."""
+
+    runs: list[RunStatus]
+    phases: Counter
+    """Runs by phase."""
+    seconds_left: float | None
+    """At the speed of what is done, with as many workers as there are now; None before."""
+    workers: int
+
+
+def overview(store: Store, states: dict[str, State]) -> Overview:
+    """The status of every run. Reads the metrics of running ones alone."""
+    by_run: dict[str, list[Job]] = {}
+    for job in store.jobs.values():
+        by_run.setdefault(job.run, []).append(job)
+    spent = done = left = 0.0
+    workers, runs = 0, []
+    for run, jobs in by_run.items():
+        line = _last_line(store, jobs, states)
+        runs.append(_run_status(store, run, jobs, states, line))
+        for job in jobs:
+            state = states[job.id]
+            if state.phase == "done":
+                done, spent = done + job.cost, spent + state.entry.body.get("seconds", 0.0)
+            elif not state.is_final:
+                left += job.cost * (1 - (_share(job, line) if state.phase == "running" else 0))
+            workers += state.phase == "running"
+    known = done > 0 and spent > 0 and workers > 0
+    seconds = left * spent / done / workers if known else None
+    return Overview(runs, Counter(r.phase for r in runs), seconds, workers)
+
+
+def _run_status(store: Store, run: str, jobs: list[Job], states, line: dict) -> RunStatus:
+    mine = [(job, states[job.id]) for job in jobs]
+    phases = {state.phase for _, state in mine}
+    order = ("failed", "running", "cancelled", "blocked", "waiting")
+    phase = next((p for p in order if p in phases), "waiting" if "ready" in phases else "done")
+    total, done, doing, error, left = 0.0, 0.0, "", "", None
+    for job, state in mine:
+        total += job.cost
+        done += job.cost if state.phase == "done" else 0
+        if state.phase == "running":
+            done += job.cost * _share(job, line)
+            doing, left = job.name, _seconds_left(store, job, line)
+        elif state.phase == "failed":
+            doing, error = job.name, state.entry.body.get("error", "?")
+    loss = line.get("loss")
+    for job, state in mine:
+        if job.kind == "train" and state.phase == "done":
+            loss = state.entry.body["result"].get("loss")
+    return RunStatus(run, phase, done / total, doing, loss, left, error)
+
+
+def _last_line(store: Store, jobs: list[Job], states) -> dict:
+    """The newest line of metrics of a training that runs; empty without one."""
+    for job in jobs:
+        if job.kind == "train" and states[job.id].phase == "running":
+            return last_metrics(store.folder(job.run) / "metrics.jsonl")
+    return {}
+
+
+def last_metrics(file: Path) -> dict:
+    """The last whole line of a file of metrics; empty when there is none."""
+    try:
+        with file.open("rb") as lines:
+            size = lines.seek(0, 2)
+            lines.seek(max(0, size - _TAIL))
+            text = lines.read()
+    except OSError:
+        return {}
+    for line in reversed(text[: text.rfind(b"\n") + 1].splitlines()):
+        try:
+            values = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(values, dict):
+            return values
+    return {}
+
+
+def _share(job: Job, line: dict) -> float:
+    """Share of a running job that is done, as its metrics say."""
+    steps = job.argument.get("steps")
+    return min(1.0, line.get("step", 0) / steps) if steps and job.kind == "train" else 0.0
+
+
+def _seconds_left(store: Store, job: Job, line: dict) -> float | None:
+    steps, rate = job.argument.get("steps"), line.get("examples_per_second")
+    if job.kind != "train" or not steps or not rate:
+        return None
+    batch = store.shared[job.argument["stage"]]["batch_size"]
+    return max(0, steps - line["step"]) * batch / rate
+
+
+# --- the table of runs ---
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Rows of the runs table, and what it lacks."""
+
+    rows: list[dict]
+    missing: list[tuple[str, str]]
+    """(run, or run and metric; why there is no score)."""
+
+
+def collect(store: Store, states: dict[str, State]) -> Collected:
+    """Every score there is, with `avg`, the mean of a run's metrics, once all of them are there.
+
+    A score that is missing stays missing: the table has no row for it, nor for the run's `avg`.
+
+    Raises ConfigError when two evaluations have a task of the same name.
+    """
+    asked: dict[str, list[Job]] = {run["run_id"]: [] for run in store.runs}
+    for job in store.jobs.values():
+        if job.kind == "evaluate" and job.run in asked:
+            asked[job.run].append(job)
+    rows, missing = [], []
+    for run in store.runs:
+        scores, whole = {}, True
+        for job in asked[run["run_id"]]:
+            state = states[job.id]
+            if state.phase != "done":
+                whole = False
+                missing.append((job.id, state.entry.body.get("error") or state.phase))
+                continue
+            for metric, score in state.entry.body["result"]["scores"].items():
+                if metric in scores:
+                    raise ConfigError(f"{job.id}: {metric!r} is a task of another evaluation too")
+                scores[metric] = score
+        for metric, score in scores.items():
+            if score is None:
+                whole = False
+                missing.append((f"{run['run_id']} {metric}", "no question could be scored"))
+            else:
+                rows.append({**run, "metric": metric, "score": score})
+        if scores and whole and "avg" not in scores:
+            mean = sum(scores.values()) / len(scores)
+            rows.append({**run, "metric": "avg", "score": mean})
+    return Collected(rows, missing)
