@@ -40,7 +40,7 @@ FLOORS = {
     ],
     "fitting": [
         "config",
-        "units sweeps cost runs forms objective canvas",
+        "units sweeps cost runs forms objective canvas web",
         "solve descent bootstrap starts summary",
         "fit law",
         "selection frontier",
@@ -327,7 +327,7 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    needed = project["dependencies"] + extras["lmms"] + extras["trackers"]
+    needed = project["dependencies"] + extras["lmms"] + extras["trackers"] + extras["parquet"]
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
     compared = {
         re.match(r"[\w-]+", requirement)[0] for requirement in extras["dev"] + extras["torch"]
