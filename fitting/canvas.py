@@ -50,6 +50,11 @@ def error_label(scale: float) -> str:
     return f"error (0 to {scale:g})"
 
 
+def plain(text: str) -> str:
+    """A name that somebody gave, as it is: matplotlib takes dollars for formulas."""
+    return text.replace("$", r"\$")
+
+
 def panel_grid(rows: int, panels: int, *, width: float = 3.1, height: float = 3.3, sharey="row"):
     """(Figure, axes [rows, panels]); panels of a row share their y axis unless told otherwise."""
     figure = Figure(figsize=(width * panels, height * rows), layout="constrained")
@@ -168,10 +173,15 @@ class Drawn(NamedTuple):
     height: float
 
 
-def drawn(figure: Figure, kinds=("svg",), *, mark: str = "") -> Drawn:
-    """Draws a figure; `mark`, up to a colon, stands above its panels: "Synthetic data: ..."."""
-    if mark:
-        figure.suptitle(mark.partition(":")[0], fontsize=8, color=PALETTE[1], x=0.01, ha="left")
+def drawn(figure: Figure, kinds=("svg",), *, title: str = "", mark: str = "") -> Drawn:
+    """Draws a figure; above its panels stand a title, such as the metric, and a mark.
+
+    The mark, up to a colon, is what every reader must know: "Synthetic data: made up".
+    """
+    texts = [text for text in (title, mark.partition(":")[0]) if text]
+    if texts:
+        style = dict(fontsize=8, x=0.01, ha="left", color=PALETTE[1] if mark else GREY)
+        figure.suptitle(" · ".join(texts), parse_math=False, **style)
     files = {kind: to_bytes(figure, kind) for kind in kinds}
     size = (float(side) for side in figure.get_size_inches())
     return Drawn(files, *kept_rows(figure), kept_marks(figure), *size)

@@ -201,7 +201,7 @@ class Report:
             for metric, name in ((metric, escape(metric)) for metric in self._metrics)
         ]
         return (
-            f'<label>metric <select id="metric">{"".join(options)}'
+            f'<label hidden>metric <select id="metric">{"".join(options)}'
             '<option value="">all metrics</option></select></label>'
         )
 

@@ -85,7 +85,8 @@ SCRIPT = """
     if (option) select.value = option.value;
     show(select.value);
   };
-  if (select) {
+  if (select) {  // without this script all metrics are there, and nothing to choose
+    select.parentNode.hidden = false;
     select.addEventListener("change", () => show(select.value));
     window.addEventListener("hashchange", follow);
     follow();

@@ -1,6 +1,8 @@
 """What `tools.report` computes, cut into jobs that processes can share."""
 
+import contextlib
 import dataclasses
+import functools
 import os
 import signal
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -76,22 +78,23 @@ def subject(table: RunTable, config: FitConfig) -> Subject:
     return Subject(metric, table, config, why, one_n)
 
 
-def run_jobs(jobs: dict, workers: int, on_done=lambda key, value: None) -> dict:
-    """Runs {key: (function, *arguments)} in so many processes, or here with one; {key: value}."""
-    done = {}
-    if workers == 1 or len(jobs) < 2:
-        for key, (function, *args) in jobs.items():
-            done[key] = function(*args)
-            on_done(key, done[key])
-        return done
-    size, context = min(workers, len(jobs)), get_context("spawn")
-    with ProcessPoolExecutor(size, mp_context=context, initializer=_alone) as pool:
-        futures = {pool.submit(*job): key for key, job in jobs.items()}
+@contextlib.contextmanager
+def crew(workers: int):
+    """So many processes, or none but this one; gives run(jobs, on_done).
+
+    `run` takes {key: (function, *arguments)} and returns {key: value}; on_done(key, value) is
+    called here as each job ends.
+
+    Raises:
+      ValueError: from `run`, one line, when a process was killed.
+    """
+    if workers == 1:
+        yield _run_here
+        return
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_alone) as pool:
         try:
-            for future in as_completed(futures):
-                key = futures[future]
-                done[key] = future.result()
-                on_done(key, done[key])
+            yield functools.partial(_run_apart, pool)
         except BrokenProcessPool:
             raise ValueError(
                 "a process of the report was killed, perhaps for memory; --workers 1 takes less"
@@ -101,6 +104,21 @@ def run_jobs(jobs: dict, workers: int, on_done=lambda key, value: None) -> dict:
                 child.terminate()
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _run_here(jobs: dict, on_done=lambda key, value: None) -> dict:
+    done = {}
+    for key, (function, *args) in jobs.items():
+        done[key] = function(*args)
+        on_done(key, done[key])
+    return done
+
+
+def _run_apart(pool, jobs: dict, on_done=lambda key, value: None) -> dict:
+    futures, done = {pool.submit(*job): key for key, job in jobs.items()}, {}
+    for future in as_completed(futures):
+        done[futures[future]] = future.result()
+        on_done(futures[future], done[futures[future]])
     return done
 
 
@@ -218,7 +236,8 @@ def figures(subject: Subject, why: str, analysis, compared, settings: Settings) 
     from fitting import plots
 
     table, cost, one_n = subject.table, settings.cost, subject.one_n
-    found = {"figure7_runs": _drawn(lambda: plots.all_runs(table, cost), settings.mark)}
+    draw = functools.partial(_drawn, subject.metric, settings.mark)
+    found = {"figure7_runs": draw(lambda: plots.all_runs(table, cost))}
     names = ("figure1_performance", "figure2_isoflop", "figure3a_parameters", "figure3b_predicted")
     if analysis is None:
         return found | dict.fromkeys((*names, "figure4_frontier"), why)
@@ -235,22 +254,21 @@ def figures(subject: Subject, why: str, analysis, compared, settings: Settings) 
         lambda: plots.parameter_boxes(law),
         lambda: plots.predicted_vs_actual(table, predictions),
     )
-    found |= {name: _drawn(draw, settings.mark) for name, draw in zip(names, ways, strict=True)}
+    found |= {name: draw(way) for name, way in zip(names, ways, strict=True)}
     if one_n is not None and isinstance(found["figure1_performance"], str):
         found["figure1_performance"] += f" All runs have n = {one_n:g}."
     return found | {
-        "figure4_frontier": _drawn(
-            lambda: plots.frontier_paths(analysis.frontier, law.factors, change, fitted_n=fitted_n),
-            settings.mark,
+        "figure4_frontier": draw(
+            lambda: plots.frontier_paths(analysis.frontier, law.factors, change, fitted_n=fitted_n)
         )
     }
 
 
-def _drawn(draw, mark: str):
+def _drawn(metric: str, mark: str, draw):
     from fitting import canvas
 
     try:
-        return canvas.drawn(draw(), mark=mark)
+        return canvas.drawn(draw(), title=metric, mark=mark)
     except ValueError as e:
         text = str(e)
         return text[:1].upper() + text[1:] + "." * (not text.endswith("."))

@@ -1,23 +1,25 @@
 """Draw all that the paper shows from a table of runs: a page, and each figure and table as files.
 
 Examples:
-    python -m tools.report runs/study/runs.csv --out runs/study/all
-    python -m tools.report sweeps/star --metric avg
+    python -m tools.report runs.csv --out runs/report
+    python -m tools.report sweeps/star --metric avg --vision-params 4.3e8 --features 768
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet where pyarrow is installed), or a sweep's folder with its runs.csv.
-Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
+Costs are those of equation 1 with the paper's encoder, unless --vision-params and --features name
+another. Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
 how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, a metric at a time. OUT/figures and
 OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws; the same command takes up laws
 that are there. Where the runs do not support a figure, the page says why.
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import tyro
@@ -34,6 +36,7 @@ from vvlm_jax.train.metrics import Progress
 
 SYNTHETIC = "Synthetic data: made up by a program, not measured."
 QUICK = {"resampling": "none", "starts": 50}  # of checks: one fit each
+AS_ASKED = "as asked"  # of Tables 8 and 9, as `fitting.selection.variations` names it
 QUICK_BAG = {"resamples": 20, "starts": 50}  # of Table 9
 
 
@@ -84,7 +87,7 @@ def main(args: Args) -> None:
         for metric in in_order(table.metrics)
     ]
     slugs = file_names([subject.metric for subject in subjects])
-    page = compute(args, table, subjects, slugs, settings)
+    page = lay_out(table, compute(args, subjects, slugs, settings), slugs, settings)
     written = page.report.write(args.out, metric=page.first)
     remove_stale(args.out, page.report.files)
     print(f"{written}: {len(table)} scores of {len(subjects)} metrics{' (synthetic)' * bool(mark)}")
@@ -177,49 +180,63 @@ def file_names(metrics: list[str]) -> dict[str, str]:
     return names
 
 
-def compute(args: Args, table: RunTable, subjects: list[Subject], slugs, settings: Settings):
-    """All of the page, filled."""
-    from tools._report_page import Page
+class Results(NamedTuple):
+    """All that was computed.
 
-    workers = args.workers or len(os.sched_getaffinity(0))
+    Attributes:
+      subjects: a `Subject` a metric; `why` now also says which laws could not be fitted.
+      findings: metric -> `Findings`.
+      compared: metric -> `Comparison` of the forms, or None.
+      appendix: Tables 8, 9 and 10, as in `appendix_tables`.
+    """
+
+    subjects: list[Subject]
+    findings: dict
+    compared: dict
+    appendix: tuple[dict, dict, dict]
+
+
+def compute(args: Args, subjects: list[Subject], slugs, settings: Settings) -> Results:
+    """Laws, checks, frontiers and figures, shared among processes; laws are saved as they come."""
     ready = [subject for subject in subjects if not subject.why]
-    laws = {s.metric: s.why for s in subjects}
-    for subject in ready:
-        kept = kept_law(args.out / "laws" / slugs[subject.metric], subject)
-        if kept is not None:
-            laws[subject.metric] = kept
-    main_subject = ready[:1] if args.appendix == "quick" else ready
-    jobs = first_jobs(ready, main_subject, laws, settings)
-    bar = Progress("report", len(jobs) + len(subjects) + len(main_subject), "jobs")
-    finished = []
+    folders = {s.metric: args.out / "laws" / slugs[s.metric] for s in subjects}
+    laws = {s.metric: kept_law(folders[s.metric], s) or s.why for s in subjects}
+    chosen = ready[:1] if args.appendix == "quick" else ready
+    jobs = first_jobs(ready, chosen, laws, settings)
+    bar = Progress("report", len(jobs) + len(subjects) + len(chosen), "jobs")
+    ended = itertools.count(1)
 
     def on_done(key, value):
-        finished.append(key)
-        bar.update(len(finished))
+        bar.update(next(ended))
         if key[0] == "law":
             laws[key[1]] = value
             if not isinstance(value, str):
-                value.save(args.out / "laws" / slugs[key[1]])
+                value.save(folders[key[1]])
 
     bar.update(0)
-    done = work.run_jobs(jobs, workers, on_done)
-    compared = {s.metric: forms_of(s, done) for s in ready} if settings.check else {}
-    jobs = {
-        ("metric", s.metric): (
-            work.metric_job, s, laws[s.metric], compared.get(s.metric), settings
-        )
-        for s in subjects
-    } | {
-        ("table 10", s.metric): (work.sensitivity_job, s.table, laws[s.metric], settings.cost)
-        for s in main_subject
-        if settings.check and s.one_n is None and not isinstance(laws[s.metric], str)
-    }  # fmt: skip
-    found = work.run_jobs(jobs, workers, on_done)
+    with work.crew(args.workers or len(os.sched_getaffinity(0))) as run:
+        done = run(jobs, on_done)
+        compared = {s.metric: forms_of(s, done) for s in ready} if settings.check else {}
+        jobs = {}
+        for s in subjects:
+            law = laws[s.metric]
+            jobs["metric", s.metric] = work.metric_job, s, law, compared.get(s.metric), settings
+            if s in chosen and settings.check and s.one_n is None and not isinstance(law, str):
+                jobs["table 10", s.metric] = work.sensitivity_job, s.table, law, settings.cost
+        found = run(jobs, on_done)
     bar.close()
-    failed = {m: law for m, law in laws.items() if isinstance(law, str)}
+    failed = {metric: law for metric, law in laws.items() if isinstance(law, str)}
     subjects = [s._replace(why=failed.get(s.metric, "")) for s in subjects]
     findings = {s.metric: found["metric", s.metric] for s in subjects}
-    first = (ready or subjects)[0].metric
+    return Results(subjects, findings, compared, appendix_tables(subjects, done, found))
+
+
+def lay_out(table: RunTable, results: Results, slugs, settings: Settings):
+    """The `Page`, filled; it opens with the first metric that has a law."""
+    from tools._report_page import Page
+
+    subjects, findings, compared, appendix = results
+    first = next((s.metric for s in subjects if not s.why), subjects[0].metric)
     title = "Inference compute-optimal video VLMs: what the runs say"
     subtitle = f"{Path(table.source).name}: {len(set(table.run_id))} runs, {len(subjects)} metrics"
     page = Page(subjects, findings, compared, first, settings, title, subtitle, slugs)
@@ -229,34 +246,32 @@ def compute(args: Args, table: RunTable, subjects: list[Subject], slugs, setting
     page.frontier()
     page.tasks(elasticity_figure(findings), vision_figure(table, settings.cost))
     page.forms(errors_figure(compared))
-    page.appendix(*appendix_tables(subjects, done, found))
+    page.appendix(*appendix)
     page.about(table.notes)
     return page
 
 
-def first_jobs(ready, main_subject, laws, settings: Settings) -> dict:
-    """Laws, forms on unseen runs, variations and Table 9; the longest first."""
+def first_jobs(ready, chosen, laws, settings: Settings) -> dict:
+    """Forms on unseen runs, variations and Table 9, then laws; the short ones last."""
     from fitting.selection import variations
 
-    jobs = {
-        ("law", s.metric): (work.law_job, s.table, s.config)
-        for s in ready
-        if isinstance(laws[s.metric], str)
-    }
-    if settings.check is None:
-        return jobs
-    for name in reversed(work.PAPER_FORMS):
+    jobs = {}
+    for name in reversed(work.PAPER_FORMS) if settings.check else ():
         tables = {s.metric: s.table for s in ready if name in s.forms}
         if tables:
-            jobs["form", name] = (
-                work.entries_job, tables, name, settings.check.replace(form=name)
-            )  # fmt: skip
-    for s in main_subject:
+            config = settings.check.replace(form=name)
+            jobs["form", name] = work.entries_job, tables, name, config
+    for s in chosen if settings.check else ():
         one = {s.metric: s.table}
-        bagged = settings.bag.replace(form=s.config.form)
-        jobs["bag", s.metric] = (work.entries_job, one, "as asked", bagged)
         for name, config in variations(settings.check.replace(form=s.config.form)).items():
-            jobs["variation", s.metric, name] = (work.entries_job, one, name, config)
+            if name != AS_ASKED or ("form", s.config.form) not in jobs:
+                jobs["variation", s.metric, name] = work.entries_job, one, name, config
+        if settings.bag != settings.check:
+            bag = settings.bag.replace(form=s.config.form)
+            jobs["bag", s.metric] = work.entries_job, one, AS_ASKED, bag
+    for s in ready:
+        if isinstance(laws[s.metric], str):
+            jobs["law", s.metric] = work.law_job, s.table, s.config
     return jobs
 
 
@@ -274,10 +289,13 @@ def appendix_tables(subjects, done: dict, found: dict) -> tuple[dict, dict, dict
     """metric -> what Tables 8, 9 and 10 show, or why there is none."""
     eight, nine, ten = {}, {}, {}
     for subject in subjects:
-        metric = subject.metric
-        entries = [value[metric] for key, value in done.items() if key[:2] == ("variation", metric)]
-        bag = done.get(("bag", metric), {}).get(metric)
-        if entries and bag is not None:
+        metric, form = subject.metric, subject.config.form
+        entries = [v[metric] for key, v in done.items() if key[:2] == ("variation", metric)]
+        asked = done.get(("form", form), {}).get(metric)
+        if entries and asked is not None and not isinstance(asked, str):
+            entries.insert(0, asked._replace(name=AS_ASKED))
+        if entries:
+            bag = done.get(("bag", metric), {metric: entries[0]})[metric]
             eight[metric] = work.comparison(subject.table, entries)
             nine[metric] = work.comparison(subject.table, [bag])
             if eight[metric] is None or nine[metric] is None:

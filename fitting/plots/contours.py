@@ -6,7 +6,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from fitting import units
-from fitting.canvas import PALETTE, error_label, keep, legend_below, log_axis, panel_grid, styled
+from fitting.canvas import (
+    PALETTE,
+    error_label,
+    keep,
+    legend_below,
+    log_axis,
+    panel_grid,
+    plain,
+    styled,
+)
 from fitting.law import BaggedFit
 from fitting.plots.groups import center, keep_law, keep_runs, listed, predict
 from fitting.runs import RunTable
@@ -34,7 +43,7 @@ def iso_performance(laws, table: RunTable) -> Figure:
         runs = table.select(metric=law.metric)
         _draw_contours(figure, row, law, runs, pairs)
         if len(laws) > 1:
-            row[0].set_ylabel(f"{law.metric}\n{row[0].get_ylabel()}")
+            row[0].set_ylabel(f"{plain(law.metric)}\n{row[0].get_ylabel()}")
     return figure
 
 

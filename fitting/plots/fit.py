@@ -15,6 +15,7 @@ from fitting.canvas import (
     legend_below,
     log_axis,
     panel_grid,
+    plain,
     round_ticks,
     styled,
 )
@@ -145,7 +146,7 @@ def predicted_vs_actual(table: RunTable, predictions: Mapping[str, np.ndarray]) 
         for index, sweep in enumerate(np.unique(sweep_R)):
             rows = (sweep_R == sweep) & ~np.isnan(predicted)
             if rows.any():
-                style = dict(color=PALETTE[index % 6], ms=5, alpha=0.8, label=sweep)
+                style = dict(color=PALETTE[index % 6], ms=5, alpha=0.8, label=plain(sweep))
                 axis.plot(table.error[rows], predicted[rows], MARKERS[index % 6], **style)
                 shown, said = table.take(rows), predicted[rows]
                 keep_runs(axis, shown, shown.error, said, split=title, predicted=said)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from fitting import units
-from fitting.canvas import error_label, keep
+from fitting.canvas import error_label, keep, plain
 from fitting.law import BaggedFit
 from fitting.runs import RunTable
 
@@ -47,7 +47,8 @@ def of_sweep(table: RunTable, name: str) -> np.ndarray:
 def name_row(axis, metric: str, table: RunTable) -> None:
     """The y label of a row of panels: the metric's, where there are several."""
     many = len(table.metrics) > 1
-    axis.set_ylabel(f"{metric}: {error_label(table.scale)}" if many else error_label(table.scale))
+    label = error_label(table.scale)
+    axis.set_ylabel(f"{plain(metric)}: {label}" if many else label)
 
 
 def listed(laws) -> list[BaggedFit]:
@@ -63,7 +64,7 @@ def predict(law: BaggedFit, z) -> np.ndarray:
 
 def name_tasks(axis, tasks: list[str]) -> None:
     """A line a task, the first on top."""
-    axis.set_yticks(np.arange(len(tasks)), tasks)
+    axis.set_yticks(np.arange(len(tasks)), [plain(task) for task in tasks])
     axis.set_ylim(len(tasks) - 0.5, -0.5)
 
 

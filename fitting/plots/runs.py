@@ -10,6 +10,7 @@ from fitting.canvas import (
     legend_below,
     log_axis,
     panel_grid,
+    plain,
     shades,
     styled,
 )
@@ -100,4 +101,5 @@ def _draw_by_cost(axis, table: RunTable, cost) -> None:
         spent = dict(panel="inference cost", flops=cost(rows.x))
         keep_runs(axis, rows, cost(rows.x) / size, rows.error, **spent)
     log_axis(axis, curve_costs(cost(table.x)) / size, f"inference cost ({unit})", digits=2)
-    axis.set_title(", ".join(table.levels("sweep")) if "sweep" in table.columns else "all runs")
+    sweeps = ", ".join(table.levels("sweep")) if "sweep" in table.columns else "all runs"
+    axis.set_title(plain(sweeps))

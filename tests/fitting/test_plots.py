@@ -400,12 +400,12 @@ def test_any_number_of_factors_is_drawn_without_a_warning(num_factors, with_n):
 def test_what_a_figure_shows_is_kept_with_it(table, law):
     predicted = law.predict(table.x, table.n)
     figure = plots.predicted_vs_actual(table, {"all": predicted})
-    picture = drawn(figure, mark="Synthetic data: made up")
+    picture = drawn(figure, title="a$b", mark="Synthetic data: made up")
     rows = [dict(zip(picture.header, row, strict=True)) for row in picture.rows]
     kept = {row["run_id"]: (row["error"], row["predicted"], row["num_frames"]) for row in rows}
     columns = zip(table.run_id, table.error, predicted, table.x[:, 1], strict=True)
     assert kept == {name: tuple(values) for name, *values in columns}
-    assert picture.files["svg"].count(b"<!-- Synthetic data -->") == 1
+    assert picture.files["svg"].count("<!-- a$b · Synthetic data -->".encode()) == 1
     # The pointer finds a run where it is drawn: rightwards with its error, upwards as predicted.
     across, down = np.array([mark[:2] for mark in picture.marks]).T
     names = [mark[2].split("\n")[0] for mark in picture.marks]

@@ -24,7 +24,7 @@ LEVELS = Domain(DOMAIN.lm_params, (1, 2, 4, 8), (1, 4, 9))
 STAR = star_sweep((700_000, 8, 9), LEVELS, (1000, 2000, 4000))
 POINTS = STAR + isoflop_sweep(DOMAIN, (8e6, 1.6e7, 3.2e7, 6.4e7), 8000, COST, tolerance=0.15)
 UNITS = [120_000, 5, 5, 3000.0]
-EVIL = 'acc <img src="x" onerror="window.pwned=1">'
+EVIL = 'acc $x^{ <img src="x" onerror="window.pwned=1">'
 METRICS = ("Metrics/Avg", EVIL, "vqa")
 HEADER = "run_id,sweep,lm_params,num_frames,tokens_per_frame,num_examples,metric,score"
 QUICK = ("--form", "add", "--resamples", "5", "--starts", "8", "--workers", "1")
@@ -117,13 +117,13 @@ def test_what_is_read_is_escaped_and_synthetic_is_said(made):
     page = (made / "out" / "report.html").read_text()
     assert EVIL not in page
     assert "<b>star" not in page
-    assert "acc &lt;img src=&quot;x&quot;" in page
+    assert "acc $x^{ &lt;img src=&quot;x&quot;" in page
     assert not re.search(r'(src|href)="(?!data:|#)', page)
     assert 'class="banner" role="note">Synthetic data' in page
     svg = (made / "out" / "figures" / "figure7_runs-vqa.svg").read_text()
     plain = (made / "out" / "figures" / "figure8_runs_by_task.svg").read_text()
-    assert svg.count("<!-- Synthetic data -->") == 1
-    assert plain.count("<!-- Synthetic data -->") == len(METRICS)
+    assert svg.count("Synthetic data -->") == 1
+    assert plain.count("Synthetic data -->") == len(METRICS)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
@@ -259,8 +259,12 @@ def test_processes_do_what_one_does():
     tables = {k: synthetic_table("add", points, units=UNITS) for k, points in named.items()}
     jobs = {name: (work.extrapolates, table) for name, table in tables.items()}
     seen = []
-    apart = work.run_jobs(jobs, 2, lambda key, value: seen.append(key))
-    assert apart == work.run_jobs(jobs, 1) == {"a": False, "b": True}
+    with work.crew(2) as apart, work.crew(1) as here:
+        found = apart(jobs, lambda key, value: seen.append(key))
+        assert found == here(jobs) == {"a": False, "b": True}
     assert sorted(seen) == ["a", "b"]
-    with pytest.raises(ValueError, match="a process of the report was killed"):
-        work.run_jobs({"a": (os._exit, 1), "b": (work.extrapolates, tables["a"])}, 2)
+    with (
+        pytest.raises(ValueError, match="a process of the report was killed"),
+        work.crew(2) as run,
+    ):
+        run({"a": (os._exit, 1), "b": (work.extrapolates, tables["a"])})
