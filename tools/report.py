@@ -7,10 +7,10 @@ Examples:
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet where pyarrow is installed), or a sweep's folder with its runs.csv.
 Costs are those of equation 1 with the paper's encoder, unless --vision-params and --features name
-another. Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
-how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, a metric at a time. OUT/figures and
-OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws; the same command takes up laws
-that are there. Where the runs do not support a figure, the page says why.
+another. Writes OUT/report.html, which needs no network and no other file: what to deploy at each
+budget and how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, a metric at a time.
+OUT/figures and OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws; the same command
+takes up laws that are there. Where the runs do not support a figure, the page says why.
 """
 
 import dataclasses
