@@ -5,9 +5,10 @@ import dataclasses
 import functools
 import os
 import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context
+from multiprocessing import active_children, get_context, parent_process
 from typing import NamedTuple
 
 import numpy as np
@@ -123,9 +124,18 @@ def _run_apart(pool, jobs: dict, on_done=lambda key, value: None) -> dict:
 
 
 def _alone() -> None:
-    """A worker leaves Ctrl-C to its parent, and an accelerator, which it would not share."""
+    """A worker leaves Ctrl-C to its parent, and an accelerator, which it would not share.
+
+    It ends with its parent, however that ends: the queue that it waits at would never close.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.environ["JAX_PLATFORMS"] = "cpu"
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent_process().join()
+    os._exit(1)
 
 
 # --- the jobs ---

@@ -3,25 +3,18 @@
 from fitting import units
 from fitting.analysis import deployment_headers, deployment_rows, findings, fitted_score
 from fitting.canvas import Drawn, drawn, stacked
-from fitting.forms import factor_labels
 from fitting.html import Report
 from fitting.report import add_elasticity_tables
 from tools._report_jobs import Findings, Settings, Subject
 from tools._report_text import (
     CHOICE_HEADERS,
-    absent_forms,
-    bagging_table,
     choice_row,
     choice_text,
-    comparison_table,
     frontier_alt,
     path_text,
     runs_alt,
-    signed,
     values,
 )
-
-FOLDS_TEXT = "5 random folds, and star → isoFLOP where there are both"
 
 
 class Page:
@@ -302,118 +295,6 @@ class Page:
                 "Contours of the vision model's share of compute over language-model size and "
                 "visual tokens per frame",
             )
-
-    # --- forms and ablations ---
-
-    def forms(self, draw_errors) -> None:
-        """Table 2 and Figure 3c."""
-        report = self.report
-        report.section("Forms", "Which form of law predicts runs that it has not seen.")
-        if self.settings.check is None:
-            for what in ("Table 2", "Figure 3c"):
-                report.absent(what, "Left out by --appendix none.")
-            return
-        headers, rows = None, []
-        for subject in self.subjects:
-            found = self.compared.get(subject.metric)
-            with report.of(subject.metric):
-                if found is None:
-                    report.absent("Table 2", subject.why or "No form could be fitted.")
-                    continue
-                headers, table = comparison_table(found, "form")
-                report.table(
-                    headers, table, f"As the paper's Table 2. {self.how(self.settings.check)}"
-                )
-                missing = [f"Table 2 has no {name}" for name in absent_forms(subject, found)]
-                for text in missing:
-                    report.absent(text, "The runs do not outnumber its parameters.")
-                if not found.extrapolation:
-                    report.absent("Star → isoFLOP", "It needs runs of both sweeps.")
-                rows += [[subject.metric, *row] for row in table]
-        if rows:
-            self.save("table2", headers, rows)
-        if isinstance(draw_errors, str):
-            report.absent("Figure 3c", draw_errors)
-        else:
-            report.figure(
-                "figure3c_errors_by_task",
-                drawn(draw_errors(), mark=self.settings.mark),
-                "As the paper's Figure 3c: mean relative error of each form on runs it has not "
-                "seen.",
-                "Relative error of every form for each task",
-            )
-
-    def appendix(self, tables8: dict, tables9: dict, tables10: dict) -> None:
-        """Tables 8, 9 and 10: metric -> `Comparison`, `Entry` or rows; or why there is none."""
-        report = self.report
-        report.section("Appendix", "What the options of the fit and of the elasticity are worth.")
-        saved = {"table8": [], "table9": [], "table10": []}
-        heads = {}
-        for subject, _ in self.each():
-            metric = subject.metric
-            one = tables8.get(metric)
-            if one is None or isinstance(one, str):
-                report.absent("Tables 8 and 9", one or self.left_out(subject))
-            else:
-                heads["table8"], rows = comparison_table(one, "variation")
-                report.table(
-                    heads["table8"],
-                    rows,
-                    "As the paper's Table 8: one option changed at a time. "
-                    + self.how(self.settings.check),
-                )
-                saved["table8"] += [[metric, *row] for row in rows]
-                heads["table9"], rows = bagging_table(tables9[metric])
-                report.table(
-                    heads["table9"],
-                    rows,
-                    "As the paper's Table 9: how many members, and how they become one prediction. "
-                    + self.how(self.settings.bag),
-                )
-                saved["table9"] += [[metric, *row] for row in rows]
-            ten = tables10.get(metric)
-            if ten is None or isinstance(ten, str):
-                report.absent("Table 10", ten or self.left_out(subject))
-                continue
-            top, unit, rows = ten
-            heads["table10"] = ("changed", "to", *factor_labels(len(subject.table.factors)))
-            rows = [(w, units.count(v), *map(signed, e)) for w, v, e in rows]
-            report.table(
-                heads["table10"],
-                rows,
-                "As the paper's Table 10: mean elasticity of x* to n where one choice differs from "
-                f"300 budgets of {units.flops(top / 100)} to {units.flops(top)}, 100 data sizes "
-                f"of {units.count(unit)} to {units.count(10 * unit)}, and a step of "
-                f"{units.count(5 * unit)}. n above {units.count(subject.table.n.max())} "
-                "extrapolates.",
-            )
-            saved["table10"] += [[metric, *row] for row in rows]
-        for name, rows in saved.items():
-            if rows:
-                self.save(name, heads[name], rows)
-
-    def left_out(self, subject: Subject) -> str:
-        """Why a metric has no appendix."""
-        if subject.why:
-            return subject.why
-        if self.settings.check is None:
-            return "Left out by --appendix none."
-        return f"Computed for {self.first} alone; --appendix full computes it for every metric."
-
-    def how(self, config) -> str:
-        """How a table's fits were made."""
-        fits = f"each fit from {config.starts} random starts"
-        if config.resampling != "none":
-            fits = f"each fit the median of {config.resamples} resamples of {config.starts} starts"
-        return (
-            f"{FOLDS_TEXT}; {fits}. MSE in squared error points, E% mean relative error; lower is "
-            "better."
-        )
-
-    def save(self, name: str, headers, rows) -> None:
-        """A table of all metrics as a file."""
-        data = self.report.csv_bytes(["metric", *headers], rows)
-        self.report.file(f"tables/{name}.csv", data)
 
     def about(self, notes) -> None:
         """What was computed."""

@@ -10,6 +10,7 @@ from tools._report_jobs import Choice, Findings, Subject
 
 ALMOST = 0.98  # share of the members from which all but agree
 SHAKY = 0.5  # below: near ties
+ISOFLOP_HEADERS = ["isoFLOP MSE", "isoFLOP E%", "isoFLOP R²"]
 CHOICE_HEADERS = (
     *("budget", "LM", "frames", "tokens", "cost", "error", "90% of runs", "best for", "regret ≤"),
     *("alike", "range"),
@@ -129,7 +130,7 @@ def values(table, cost) -> tuple[list[str], list[list]]:
 def comparison_table(found, what: str) -> tuple[tuple, list]:
     """Tables 2 and 8."""
     heads, rows = [what, "parameters", "CV MSE", "CV E%", "CV R²"], []
-    heads += ["star → isoFLOP MSE", "E%", "R²"] * bool(found.extrapolation)
+    heads += ISOFLOP_HEADERS * bool(found.extrapolation)
     for entry in found.entries:
         scores = list(entry.cross_validation)
         scores += found.score(entry.name, found.extrapolation) if found.extrapolation else ()
@@ -140,7 +141,7 @@ def comparison_table(found, what: str) -> tuple[tuple, list]:
 def bagging_table(compared) -> tuple[tuple, list]:
     """Table 9."""
     heads = ["members", "aggregate", "all runs MSE", "E%", "R²", "CV MSE", "CV E%", "CV R²"]
-    heads += ["star → isoFLOP MSE", "E% ", "R² "] * bool(compared.extrapolation)
+    heads += ISOFLOP_HEADERS * bool(compared.extrapolation)
     rows = []
     for line in bagging(compared):
         scores = [*line.train, *line.cross_validation]
@@ -159,3 +160,8 @@ def absent_forms(subject: Subject, found) -> list[str]:
 def signed(value: float) -> str:
     """-0.22, +0.79; '-' where undefined."""
     return f"{value:+.2f}" if np.isfinite(value) else "-"
+
+
+def named(metric: str, headers, rows) -> list[dict]:
+    """Rows of a metric's table as mappings."""
+    return [dict(zip(("metric", *headers), (metric, *row), strict=True)) for row in rows]

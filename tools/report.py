@@ -233,6 +233,7 @@ def compute(args: Args, subjects: list[Subject], slugs, settings: Settings) -> R
 
 def lay_out(table: RunTable, results: Results, slugs, settings: Settings):
     """The `Page`, filled; it opens with the first metric that has a law."""
+    from tools._report_checks import add_appendix, add_forms
     from tools._report_page import Page
 
     subjects, findings, compared, appendix = results
@@ -245,8 +246,8 @@ def lay_out(table: RunTable, results: Results, slugs, settings: Settings):
     page.laws()
     page.frontier()
     page.tasks(elasticity_figure(findings), vision_figure(table, settings.cost))
-    page.forms(errors_figure(compared))
-    page.appendix(*appendix)
+    add_forms(page, errors_figure(compared))
+    add_appendix(page, *appendix)
     page.about(table.notes)
     return page
 

@@ -6,7 +6,10 @@ import os
 import re
 import shutil
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
 import tyro
 
@@ -108,6 +111,7 @@ def test_a_csv_holds_what_its_figure_shows(made):
         ("Metrics/Avg", "mult"),
         ("Metrics/Avg", "add"),
     ]
+    assert all(float(row["isoFLOP E%"]) > 0 for row in rows)
     assert float(rows[1]["CV MSE"]) < float(rows[0]["CV MSE"])  # the truth is add
     _, rows = rows_of(made / "out" / "tables" / "table10.csv")
     assert len(rows) == 6 + 5 + 6 + 12
@@ -220,6 +224,29 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, capsys, chan
     assert (shown.startswith("error: "), shown.count("\n")) == (True, 1)
     assert message in shown
     assert not (tmp_path / "out").exists()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = "import os, time\nfrom tools import _report_jobs as work\n"
+    code += "if __name__ == '__main__':\n    with work.crew(2) as run:\n"
+    code += "        run({'a': (time.sleep, 600), 'b': (time.sleep, 600)})\n"
+    (tmp_path / "parent.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = psutil.Popen([sys.executable, tmp_path / "parent.py"], env=environment)
+
+    def workers():
+        return [p for p in parent.children() if "spawn_main" in " ".join(p.cmdline())]
+
+    until = time.monotonic() + 120
+    while len(found := workers()) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)  # until they are at work
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs(found, timeout=60)
+    for process in alive:
+        process.kill()
+    assert (len(gone), alive) == (2, [])
 
 
 def test_parquet_without_its_reader_is_one_line(tmp_path, monkeypatch):
