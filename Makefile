@@ -49,11 +49,12 @@ format: $(VENV)/.ready-tests  ## mend style and format where ruff can
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-bench-fit: $(VENV)/.ready-tests  ## time fits, frontier and appendix; judge optima and intervals
+bench-fit: $(VENV)/.ready-tests  ## time fits, frontier, appendix, report; judge optima and intervals
 	$(PY) -m tools.bench.bench_fit $(ARGS)
 	$(PY) -m tools.bench.bench_frontier $(ARGS)
 	$(PY) -m tools.bench.bench_appendix $(ARGS)
 	$(PY) -m tools.bench.bench_coverage $(ARGS)
+	$(PY) -m tools.bench.bench_report
 
 bench-model: $(VENV)/.ready-torch  ## time prefill and decode beside transformers
 	$(PY) -m tools.bench.bench_model $(ARGS)

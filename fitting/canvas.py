@@ -6,6 +6,9 @@ stay apart under every common colour blindness.
 
 import functools
 import io
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps, rc_context, ticker
@@ -45,6 +48,11 @@ def styled(draw):
 def error_label(scale: float) -> str:
     """The label of an axis of errors."""
     return f"error (0 to {scale:g})"
+
+
+def plain(text: str) -> str:
+    """A name that somebody gave, as it is: matplotlib takes dollars for formulas."""
+    return text.replace("$", r"\$")
 
 
 def panel_grid(rows: int, panels: int, *, width: float = 3.1, height: float = 3.3, sharey="row"):
@@ -109,10 +117,103 @@ def round_ticks(values) -> np.ndarray:
     return inside if len(inside) > 1 else np.array([low, high])
 
 
+def keep(axis, x, y, texts=None, **columns) -> None:
+    """Keeps with a figure what one of its panels shows.
+
+    Args:
+      axis: the panel.
+      x, y: [V], places on its axes.
+      texts: [V], what the pointer finds there; None for nothing.
+      columns: name -> one value or [V], for the CSV.
+    """
+    kept = axis.figure.__dict__.setdefault("kept", [])
+    kept.append((axis, np.asarray(x, float), np.asarray(y, float), texts, columns))
+
+
+def kept_rows(figure: Figure) -> tuple[list[str], list[list]]:
+    """(header, rows) of all that was kept; '' where a panel has no such column."""
+    kept = getattr(figure, "kept", [])
+    header = list(dict.fromkeys(name for *_, columns in kept for name in columns))
+    rows = []
+    for _, x, _, _, columns in kept:
+        full = [np.broadcast_to(np.asarray(columns.get(name, "")), len(x)) for name in header]
+        rows += [list(row) for row in zip(*(column.tolist() for column in full), strict=True)]
+    return header, rows
+
+
+def kept_marks(figure: Figure) -> list[tuple[float, float, str]]:
+    """(across, down, text) of all that the pointer finds, in shares of the figure.
+
+    After `to_bytes`: only drawing decides where the panels are.
+    """
+    marks = []
+    for axis, x, y, texts, _ in getattr(figure, "kept", []):
+        for place, text in zip(np.stack([x, y], axis=1), texts or (), strict=bool(texts)):
+            across, up = figure.transFigure.inverted().transform(axis.transData.transform(place))
+            if 0 <= across <= 1 and 0 <= up <= 1:
+                marks.append((float(across), float(1 - up), text))
+    return marks
+
+
+class Drawn(NamedTuple):
+    """A figure as it is kept and shown; crosses process borders.
+
+    Attributes:
+      files: kind -> bytes, 'svg' among them.
+      header, rows: of the CSV, as in `kept_rows`.
+      marks: as in `kept_marks`.
+      width, height: inches.
+    """
+
+    files: dict[str, bytes]
+    header: list[str]
+    rows: list[list]
+    marks: list[tuple[float, float, str]]
+    width: float
+    height: float
+
+
+def drawn(figure: Figure, kinds=("svg",), *, title: str = "", mark: str = "") -> Drawn:
+    """Draws a figure; above its panels stand a title, such as the metric, and a mark.
+
+    The mark, up to a colon, is what every reader must know: "Synthetic data: made up".
+    """
+    texts = [text for text in (title, mark.partition(":")[0]) if text]
+    if texts:
+        style = dict(fontsize=8, x=0.01, ha="left", color=PALETTE[1] if mark else GREY)
+        figure.suptitle(" · ".join(texts), parse_math=False, **style)
+    files = {kind: to_bytes(figure, kind) for kind in kinds}
+    size = (float(side) for side in figure.get_size_inches())
+    return Drawn(files, *kept_rows(figure), kept_marks(figure), *size)
+
+
+def stacked(figures: Sequence[Drawn]) -> Drawn:
+    """Several figures as one, below one another; for their files, without marks."""
+    width, tops = max(f.width for f in figures), np.cumsum([0, *(f.height for f in figures)])
+    parts = []
+    for figure, top in zip(figures, tops, strict=False):
+        inner = figure.files["svg"]
+        inner = inner[inner.index(b"<svg") + 4 :]
+        parts.append(b'<svg y="%d" ' % round(72 * top) + inner)
+    size = (round(72 * width), round(72 * tops[-1]))
+    data = b'<svg xmlns="http://www.w3.org/2000/svg" width="%dpt" height="%dpt" ' % size
+    data += b'viewBox="0 0 %d %d">\n' % size + b"\n".join(parts) + b"</svg>\n"
+    header = list(dict.fromkeys(name for f in figures for name in f.header))
+    rows = [
+        [dict(zip(f.header, row, strict=True)).get(name, "") for name in header]
+        for f in figures
+        for row in f.rows
+    ]
+    return Drawn({"svg": data}, header, rows, [], width, float(tops[-1]))
+
+
 def to_bytes(figure: Figure, kind: str) -> bytes:
     """The figure as 'svg' or 'png'; the same figure gives the same bytes: no date, no random id."""
     buffer = io.BytesIO()
     metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with rc_context({"svg.hashsalt": "fitting", "svg.fonttype": "path"}):
         figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
-    return buffer.getvalue()
+    data = buffer.getvalue()
+    if kind == "svg":  # a hundredth of a point is enough, and halves the size
+        data = re.sub(rb' d="[^"]*"', lambda d: re.sub(rb"(\.\d\d)\d+", rb"\1", d[0]), data)
+    return data

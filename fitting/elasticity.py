@@ -69,6 +69,8 @@ def elasticity(
     budgets=BUDGETS,
     num_examples=NUM_EXAMPLES,
     delta: float = DELTA,
+    *,
+    members: bool = True,
 ) -> Elasticity:
     """Equation 9 at every budget and data size, on the exact discrete frontier.
 
@@ -76,6 +78,7 @@ def elasticity(
       model, domain, cost, budgets: as in `fitting.frontier.frontier`; a law needs n.
       num_examples: [M].
       delta: dn > 0.
+      members: whether every member's own mean is followed too.
 
     Raises:
       ValueError: delta is not positive, or the law has no n.
@@ -93,11 +96,34 @@ def elasticity(
 
     best = frontier(model, domain, cost, budgets, both)
     values = differences(best.x)
-    members = np.empty((0, values.shape[-1]))
-    if hasattr(model, "theta"):
+    means = np.empty((0, values.shape[-1]))
+    if members and hasattr(model, "theta"):
         paths = member_frontiers(model, domain, cost, budgets, both)
-        members = np.stack([_mean(differences(path), axis=(0, 1)) for path in paths])
-    return Elasticity(best.budgets, n_M, float(delta), values, members)
+        means = np.stack([_mean(differences(path), axis=(0, 1)) for path in paths])
+    return Elasticity(best.budgets, n_M, float(delta), values, means)
+
+
+def sensitivity(model, domain, cost, top: float = 100e12, unit: float = 1e6) -> list[tuple]:
+    """Table 10: equation 11 with other budgets, data sizes and steps than Appendix E's.
+
+    Args:
+      model, domain, cost: as in `fitting.frontier.frontier`.
+      top: the largest budget; the least is a hundredth of it.
+      unit: the least data size; the largest is ten times that, the step five times.
+
+    Returns:
+      (what is changed, its value, e [K]) a row.
+    """
+
+    def mean(budgets=300, sizes=100, most=10.0, delta=5.0):
+        grid = np.linspace(top / 100, top, budgets), np.linspace(unit, most * unit, sizes)
+        return elasticity(model, domain, cost, *grid, delta * unit, members=False).mean
+
+    rows = [("budgets", count, mean(budgets=count)) for count in (1, 10, 50, 100, 200, 300)]
+    rows += [("data sizes", count, mean(sizes=count)) for count in (1, 10, 20, 50, 100)]
+    rows += [("largest n", most * unit, mean(most=most)) for most in (1, 2, 4, 6, 8, 10)]
+    steps = (0.1, 0.5, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10)
+    return rows + [("step", delta * unit, mean(delta=delta)) for delta in steps]
 
 
 def _mean(values, axis) -> np.ndarray:

@@ -278,7 +278,7 @@ def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
         "Best value of each factor against the inference budget",
     )
     if change is not None:
-        _add_elasticity_tables(report, change, law)
+        add_elasticity_tables(report, change, law)
     if isinstance(analysis.cost, CostConstants) and law.factors == FACTORS:
         table = analysis.table
         sizes, tokens = table.x[:, 0], table.x[:, 2]
@@ -292,7 +292,8 @@ def _add_frontier(report: Report, analysis: Analysis, prefix: str) -> None:
         )
 
 
-def _add_elasticity_tables(report: Report, change, law) -> None:
+def add_elasticity_tables(report: Report, change, law) -> None:
+    """Adds the mean elasticity of each factor, then by data size; what extrapolates is marked."""
     outside_M, ends = elasticity_extrapolates(law, change), np.stack(change.interval(), axis=1)
     labels = factor_labels(len(law.factors))
     within = dataclasses.replace(

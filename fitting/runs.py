@@ -20,6 +20,7 @@ import numpy as np
 FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 COLUMNS = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
 SCALES = (100.0, 1.0)
+MISSING = ("", "nan", "none", "null")  # a score that is not there, in lower case
 TINY = 1e-100  # below it, and above its inverse, powers leave float64
 
 LI2024 = Path(__file__).parent / "data" / "li2024.csv"
@@ -167,11 +168,13 @@ def read_runs(
     weights: str | None = None,
     scale: float | None = None,
     group: str | None = None,
+    skip_missing: bool = False,
 ) -> RunTable:
-    """Reads and validates a CSV of runs; without options, one with the house's `COLUMNS`.
+    """Reads and validates a table of runs; without options, one with the house's `COLUMNS`.
 
     Args:
-      path: UTF-8, a header line, one line a run (and metric); blank and # lines are passed over.
+      path: a CSV in UTF-8, a header line, one line a run (and metric); blank and # lines are passed
+        over. Or the same columns as .parquet, where pyarrow is installed.
       factors: names of the K columns that make up a configuration.
       examples: name of the column of data sizes n, None for laws without n; left out,
         'num_examples' where the file has it or the factors are the house's.
@@ -183,18 +186,27 @@ def read_runs(
         are all at most 1 need it said.
       group: column that says what a row's error is of, 'metric' by default; a run may appear once
         in each group. The table's `metric` is then of that column.
+      skip_missing: whether rows without a score (or error) are left out and noted.
 
     Raises:
       ValueError: one line, naming file, row, column, value and what is allowed.
       FileNotFoundError: one line.
     """
     factors = (factors,) if isinstance(factors, str) else tuple(factors)
-    header, lines, records, notes = _read_csv(path)
+    read = _read_parquet if Path(path).suffix == ".parquet" else _read_csv
+    header, lines, records, notes = read(path)
     if examples is ...:
         house = "num_examples" in header or factors == FACTORS
         examples = "num_examples" if house and "num_examples" not in factors else None
     wheres = [f"row {row} (line {line})" for row, line in enumerate(lines, start=1)]
     columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
+    values_of = error or score or "score"
+    if skip_missing and values_of in columns:
+        known = [i for i, value in enumerate(columns[values_of]) if value.lower() not in MISSING]
+        if gone := len(wheres) - len(known):
+            first = next(i for i in range(len(wheres)) if i not in set(known))
+            notes.append(f"{path}: {gone} rows have no {values_of}, the first is {wheres[first]}")
+            wheres, columns = _kept(known, wheres, columns)
     if metric is not None:
         _check_columns(["metric"], columns, path)
         kept = [i for i, value in enumerate(columns["metric"]) if value == metric]
@@ -204,8 +216,7 @@ def read_runs(
                 f"{path}: no runs with metric {metric!r}{_nearest(metric, there)}; "
                 f"there are {', '.join(there)}"
             )
-        wheres = [wheres[i] for i in kept]
-        columns = {name: [values[i] for i in kept] for name, values in columns.items()}
+        wheres, columns = _kept(kept, wheres, columns)
     table = _table(
         columns, wheres, str(path), factors, examples, score, error, weights, scale, group
     )
@@ -278,6 +289,30 @@ def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
         verb = "lines that start with # were" if len(below) > 1 else "line that starts with # was"
         notes.append(f"{path}: {len(below)} {verb} passed over, the first is line {below[0]}")
     return header, lines[1:], records[1:], notes
+
+
+def _read_parquet(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
+    """The same of a Parquet file; a row's line is its number."""
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{path}: needs pyarrow: pip install pyarrow; or give a CSV") from None
+    try:
+        columns = parquet.read_table(path).to_pydict()
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file") from None
+    except (pyarrow.ArrowException, OSError) as e:
+        raise ValueError(f"{path}: not Parquet: {str(e).splitlines()[0]}") from None
+    texts = [["" if v is None else str(v).strip() for v in values] for values in columns.values()]
+    records = [list(record) for record in zip(*texts, strict=True)]
+    if not records:
+        raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
+    return list(columns), list(range(1, len(records) + 1)), records, []
+
+
+def _kept(rows: list[int], wheres: list[str], columns: dict) -> tuple[list[str], dict]:
+    return [wheres[i] for i in rows], {k: [v[i] for i in rows] for k, v in columns.items()}
 
 
 def _content(file, numbers: list[int], comments: list[int]) -> Iterator[str]:

@@ -475,9 +475,13 @@ def ablate(table: RunTable, config: FitConfig | None = None, **options) -> Ablat
     Raises:
       ValueError: as `compare`.
     """
-    config = config or FitConfig()
-    compared = compare(table, variations(config), **options)
-    first, size = compared.entries[0], len(compared.entries[0].law.theta)
+    compared = compare(table, variations(config or FitConfig()), **options)
+    return Ablation(compared, bagging(compared))
+
+
+def bagging(compared: Comparison) -> tuple[Bagging, ...]:
+    """Table 9, from the members of the first entry: all with the mean, then one, half, all."""
+    first, size, table = compared.entries[0], len(compared.entries[0].law.theta), compared.table
     everything = Split("all runs", *np.ones((2, 1, len(table)), bool))
     split = first.validation(compared.extrapolation)
 
@@ -499,4 +503,4 @@ def ablate(table: RunTable, config: FitConfig | None = None, **options) -> Ablat
         )
 
     medians = [scored(members, "median") for members in sorted({1, max(1, size // 2), size})]
-    return Ablation(compared, (scored(size, "mean"), *medians))
+    return scored(size, "mean"), *medians

@@ -40,7 +40,7 @@ FLOORS = {
     ],
     "fitting": [
         "config",
-        "units sweeps cost runs forms objective canvas",
+        "units sweeps cost runs forms objective canvas web",
         "solve descent bootstrap starts summary",
         "fit law",
         "selection frontier",

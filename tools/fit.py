@@ -285,7 +285,7 @@ def remove_stale(folder: Path) -> None:
     for name in STALE:
         (folder / name).unlink(missing_ok=True)
     for figure in (folder / "figures").glob("*.*"):
-        if figure.suffix in (".png", ".svg"):
+        if figure.suffix in (".png", ".svg", ".csv"):
             figure.unlink()
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fitting.cost import PAPER
-from fitting.elasticity import BUDGETS, DELTA, NUM_EXAMPLES, elasticity
+from fitting.elasticity import BUDGETS, DELTA, NUM_EXAMPLES, elasticity, sensitivity
 from fitting.frontier import frontier, member_frontiers
 from fitting.sweeps import Domain
 from tests.fitting.laws import any_law, made_up_law
@@ -24,6 +24,24 @@ def test_the_defaults_are_the_papers():
     assert DELTA == 5e6
     change = elasticity(made_up_law(members=2), DOMAIN, PAPER)
     assert change.values.shape == (300, 100, 3)
+
+
+def test_table_10_changes_one_choice_at_a_time():
+    law = made_up_law(members=3)
+    rows = {(what, value): mean for what, value, mean in sensitivity(law, DOMAIN, PAPER)}
+    assert len(rows) == 6 + 5 + 6 + 12
+    usual = elasticity(law, DOMAIN, PAPER, members=False)
+    assert usual.members.shape == (0, 3)
+    for same in (("budgets", 300), ("data sizes", 100), ("largest n", 1e7), ("step", 5e6)):
+        np.testing.assert_array_equal(rows[same], usual.mean)
+    for what, value, options in (
+        ("budgets", 10, dict(budgets=np.linspace(1e12, 1e14, 10))),
+        ("largest n", 2e6, dict(num_examples=np.linspace(1e6, 2e6, 100))),
+        ("step", 1e6, dict(delta=1e6)),
+    ):
+        changed = elasticity(law, DOMAIN, PAPER, **options, members=False)
+        np.testing.assert_array_equal(rows[what, value], changed.mean)
+        assert (changed.mean != usual.mean).any()
 
 
 def test_by_hand():

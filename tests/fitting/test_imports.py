@@ -78,11 +78,11 @@ def test_modules_without_a_verb_are_modules():
 
 
 def test_never_imports_the_model_library():
-    files = sorted(ROOM.glob("*.py"))
+    files = sorted(ROOM.rglob("*.py"))
     assert len(files) > 10
     for path in files:
         assert not [name for name in imports(path) if name.startswith(("vvlm_jax", "torch"))], path
 
 
 def test_jaxopt_is_imported_in_one_place():
-    assert [p.name for p in ROOM.glob("*.py") if "jaxopt" in imports(p)] == ["solve.py"]
+    assert [p.name for p in ROOM.rglob("*.py") if "jaxopt" in imports(p)] == ["solve.py"]

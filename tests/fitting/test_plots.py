@@ -1,12 +1,13 @@
 """The figures hold what they say: data in artists, labels, panels; one line for the impossible."""
 
 import dataclasses
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from fitting import plots
-from fitting.canvas import to_bytes
+from fitting.canvas import drawn, stacked, to_bytes
 from fitting.config import FitConfig
 from fitting.cost import PAPER, ActualFlops
 from fitting.elasticity import Elasticity
@@ -394,3 +395,34 @@ def test_any_number_of_factors_is_drawn_without_a_warning(num_factors, with_n):
     assert sum(len(a.get_xticklabels()) for a in boxes.axes) == len(law.parameters)
     for figure in (contours, runs, boxes):
         assert to_bytes(figure, "png").startswith(b"\x89PNG")
+
+
+def test_what_a_figure_shows_is_kept_with_it(table, law):
+    predicted = law.predict(table.x, table.n)
+    figure = plots.predicted_vs_actual(table, {"all": predicted})
+    picture = drawn(figure, title="a$b", mark="Synthetic data: made up")
+    rows = [dict(zip(picture.header, row, strict=True)) for row in picture.rows]
+    kept = {row["run_id"]: (row["error"], row["predicted"], row["num_frames"]) for row in rows}
+    columns = zip(table.run_id, table.error, predicted, table.x[:, 1], strict=True)
+    assert kept == {name: tuple(values) for name, *values in columns}
+    assert picture.files["svg"].count("<!-- a$b · Synthetic data -->".encode()) == 1
+    # The pointer finds a run where it is drawn: rightwards with its error, upwards as predicted.
+    across, down = np.array([mark[:2] for mark in picture.marks]).T
+    names = [mark[2].split("\n")[0] for mark in picture.marks]
+    for place, value in ((across, 0), (-down, 1)):
+        slope, start = np.polyfit([kept[name][value] for name in names], place, 1)
+        fitted = [slope * kept[name][value] + start for name in names]
+        np.testing.assert_allclose(place, fitted, atol=1e-9)
+        assert slope > 0
+    assert all(0 < x < 1 and 0 < y < 1 for x, y, _ in picture.marks)
+
+
+def test_figures_below_one_another_are_one(table, law):
+    one = drawn(plots.parameter_boxes(law))
+    two = drawn(plots.all_runs(table, PAPER))
+    both = stacked([one, two])
+    assert both.height == pytest.approx(one.height + two.height)
+    inner = [e for e in ElementTree.fromstring(both.files["svg"]) if e.tag.endswith("}svg")]
+    assert [e.get("y") for e in inner] == ["0", str(round(72 * one.height))]
+    assert len(both.rows) == len(one.rows) + len(two.rows)
+    assert {"parameter", "run_id"} <= set(both.header)

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 
 from fitting.config import FitConfig
-from tools.bench import bench_appendix, bench_coverage
+from fitting.runs import read_runs
+from tools.bench import bench_appendix, bench_coverage, bench_report
+from tools.report import is_synthetic
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", ["bench_appendix", "bench_coverage"])
+@pytest.mark.parametrize("name", ["bench_appendix", "bench_coverage", "bench_report"])
 def test_help_needs_no_jax(name):
     code = (
         "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['bench', '--help']\n"
@@ -22,6 +24,12 @@ def test_help_needs_no_jax(name):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert f"python -m tools.bench.{name}" in done.stdout
+
+
+def test_the_reports_table_is_the_papers_design_for_each_metric(tmp_path):
+    table = read_runs(bench_report.write_table(tmp_path / "runs.csv", bench_report.METRICS))
+    assert (len(table), len(table.metrics)) == (88 * 9, 9)
+    assert is_synthetic(tmp_path / "runs.csv", table)
 
 
 @pytest.mark.slow(reason="compiles every form and option")

@@ -1,0 +1,297 @@
+"""`tools.report`: a page that stands alone, opened in a browser; one line for bad input."""
+
+import csv
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import tyro
+
+from fitting.cost import CostConstants
+from fitting.sweeps import Domain, isoflop_sweep, star_sweep
+from tests.browser import CHROMIUM, browser
+from tests.fitting.synthetic import synthetic_table
+from tools import _report_jobs as work
+from tools import report as command
+from tools._shared import die_in_one_line
+
+COST = CostConstants(vision_params=60_000, features_per_frame=16)
+DOMAIN = Domain((20_000, 120_000, 700_000), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 9, 16))
+LEVELS = Domain(DOMAIN.lm_params, (1, 2, 4, 8), (1, 4, 9))
+STAR = star_sweep((700_000, 8, 9), LEVELS, (1000, 2000, 4000))
+POINTS = STAR + isoflop_sweep(DOMAIN, (8e6, 1.6e7, 3.2e7, 6.4e7), 8000, COST, tolerance=0.15)
+UNITS = [120_000, 5, 5, 3000.0]
+EVIL = 'acc $x^{ <img src="x" onerror="window.pwned=1">'
+METRICS = ("Metrics/Avg", EVIL, "vqa")
+HEADER = "run_id,sweep,lm_params,num_frames,tokens_per_frame,num_examples,metric,score"
+QUICK = ("--form", "add", "--resamples", "5", "--starts", "8", "--workers", "1")
+EQUATION = ("--vision-params", "60000", "--features", "16")
+
+
+def lines_of(points, metric, seed=0):
+    """Rows of a CSV, quoted where a name asks for it."""
+    table = synthetic_table("add", points, noise=0.01, seed=seed, units=UNITS, metric=metric)
+    quoted = '"' + metric.replace('"', '""') + '"'
+    return [
+        f"<b>{point.run_id}</b>,{point.sweep},{point.lm_params},{point.num_frames},"
+        f"{point.tokens_per_frame},{point.num_examples},{quoted},{100 - error:.6f}"
+        for point, error in zip(points, table.error, strict=True)
+    ]
+
+
+def write(path, lines, comment="# synthetic\n"):
+    path.write_text(comment + "\n".join([HEADER, *lines]) + "\n")
+    return path
+
+
+def report(*words):
+    """The command, in this process."""
+    command.main(tyro.cli(command.Args, args=[str(word) for word in words]))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A report of three metrics with the appendix, of two forms and two variations."""
+    from fitting import selection
+
+    folder = tmp_path_factory.mktemp("report")
+    lines = [line for seed, m in enumerate(METRICS) for line in lines_of(POINTS, m, seed)]
+    first = next(line for line in lines if ",star," in line and '"vqa"' in line)
+    lines[lines.index(first)] = first.rsplit(",", 1)[0] + ","  # a score that is missing
+    runs = write(folder / "runs.csv", lines)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "PAPER_FORMS", ("mult", "add"))  # the others compile for long
+        some = selection.variations
+        patch.setattr(selection, "variations", lambda c: dict(list(some(c).items())[2:4]))
+        report(runs, "--out", folder / "out", *QUICK, *EQUATION)
+    return folder
+
+
+def rows_of(path):
+    with path.open() as file:
+        first = file.readline()
+        return first, list(csv.DictReader(file))
+
+
+def test_every_figure_and_table_of_the_paper_is_there(made):
+    page = (made / "out" / "report.html").read_text()
+    for number in (1, 2, "3a", "3b", "3c", 4, 5, 6, 7):
+        assert f"As the paper&#x27;s Figure {number}:" in page
+    for number in (8, 9, 10):
+        assert f"The paper&#x27;s Figure {number} is this figure for every task" in page
+        assert len([*(made / "out" / "figures").glob(f"figure{number}_*_by_task.svg")]) == 1
+    for number in (2, 8, 9, 10):
+        assert f"As the paper&#x27;s Table {number}" in page
+        assert (made / "out" / "tables" / f"table{number}.csv").is_file()
+    drawn = sorted(path.stem for path in (made / "out" / "figures").glob("*.svg"))
+    assert drawn == sorted(path.stem for path in (made / "out" / "figures").glob("*.csv"))
+    assert len(drawn) == 6 * len(METRICS) + 3 + 3
+    assert page.count("Computed for Metrics/Avg alone") == 2 * 2  # Tables 8 and 9, Table 10
+    assert "1 rows have no score" in page
+
+
+def test_a_csv_holds_what_its_figure_shows(made):
+    first, rows = rows_of(made / "out" / "figures" / "figure7_runs-vqa.csv")
+    assert first == "# Synthetic data: made up by a program, not measured.\n"
+    shown = {row["run_id"]: float(row["error"]) for row in rows}
+    table = synthetic_table("add", POINTS, noise=0.01, seed=2, units=UNITS, metric="vqa")
+    true = {f"<b>{i}</b>": e for i, e in zip(table.run_id, table.error, strict=True)}
+    assert len(shown) == len(true) - 1  # one has no score
+    assert shown == pytest.approx({name: true[name] for name in shown}, abs=1e-5)
+    _, rows = rows_of(made / "out" / "figures" / "figure8_runs_by_task.csv")
+    assert {row["metric"] for row in rows} == set(METRICS)
+    _, rows = rows_of(made / "out" / "tables" / "table2.csv")
+    assert [(row["metric"], row["form"]) for row in rows[:2]] == [
+        ("Metrics/Avg", "mult"),
+        ("Metrics/Avg", "add"),
+    ]
+    assert all(float(row["isoFLOP E%"]) > 0 for row in rows)
+    assert float(rows[1]["CV MSE"]) < float(rows[0]["CV MSE"])  # the truth is add
+    _, rows = rows_of(made / "out" / "tables" / "table10.csv")
+    assert len(rows) == 6 + 5 + 6 + 12
+
+
+def test_what_is_read_is_escaped_and_synthetic_is_said(made):
+    page = (made / "out" / "report.html").read_text()
+    assert EVIL not in page
+    assert "<b>star" not in page
+    assert "acc $x^{ &lt;img src=&quot;x&quot;" in page
+    assert not re.search(r'(src|href)="(?!data:|#)', page)
+    assert 'class="banner" role="note">Synthetic data' in page
+    svg = (made / "out" / "figures" / "figure7_runs-vqa.svg").read_text()
+    plain = (made / "out" / "figures" / "figure8_runs_by_task.svg").read_text()
+    assert svg.count("Synthetic data -->") == 1
+    assert plain.count("Synthetic data -->") == len(METRICS)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+def test_the_page_works_in_a_browser(made, tmp_path):
+    page = made / "out" / "report.html"
+    with browser(tmp_path) as b:
+        b.open(page, 1200)
+        shown = "[...new Set([...document.querySelectorAll('[data-metric]')]"
+        shown += ".filter((e) => !e.hidden).map((e) => e.dataset.metric))]"
+        assert b.ask(shown) == ["Metrics/Avg"]
+        assert b.ask("[...document.images].every((i) => i.complete && i.naturalWidth > 0)")
+        pick = "(() => {{ const s = document.getElementById('metric'); s.value = {};"
+        pick += " s.dispatchEvent(new Event('change')); }})()"
+        b.ask(pick.format(json.dumps(EVIL)))
+        assert b.ask(shown) == [EVIL]
+        b.ask(pick.format("''"))
+        assert b.ask(shown) == list(METRICS)
+        b.ask(pick.format("'vqa'"))
+        b.point("[data-metric=vqa] .marks circle")
+        tip = b.ask("document.getElementById('tip').textContent")
+        assert re.match(r"<b>star-.*</b>\nvqa: error \d+\.\d\n.*frames \d+", tip), tip
+        b.open(page, 1200, fragment="#metric=vqa")
+        assert b.ask(shown) == ["vqa"]
+        b.open(page, 360, 740, phone=True)
+        b.ask(pick.format("''"))
+        assert b.ask("[document.documentElement.scrollWidth, window.innerWidth]") == [360, 360]
+        b.pdf(tmp_path / "page.pdf")
+        b.screenshot(tmp_path / "page.png")
+        assert b.ask("window.pwned") is None
+        assert b.complaints == []
+        assert {a for a in b.requests if not a.startswith("data:")} <= {
+            page.resolve().as_uri() + fragment for fragment in ("", "#metric=vqa")
+        }
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+
+
+def test_laws_are_taken_up_and_what_the_runs_do_not_support_is_said(made, tmp_path, monkeypatch):
+    """Again, from a sweep's folder; then runs of one n without isoFLOP, then fewer than needed."""
+    calls, fit = [], work.law_job
+    monkeypatch.setattr(work, "law_job", lambda *args: calls.append(args) or fit(*args))
+    again = shutil.copytree(made / "out", tmp_path / "again")
+    report(made, "--out", again, *QUICK, *EQUATION, "--appendix", "none")
+    assert calls == []
+    assert (made / "out" / "tables" / "table8.csv").exists()
+    assert not (again / "tables" / "table8.csv").exists()  # of the report before
+    page = (again / "report.html").read_text()
+    assert page.count("Left out by --appendix none.") == 2 + 2 * len(METRICS)
+
+    lone = [line for line in lines_of(STAR, "acc") if ",1000," in line]
+    few = [line for line in lines_of(STAR, "few", 1) if ",1000," in line][:4]
+    runs = write(tmp_path / "lone.csv", lone + few, comment="")
+    report(runs, "--out", tmp_path / "out", *QUICK, *EQUATION, "--appendix", "none")
+    assert [table.metrics for table, _ in calls] == [("acc",)]
+    page = (tmp_path / "out" / "report.html").read_text()
+    for text in (
+        r"<b>Figure 2</b>: not shown\. .*no runs with sweep &#x27;isoflop&#x27;",
+        r"<b>Elasticity to the number of examples</b>: not shown\. All runs have n = 1k\.",
+        r"<b>Figure 5</b>: not shown\. No metric has a law and runs of several n\.",
+        r"<b>A law of few</b>: not shown\. 4 runs do not determine the 7 parameters of add\.",
+        r"<b>Figure 4</b>: not shown\. 4 runs do not",
+    ):
+        assert re.search(text, page), text
+    assert "ynthetic" not in page
+
+
+@pytest.mark.parametrize(
+    ("change", "words", "message"),
+    [
+        (None, (), "nowhere.csv: no such file"),
+        ("folder", (), "a folder without runs.csv or runs.parquet; for a sweep's folder, python"),
+        (lambda t: t.replace("num_frames,", "frames,", 1), (), "no column 'num_frames' (the near"),
+        (lambda t: HEADER + "\n", (), "no runs; at least one row is needed"),
+        (lambda t: re.sub(r",[\d.]+\n", ",\n", t), (), "no runs; at least one row is needed"),
+        (lambda t: t, ("--metric", "vqb"), "no runs with metric 'vqb' (the nearest is 'vqa')"),
+        (lambda t: t, ("--form", "add-intract"), "add-interact"),
+        (lambda t: t, ("--form", "li"), "--form li has no number of examples; there are mult"),
+        (lambda t: t, ("--starts", "0"), "--starts must be an integer >= 1"),
+        (lambda t: t, ("--resampling", "none"), "--resampling none: how sure a law is takes"),
+        (lambda t: t, ("--features", "0"), "--features must be a positive number, got 0"),
+        (lambda t: t, ("--workers", "-1"), "--workers must be 0 or more, got -1"),
+    ],
+)
+def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, capsys, change, words, message):
+    runs = write(tmp_path / "runs.csv", lines_of(STAR, "vqa"))
+    if callable(change):
+        runs.write_text(change(runs.read_text()))
+    (tmp_path / "empty").mkdir()
+    first = {None: tmp_path / "nowhere.csv", "folder": tmp_path / "empty"}.get(change, runs)
+    with pytest.raises(SystemExit) as ended:
+        die_in_one_line(lambda: report(first, *words, "--out", tmp_path / "out"))
+    shown = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert (shown.startswith("error: "), shown.count("\n")) == (True, 1)
+    assert message in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    code = "import os, time\nfrom tools import _report_jobs as work\n"
+    code += "if __name__ == '__main__':\n    with work.crew(2) as run:\n"
+    code += "        run({'a': (time.sleep, 600), 'b': (time.sleep, 600)})\n"
+    (tmp_path / "parent.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    parent = psutil.Popen([sys.executable, tmp_path / "parent.py"], env=environment)
+
+    def workers():
+        return [p for p in parent.children() if "spawn_main" in " ".join(p.cmdline())]
+
+    until = time.monotonic() + 120
+    while len(found := workers()) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    time.sleep(1)  # until they are at work
+    parent.kill()
+    parent.wait()
+    gone, alive = psutil.wait_procs(found, timeout=60)
+    for process in alive:
+        process.kill()
+    assert (len(gone), alive) == (2, [])
+
+
+def test_parquet_without_its_reader_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"runs\.parquet: needs pyarrow: pip install pyarrow"):
+        report(tmp_path / "runs.parquet", "--out", tmp_path / "out")
+
+
+def test_parquet_reads_as_the_csv_does(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    from fitting.runs import read_runs
+
+    runs = write(tmp_path / "runs.csv", lines_of(STAR, "vqa"), comment="")
+    with runs.open() as file:
+        rows = list(csv.DictReader(file))
+    rows[3]["score"] = None
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "runs.parquet")
+    table = read_runs(tmp_path / "runs.parquet", skip_missing=True)
+    assert len(table) == len(rows) - 1
+    assert table.error.sum() == pytest.approx(
+        sum(100 - float(row["score"]) for row in rows if row["score"])
+    )
+
+
+def test_file_names_are_plain_and_apart():
+    names = command.file_names(["a/b", "a b", "A_b", "é", "..", "avg"])
+    assert names == dict(
+        zip(names, ["a_b", "a_b-2", "A_b-3", "metric", "metric-2", "avg"], strict=True)
+    )
+    assert command.in_order(["b", "Metrics/Avg", "a"]) == ["Metrics/Avg", "a", "b"]
+
+
+def test_processes_do_what_one_does():
+    named = {"a": STAR, "b": POINTS}
+    tables = {k: synthetic_table("add", points, units=UNITS) for k, points in named.items()}
+    jobs = {name: (work.extrapolates, table) for name, table in tables.items()}
+    seen = []
+    with work.crew(2) as apart, work.crew(1) as here:
+        found = apart(jobs, lambda key, value: seen.append(key))
+        assert found == here(jobs) == {"a": False, "b": True}
+    assert sorted(seen) == ["a", "b"]
+    with (
+        pytest.raises(ValueError, match="a process of the report was killed"),
+        work.crew(2) as run,
+    ):
+        run({"a": (os._exit, 1), "b": (work.extrapolates, tables["a"])})

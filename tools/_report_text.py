@@ -1,0 +1,167 @@
+"""The words and the rows of `tools.report`'s page."""
+
+import numpy as np
+
+from fitting import units
+from fitting.analysis import error_text
+from fitting.forms import PAPER_FORMS
+from fitting.selection import bagging
+from tools._report_jobs import Choice, Findings, Subject
+
+ALMOST = 0.98  # share of the members from which all but agree
+SHAKY = 0.5  # below: near ties
+ISOFLOP_HEADERS = ["isoFLOP MSE", "isoFLOP E%", "isoFLOP R²"]
+CHOICE_HEADERS = (
+    *("budget", "LM", "frames", "tokens", "cost", "error", "90% of runs", "best for", "regret ≤"),
+    *("alike", "range"),
+)
+
+
+def path_text(choices: list[Choice]) -> str:
+    """How the best configuration moves from the least budget to the largest."""
+    first, last = choices[0], choices[-1]
+    data = "" if first.num_examples is None else _data(first.num_examples)
+    if len(choices) == 1:
+        return f"The best configuration within one budget{data}:"
+    moves = []
+    for name, a, b in zip(("language model", "frames", "tokens"), first.x, last.x, strict=True):
+        ends = units.count(a, 4), units.count(b, 4)
+        moves.append(f"{name} {ends[0]} → {ends[1]}" if a != b else f"{name} stays at {ends[0]}")
+    return (
+        f"From {units.flops(first.budget)} to {units.flops(last.budget)} a video{data}: "
+        f"{', '.join(moves)}."
+    )
+
+
+def _data(n: float) -> str:
+    return f", finetuned on {units.count(n)} examples, the most there are runs of"
+
+
+def choice_text(choice: Choice, law) -> str:
+    """One budget's answer in a few short sentences."""
+    size, frames, tokens = (units.count(value, 4) for value in choice.x)
+    low, high = error_text(choice.low, law.scale), error_text(choice.high, law.scale)
+    if choice.probability >= ALMOST:
+        sure = "Nearly all bootstrap members choose it."
+    elif choice.probability >= SHAKY:
+        sure = f"{choice.probability:.0%} of the bootstrap members choose it."
+    else:
+        sure = (
+            f"A near tie: {choice.probability:.0%} of the bootstrap members choose it, but for 90% "
+            f"of them it is at most {points(choice.regret)} points worse than their own best."
+        )
+    text = (
+        f"Within {units.flops(choice.budget)}: the {size} language model, {frames} frames, "
+        f"{tokens} visual tokens a frame. Predicted error {error_text(choice.error, law.scale)}; "
+        f"nine in ten such runs would lie between {low} and {high}. {sure}"
+    )
+    if choice.outside:
+        return f"{text} This extrapolates: {'; '.join(choice.outside)}."
+    return text
+
+
+def choice_row(choice: Choice, law) -> list[str]:
+    """The same under `CHOICE_HEADERS`."""
+    ends = [error_text(value, law.scale) for value in (choice.error, choice.low, choice.high)]
+    return [
+        units.flops(choice.budget),
+        *(units.count(value, 4) for value in choice.x),
+        units.flops(choice.cost),
+        ends[0],
+        f"{ends[1]} to {ends[2]}",
+        f"{choice.probability:.0%}",
+        points(choice.regret),
+        f"{choice.alike:,} of {choice.affordable:,}",
+        "outside" if choice.outside else "fitted",
+    ]
+
+
+def points(value: float) -> str:
+    """Error points to a hundredth."""
+    return "0.01" if 0 < value < 0.01 else f"{value:.2f}"
+
+
+def runs_alt(runs) -> str:
+    """Figure 7 for somebody who cannot see it."""
+    best, worst = runs.error.argmin(), runs.error.argmax()
+
+    def one(r):
+        parts = [
+            f"{units.short(f)} {units.count(v)}"
+            for f, v in zip(runs.factors, runs.x[r], strict=True)
+        ]
+        return f"{runs.error[r]:.1f} ({', '.join(parts)})"
+
+    return (
+        f"Errors of {len(runs)} runs of {runs.metrics[0]} against each factor and cost, from "
+        f"{one(best)} to {one(worst)}. The values are in the table below."
+    )
+
+
+def frontier_alt(found: Findings) -> str:
+    """Figure 4 for somebody who cannot see it."""
+    if not found.decisions:
+        return "Best value of each factor against the inference budget"
+    first, last = found.decisions[0], found.decisions[-1]
+    factors = found.analysis.law.factors
+    moves = [
+        f"{units.label(name)} from {units.count(a)} to {units.count(b)}"
+        for name, a, b in zip(factors, first.x, last.x, strict=True)
+    ]
+    ends = f"{units.flops(first.budget)} to {units.flops(last.budget)}"
+    return f"Best value of each factor against the budget: from {ends}, {', '.join(moves)}."
+
+
+def values(table, cost) -> tuple[list[str], list[list]]:
+    """Every run a row, every metric's error a column; '-' where a score is missing."""
+    metrics = sorted(set(table.metric))
+    keys = {}
+    for r in range(len(table)):
+        sweep = table.columns["sweep"][r] if "sweep" in table.columns else ""
+        n = () if table.n is None else (units.count(table.n[r]),)
+        x = [units.count(v, 4) for v in table.x[r]]
+        head = (table.run_id[r], sweep, *x, *n, units.flops(float(cost(table.x[r]))))
+        keys.setdefault(head, {})[table.metric[r]] = f"{table.error[r]:.2f}"
+    names = [units.short(name) for name in table.factors] + ["n"] * (table.n is not None)
+    rows = [[*head, *(errors.get(m, "-") for m in metrics)] for head, errors in keys.items()]
+    return ["run", "sweep", *names, "cost", *metrics], rows
+
+
+def comparison_table(found, what: str) -> tuple[tuple, list]:
+    """Tables 2 and 8."""
+    heads, rows = [what, "parameters", "CV MSE", "CV E%", "CV R²"], []
+    heads += ISOFLOP_HEADERS * bool(found.extrapolation)
+    for entry in found.entries:
+        scores = list(entry.cross_validation)
+        scores += found.score(entry.name, found.extrapolation) if found.extrapolation else ()
+        rows.append([entry.name, entry.num_parameters, *map(units.number, scores)])
+    return tuple(heads), rows
+
+
+def bagging_table(compared) -> tuple[tuple, list]:
+    """Table 9."""
+    heads = ["members", "aggregate", "all runs MSE", "E%", "R²", "CV MSE", "CV E%", "CV R²"]
+    heads += ISOFLOP_HEADERS * bool(compared.extrapolation)
+    rows = []
+    for line in bagging(compared):
+        scores = [*line.train, *line.cross_validation]
+        scores += line.extrapolation if compared.extrapolation else ()
+        rows.append([line.resamples, line.aggregate, *map(units.number, scores)])
+    return tuple(heads), rows
+
+
+def absent_forms(subject: Subject, found) -> list[str]:
+    """Of the paper's forms, those with as many parameters as there are runs."""
+    there = [entry.name for entry in found.entries]
+    with_n = subject.table.n is not None
+    return [name for name in PAPER_FORMS if name not in there and with_n]
+
+
+def signed(value: float) -> str:
+    """-0.22, +0.79; '-' where undefined."""
+    return f"{value:+.2f}" if np.isfinite(value) else "-"
+
+
+def named(metric: str, headers, rows) -> list[dict]:
+    """Rows of a metric's table as mappings."""
+    return [dict(zip(("metric", *headers), (metric, *row), strict=True)) for row in rows]
