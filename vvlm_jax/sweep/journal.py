@@ -99,7 +99,7 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
-def read(path: Path, number: int) -> Entry:
+def read(path: str | Path, number: int) -> Entry:
     """An entry; one that was cut is a claim of nobody's."""
     with open(path, "rb") as file:  # opening asks a network filesystem for today's times
         touched, text = os.fstat(file.fileno()).st_mtime, file.read()
@@ -111,8 +111,8 @@ def read(path: Path, number: int) -> Entry:
     return Entry(number, event, body, touched)
 
 
-def numbers(folder: Path) -> dict[str, os.DirEntry]:
-    """{name: newest entry's file} of the jobs in a folder, by one listing."""
+def numbers(folder: str | Path) -> dict[str, tuple[int, os.DirEntry]]:
+    """{name: number and file of the newest entry} of the jobs in a folder, by one listing."""
     newest = {}
     try:
         with os.scandir(folder) as listing:

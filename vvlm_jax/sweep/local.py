@@ -113,6 +113,9 @@ def run(
                     if worker is None:
                         workers[i] = _start(command, shares[i], driver)
             time.sleep(min(0.1, look_every))
+    except (KeyboardInterrupt, SystemExit):
+        print("\nworkers save and stop; Ctrl-C again ends them at once", file=sys.stderr)
+        raise
     finally:
         _stop([worker for worker in workers.values() if worker is not None])
 

@@ -158,9 +158,9 @@ class Store:
     def states(self) -> dict[str, State]:
         """The state of every job: one listing a run, one file for what the index does not have."""
         self._load_index()
-        newest = {}
+        newest, runs = {}, str(self.path / "runs")  # a Path for each of thousands takes its time
         for run in dict.fromkeys(job.run for job in self.jobs.values()):
-            for name, (number, file) in journal.numbers(self._journals(run)).items():
+            for name, (number, file) in journal.numbers(f"{runs}/{run}/jobs").items():
                 newest[f"{run}/{name}"] = number, file
         entries = {id: self._entry(id, *newest[id]) for id in self.jobs if id in newest}
         self._save_index()
@@ -174,7 +174,7 @@ class Store:
             job = self.jobs[id]
             found = journal.numbers(self._journals(job.run)).get(job.name)
             if found:
-                entries[id] = journal.read(Path(found[1].path), found[0])
+                entries[id] = journal.read(found[1].path, found[0])
             wanted += [other for other in job.after if other not in entries]
         return self._judge([job_id], entries)[job_id]
 
@@ -195,7 +195,7 @@ class Store:
         known = self._results.get(id)
         if known and known.number == number and known.touched == file.stat().st_mtime:
             return known
-        entry = journal.read(Path(file.path), number)
+        entry = journal.read(file.path, number)
         if entry.event == journal.DONE:
             self._results[id] = entry
             self._unsaved += 1
