@@ -250,6 +250,9 @@ def _terminated(*_) -> None:
 
 def work(args: Work) -> None:
     """Does a job, or pulls jobs until none is left."""
+    from vvlm_jax import devices
+
+    devices.keep_freed_memory()
     from vvlm_jax.sweep.store import Store
     from vvlm_jax.sweep.work import AGAIN, Interrupted, Stop, pull, run_job
     from vvlm_jax.train.metrics import Progress
