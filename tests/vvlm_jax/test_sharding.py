@@ -37,11 +37,11 @@ QUICK = (1, 2, 2, 2)
 """Replica, data, fsdp and tensor: the one that tells most."""
 OTHERS = (
     *((1, 1, 2, 1), (1, 1, 1, 2)),
-    *((1, 4, 1, 1), (1, 1, 2, 2)),
-    *((1, 1, 8, 1), (1, 2, 4, 1), (2, 1, 2, 2)),
+    *((1, 4, 1, 1), (1, 1, 4, 1), (1, 1, 2, 2)),
+    *((1, 8, 1, 1), (1, 1, 8, 1), (1, 1, 4, 2), (1, 2, 4, 1), (2, 1, 2, 2), (2, 2, 2, 1)),
 )
 """On 2, 4 and 8 devices, each axis alone (but replica, which is data by another name) and with
-each other one.
+others.
 """
 FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 """Of how a program is split these change nothing; compiling is most of these tests."""
@@ -50,7 +50,7 @@ EVERY_MESH = pytest.mark.parametrize(
     [
         QUICK,
         *(
-            pytest.param(sizes, marks=pytest.mark.slow(reason="7 meshes compile a train step"))
+            pytest.param(sizes, marks=pytest.mark.slow(reason="11 meshes compile a train step"))
             for sizes in OTHERS
         ),
     ],
