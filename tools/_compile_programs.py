@@ -1,11 +1,15 @@
 """Compiles a program of a config for a TPU topology on a machine without TPUs, and measures it."""
 
+import hashlib
 import importlib.util
 import math
 import os
 import re
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib import metadata
+from types import MappingProxyType
 from typing import NamedTuple
 
 from vvlm_jax import flops
@@ -67,6 +71,8 @@ class Measured:
     compile_s: float
     refusal: str = ""
     """The compiler's own words."""
+    digest: str = ""
+    """Of what the compiler was given, topology and versions included."""
 
     def as_dict(self) -> dict:
         """For JSON."""
@@ -123,7 +129,12 @@ def devices(name: str) -> list:
 
 
 def measure(
-    config: TrainConfig, topology: str, program: str, hbm: float | None = None, prompts: int = 8
+    config: TrainConfig,
+    topology: str,
+    program: str,
+    hbm: float | None = None,
+    prompts: int = 8,
+    known: Mapping[str, Measured] = MappingProxyType({}),
 ) -> Measured:
     """Compiles one program.
 
@@ -132,25 +143,37 @@ def measure(
         of the longest kind and writes their first tokens; `decode`: the loop that goes on, whose
         collectives and FLOPs are those of one token a prompt, the last there is room for.
       hbm: GiB a chip, in place of the chip's own.
+      known: programs by digest; one that is there is not compiled again.
 
     Raises ConfigError for a config that cannot work there.
     """
     import jax
 
     limit = (CHIPS[parse_topology(topology)[0]].hbm if hbm is None else hbm) * GIB
-    chips, start, cost, arguments = devices(topology), time.monotonic(), 0, 0
+    chips, start, cost, arguments, digest = devices(topology), time.monotonic(), 0, 0, ""
     try:
         if program == "train":
             lowered, arguments, cost = _train(config, chips)
         else:
             lowered, arguments, cost = _generation(config, chips, program, prompts)
+        digest = _digest(lowered, topology)
+        if digest in known:
+            return known[digest]
         lower_s, start = time.monotonic() - start, time.monotonic()
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in f"{e}":
             raise
-        return refused(f"{e}", limit, arguments, cost, time.monotonic() - start)
-    return _measured(compiled, config, limit, cost, lower_s, time.monotonic() - start)
+        compile_s = time.monotonic() - start
+        return refused(f"{e}", limit, arguments, cost, compile_s, digest)
+    compile_s = time.monotonic() - start
+    measured = _measured(compiled, config, limit, cost, lower_s, compile_s)
+    return replace(measured, digest=digest)
+
+
+def _digest(lowered, topology: str) -> str:
+    given = (lowered.as_text(), topology, *(metadata.version(p) for p in ("jax", "libtpu")))
+    return hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
 
 
 _SIZE = r"([\d.]+)([KMGT]?)"
@@ -158,7 +181,7 @@ _SCALE = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 
 
 def refused(
-    message: str, limit: float, arguments: float, cost: float, compile_s: float
+    message: str, limit: float, arguments: float, cost: float, compile_s: float, digest: str = ""
 ) -> Measured:
     """What the compiler says of a program that does not fit: all it would use, or temporaries,
     to which `arguments` are added.
@@ -168,7 +191,7 @@ def refused(
         needed = float(used[1]) * _SCALE[used[2]]
     elif used := re.search(rf"required for HLO temporaries \({_SIZE}\)", message):
         needed = float(used[1]) * _SCALE[used[2]] + arguments
-    return Measured(False, limit, needed, {}, {}, 0, [], cost, 0.0, 0.0, compile_s, message)
+    return Measured(False, limit, needed, {}, {}, 0, [], cost, 0.0, 0.0, compile_s, message, digest)
 
 
 def chip_bytes(tree) -> int:

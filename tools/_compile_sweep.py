@@ -3,7 +3,9 @@ least remat, that fits.
 
 Every compile is a line of OUT/KIND-SHAPE.jsonl under a key of everything that it depends on: the
 config, the topology, the versions, the code that is compiled. A table is made from those lines
-alone, so that an interrupted sweep continues and a changed program starts afresh.
+alone, so that an interrupted sweep continues and a changed program starts afresh. Code that has
+changed without changing the program costs seconds: the line also has a digest of what the compiler
+was given.
 """
 
 import dataclasses
@@ -177,7 +179,9 @@ class Compiles:
         if key not in self.known:
             if self.args.table:
                 raise _Missing
-            measured = self.known[key] = _compile(config, self.args.topology)
+            programs_known = {m.digest: m for m in self.known.values() if m.digest}
+            measured = _compile(config, self.args.topology, programs_known)
+            self.known[key] = measured
             row = {"key": key, "name": name, "measured": measured.as_dict()}
             with self.file.open("a") as out:
                 out.write("\n" * self._cut() + json.dumps(row) + "\n")
@@ -215,14 +219,16 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(config: TrainConfig, topology: str) -> Measured:
-    """One compile, whose memory is given back. A failure of the compiler is a result."""
+def _compile(config: TrainConfig, topology: str, known: dict[str, Measured]) -> Measured:
+    """One compile, whose memory is given back, unless its program is known. A failure of the
+    compiler is a result.
+    """
     import jax
 
     from vvlm_jax.train.program import compiled_step
 
     try:
-        measured = programs.measure(config, topology, "train")
+        measured = programs.measure(config, topology, "train", known=known)
     except jax.errors.JaxRuntimeError as e:
         limit = programs.CHIPS[programs.parse_topology(topology)[0]].hbm * GIB
         measured = programs.refused(f"{e}", limit, 0, 0, 0)

@@ -198,7 +198,7 @@ def test_the_sweeps_are_the_62_configurations_of_table_6():
 def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, capsys, monkeypatch):
     compiled, stop = [], 7
 
-    def compile_one(config, topology):
+    def compile_one(config, topology, known):
         if len(compiled) == stop:
             raise KeyboardInterrupt
         compiled.append(config)
@@ -279,6 +279,34 @@ def test_a_train_step_fits_and_holds_kernels_in_place_of_scores(small):
     # Forward, forward again, and two backward: for the encoder's 289 patches and for the LM.
     assert "8 Pallas kernels" in done.stdout
     assert "written out" not in done.stdout
+
+
+KNOWN = """
+import dataclasses, sys
+from pathlib import Path
+from tools import _compile_programs as programs
+from tools._shared import load_config
+from vvlm_jax.config import TrainConfig, override
+
+programs.prepare_environment()
+config = load_config(Path(sys.argv[1]), TrainConfig)
+first = programs.measure(config, "v5e:2x2", "train")
+assert first.fits and first.digest
+known = {first.digest: dataclasses.replace(first, needed=1.0)}
+for change, needed in (("seed=3", 1.0), ("microbatches=1", None)):
+    again = programs.measure(override(config, [change]), "v5e:2x2", "train", known=known)
+    assert (again.needed == 1.0) == (again.digest == first.digest) == (needed == 1.0), change
+"""
+
+
+@pytest.mark.tpu
+def test_a_program_that_is_known_is_not_compiled_again(small):
+    done = subprocess.run(
+        [sys.executable, "-c", KNOWN, str(small)], cwd=ROOT, capture_output=True, text=True,
+        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {"PYTHONPATH": str(ROOT)
+        + os.pathsep + os.environ.get("PYTHONPATH", "")},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.tpu

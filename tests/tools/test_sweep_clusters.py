@@ -1,6 +1,8 @@
 """Launching on clusters, as far as that needs none: what is printed, written and refused."""
 
+import importlib.util
 import json
+import logging
 import os
 import subprocess
 
@@ -51,11 +53,13 @@ def test_runs_come_after_those_that_they_need():
     assert _sweep_clusters.waves([]) == []
 
 
+@pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit")
 def test_a_dry_run_for_slurm_prints_scripts_and_needs_no_slurm(ask, tmp_path, monkeypatch):
-    pytest.importorskip("submitit")
     monkeypatch.setenv("PATH", str(tmp_path))
     asked = ("--cluster", "partition=gpu", "nodes=2", "gpus_per_node=8")
+    before = list(logging._handlerList)
     out, _ = ask("launch", MINI, "--on", "slurm", "--store", tmp_path / "s", "--dry-run", *asked)
+    assert logging._handlerList[: len(before)] == before, "submitit leaves logging as it was"
     assert "# 3 runs, after stage1-study-m" in out
     assert out.count("#SBATCH --gpus-per-node=8") == 3  # stage 1, and the runs of each size
     assert list(tmp_path.iterdir()) == []

@@ -276,6 +276,8 @@ def _executor(options: SlurmOptions, name: str, folder: str | Path):
 
 
 def _submitit():
+    # Else its import closes every log handler there is, and sets up its own on standard output.
+    os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         import submitit
     except ImportError as e:
