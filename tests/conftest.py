@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import os
 import platform
+import signal
 from pathlib import Path
 
 # Before jax, matplotlib and the Hugging Face libraries are imported, here or in a child process:
@@ -35,6 +36,8 @@ def _machine():
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of background jobs; children inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.stash[LEFT_OUT] = {}
     if hasattr(config, "cache"):
         # By config and not by environment: child processes, which some tests kill, write none.

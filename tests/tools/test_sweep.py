@@ -95,7 +95,7 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
     from tools import _compile_programs as programs
     from tools import _compile_sweep
 
-    def compile_one(config, topology):  # 32 frames never fit
+    def compile_one(config, topology, known):  # 32 frames never fit
         need = config.model.num_frames * 4 * programs.GIB
         return programs.Measured(
             need < 100e9, 0, need, {"temporaries": 0.0}, {}, 1, [], 1.0, 1.0, 1.0, 1.0

@@ -97,9 +97,10 @@ def _no_word_of_late_readers():
     """When one of orbax's readers fails, the others go on behind us, find that nobody waits for
     them, and tell that in a traceback each, until the process ends: ours is a line.
 
-    After an error it stays so, for these reports alone.
+    They tell it as errors that nobody can catch, or asyncio does as results that nobody took. After
+    an error it stays so, for these reports alone.
     """
-    before = sys.unraisablehook
+    before, log = sys.unraisablehook, logging.getLogger("asyncio")
     if getattr(before, "omits", None) is _LATE:
         yield
         return
@@ -108,10 +109,15 @@ def _no_word_of_late_readers():
         if not str(unraisable.exc_value).startswith(_LATE):
             before(unraisable)
 
+    def is_not(record):
+        return not (record.exc_info and str(record.exc_info[1]).startswith(_LATE))
+
     report.omits = _LATE
     sys.unraisablehook = report
+    log.addFilter(is_not)
     yield
     sys.unraisablehook = before
+    log.removeFilter(is_not)
 
 
 @contextlib.contextmanager
