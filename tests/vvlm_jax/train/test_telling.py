@@ -79,7 +79,7 @@ def test_lines_hold_shares_of_the_time(lines):
     for shares in (first, second, last):
         assert min(shares) >= 0
         assert sum(shares) <= 1
-    assert last[0] > max(0.2, second[0])
+    assert last[0] > max(0.05, 2 * second[0])  # a share: a busy machine computes for longer
     assert first[1] == 0 < second[1]  # the checkpoint after 3 steps
     assert first[2] > 0.1  # of two small steps, compiling is most
     assert second[2] == last[2] == 0
