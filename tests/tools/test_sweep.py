@@ -10,29 +10,9 @@ import pytest
 
 from configs.sweeps import mini, star
 from fitting.runs import read_runs
-from tools import sweep as command
-from tools._shared import die_in_one_line
 from vvlm_jax.sweep import jobs, journal
 
 STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"
-
-
-@pytest.fixture
-def ask(capsys, monkeypatch):
-    """ask("plan", …, code=0): (standard output, last line of standard error)."""
-
-    def run(*argv, code=0):
-        monkeypatch.setattr("sys.argv", ["tools.sweep", *map(str, argv)])
-        ended = 0
-        try:
-            die_in_one_line(command.cli)
-        except SystemExit as e:
-            ended = e.code or 0
-        out, err = capsys.readouterr()
-        assert ended == code, err
-        return out, (err.strip().splitlines() or [""])[-1]
-
-    return run
 
 
 def test_csv_is_a_header_and_a_row_a_run(ask):

@@ -10,28 +10,9 @@ import pytest
 
 from tools import _sweep_clusters
 from tools import sweep as command
-from tools._shared import die_in_one_line
 from vvlm_jax.sweep.store import Job, Store
 
 MINI = "configs/sweeps/mini.py"
-
-
-@pytest.fixture
-def ask(capsys, monkeypatch):
-    """ask("launch", …, code=0): (standard output, last line of standard error)."""
-
-    def run(*argv, code=0):
-        monkeypatch.setattr("sys.argv", ["tools.sweep", *map(str, argv)])
-        ended = 0
-        try:
-            die_in_one_line(command.cli)
-        except SystemExit as e:
-            ended = e.code or 0
-        out, err = capsys.readouterr()
-        assert ended == code, err
-        return out, (err.strip().splitlines() or [""])[-1]
-
-    return run
 
 
 def test_runs_come_after_those_that_they_need():

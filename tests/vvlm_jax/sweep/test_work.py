@@ -195,19 +195,6 @@ def test_a_cancelled_job_is_left_by_its_worker(tmp_path):
     assert store.state("r/train").phase == "cancelled"
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of 1 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def fill(disk):
     with contextlib.suppress(OSError), (disk / "filler").open("wb", 0) as file:
         while True:

@@ -303,19 +303,6 @@ def test_a_write_that_fails_is_told_by_the_next_save(tmp_path, no_large_files, c
     assert "Traceback" not in capfd.readouterr().err
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of 1 MiB of its own."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_is_told_by_the_next_save(small_disk):
     message = assert_fails_by_the_next_save(
         Saves(small_disk / "checkpoints"), lambda: None, lambda: None
