@@ -206,6 +206,7 @@ def inference_cost(config: SweepConfig):
 def launch(args: Launch) -> None:
     """Runs the jobs that are left. Exit code 1 when some have failed, 75 after SIGTERM."""
     from tools import _sweep_text as text
+    from tools._sweep_drive import drive
     from vvlm_jax.sweep import jobs, local
     from vvlm_jax.sweep.store import Store
 
@@ -231,21 +232,7 @@ def launch(args: Launch) -> None:
         raise ConfigError(lacking[0])
     store = jobs.create(path, config)
     text.note(f"{len(store.runs)} runs, {len(store.jobs)} jobs in {path}")
-    signal.signal(signal.SIGTERM, _terminated)
-    progress = text.Watch(store)
-    command = [sys.executable, "-m", "tools.sweep", "work", str(store.path)]
-    try:
-        done = local.run(Store.open(path), command, shares, progress)
-    finally:
-        progress.close()
-    if not done:
-        text.failures(store, store.states())
-        sys.exit(1)
-
-
-def _terminated(*_) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(75)
+    drive(Store.open(path), shares)
 
 
 def work(args: Work) -> None:
@@ -275,11 +262,12 @@ def work(args: Work) -> None:
 
 
 def kinds() -> dict:
-    """What jobs of a sweep may be."""
+    """What jobs of a sweep, or of the study, may be."""
+    from tools import _study_jobs
     from tools._sweep_export import export
     from vvlm_jax.sweep.jobs import KINDS
 
-    return {**KINDS, "export": export}
+    return {**KINDS, **_study_jobs.KINDS, "export": export}
 
 
 def _hosts(args: Work):

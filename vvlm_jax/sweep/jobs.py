@@ -24,13 +24,23 @@ CONFIG_OF_STORE = ("out_dir", "init")
 
 def create(path: str | Path, config: SweepConfig, **options) -> Store:
     """The store of a sweep. ConfigError when the folder holds another one."""
-    shared = dict(
+    asked = (jobs_of(config), runs_of(config), shared_by(config))
+    return Store.create(path, config.name, *asked, **options)
+
+
+def shared_by(config: SweepConfig) -> dict:
+    """What all jobs of a sweep need: its stages, weights and questions."""
+    return dict(
         finetune=asdict(config.finetune),
         pretrain=config.pretrain and asdict(config.pretrain),
         init=config.init,
         evaluations={e.name: asdict(e) for e in config.evaluations},
     )
-    runs = [
+
+
+def runs_of(config: SweepConfig) -> list[dict]:
+    """A row of the runs table for each run, without metric and score."""
+    return [
         dict(
             run_id=p.run_id,
             sweep=p.sweep,
@@ -41,7 +51,6 @@ def create(path: str | Path, config: SweepConfig, **options) -> Store:
         )
         for p in config.points
     ]
-    return Store.create(path, config.name, jobs_of(config), runs, shared, **options)
 
 
 def jobs_of(config: SweepConfig) -> list[Job]:
@@ -134,33 +143,49 @@ def train(context: Context) -> dict:
 
 
 def evaluate(context: Context) -> dict:
-    """Answers a question file with a finished run; what is answered already is not asked again."""
+    """Answers a question file with a finished run."""
     from vvlm_jax.eval import runner
     from vvlm_jax.train.model_dir import load_model
 
     name, step = context.job.argument["evaluation"], context.job.argument["step"]
-    asked = config_lib.from_dict(Evaluation, context.store.shared["evaluations"][name])
-    folder = context.folder / context.job.name
+    asked = evaluation(context, name)
     with context.stop.anywhere():
-        questions = runner.read_questions(asked.questions)
-        model, params, tok, config = load_model(context.folder)
-        scores = runner.evaluate(
-            model,
-            params,
-            tok,
-            questions,
-            folder / "predictions.jsonl",
-            config.model,
-            replace(config.data, media_root=asked.media_root),
-            identity=f"{context.job.run} at step {step}",
-            max_new_tokens=asked.max_new_tokens,
-            title=context.job.id,
-        )
+        questions, model = runner.read_questions(asked.questions), load_model(context.folder)
+        return answer(context, asked, questions, model, f"{context.job.run} at step {step}")
+
+
+def evaluation(context: Context, name: str) -> Evaluation:
+    """One of the sweep's."""
+    return config_lib.from_dict(Evaluation, context.store.shared["evaluations"][name])
+
+
+def answer(
+    context: Context, asked: Evaluation, questions: list[dict], model: tuple, identity: str
+) -> dict:
+    """Answers questions by a model, (model, params, tokenizer, TrainConfig), whose name is
+    `identity`: the result of a job. What is answered already is not asked again.
+    """
+    from vvlm_jax.eval import runner
+
+    model, params, tok, config = model
+    predictions = context.folder / context.job.name / "predictions.jsonl"
+    scores = runner.evaluate(
+        model,
+        params,
+        tok,
+        questions,
+        predictions,
+        config.model,
+        replace(config.data, media_root=asked.media_root),
+        identity=identity,
+        max_new_tokens=asked.max_new_tokens,
+        title=context.job.id,
+    )
     return {
         "scores": {task: _number(s.score) for task, s in scores.items()},
         "stderr": {task: _number(s.stderr) for task, s in scores.items()},
         "num_questions": {task: s.num_questions for task, s in scores.items()},
-        "unreadable": runner.unreadable_files(folder / "predictions.jsonl"),
+        "unreadable": runner.unreadable_files(predictions),
     }
 
 
