@@ -1,8 +1,8 @@
 """A sweep's config → the jobs of its store, and the functions that do them: training, evaluation.
 
 Stage 1 of each language-model size comes before all runs of it; evaluations and exports come after
-a run's training, are keyed by its last step, and are jobs of their own: what was missed by a
-preemption is done later by whoever comes.
+a run's training, are keyed by the step of its model, and are jobs of their own: what was missed by
+a preemption is done later by whoever comes. Milestones (`keep_every`) are evaluated, too.
 """
 
 import math
@@ -86,9 +86,11 @@ def jobs_of(config: SweepConfig) -> list[Job]:
         after = (f"{stage_1}/train",) if stage_1 else ()
         jobs.append(Job(train, "train", argument, after, cost))
         for name in (e.name for e in config.evaluations):
-            id = f"{point.run_id}/evaluate-s{steps}-{name}"
-            argument = {"evaluation": name, "step": steps}
-            jobs.append(Job(id, "evaluate", argument, (train,), cost / 100))
+            for step in (*sweep_config.milestones(stage, steps), steps):
+                id = f"{point.run_id}/evaluate-s{step}-{name}"
+                early = {"milestone": True} if step < steps else {}
+                argument = {"evaluation": name, "step": step, **early}
+                jobs.append(Job(id, "evaluate", argument, (train,), cost / 100))
         for kind in config.exports:
             id = f"{point.run_id}/export-s{steps}-{kind}"
             jobs.append(Job(id, "export", {"to": kind, "step": steps}, (train,), cost / 1000))
@@ -143,14 +145,18 @@ def train(context: Context) -> dict:
 
 
 def evaluate(context: Context) -> dict:
-    """Answers a question file with a finished run."""
+    """Answers a question file with a finished run, or with one of its milestones."""
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.model_dir import load_model
+    from vvlm_jax.train import checkpoint, model_dir
 
-    name, step = context.job.argument["evaluation"], context.job.argument["step"]
-    asked = evaluation(context, name)
+    argument = context.job.argument
+    step, read = argument["step"], model_dir.load_params
+    if argument.get("milestone"):
+        read = lambda folder, like: checkpoint.load_params(folder, step, like)  # noqa: E731
+    asked = evaluation(context, argument["evaluation"])
     with context.stop.anywhere():
-        questions, model = runner.read_questions(asked.questions), load_model(context.folder)
+        questions = runner.read_questions(asked.questions)
+        model = model_dir.load_model(context.folder, read=read)
         return answer(context, asked, questions, model, f"{context.job.run} at step {step}")
 
 

@@ -17,6 +17,7 @@ import pytest
 
 from tests.vvlm_jax.sweep.child import KINDS
 from vvlm_jax import devices
+from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import journal, local
 from vvlm_jax.sweep.store import Job, Store
 from vvlm_jax.sweep.work import AGAIN, DONE, FAILED, TAKEN, Hosts, Stop, pull, run_job
@@ -325,3 +326,16 @@ def test_a_worker_without_accelerators_keeps_to_one_core(tmp_path, monkeypatch):
         command = [sys.executable, "-c", code, str(tmp_path / f"{i}")]
         assert local._start(command, share, os.getpid()).wait() == 0
         assert (tmp_path / f"{i}").read_text() == str(set(share.cores))
+
+
+def test_gpus_are_divided_between_workers(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
+    assert [share.environ for share in local.shares(2)] == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "4,5"},
+    ]
+    assert [share.text for share in local.shares(0)] == ["GPUs 0, 1, 4, 5"]
+    for workers in (3, 5):
+        with pytest.raises(ConfigError, match=f"--workers {workers}: must divide the 4 GPUs"):
+            local.shares(workers)
