@@ -14,7 +14,7 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """All numbers of a study. Paths of the run itself are chosen by `tools.study`."""
+    """All numbers of a study. Where stages start from and what they write, its jobs say."""
 
     seed: int = 0
     num_frames: int = 16
@@ -74,10 +74,13 @@ def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
     return TrainConfig(
         model=_model(study, llm, 1, 16),
         data=DataConfig(
-            f"{folder}/stories.json", folder, f"{folder}/tokenizer.json", max_text_tokens=200
+            f"{folder}/stories.json",
+            folder,
+            f"{folder}/tokenizer.json",
+            num_examples=study.stories,
+            max_text_tokens=200,
         ),
         optim=_optim(("llm/.*", depth_rate), (".*", 0.0)),
-        out_dir=f"{folder}/lm/{llm}",
         **_prepare(study) | dict(microbatches=16),
     )
 
@@ -85,13 +88,10 @@ def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
 def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
     """Encoder pretraining by captioning: it learns with a projector and a copy of the middle
     language model, which are both thrown away."""
-    llm = caption_llm(study)
     return TrainConfig(
-        model=_model(study, llm, 1, 16),
-        data=_captions(folder),
+        model=_model(study, caption_llm(study), 1, 16),
+        data=_captions(study, folder),
         optim=_optim(("llm/.*", 1e-3), (".*", 2e-3)),
-        init=(("llm", f"{folder}/lm/{llm}"),),
-        out_dir=f"{folder}/vision",
         epochs=3,
         **_prepare(study),
     )
@@ -106,10 +106,8 @@ def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
     """Stage 1 of Table 4: the projector alone, on captioned pictures, unpooled features."""
     return TrainConfig(
         model=_model(study, llm, 1, 16),
-        data=_captions(folder),
+        data=_captions(study, folder),
         optim=_optim(("projector/.*", 5e-3), (".*", 0.0)),
-        init=(("llm", f"{folder}/lm/{llm}"), ("vision", f"{folder}/vision")),
-        out_dir=f"{folder}/projector/{llm}",
         epochs=16,
         **_prepare(study),
     )
@@ -136,15 +134,6 @@ def finetune_stage(study: StudyConfig, folder: str) -> TrainConfig:
     )
 
 
-def finetune_init(llm: str, folder: str) -> tuple[tuple[str, str], ...]:
-    """Where finetuning starts from: pretrained encoder and language model, stage 1's projector."""
-    return (
-        ("vision", f"{folder}/vision"),
-        ("llm", f"{folder}/lm/{llm}"),
-        ("projector", f"{folder}/projector/{llm}"),
-    )
-
-
 def _model(study, llm, num_frames, tokens):
     return ModelConfig(study.vision, llm, num_frames, tokens, dtype="float32", remat="none")
 
@@ -153,11 +142,12 @@ def _optim(*rates):
     return OptimConfig(learning_rates=rates, b2=0.98)
 
 
-def _captions(folder):
+def _captions(study, folder):
     return DataConfig(
         f"{folder}/captions.json",
         folder,
         f"{folder}/tokenizer.json",
+        num_examples=study.captions,
         max_text_tokens=48,
         frame_cache_mb=64,
         read_threads=1,

@@ -214,7 +214,7 @@ print(json.dumps(failed))
     [
         ("vvlm_jax.train.loop", "import fitting.fit", "stay apart"),
         ("fitting.cost", "from vvlm_jax.flops import prefill", "stay apart"),
-        ("vvlm_jax.sweep.runs", "from configs import study", "not for vvlm_jax"),
+        ("vvlm_jax.sweep.jobs", "from configs import study", "not for vvlm_jax"),
         ("configs.study", "from tools.study import main", "not for configs"),
         ("vvlm_jax.models.vlm", "from vvlm_jax.train.loss import loss", "not below"),
         ("vvlm_jax.models.vlm", "from ..train import loss", "not below"),

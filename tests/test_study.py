@@ -40,8 +40,14 @@ def finish(process):
     return log
 
 
-def results(out):
-    return {p.parent.name: p.stat().st_mtime_ns for p in out.glob("work/*/runs/*/result.json")}
+def trained(out):
+    """{run of the sweep: when its training ended}."""
+    found = {}
+    for file in out.glob("work/*/runs/*/jobs/train.*.json"):
+        run = file.parts[-3]
+        if run.startswith(("star-", "isoflop-")) and '"event": "done"' in file.read_text():
+            found[run] = file.stat().st_mtime_ns
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,7 @@ def studies(tmp_path_factory):
     folder = tmp_path_factory.mktemp("studies")
     killed, straight, compiled = (folder / name for name in ("killed", "straight", "compiled"))
     first = start(killed, 2, compiled)
-    while len(results(killed)) < 3:
+    while len(trained(killed)) < 3:
         assert first.poll() is None, first.communicate()[1]
         time.sleep(0.2)
     workers = psutil.Process(first.pid).children(recursive=True)
@@ -60,7 +66,7 @@ def studies(tmp_path_factory):
     gone, alive = psutil.wait_procs(workers, timeout=20)
     assert gone
     assert not alive, "workers must end with their parent"
-    before = results(killed)
+    before = trained(killed)
     finish(start(killed, 2, compiled))
     finish(start(straight, 1, compiled))
     return killed, before, straight
@@ -73,7 +79,7 @@ def test_numbers_do_not_depend_on_interruption_or_workers(studies):
 
 def test_finished_runs_are_not_repeated(studies):
     killed, before, _ = studies
-    after = results(killed)
+    after = trained(killed)
     assert len(before) >= 3
     assert {name: after[name] for name in before} == before
 
@@ -87,7 +93,7 @@ def test_the_table_is_whole_and_sorted(studies):
     assert keys == sorted(set(keys))
     assert {row["metric"] for row in rows} == {"flash", "cell", "most", "avg"}
     table = read_runs(killed / "runs.csv").select(metric="avg")
-    assert len(table) == len(results(killed)) >= 24
+    assert len(table) == len(trained(killed)) >= 24
     assert len(set(table.x[:, 0])) == 3
     assert len(set(table.select(sweep="star").n)) == 3
     assert table.levels("sweep") == ("isoflop", "star")
@@ -96,7 +102,9 @@ def test_the_table_is_whole_and_sorted(studies):
 def test_every_question_has_a_kept_prediction(studies):
     killed, _, _ = studies
     asked = len(next(killed.glob("work/*/val.jsonl")).read_text().splitlines())
-    for file in killed.glob("work/*/runs/*/predictions.jsonl"):
+    files = list(killed.glob("work/*/runs/*/*/predictions.jsonl"))
+    assert len(files) == len(trained(killed)) + 4, "of every run, and of four controls"
+    for file in files:
         assert len(file.read_text().splitlines()) == asked
 
 
@@ -132,7 +140,21 @@ def test_the_page_opens_in_a_browser(studies, tmp_path):
 
 def test_running_it_again_trains_nothing(studies):
     killed, _, _ = studies
-    before, table = results(killed), (killed / "runs.csv").read_bytes()
+    before, table = trained(killed), (killed / "runs.csv").read_bytes()
     finish(start(killed, 2, killed.parent / "compiled"))
-    assert results(killed) == before
+    assert trained(killed) == before
     assert (killed / "runs.csv").read_bytes() == table
+
+
+def test_the_commands_of_sweeps_work_on_its_store(studies, tmp_path):
+    killed, _, _ = studies
+    (store,) = (path.parent for path in killed.glob("work/*/sweep.json"))
+
+    def ask(*words):
+        command = [sys.executable, "-m", "tools.sweep", *map(str, words)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+
+    last = ask("status", store).splitlines()[-1]
+    assert re.fullmatch(r"study: \d+ runs: \d+ done · 0 workers", last)
+    ask("collect", store, "--out", tmp_path / "runs.csv")
+    assert (tmp_path / "runs.csv").read_bytes() == (killed / "runs.csv").read_bytes()

@@ -1,166 +1,90 @@
-"""The jobs of a study: each function is picklable, and with `check=True` only says whether its
-work is done."""
+"""A study as a sweep: its runs, and the jobs that come before and beside them. Imports no jax.
+
+What comes before is in runs of their own: `data` has four jobs, `lm-LLM` a language model each,
+`vision` the encoder. Controls are jobs of the run at the star's centre.
+"""
 
 import dataclasses
 import json
 import math
-import os
-import time
 from pathlib import Path
 
 from configs import study as stages
 from configs.study import StudyConfig
+from vvlm_jax import config as config_lib
+from vvlm_jax.config import TrainConfig, choose
+from vvlm_jax.flops import llm_params
+from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.sweep import config as sweep_config
+from vvlm_jax.sweep import jobs as sweep_jobs
+from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig, SweepPoint
+from vvlm_jax.sweep.store import Job, State, Store
+from vvlm_jax.sweep.work import Context
 
-# ------------------------
-
-
-def data_jobs(study: StudyConfig, folder: str):
-    """Four files of annotations with their clips and pictures."""
-    from vvlm_jax.sweep.launch import Job
-
-    kinds = {
-        "train": study.train_videos * 4,
-        "val": study.val_videos * 4,
-        "captions": study.captions,
-        "stories": study.stories,
-    }
-    return [Job(f"{kind}", write_data, (study, folder, kind), cost) for kind, cost in kinds.items()]
-
-
-def write_data(argument, check: bool = False) -> bool:
-    """Writes one kind of data, or says whether it is there (its annotation file comes last)."""
-    study, folder, kind = argument
-    name = {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
-    folder = Path(folder)
-    if check or (folder / name).exists():
-        return (folder / name).exists()
-    from vvlm_jax.data import synthetic
-    from vvlm_jax.sweep.launch import report
-
-    def on_done(total):
-        return lambda i: report((i / total, f"{i}/{total} {kind}")) if i % 50 == 0 else None
-
-    synthetic.write_tokenizer(folder)
-    if kind == "stories":
-        synthetic.write_stories(folder, study.stories, study.turns, study.seed)
-    elif kind == "captions":
-        synthetic.write_captions(
-            folder, study.captions, study.image_size, study.seed, on_done(study.captions)
-        )
-    else:
-        count = study.train_videos if kind == "train" else study.val_videos
-        synthetic.write_videos(
-            folder,
-            kind,
-            count,
-            study.turns,
-            num_frames=study.num_frames,
-            flash_lengths=study.flash_lengths,
-            size=study.image_size,
-            seed=study.seed,
-            on_done=on_done(count),
-        )
-    return True
+UNTRAINED = 3
+"""One random projector may by chance turn what is seen into a preference for wrong answers; the
+mean of several does not."""
+_TEXT = 200
+"""Text tokens of a training conversation; they cost about as much as visual ones."""
 
 
-def pretrain_jobs(study: StudyConfig, folder: str):
-    """The language models; the encoder follows the one that helps it, in the same job."""
-    from vvlm_jax.sweep.launch import Job
+def sweep(study: StudyConfig, folder: str) -> SweepConfig:
+    """The star and the isoFLOP sweep of the study, by the general generators.
 
-    chains = {llm: [stages.lm_stage(study, llm, folder)] for llm in study.llms}
-    chains[stages.caption_llm(study)].append(stages.vision_stage(study, folder))
-    return [
-        Job(name, train_chain, chain, sum(map(stage_cost, chain))) for name, chain in chains.items()
-    ]
-
-
-def projector_jobs(study: StudyConfig, folder: str):
-    """Stage 1, once a language-model size."""
-    from vvlm_jax.sweep.launch import Job
-
-    configs = [stages.projector_stage(study, llm, folder) for llm in study.llms]
-    return [Job(f"projector of {c.model.llm}", train_chain, [c], stage_cost(c)) for c in configs]
-
-
-def stage_cost(config) -> float:
-    """Relative: language-model parameters, as steps are alike."""
-    from vvlm_jax.flops import llm_params
-    from vvlm_jax.models.variants import LLAMA
-
-    return 2e4 + llm_params(LLAMA[config.model.llm])
-
-
-def train_chain(configs, check: bool = False, share: float = 1.0) -> bool:
-    """Trains stages one after another, `share` of a job, or says whether the last one is done."""
-    if check:
-        return (Path(configs[-1].out_dir) / "params").is_dir()
-    from vvlm_jax.sweep.launch import report
-    from vvlm_jax.train.loop import train
-
-    for i, config in enumerate(configs):
-        start = time.monotonic()
-
-        def on_step(step, steps, metrics, i=i, start=start, config=config):
-            rate = step * config.batch_size / (time.monotonic() - start)
-            part = share * (i + step / steps) / len(configs)
-            report((part, f"loss {metrics['loss']:.3f} · {rate:.0f} examples/s"))
-
-        train(config, on_step=on_step)
-    return True
-
-
-def sweep_specs(study: StudyConfig, folder: str):
-    """The star and the isoFLOP sweep of the study as run configs, by the general generators."""
+    Args:
+      folder: of the study's data, and of its store.
+    """
     from fitting import sweeps
-    from vvlm_jax.config import choose
-    from vvlm_jax.flops import llm_params
-    from vvlm_jax.models.variants import LLAMA
-    from vvlm_jax.sweep.runs import run_spec
 
-    size = {llm_params(choose(LLAMA, llm, "llms")): llm for llm in study.llms}
-    cost, domain = study_cost(study), study_domain(study)
-    levels = sweeps.Domain(tuple(size), study.num_frames_levels, study.tokens_levels)
-    center = max(size), max(study.num_frames_levels), max(study.tokens_levels)
+    llms = _llms(study)
+    levels = sweeps.Domain(tuple(llms), study.num_frames_levels, study.tokens_levels)
+    center = max(llms), max(study.num_frames_levels), max(study.tokens_levels)
     points = [
         *sweeps.star_sweep(center, levels, study.num_examples),
         *sweeps.isoflop_sweep(
-            domain,
+            study_domain(study),
             study.budgets,
             study.isoflop_examples,
-            cost,
+            study_cost(study),
             tolerance=study.tolerance,
             max_per_curve=study.max_per_curve,
         ),
     ]
-    base = stages.finetune_stage(study, folder)
-    text = 200.0  # text tokens of a training conversation; they cost about as much as visual ones
+    vision = ("vision", f"{folder}/runs/vision")
+    return SweepConfig(
+        name="study",
+        points=tuple(points),
+        sizes=tuple(
+            LmSize(size, llm, (vision, ("llm", f"{folder}/runs/{_lm(llm)}")))
+            for size, llm in llms.items()
+        ),
+        finetune=stages.finetune_stage(study, folder),
+        pretrain=stages.projector_stage(study, study.llms[-1], folder),
+        evaluations=(Evaluation("val", f"{folder}/val.jsonl", folder, max_new_tokens=4),),
+        data_size=study.train_videos,
+        text_tokens=_TEXT,
+    )
 
-    def work(p):
-        train = p.num_examples * (p.num_frames * p.tokens_per_frame + text)
-        return (p.lm_params + 3e4) * (
-            3 * train + study.val_videos * 3 * (p.num_frames * p.tokens_per_frame + 50)
-        )
 
-    return [
-        run_spec(
-            p,
-            base,
-            f"{folder}/runs/{p.run_id}",
-            size[p.lm_params],
-            stages.finetune_init(size[p.lm_params], folder),
-            cost=work(p),
-            questions=f"{folder}/val.jsonl",
-            eval_media_root=folder,
-        )
-        for p in points
-    ]
+def _llms(study: StudyConfig) -> dict[int, str]:
+    """{x_N: language model}."""
+    return {llm_params(choose(LLAMA, llm, "llms")): llm for llm in study.llms}
+
+
+def _lm(llm: str) -> str:
+    return f"lm-{llm}"
+
+
+def star_center(points):
+    """The star's largest run: its centre at the largest n."""
+    star = [p for p in points if p.sweep == "star"]
+    return max(star, key=lambda p: (p.lm_params, p.num_frames, p.tokens_per_frame, p.num_examples))
 
 
 def check(study: StudyConfig) -> None:
     """Raises ConfigError, before anything is written, for a study that cannot be run."""
-    from vvlm_jax.config import ConfigError, choose, tokens_side, validate
+    from vvlm_jax.config import ConfigError, choose, tokens_side
     from vvlm_jax.data.synthetic import SIDE, TASKS
-    from vvlm_jax.models.variants import LLAMA, VISION
 
     def require(name: str, ok: bool, allowed: str):
         if not ok:
@@ -214,62 +138,13 @@ def check(study: StudyConfig) -> None:
     for name in ("max_per_curve", "resamples", "starts"):
         require(name, getattr(study, name) >= 1, "at least 1")
     require("rate", study.rate > 0, "above 0")
-    for spec in sweep_specs(study, ""):
-        validate(spec.train, vision)
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
-def sweep_jobs(specs, folder: str):
-    """Every run, and evaluations of what the largest starts from."""
-    from vvlm_jax.sweep.launch import Job
-
-    center = star_center(specs)
-    return [
-        *(Job(s.run_id, run_one, s, s.cost) for s in specs),
-        *(
-            Job(out.name, run_untrained, (center, str(out), seed), center.cost / 20)
-            for seed, out in enumerate(untrained_folders(center, folder))
-        ),
-    ]
-
-
-def untrained_folders(center, folder) -> list[Path]:
-    """Where the evaluations of untrained models are. One random projector may by chance turn what
-    is seen into a preference for wrong answers; the mean of several does not.
-    """
-    return [Path(folder) / "controls" / center.run_id / f"untrained-{seed}" for seed in range(3)]
-
-
-def other_clip_folder(center, folder) -> Path:
-    """Where the evaluation on other clips is."""
-    return Path(folder) / "controls" / center.run_id / "other-clip"
-
-
-def control_jobs(specs, folder: str):
-    """What needs a finished run: the star's centre, asked about other clips."""
-    from vvlm_jax.sweep.launch import Job
-
-    center = star_center(specs)
-    return [
-        Job("other clip", run_other_clip, (center, str(other_clip_folder(center, folder))), 1.0)
-    ]
-
-
-def star_center(specs):
-    """The star's largest run: its centre at the largest n."""
-    return max((s for s in specs if s.sweep == "star"), key=lambda s: s.cost)
+    sweep_config.check(sweep(study, ""), study.train_videos)
 
 
 def study_cost(study: StudyConfig):
     """Equation 1 with the study's own encoder: x_M its parameters, x_W its features a frame."""
     from fitting.cost import CostConstants
-    from vvlm_jax.config import choose
     from vvlm_jax.flops import vision_params
-    from vvlm_jax.models.variants import VISION
 
     vision = choose(VISION, study.vision, "vision")
     return CostConstants(vision_params(vision), vision.num_patches)
@@ -278,8 +153,6 @@ def study_cost(study: StudyConfig):
 def study_domain(study: StudyConfig):
     """What may be deployed: the three language models, every x_T and every x_V on offer."""
     from fitting.sweeps import Domain
-    from vvlm_jax.flops import llm_params
-    from vvlm_jax.models.variants import LLAMA
 
     return Domain(
         tuple(llm_params(LLAMA[llm]) for llm in study.llms),
@@ -288,37 +161,147 @@ def study_domain(study: StudyConfig):
     )
 
 
-def run_one(spec, check: bool = False) -> bool:
-    """Finetunes and evaluates one run, or says whether it is done."""
-    from vvlm_jax.sweep import store
-
-    out = Path(spec.train.out_dir)
-    if check or store.read_result(out):
-        return store.read_result(out) is not None
-    from vvlm_jax.sweep.launch import report
-    from vvlm_jax.train.model_dir import load_model
-
-    train_chain([spec.train], share=0.8)
-    summary = json.loads((out / "summary.json").read_text())
-    report((0.8, f"loss {summary['loss']:.3f} · evaluating"))
-    scored = evaluate_one(spec, out, *load_model(out))
-    store.write_result(
-        out, {**scored, "unreadable_train": summary["unreadable"], "loss": summary["loss"]}
-    )
-    return True
+# --- the jobs ---
 
 
-def run_untrained(argument, check: bool = False) -> bool:
+def create(study: StudyConfig, work: Path) -> Store:
+    """The study's store, in the folder that its hash names; jobs of another study with the same
+    hash are left out, what they gave stays.
+    """
+    config = sweep(study, str(work))
+    points = {p.run_id: p for p in config.points}
+    prepared = {_lm(llm): stages.lm_stage(study, llm, str(work)) for llm in study.llms}
+    prepared["vision"] = stages.vision_stage(study, str(work))
+    shared = sweep_jobs.shared_by(config) | {"study": dataclasses.asdict(study)}
+    shared |= {name: dataclasses.asdict(stage) for name, stage in prepared.items()}
+    jobs = [
+        *_data_jobs(study),
+        *(_prepare(study, str(work), name, stage) for name, stage in prepared.items()),
+        *(_complete(study, job, points.get(job.run)) for job in sweep_jobs.jobs_of(config)),
+        *_controls(study, star_center(config.points)),
+    ]
+    return Store.renew(work, config.name, jobs, sweep_jobs.runs_of(config), shared)
+
+
+def _data_jobs(study: StudyConfig) -> list[Job]:
+    """Four files of annotations with their clips and pictures."""
+    counts = {
+        "train": study.train_videos * 4,
+        "val": study.val_videos * 4,
+        "captions": study.captions,
+        "stories": study.stories,
+    }
+    return [Job(f"data/{kind}", "data", {"kind": kind}, cost=3e6 * n) for kind, n in counts.items()]
+
+
+def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> Job:
+    """A language model, or the encoder, which one of them helps to learn."""
+    # After all data, which are quick, and so a phase that has an end of its own.
+    init, after, tokens = (), tuple(job.id for job in _data_jobs(study)), 100
+    if name == "vision":
+        lm, tokens = _lm(stages.caption_llm(study)), 32
+        init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train",)
+    n = stage.data.num_examples
+    argument = dict(stage=name, model={}, init=init, steps=sweep_config.num_steps(stage, n))
+    cost = _cost(stage.model.llm, n * stage.epochs, tokens)
+    return Job(f"{name}/train", "train", argument, after, cost)
+
+
+def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
+    """A job of the sweep with what else comes before it here, and with a cost that is right for
+    small models, of which a token takes longer than its FLOPs say.
+    """
+    if point is None:  # stage 1
+        llm = job.argument["model"]["llm"]
+        examples = study.captions * stages.projector_stage(study, llm, "").epochs
+        before = ("vision/train", f"{_lm(llm)}/train")
+        return dataclasses.replace(job, after=before, cost=_cost(llm, examples, 32, passes=2))
+    if job.kind == "evaluate":
+        cost = _asking(study, point)
+        return dataclasses.replace(job, cost=cost)
+    tokens = point.num_frames * point.tokens_per_frame + _TEXT
+    cost = _cost(job.argument["model"]["llm"], point.num_examples, tokens)
+    return dataclasses.replace(job, cost=cost)
+
+
+def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
+    """Evaluations of what the largest run starts from, and of itself asked about other clips."""
+    cost, run = _asking(study, center), center.run_id
+    prepared = ("vision/train", f"{_lm(_llms(study)[center.lm_params])}/train")
+    return [
+        *(
+            Job(f"{run}/untrained-{i}", "untrained", {"seed": i}, prepared, cost)
+            for i in range(UNTRAINED)
+        ),
+        Job(f"{run}/other-clip", "other-clip", {}, (f"{run}/train",), cost),
+    ]
+
+
+def _asking(study: StudyConfig, point: SweepPoint) -> float:
+    """The cost of an evaluation."""
+    tokens = point.num_frames * point.tokens_per_frame + 50
+    return _cost(_llms(study)[point.lm_params], study.val_videos, tokens)
+
+
+def _cost(llm: str, examples: int, tokens: int, passes: int = 3) -> float:
+    """Relative: some parts of a step cost the same for every size of language model."""
+    return passes * examples * tokens * (llm_params(LLAMA[llm]) + 3e4)
+
+
+PHASES = {
+    "videos, pictures and stories": lambda job: job.kind == "data",
+    "pretrained encoder and language models": lambda job: (
+        job.kind == "train" and job.argument["stage"] != "finetune"
+    ),
+    "sweep and evaluation": lambda job: job.kind != "data",
+}
+"""Which jobs belong to a phase, of those that no phase before it has."""
+
+
+def phase(store: Store, states: dict[str, State]) -> str | None:
+    """The first phase that has something to do; None when nothing is left."""
+    left = [job for id, job in store.jobs.items() if not states[id].is_final]
+    return next((name for name, has in PHASES.items() if any(map(has, left))), None)
+
+
+# --- what they do ---
+
+
+def write_data(context: Context) -> dict:
+    """Writes one kind of data, unless it is there: its annotation file comes last."""
+    from vvlm_jax.data import synthetic
+
+    study = config_lib.from_dict(StudyConfig, context.store.shared["study"])
+    folder, kind = context.store.path, context.job.argument["kind"]
+    file = folder / {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
+    with context.stop.anywhere():
+        if file.exists():
+            return {"file": file.name}
+        synthetic.write_tokenizer(folder)
+        if kind == "stories":
+            synthetic.write_stories(folder, study.stories, study.turns, study.seed)
+        elif kind == "captions":
+            synthetic.write_captions(folder, study.captions, study.image_size, study.seed)
+        else:
+            synthetic.write_videos(
+                folder,
+                kind,
+                study.train_videos if kind == "train" else study.val_videos,
+                study.turns,
+                num_frames=study.num_frames,
+                flash_lengths=study.flash_lengths,
+                size=study.image_size,
+                seed=study.seed,
+            )
+    return {"file": file.name}
+
+
+def ask_untrained(context: Context) -> dict:
     """Evaluates what finetuning starts from, but with a random projector: it has seen no video.
 
     It may reply with valid answers only; its free replies are often none, and would score less
     than a guess.
     """
-    from vvlm_jax.sweep import store
-
-    spec, out, seed = argument
-    if check or store.read_result(out):
-        return store.read_result(out) is not None
     from vvlm_jax.data import pipeline, synthetic, tokenizer
     from vvlm_jax.eval import runner
     from vvlm_jax.models import vlm
@@ -326,63 +309,78 @@ def run_untrained(argument, check: bool = False) -> bool:
     from vvlm_jax.train import optim
     from vvlm_jax.train.program import initial_state
 
-    config = dataclasses.replace(
-        spec.train, init=tuple(i for i in spec.train.init if i[0] != "projector"), seed=seed
-    )
-    tok = tokenizer.load(config.data.tokenizer)
-    model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
-    state = initial_state(config, model, make_mesh(config.mesh))
-    params = optim.merge(state.trainable, state.frozen)
-    questions = [
-        {**q, "choices": synthetic.valid_replies(q)} for q in runner.read_questions(spec.questions)
-    ]
-    store.write_result(out, evaluate_one(spec, Path(out), model, params, tok, config, questions))
-    return True
+    seed, run = context.job.argument["seed"], context.store.job(f"{context.job.run}/train")
+    config = sweep_jobs.train_config(dataclasses.replace(context, job=run))
+    init = tuple(i for i in config.init if i[0] != "projector")
+    config = dataclasses.replace(config, init=init, seed=seed)
+    asked = sweep_jobs.evaluation(context, "val")
+    with context.stop.anywhere():
+        tok = tokenizer.load(config.data.tokenizer)
+        model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
+        state = initial_state(config, model, make_mesh(config.mesh))
+        params = optim.merge(state.trainable, state.frozen)
+        questions = [
+            {**q, "choices": synthetic.valid_replies(q)}
+            for q in runner.read_questions(asked.questions)
+        ]
+        whole = (model, params, tok, config)
+        return sweep_jobs.answer(context, asked, questions, whole, f"untrained, seed {seed}")
 
 
-def run_other_clip(argument, check: bool = False) -> bool:
+def ask_about_others(context: Context) -> dict:
     """Asks a finished run every question about the next clip instead of its own: a control in
     which nothing but the format can be right, so that it must score chance.
     """
-    from vvlm_jax.sweep import store
-
-    spec, out = argument
-    if check or store.read_result(out):
-        return store.read_result(out) is not None
     from vvlm_jax.eval import runner
     from vvlm_jax.train.model_dir import load_model
 
-    questions = runner.read_questions(spec.questions)
-    clips = list(dict.fromkeys(q["video"] for q in questions))
-    following = dict(zip(clips, clips[1:] + clips[:1], strict=True))
-    questions = [{**q, "video": following[q["video"]]} for q in questions]
-    model = load_model(spec.train.out_dir)
-    store.write_result(out, evaluate_one(spec, Path(out), *model, questions))
-    return True
+    asked = sweep_jobs.evaluation(context, "val")
+    with context.stop.anywhere():
+        questions = runner.read_questions(asked.questions)
+        clips = list(dict.fromkeys(q["video"] for q in questions))
+        following = dict(zip(clips, clips[1:] + clips[:1], strict=True))
+        questions = [{**q, "video": following[q["video"]]} for q in questions]
+        model = load_model(context.folder)
+        return sweep_jobs.answer(context, asked, questions, model, f"{context.job.run}, other clip")
 
 
-def evaluate_one(spec, out: Path, model, params, tok, config, questions=None) -> dict:
-    """Scores, standard errors and counts by task and on average."""
-    from vvlm_jax.eval import runner
+KINDS = {"data": write_data, "untrained": ask_untrained, "other-clip": ask_about_others}
+"""What jobs of a study are, beside those of any sweep."""
 
-    scores = runner.evaluate(
-        model,
-        params,
-        tok,
-        questions or runner.read_questions(spec.questions),
-        out / "predictions.jsonl",
-        config.model,
-        dataclasses.replace(config.data, media_root=spec.eval_media_root),
-        max_new_tokens=spec.max_new_tokens,
+
+# --- what they gave ---
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """What the jobs of a finished study found: scores, standard errors and counts by task, with
+    `avg`, the mean of the tasks.
+    """
+
+    by_run: dict[str, dict]
+    untrained: list[dict]
+    other_clip: dict
+    unreadable: list[str]
+    """Messages of training files, each naming its file."""
+
+
+def results(store: Store, states: dict[str, State]) -> Results:
+    """Of a store whose jobs are done."""
+    found: dict[str, list[tuple[Job, dict]]] = {}
+    for id, job in store.jobs.items():
+        found.setdefault(job.kind, []).append((job, states[id].entry.body["result"]))
+    messages = {m for _, result in found["train"] for m in result["unreadable"]}
+    return Results(
+        {job.run: _averaged(result) for job, result in found["evaluate"]},
+        [_averaged(result) for _, result in found["untrained"]],
+        *(_averaged(result) for _, result in found["other-clip"]),
+        sorted(messages),
     )
-    return {
-        "scores": {**{t: s.score for t, s in scores.items()}, "avg": runner.average(scores)},
-        "stderr": {**{t: s.stderr for t, s in scores.items()}, "avg": average_stderr(scores)},
-        "num_questions": {t: s.num_questions for t, s in scores.items()},
-        "unreadable_eval": runner.unreadable_files(out / "predictions.jsonl"),
-    }
 
 
-def average_stderr(scores) -> float:
-    """Standard error of the mean over tasks, taking tasks as independent."""
-    return math.sqrt(sum(s.stderr**2 for s in scores.values())) / len(scores)
+def _averaged(result: dict) -> dict:
+    """With the mean over tasks, and its standard error, taking tasks as independent."""
+    scores, stderr = result["scores"], result["stderr"]
+    mean = sum(scores.values()) / len(scores)
+    error = math.sqrt(sum(s**2 for s in stderr.values())) / len(stderr)
+    return {**result, "scores": {**scores, "avg": mean}, "stderr": {**stderr, "avg": error}}

@@ -14,11 +14,10 @@ from fitting.forms import PAPER_FORMS
 from fitting.html import Report
 from fitting.report import add_law
 from fitting.runs import read_runs, write_runs
-from tools._study_jobs import other_clip_folder, untrained_folders
+from tools._study_jobs import Results, star_center
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
-from vvlm_jax.sweep import store
-from vvlm_jax.sweep.runs import table_rows
+from vvlm_jax.sweep.config import SweepPoint
 
 MADE_FOR = {
     "num_frames": "flash",
@@ -60,17 +59,14 @@ class Effect:
         return self.drop / max(np.hypot(*self.stderrs), 1e-9)
 
 
-def write(study: StudyConfig, specs, center, work: Path, out: Path, cost, domain) -> None:
+def write(study: StudyConfig, points, rows, results: Results, work: Path, out: Path, cost, domain):
     """Writes OUT/runs.csv, OUT/fit, OUT/figures and OUT/report.html.
 
     Args:
-      specs: the sweep's runs, all finished.
-      center: the run at the star's centre with the largest n.
-      work: the study's folder, with the evaluations of untrained models and of other clips.
+      points, rows: the sweep's runs, and their rows of the runs table.
+      work: the study's folder, with its clips.
       cost, domain: of the study, for the frontier.
     """
-    results = {spec.run_id: store.read_result(spec.train.out_dir) for spec in specs}
-    rows = [row for spec in specs for row in table_rows(spec, results[spec.run_id])]
     write_runs(out / "runs.csv", rows)
     table = read_runs(out / "runs.csv")
     configs = [
@@ -95,16 +91,16 @@ def write(study: StudyConfig, specs, center, work: Path, out: Path, cost, domain
         "Synthetic clips, small models, the real system. No number here says anything about a "
         "public benchmark.",
     )
-    _add_facts(report, study, specs, results)
+    _add_facts(report, study, points, results)
     _add_clip(report, work)
-    _add_learning(report, specs, results, center, work)
+    _add_learning(report, points, results)
     add_law(report, analysis)
     report.write(out)
 
 
-def effects(specs, results) -> list[Effect]:
+def effects(points, results: dict[str, dict]) -> list[Effect]:
     """The effect of each factor on the task made for it, along the star's arms at the largest n."""
-    star = [(_levels(spec), results[spec.run_id]) for spec in specs if spec.sweep == "star"]
+    star = [(_levels(p), results[p.run_id]) for p in points if p.sweep == "star"]
     center = {f: max(levels[f] for levels, _ in star) for f in NAMES}
     found = []
     for factor, task in MADE_FOR.items():
@@ -118,19 +114,13 @@ def effects(specs, results) -> list[Effect]:
     return found
 
 
-def _levels(spec) -> dict[str, float]:
-    model = spec.train.model
-    return dict(
-        lm_params=spec.lm_params,
-        num_frames=model.num_frames,
-        tokens_per_frame=model.tokens_per_frame,
-        num_examples=spec.train.data.num_examples,
-    )
+def _levels(point: SweepPoint) -> dict[str, float]:
+    return {factor: getattr(point, factor) for factor in NAMES}
 
 
-def _add_facts(report, study, specs, results):
-    star = sum(spec.sweep == "star" for spec in specs)
-    questions = next(iter(results.values()))["num_questions"]
+def _add_facts(report, study, points, results):
+    star = sum(p.sweep == "star" for p in points)
+    questions = next(iter(results.by_run.values()))["num_questions"]
     budgets = ", ".join(f"{b / 1e6:g}" for b in study.budgets)
     report.section(
         "What this is",
@@ -139,8 +129,8 @@ def _add_facts(report, study, specs, results):
         "pretrained on made-up pictures and stories. What is real is the system: H.264 files, "
         "decoding, both training stages, the sweeps, the evaluation and the fits are the code "
         "that trains the full-size model.",
-        f"{len(specs)} runs: {star} of a star sweep around its largest configuration and "
-        f"{len(specs) - star} isoFLOP runs at {budgets} MFLOPs a video, to within "
+        f"{len(points)} runs: {star} of a star sweep around its largest configuration and "
+        f"{len(points) - star} isoFLOP runs at {budgets} MFLOPs a video, to within "
         f"{100 * study.tolerance:g}% (equation 1 with the study's own encoder). Every run is "
         f"evaluated on at least {min(questions.values()):,} unseen questions a task. Scores are "
         "percent correct; error = 100 − score; avg is the mean of the three tasks.",
@@ -159,9 +149,8 @@ def _add_facts(report, study, specs, results):
 
 
 def _warn_unreadable(report, results):
-    unreadable = sorted({m for r in results.values() for m in r["unreadable_train"]})
-    unanswered = sorted({m for r in results.values() for m in r["unreadable_eval"]})
-    for kind, messages in (("training", unreadable), ("validation", unanswered)):
+    unanswered = sorted({m for r in results.by_run.values() for m in r["unreadable"]})
+    for kind, messages in (("training", results.unreadable), ("validation", unanswered)):
         if messages:
             shown = "; ".join(messages[:3])
             report.warning(f"{len(messages)} {kind} files could not be read, left out: {shown}")
@@ -184,10 +173,10 @@ def _add_clip(report, work):
     )
 
 
-def _add_learning(report, specs, results, center_spec, work):
-    center, n = results[center_spec.run_id], center_spec.train.data.num_examples
-    untrained = [store.read_result(folder) for folder in untrained_folders(center_spec, work)]
-    other = store.read_result(other_clip_folder(center_spec, work))
+def _add_learning(report, points, results):
+    largest = star_center(points)
+    center, n = results.by_run[largest.run_id], largest.num_examples
+    untrained, other = results.untrained, results.other_clip
     report.section(
         "Is it learning?",
         "Chance is guessing among the valid answers. Untrained is the pretrained encoder and "
@@ -209,7 +198,7 @@ def _add_learning(report, specs, results, center_spec, work):
         ],
         "Score ± standard error, percent.",
     )
-    found = effects(specs, results)
+    found = effects(points, results.by_run)
     report.table(
         ["factor", "task", "from → to", "error from", "error to", "fall", "in standard errors"],
         [_effect_row(e) for e in found],

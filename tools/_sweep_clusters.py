@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError, override
-from vvlm_jax.sweep import jobs, slurm, tpu
+from vvlm_jax.sweep import jobs, slurm, tpu_files
 from vvlm_jax.sweep.slurm import SlurmOptions
 from vvlm_jax.sweep.store import Job, Store
 from vvlm_jax.sweep.tpu import TpuOptions
@@ -107,11 +107,26 @@ def _remember(store: Store, ids: dict[str, str]) -> None:
 
 def queued(store: Store) -> dict[str, str]:
     """{run: id} of the Slurm jobs of this store that have not ended."""
-    file = store.path / _IDS
-    lines = file.read_text().splitlines() if file.exists() else []
-    newest = {entry["run"]: entry["id"] for entry in map(json.loads, lines)}
+    newest = _submitted(store)
     states = slurm.states(list(newest.values()))
     return {run: id for run, id in newest.items() if states[id] not in _ENDED}
+
+
+def slurm_states(store: Store) -> dict[str, tuple[str, str]]:
+    """{run: (id, Slurm's word)} of what was submitted last; empty where Slurm was not asked, or is
+    not here.
+    """
+    newest = _submitted(store)
+    if not newest or shutil.which("squeue") is None:
+        return {}
+    states = slurm.states(list(newest.values()))
+    return {run: (id, states[id]) for run, id in newest.items()}
+
+
+def _submitted(store: Store) -> dict[str, str]:
+    file = store.path / _IDS
+    lines = file.read_text().splitlines() if file.exists() else []
+    return {entry["run"]: entry["id"] for entry in map(json.loads, lines)}
 
 
 def cancel_queued(store: Store) -> None:
@@ -129,7 +144,7 @@ def _tpu(path: Path, config, options: TpuOptions, dry_run: bool) -> None:
             f"--store {path}: not below mount={options.mount}, where hosts have the file system; "
             "it must have the same path here and there"
         )
-    tpu.files([], options)  # says what is missing before anything is written
+    tpu_files.files([], options)  # says what is missing before anything is written
     _, todo = _todo(path, config, dry_run)
     parts = [
         {
@@ -140,10 +155,10 @@ def _tpu(path: Path, config, options: TpuOptions, dry_run: bool) -> None:
         for wave in waves(todo)
     ]
     if dry_run:
-        for name, text in tpu.files(parts, options).items():
+        for name, text in tpu_files.files(parts, options).items():
             print(f"# {path / 'tpu' / name}\n{text}")
         return
-    written = tpu.write(parts, options, path / "tpu")
+    written = tpu_files.write(parts, options, path / "tpu")
     print(f"{len(written)} files for {sum(map(len, parts))} runs in {path / 'tpu'}:")
     if options.project:
         print(f"  bash {path / 'tpu/launch.sh'}")

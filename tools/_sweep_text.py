@@ -4,6 +4,8 @@ import csv
 import json
 import sys
 from collections import Counter
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from vvlm_jax.sweep.plan import COLUMNS
 from vvlm_jax.sweep.status import Overview, overview
@@ -152,8 +154,20 @@ _SHOWN = 100
 """Runs of a sweep that are all shown; of a larger one, those that run or have failed."""
 
 
-def status(name: str, found: Overview, everything: bool, clear: bool = False) -> None:
-    """A table of runs and a summary."""
+def status(
+    name: str,
+    found: Overview,
+    everything: bool,
+    clear: bool = False,
+    slurm: Mapping[str, tuple[str, str]] = MappingProxyType({}),
+) -> None:
+    """A table of runs and a summary.
+
+    Args:
+      slurm: {run: (its job there, Slurm's word for it)}, shown of runs that have not ended.
+    """
+    left = {r.run for r in found.runs if r.phase not in ("done", "cancelled")}
+    there = {run: job for run, job in slurm.items() if run in left}
     few = everything or len(found.runs) <= _SHOWN
     shown = [r for r in found.runs if few or r.phase in ("running", "failed")]
     lines = [
@@ -168,10 +182,16 @@ def status(name: str, found: Overview, everything: bool, clear: bool = False) ->
     ]
     table = columns(("run", "state", "progress", "loss", "left"), lines)
     more = ["", *(f"{r.doing}: {r.error}" if r.error else r.doing for r in shown)]
+    if there:
+        words = ["Slurm", *(" ".join(there.get(r.run, ())) for r in shown)]
+        width = max(map(len, words))
+        more = [f"{word:{width}s}  {extra}" for word, extra in zip(words, more, strict=True)]
     text = [f"{line}  {extra}".rstrip() for line, extra in zip(table, more, strict=True)]
     if not few:
         text.append(f"{len(found.runs) - len(shown)} others are done or wait (--all shows them)")
-    text.append(f"{name}: {_summary(found)}")
+    count = Counter(word for _, word in there.values())
+    asked = ", ".join(f"{n} {word}" for word, n in sorted(count.items()))
+    text.append(f"{name}: {_summary(found)}" + (f" · Slurm: {asked}" if asked else ""))
     if clear and sys.stdout.isatty():
         print("\x1b[H\x1b[2J", end="")
     print("\n".join(printable(line) for line in text), flush=True)

@@ -37,7 +37,7 @@ class Args:
 def main(args: Args) -> None:
     """Prints a line a task and writes predictions and scores."""
     from vvlm_jax.eval import runner
-    from vvlm_jax.sweep.store import write_json
+    from vvlm_jax.sweep.document import write_json
     from vvlm_jax.train.model_dir import load_model
 
     questions = runner.read_questions(args.questions)

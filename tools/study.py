@@ -37,7 +37,9 @@ class Args:
     out: Path = Path("runs/study")
     """Where everything goes. Prepared models and finished runs are kept in OUT/work."""
     workers: int = 0
-    """Worker processes, one core each; 0 takes all cores."""
+    """Worker processes, one core each; 0 takes all cores. With accelerators they share those, and
+    0 takes one worker.
+    """
     set: tuple[str, ...] = ()
     """Overrides of the study, such as seed=1 resamples=100."""
 
@@ -45,10 +47,12 @@ class Args:
 def main(args: Args) -> None:
     """Checks the study and runs every phase that is not done yet."""
     from tools import _study_jobs as jobs
+    from vvlm_jax.sweep import local
 
     study = override(load_config(args.config, StudyConfig), args.set)
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers}: must be 0 (all cores) or above")
+    shares = local.shares(args.workers)
     jobs.check(study)
     compiled = str((args.out / "work" / "compiled").absolute())
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
@@ -56,32 +60,38 @@ def main(args: Args) -> None:
     work = args.out / "work" / content_hash(study)
     work.mkdir(parents=True, exist_ok=True)
     with claimed(work):
-        run_phases(study, work, args.out, args.workers or jobs.num_cores())
+        run_phases(study, work, args.out, shares)
 
 
-def run_phases(study: StudyConfig, work: Path, out: Path, workers: int) -> None:
+def run_phases(study: StudyConfig, work: Path, out: Path, shares) -> None:
     """Data, preparation, sweep, fits and report; `work` keeps what was made, `out` gets results."""
     from tools import _study_jobs as jobs
     from tools import _study_report
+    from tools._sweep_drive import drive
+    from vvlm_jax.sweep.status import collect
 
-    folder, clock = str(work), Clock(work / "phases.json")
-    specs = jobs.sweep_specs(study, folder)
+    store, clock = jobs.create(study, work), Clock(work / "phases.json")
     (work / "study.json").write_text(to_json(study))
-    with clock("videos, pictures and stories"):
-        launch_phase(jobs.data_jobs(study, folder), workers)
-    with clock("pretrained encoder and language models"):
-        launch_phase(jobs.pretrain_jobs(study, folder), workers)
-        launch_phase(jobs.projector_jobs(study, folder), workers)
-    with clock("sweep and evaluation"):
-        sweep = jobs.sweep_jobs(specs, folder)
-        extra = len(sweep) - len(specs)
-        note(f"{len(specs)} runs and {extra} untrained models, {workers} at a time")
-        launch_phase(sweep, workers)
-        launch_phase(jobs.control_jobs(specs, folder), workers)
+    for id, state in store.states().items():
+        if state.phase == "failed":  # the same command tries again
+            store.retry(id)
+
+    def look(states) -> str | None:
+        phase, before = jobs.phase(store, states), clock.phase
+        clock.switch(phase)
+        return f"— {phase}" if phase not in (None, before) else None
+
+    note(f"{len(store.runs)} runs, {len(store.jobs)} jobs, {len(shares)} at a time, in {work}")
+    try:
+        drive(store, shares, look)
+    finally:
+        clock.switch(None)
+    note("— fits and report")
     with clock("fits and report", whole=True):
+        points, states = jobs.sweep(study, str(work)).points, store.states()
+        rows, results = collect(store, states).rows, jobs.results(store, states)
         cost, domain = jobs.study_cost(study), jobs.study_domain(study)
-        _study_report.write(study, specs, jobs.star_center(specs), work, out, cost, domain)
-    clock.finish()
+        _study_report.write(study, points, rows, results, work, out, cost, domain)
     shutil.copy(work / "phases.json", out / "phases.json")
     note(f"report: {out / 'report.html'}")
 
@@ -138,26 +148,33 @@ class Clock:
     """Wall seconds by phase and peak memory, added up over interrupted calls, in phases.json."""
 
     def __init__(self, file: Path):
-        self.file = file
+        self.file, self.phase = file, None
         self.phases = json.loads(file.read_text())["seconds"] if file.exists() else {}
 
+    def switch(self, phase: str | None, whole: bool = False) -> None:
+        """Ends the phase that is timed and begins another one, unless it is the same; None begins
+        none. A phase that always starts afresh is taken `whole`.
+        """
+        if phase == self.phase:
+            return
+        if self.phase is not None:
+            seconds = self.earlier + time.monotonic() - self.start
+            self.phases[self.phase] = round(seconds, 1)
+            self._write()
+        self.phase, self.start = phase, time.monotonic()
+        self.earlier = 0 if whole else self.phases.get(phase, 0)
+
+    @contextlib.contextmanager
     def __call__(self, phase: str, whole: bool = False):
-        """`with clock("phase"):` times it; a phase that always starts afresh is taken `whole`."""
-        self.phase, self.whole = phase, whole
-        return self
+        """`with clock("phase"):` times it."""
+        self.switch(phase, whole)
+        try:
+            yield
+        finally:
+            self.switch(None)
 
-    def __enter__(self):
-        note(f"— {self.phase}")
-        self.start = time.monotonic()
-
-    def __exit__(self, *_):
-        seconds = time.monotonic() - self.start
-        earlier = 0 if self.whole else self.phases.get(self.phase, 0)
-        self.phases[self.phase] = round(earlier + seconds, 1)
-        self.finish()
-
-    def finish(self):
-        """Writes phases.json."""
+    def _write(self):
+        """Makes phases.json."""
         peak = {
             who: resource.getrusage(which).ru_maxrss // 1024
             for who, which in (
@@ -168,44 +185,6 @@ class Clock:
         self.file.write_text(
             json.dumps({"seconds": self.phases, "peak_memory_mib": peak}, indent=1) + "\n"
         )
-
-
-def launch_phase(jobs, workers: int) -> None:
-    """Runs the jobs that are not finished, with one live line for all of them."""
-    from vvlm_jax.sweep import launch
-    from vvlm_jax.train.metrics import duration
-
-    total, left = len(jobs), sum(job.cost for job in jobs)
-    todo = [job for job in jobs if not job.function(job.argument, check=True)]
-    finished = total - len(todo)
-    left = sum(job.cost for job in todo)
-    work, start, live = left, time.monotonic(), sys.stderr.isatty()
-    costs, share = {job.name: job.cost for job in todo}, {}
-
-    def on_update(name, message):
-        nonlocal finished, left
-        if message is None:
-            finished, left = finished + 1, left - costs[name]
-            share.pop(name, None)
-            if not live:
-                note(f"{finished}/{total} {name}")
-        else:
-            share[name] = message[0]
-        doing = sum(costs[n] * part for n, part in share.items())
-        done = work - left + doing
-        if live and done > 0:
-            seconds = (time.monotonic() - start) * (left - doing) / done
-            text = message[1] if message else "done"
-            print(
-                f"\r\x1b[K{finished}/{total} · {name} · {text} · {duration(seconds)} left",
-                end="",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    launch.run_local(todo, workers, on_update)
-    if live:
-        print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ in the store alone: interrupted in any way, the same launch continues.
 
 import dataclasses
 import fnmatch
-import importlib.util
 import signal
 import sys
 import time
@@ -99,7 +98,9 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Status:
-    """Shows how far the runs are, what fails, and how long it will take."""
+    """Shows how far the runs are, what fails, how long it will take, and, of a store launched on
+    Slurm, the states that it gives the jobs.
+    """
 
     store: tyro.conf.Positional[Path]
     """Folder of a sweep."""
@@ -206,6 +207,7 @@ def inference_cost(config: SweepConfig):
 def launch(args: Launch) -> None:
     """Runs the jobs that are left. Exit code 1 when some have failed, 75 after SIGTERM."""
     from tools import _sweep_text as text
+    from tools._sweep_drive import drive
     from vvlm_jax.sweep import jobs, local
     from vvlm_jax.sweep.store import Store
 
@@ -231,21 +233,7 @@ def launch(args: Launch) -> None:
         raise ConfigError(lacking[0])
     store = jobs.create(path, config)
     text.note(f"{len(store.runs)} runs, {len(store.jobs)} jobs in {path}")
-    signal.signal(signal.SIGTERM, _terminated)
-    progress = text.Watch(store)
-    command = [sys.executable, "-m", "tools.sweep", "work", str(store.path)]
-    try:
-        done = local.run(Store.open(path), command, shares, progress)
-    finally:
-        progress.close()
-    if not done:
-        text.failures(store, store.states())
-        sys.exit(1)
-
-
-def _terminated(*_) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    sys.exit(75)
+    drive(Store.open(path), shares)
 
 
 def work(args: Work) -> None:
@@ -275,11 +263,12 @@ def work(args: Work) -> None:
 
 
 def kinds() -> dict:
-    """What jobs of a sweep may be."""
+    """What jobs of a sweep, or of the study, may be."""
+    from tools import _study_jobs
     from tools._sweep_export import export
     from vvlm_jax.sweep.jobs import KINDS
 
-    return {**KINDS, "export": export}
+    return {**KINDS, **_study_jobs.KINDS, "export": export}
 
 
 def _hosts(args: Work):
@@ -312,10 +301,24 @@ def status(args: Status) -> None:
         if args.jobs:
             text.job_lines(states)
         else:
-            text.status(store.name, overview(store, states), args.all, clear=args.watch)
+            slurm = _slurm_states(store)
+            text.status(store.name, overview(store, states), args.all, args.watch, slurm)
         if not args.watch or all(state.is_final for state in states.values()):
             return
-        time.sleep(max(2.0, 10 * (time.monotonic() - start)))
+        least = 10.0 if _is_on_slurm(store) else 2.0  # a controller serves many
+        time.sleep(max(least, 10 * (time.monotonic() - start)))
+
+
+def _is_on_slurm(store) -> bool:
+    return (store.path / "slurm").is_dir()
+
+
+def _slurm_states(store) -> dict[str, tuple[str, str]]:
+    if not _is_on_slurm(store):
+        return {}
+    from tools._sweep_clusters import slurm_states
+
+    return slurm_states(store)
 
 
 def retry(args: Retry) -> None:
@@ -362,46 +365,11 @@ def _named(store, name: str) -> list[str]:
 
 def collect(args: Collect) -> None:
     """Writes the table and lists what is missing."""
-    from fitting.runs import write_runs
-    from vvlm_jax.sweep.status import collect
+    from tools import _sweep_table
     from vvlm_jax.sweep.store import Store
 
-    if args.out and args.out.suffix not in (".csv", ".parquet"):
-        raise ConfigError(f"--out {args.out}: must end with .csv or .parquet")
-    has_parquet = importlib.util.find_spec("pyarrow") is not None
-    if args.out and args.out.suffix == ".parquet" and not has_parquet:
-        raise ConfigError(f"--out {args.out}: needs pyarrow: pip install pyarrow; or use .csv")
-    store = Store.open(args.store)
-    found = collect(store, store.states())
-    for what, why in found.missing:
-        print(f"missing: {what}: {why}", file=sys.stderr)
-    if not found.rows:
-        raise ConfigError(f"{args.store}: no run has a score yet")
-    files = [args.out] if args.out else [args.store / "runs.csv", args.store / "runs.parquet"]
-    for file in files:
-        if file.suffix == ".csv":
-            write_runs(file, found.rows)
-        elif has_parquet:
-            _write_parquet(file, found.rows)
-        else:
-            print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
-            continue
-        print(f"{file}: {len(found.rows)} scores, {len(found.missing)} missing")
-
-
-def _write_parquet(file: Path, rows: list[dict]) -> None:
-    """The rows of the CSV, in its order, with types."""
-    import pyarrow
-    from pyarrow import parquet
-
-    from fitting.runs import COLUMNS
-
-    kinds = {"run_id": pyarrow.string(), "sweep": pyarrow.string(), "metric": pyarrow.string()}
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
-    rows = sorted(rows, key=lambda row: (row["run_id"], row["metric"]))
-    partial = file.with_name(f"{file.name}.partial")
-    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
-    partial.replace(file)
+    _sweep_table.check(args.out)
+    _sweep_table.write(Store.open(args.store), args.store, args.out)
 
 
 COMMANDS = {

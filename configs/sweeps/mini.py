@@ -31,7 +31,7 @@ def sweep() -> SweepConfig:
         points=star_sweep((large, 2, 4), levels, (12,)),
         sizes=(LmSize(small, LLMS[0]), LmSize(large, LLMS[1])),
         finetune=_small(stages.finetune_stage(STUDY, DATA)),
-        pretrain=_captioned(_small(stages.projector_stage(STUDY, LLMS[-1], DATA))),
+        pretrain=_small(stages.projector_stage(STUDY, LLMS[-1], DATA)),
         evaluations=(Evaluation("val", f"{DATA}/val.jsonl", DATA, max_new_tokens=2),),
         data_size=STUDY.train_videos,
     )
@@ -40,14 +40,7 @@ def sweep() -> SweepConfig:
 def _small(stage: TrainConfig) -> TrainConfig:
     """Batches of four, each step logged and saved."""
     more = dict(batch_size=4, microbatches=1, epochs=1, log_every=1, checkpoint_every=1)
-    return dataclasses.replace(stage, init=(), **more)
-
-
-def _captioned(stage: TrainConfig) -> TrainConfig:
-    """On all pictures, so that a plan knows how many there are."""
-    return dataclasses.replace(
-        stage, data=dataclasses.replace(stage.data, num_examples=STUDY.captions)
-    )
+    return dataclasses.replace(stage, **more)
 
 
 def write_data(folder: Path) -> None:

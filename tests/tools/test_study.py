@@ -2,15 +2,21 @@
 
 import dataclasses
 import fcntl
+import json
 import re
 from pathlib import Path
 
 import pytest
 
 from configs import study, study_mini
+from tools import _study_jobs as jobs
 from tools import study as command
 from tools._shared import die_in_one_line
 from vvlm_jax.config import override
+from vvlm_jax.sweep import journal
+from vvlm_jax.sweep.jobs import train_config
+from vvlm_jax.sweep.store import State
+from vvlm_jax.sweep.work import Context, Stop
 
 MISTAKES = [
     ("train_video=3", "train_video: no such option; did you mean 'train_videos'"),
@@ -97,3 +103,83 @@ def test_a_phase_taken_whole_is_not_added_up(tmp_path):
             pass
     assert clock.phases["sweep"] == 5.0
     assert clock.phases["fits"] < 1.0
+
+
+def test_time_belongs_to_the_first_phase_that_is_not_over(tmp_path):
+    clock = command.Clock(tmp_path / "phases.json")
+    for phase in ("data", "data", "sweep", None, None):
+        clock.switch(phase)
+    kept = json.loads((tmp_path / "phases.json").read_text())
+    assert list(kept["seconds"]) == ["data", "sweep"]
+    assert kept["peak_memory_mib"].keys() == {"driver", "largest worker"}
+
+
+# Its store.
+
+
+@pytest.fixture
+def store(tmp_path):
+    return jobs.create(study_mini.config(), tmp_path / "work")
+
+
+def ready(store):
+    return {id for id, state in store.states().items() if state.phase == "ready"}
+
+
+def end(store, *ids):
+    for id in ids:
+        store.end(store.claim(id), journal.DONE, result={})
+
+
+def test_jobs_come_after_what_they_read(store):
+    data = [f"data/{kind}" for kind in ("train", "val", "captions", "stories")]
+    assert ready(store) == set(data)
+    end(store, *data)
+    lms = [f"lm-{llm}/train" for llm in ("study-s", "study-m", "study-l")]
+    assert ready(store) == set(lms)
+    end(store, *lms)
+    assert ready(store) == {"vision/train"}
+    end(store, "vision/train")
+    center = "star-N147904-T4-V16-n64"
+    stages_1 = {f"stage1-{llm}/train" for llm in ("study-s", "study-m", "study-l")}
+    untrained = {f"{center}/untrained-{i}" for i in range(3)}
+    assert ready(store) == stages_1 | untrained
+    end(store, "stage1-study-l/train", f"{center}/train")
+    (asked,) = [id for id in store.jobs if id.startswith(f"{center}/evaluate")]
+    assert {asked, f"{center}/other-clip"} <= ready(store)
+    assert "star-N24736-T4-V16-n64/train" not in ready(store)
+
+
+def test_every_stage_starts_from_what_was_made_for_its_language_model(store):
+    def init(id):
+        stage = train_config(Context(store, store.job(id), Stop()))
+        return {part: Path(folder).name for part, folder in stage.init}
+
+    assert init("lm-study-s/train") == {}
+    assert init("vision/train") == {"llm": "lm-study-m"}
+    assert init("stage1-study-s/train") == {"llm": "lm-study-s", "vision": "vision"}
+    assert init("star-N24736-T4-V16-n64/train") == {
+        "llm": "lm-study-s", "vision": "vision", "projector": "stage1-study-s",
+    }  # fmt: skip
+
+
+def test_phases_follow_one_another(store):
+    def phase(*done):
+        states = {id: State("ready", journal.NONE) for id in store.jobs}
+        states |= {id: State("done", journal.NONE) for id in store.jobs if id.startswith(done)}
+        return jobs.phase(store, states)
+
+    data, preparing = "videos, pictures and stories", "pretrained encoder and language models"
+    assert phase("none") == phase("data/train", "lm-", "star") == data
+    assert phase("data/") == phase("data/", "lm-", "vision") == preparing
+    prepared = ("data/", "lm-", "vision", "stage1-")
+    assert phase(*prepared) == phase(*prepared, "star") == "sweep and evaluation"
+    assert phase("") is None
+
+
+def test_a_study_with_other_runs_shares_what_is_done(store):
+    end(store, "data/train")
+    other = override(study_mini.config(), ["num_examples=[24, 32, 64]", "resamples=5"])
+    again = jobs.create(other, store.path)
+    assert again.state("data/train").phase == "done"
+    assert {run["num_examples"] for run in again.runs} == {24, 32, 64, 96}

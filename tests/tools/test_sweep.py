@@ -1,6 +1,7 @@
 """The sweep command."""
 
 import csv
+import dataclasses
 import io
 import json
 import signal
@@ -123,6 +124,23 @@ def test_status_shows_progress_and_what_failed(ask, store):
     assert f"blocked   {RUNS[1]}/evaluate-s3-val" in listed
 
 
+def test_watching_ends_when_everything_has(ask, store, monkeypatch):
+    waits = []
+
+    def sleep(seconds):
+        waits.append(seconds)
+        store.cancel(f"{RUNS[len(waits) + 1]}/train")
+
+    monkeypatch.setattr(command.time, "sleep", sleep)
+    lines = ask("status", store.path, "--watch")[0].splitlines()
+    assert [line.split(" · ")[0] for line in lines if line.startswith("mini:")] == [
+        "mini: 6 runs: 3 done, 1 failed, 2 waiting",
+        "mini: 6 runs: 1 cancelled, 3 done, 1 failed, 1 waiting",
+        "mini: 6 runs: 2 cancelled, 3 done, 1 failed",
+    ]
+    assert all(seconds >= 2 for seconds in waits)
+
+
 def test_retry_and_cancel(ask, store):
     assert ask("retry", store.path)[0] == "1 jobs ready again\n"
     assert store.state(f"{RUNS[1]}/train").phase == "ready"
@@ -158,6 +176,21 @@ def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
         assert (row["run_id"], row["metric"]) == (line["run_id"], line["metric"])
         assert row["score"] == float(line["score"])
         assert row["num_examples"] == int(line["num_examples"])
+
+
+def test_collect_writes_scores_of_milestones_into_a_file_of_their_own(ask, tmp_path):
+    config = mini.sweep()
+    stage = dataclasses.replace(config.finetune, checkpoint_every=1, keep_every=2)
+    config = dataclasses.replace(config, finetune=stage, pretrain=None)
+    store, out = jobs.create(tmp_path / "s", config), tmp_path / "runs.csv"
+    for name, score in (("train", None), ("evaluate-s2-val", 10.0), ("evaluate-s3-val", 40.0)):
+        result = {"scores": {"cell": score}}
+        store.end(store.claim(f"{RUNS[0]}/{name}"), journal.DONE, result=result)
+    told, _ = ask("collect", store.path, "--out", out)
+    assert f"{tmp_path / 'milestones.csv'}: 1 scores before the end of a run" in told
+    lines = (tmp_path / "milestones.csv").read_text().splitlines()
+    assert lines == ["run_id,step,metric,score", f"{RUNS[0]},2,cell,10.0"]
+    assert [line.split(",")[-1] for line in out.read_text().splitlines()[1:]] == ["40.0000"] * 2
 
 
 def test_a_dry_run_writes_nothing(ask, store, tmp_path):

@@ -106,12 +106,35 @@ def slurm_of_files(tmp_path, monkeypatch):
     return tmp_path / "cancelled"
 
 
-def test_cancelled_runs_leave_the_queue(ask, tmp_path, slurm_of_files):
-    config = command.load(command.Path(MINI))
-    store = _sweep_clusters.jobs.create(tmp_path / "s", config)
-    a, b, *_ = runs = list(dict.fromkeys(job.run for job in store.jobs.values()))
+@pytest.fixture
+def submitted(tmp_path):
+    """A store of which three runs were submitted."""
+    store = _sweep_clusters.jobs.create(tmp_path / "s", command.load(command.Path(MINI)))
+    runs = list(dict.fromkeys(job.run for job in store.jobs.values()))
     (store.path / "slurm").mkdir()
     _sweep_clusters._remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))
+    return store, runs
+
+
+def test_cancelled_runs_leave_the_queue(ask, slurm_of_files, submitted):
+    store, (a, b, *_) = submitted
     assert _sweep_clusters.queued(store) == {a: "7_0", b: "7_1"}
     assert "1 jobs cancelled" in ask("cancel", store.path, a)[0]
     assert slurm_of_files.read_text() == "7_0\n"
+
+
+def test_status_has_slurms_own_states_of_runs_that_have_not_ended(ask, slurm_of_files, submitted):
+    store, (a, b, c, *_) = submitted
+    assert store.cancel(f"{b}/train")
+    *lines, last = ask("status", store.path)[0].splitlines()
+    of_run = {line.split()[0]: line for line in lines}
+    assert of_run["run"].endswith("Slurm")
+    assert of_run[a].endswith("7_0 PENDING")
+    assert "7_1" not in of_run[b]
+    assert of_run[c].endswith("8 COMPLETED")
+    assert last.endswith(" · Slurm: 1 COMPLETED, 1 PENDING")
+
+
+def test_where_no_slurm_is_status_does_without(ask, submitted, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert "Slurm" not in ask("status", submitted[0].path)[0]

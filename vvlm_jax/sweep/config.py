@@ -199,6 +199,12 @@ def num_steps(config: TrainConfig, num_examples: int) -> int:
     return num_examples // config.batch_size * config.epochs
 
 
+def milestones(config: TrainConfig, steps: int) -> list[int]:
+    """Steps before the last one whose checkpoints stay."""
+    every = config.keep_every if config.checkpoint_every else 0
+    return list(range(every, steps, every)) if every else []
+
+
 def trained_towers(config: TrainConfig) -> set[str]:
     """Towers whose parameters a stage trains, as its rates for `TOWER/…` say."""
     towers = set()

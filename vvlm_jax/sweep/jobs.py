@@ -1,8 +1,8 @@
 """A sweep's config → the jobs of its store, and the functions that do them: training, evaluation.
 
 Stage 1 of each language-model size comes before all runs of it; evaluations and exports come after
-a run's training, are keyed by its last step, and are jobs of their own: what was missed by a
-preemption is done later by whoever comes.
+a run's training, are keyed by the step of its model, and are jobs of their own: what was missed by
+a preemption is done later by whoever comes. Milestones (`keep_every`) are evaluated, too.
 """
 
 import math
@@ -24,13 +24,23 @@ CONFIG_OF_STORE = ("out_dir", "init")
 
 def create(path: str | Path, config: SweepConfig, **options) -> Store:
     """The store of a sweep. ConfigError when the folder holds another one."""
-    shared = dict(
+    asked = (jobs_of(config), runs_of(config), shared_by(config))
+    return Store.create(path, config.name, *asked, **options)
+
+
+def shared_by(config: SweepConfig) -> dict:
+    """What all jobs of a sweep need: its stages, weights and questions."""
+    return dict(
         finetune=asdict(config.finetune),
         pretrain=config.pretrain and asdict(config.pretrain),
         init=config.init,
         evaluations={e.name: asdict(e) for e in config.evaluations},
     )
-    runs = [
+
+
+def runs_of(config: SweepConfig) -> list[dict]:
+    """A row of the runs table for each run, without metric and score."""
+    return [
         dict(
             run_id=p.run_id,
             sweep=p.sweep,
@@ -41,7 +51,6 @@ def create(path: str | Path, config: SweepConfig, **options) -> Store:
         )
         for p in config.points
     ]
-    return Store.create(path, config.name, jobs_of(config), runs, shared, **options)
 
 
 def jobs_of(config: SweepConfig) -> list[Job]:
@@ -77,9 +86,11 @@ def jobs_of(config: SweepConfig) -> list[Job]:
         after = (f"{stage_1}/train",) if stage_1 else ()
         jobs.append(Job(train, "train", argument, after, cost))
         for name in (e.name for e in config.evaluations):
-            id = f"{point.run_id}/evaluate-s{steps}-{name}"
-            argument = {"evaluation": name, "step": steps}
-            jobs.append(Job(id, "evaluate", argument, (train,), cost / 100))
+            for step in (*sweep_config.milestones(stage, steps), steps):
+                id = f"{point.run_id}/evaluate-s{step}-{name}"
+                early = {"milestone": True} if step < steps else {}
+                argument = {"evaluation": name, "step": step, **early}
+                jobs.append(Job(id, "evaluate", argument, (train,), cost / 100))
         for kind in config.exports:
             id = f"{point.run_id}/export-s{steps}-{kind}"
             jobs.append(Job(id, "export", {"to": kind, "step": steps}, (train,), cost / 1000))
@@ -134,33 +145,53 @@ def train(context: Context) -> dict:
 
 
 def evaluate(context: Context) -> dict:
-    """Answers a question file with a finished run; what is answered already is not asked again."""
+    """Answers a question file with a finished run, or with one of its milestones."""
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.model_dir import load_model
+    from vvlm_jax.train import checkpoint, model_dir
 
-    name, step = context.job.argument["evaluation"], context.job.argument["step"]
-    asked = config_lib.from_dict(Evaluation, context.store.shared["evaluations"][name])
-    folder = context.folder / context.job.name
+    argument = context.job.argument
+    step, read = argument["step"], model_dir.load_params
+    if argument.get("milestone"):
+        read = lambda folder, like: checkpoint.load_params(folder, step, like)  # noqa: E731
+    asked = evaluation(context, argument["evaluation"])
     with context.stop.anywhere():
         questions = runner.read_questions(asked.questions)
-        model, params, tok, config = load_model(context.folder)
-        scores = runner.evaluate(
-            model,
-            params,
-            tok,
-            questions,
-            folder / "predictions.jsonl",
-            config.model,
-            replace(config.data, media_root=asked.media_root),
-            identity=f"{context.job.run} at step {step}",
-            max_new_tokens=asked.max_new_tokens,
-            title=context.job.id,
-        )
+        model = model_dir.load_model(context.folder, read=read)
+        return answer(context, asked, questions, model, f"{context.job.run} at step {step}")
+
+
+def evaluation(context: Context, name: str) -> Evaluation:
+    """One of the sweep's."""
+    return config_lib.from_dict(Evaluation, context.store.shared["evaluations"][name])
+
+
+def answer(
+    context: Context, asked: Evaluation, questions: list[dict], model: tuple, identity: str
+) -> dict:
+    """Answers questions by a model, (model, params, tokenizer, TrainConfig), whose name is
+    `identity`: the result of a job. What is answered already is not asked again.
+    """
+    from vvlm_jax.eval import runner
+
+    model, params, tok, config = model
+    predictions = context.folder / context.job.name / "predictions.jsonl"
+    scores = runner.evaluate(
+        model,
+        params,
+        tok,
+        questions,
+        predictions,
+        config.model,
+        replace(config.data, media_root=asked.media_root),
+        identity=identity,
+        max_new_tokens=asked.max_new_tokens,
+        title=context.job.id,
+    )
     return {
         "scores": {task: _number(s.score) for task, s in scores.items()},
         "stderr": {task: _number(s.stderr) for task, s in scores.items()},
         "num_questions": {task: s.num_questions for task, s in scores.items()},
-        "unreadable": runner.unreadable_files(folder / "predictions.jsonl"),
+        "unreadable": runner.unreadable_files(predictions),
     }
 
 

@@ -131,11 +131,13 @@ def _seconds_left(store: Store, job: Job, line: dict) -> float | None:
 
 @dataclass(frozen=True)
 class Collected:
-    """Rows of the runs table, and what it lacks."""
+    """Rows of the runs table, what it lacks, and what is not for it."""
 
     rows: list[dict]
     missing: list[tuple[str, str]]
     """(run, or run and metric; why there is no score)."""
+    milestones: list[dict]
+    """Scores of runs that were not over: run_id, step, metric, score."""
 
 
 def collect(store: Store, states: dict[str, State]) -> Collected:
@@ -149,16 +151,21 @@ def collect(store: Store, states: dict[str, State]) -> Collected:
     for job in store.jobs.values():
         if job.kind == "evaluate" and job.run in asked:
             asked[job.run].append(job)
-    rows, missing = [], []
+    rows, missing, milestones = [], [], []
     for run in store.runs:
         scores, whole = {}, True
         for job in asked[run["run_id"]]:
-            state = states[job.id]
+            state, early = states[job.id], job.argument.get("milestone")
             if state.phase != "done":
-                whole = False
+                whole = whole and bool(early)
                 missing.append((job.id, state.entry.body.get("error") or state.phase))
                 continue
-            for metric, score in state.entry.body["result"]["scores"].items():
+            found = state.entry.body["result"]["scores"]
+            if early:
+                at = {"run_id": run["run_id"], "step": job.argument["step"]}
+                milestones += [{**at, "metric": m, "score": score} for m, score in found.items()]
+                continue
+            for metric, score in found.items():
                 if metric in scores:
                     raise ConfigError(f"{job.id}: {metric!r} is a task of another evaluation too")
                 scores[metric] = score
@@ -171,4 +178,4 @@ def collect(store: Store, states: dict[str, State]) -> Collected:
         if scores and whole and "avg" not in scores:
             mean = sum(scores.values()) / len(scores)
             rows.append({**run, "metric": "avg", "score": mean})
-    return Collected(rows, missing)
+    return Collected(rows, missing, milestones)

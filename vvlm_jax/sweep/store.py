@@ -1,6 +1,6 @@
 """A sweep's folder: what is to be done, and how far it is. Any shared filesystem serves.
 
-    STORE/sweep.json           version, runs, jobs and what they share; written once
+    STORE/sweep.json           version, runs, jobs and what they share (`document.py`)
     STORE/runs/RUN/            a run: config, metrics, checkpoints and model of the trainer
     STORE/runs/RUN/jobs/       the journals of its jobs (`journal.py`): claims and results
     STORE/index.json           a copy of results, for speed alone; it may be removed
@@ -10,7 +10,6 @@ A job is `RUN/NAME` with what it comes after. Stage 1 is a run of its own, `stag
 
 import json
 import os
-import re
 import socket
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -18,11 +17,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError, nearest
-from vvlm_jax.sweep import journal
+from vvlm_jax.sweep import document, journal
 from vvlm_jax.sweep.journal import Entry
 
-RESULT = "result.json"
-VERSION = 1
 LEASE = 120.0
 """Seconds without a touch after which anybody may take a claim over."""
 MAX_DEATHS = 10
@@ -100,13 +97,13 @@ class NotClaimed(RuntimeError):
 class Store:
     """An open sweep's folder. `Store.open(path)`, or `Store.create(path, name, …)`."""
 
-    def __init__(self, path: Path, document: dict):
-        self.path, self.name = path, document["name"]
-        self.shared, self.runs = document["shared"], document["runs"]
-        self.lease = document["lease"]
+    def __init__(self, path: Path, asked: dict):
+        self.path, self.name = path, asked["name"]
+        self.shared, self.runs = asked["shared"], asked["runs"]
+        self.lease = asked["lease"]
         self.jobs = {
             id: Job(id, kind, argument, tuple(after), cost)
-            for id, kind, argument, after, cost in document["jobs"]
+            for id, kind, argument, after, cost in asked["jobs"]
         }
         self._results: dict[str, tuple[int, Entry]] | None = None
         self._unsaved = 0
@@ -131,27 +128,38 @@ class Store:
 
         Raises ConfigError, with nothing changed, when the folder holds another sweep or no sweep.
         """
-        path, document = _folder(path), _document(name, jobs, runs, shared or {}, lease)
-        file = path / "sweep.json"
-        if not file.exists():
-            if path.is_dir() and any(not p.name.startswith("sweep.json.") for p in path.iterdir()):
-                raise ConfigError(f"{path}: holds something else; choose another --store")
+        path, asked = document.folder(path), _asked(name, jobs, runs, shared, lease)
+        if not document.is_there(path):
             if dry_run:
                 return None
-            path.mkdir(parents=True, exist_ok=True)
-            partial = path / f"sweep.json.{socket.gethostname()}-{os.getpid()}"
-            partial.write_text(json.dumps(document) + "\n")
-            _put_once(partial, file)
-        there = _read(path)
-        if _check_same(path, there, document) and not dry_run:
-            write_json(file, document, indent=None)
+            document.write_first(path, asked)
+        if document.check_same(path, document.read(path), asked) and not dry_run:
+            document.write_again(path, asked)
+        return cls.open(path)
+
+    @classmethod
+    def renew(
+        cls,
+        path: str | Path,
+        name: str,
+        jobs: Iterable[Job],
+        runs: Iterable[dict] = (),
+        shared: dict | None = None,
+        lease: float = LEASE,
+    ) -> "Store":
+        """As `create`, but jobs may be left out, too, and the folder may hold other files. For who
+        holds the folder alone and gives it a name of its own for all that jobs depend on: a job
+        that was done is done, whatever is said of it now.
+        """
+        path = document.folder(path)
+        document.write_again(path, _asked(name, jobs, runs, shared, lease))
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
         """ConfigError when there is no sweep, one of another version, or a damaged one."""
-        path = _folder(path).resolve()  # the trainer remembers the folder by this name
-        return cls(path, _read(path))
+        path = document.folder(path).resolve()  # the trainer remembers the folder by this name
+        return cls(path, document.read(path))
 
     # --- what is there ---
 
@@ -249,7 +257,7 @@ class Store:
         if self._unsaved < FAR:
             return
         try:
-            write_json(self.path / "index.json", self._results, indent=None)
+            document.write_json(self.path / "index.json", self._results, indent=None)
             self._unsaved = 0
         except OSError:
             return  # a disk that is full, or not ours: it is for speed alone
@@ -316,119 +324,10 @@ def _why(state: State) -> str:
     }[state.phase]
 
 
-# --- sweep.json ---
-
-
-def _folder(path: str | Path) -> Path:
-    if re.match(r"\w+:/", str(path)):
-        raise ConfigError(f"{path}: a sweep's folder is on a filesystem; mount the bucket")
-    return Path(path)
-
-
-def _document(name: str, jobs: Iterable[Job], runs, shared: dict, lease: float) -> dict:
-    jobs = list(jobs)
-    known = {job.id for job in jobs}
-    if len(known) < len(jobs):
-        raise ConfigError("two jobs have the same name")
+def _asked(name: str, jobs: Iterable[Job], runs, shared: dict | None, lease: float) -> dict:
     rows = [[job.id, job.kind, job.argument, list(job.after), job.cost] for job in jobs]
-    document = dict(
-        version=VERSION, name=name, lease=lease, shared=shared, runs=list(runs), jobs=rows
-    )
-    return json.loads(json.dumps(document))  # as it is read again: lists for tuples
-
-
-def _read(path: Path) -> dict:
-    file = path / "sweep.json"
-    try:
-        document = json.loads(file.read_text())
-        version = document["version"]
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no sweep here (no sweep.json)") from None
-    except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{file}: damaged; choose another --store, or remove it") from None
-    if version != VERSION:
-        raise ConfigError(
-            f"{file}: written by another version of this program (format {version}, here "
-            f"{VERSION}); use that version, or choose another --store"
-        )
-    return document
-
-
-_COST = 4
-"""Where a job's cost stands in its row: an estimate, which may change."""
-
-
-def _check_same(path: Path, there: dict, here: dict) -> bool:
-    """Whether jobs have been added. ConfigError when anything else differs."""
-    for key in ("name", "shared"):
-        if difference := _first_difference(there[key], here[key], key):
-            name, old, new = difference
-            raise ConfigError(
-                f"{path} holds a sweep with {name} = {old}, not {new}; choose another --store"
-            )
-    old, new = ({job[0]: job for job in document["jobs"]} for document in (there, here))
-    for id, job in old.items():
-        if id not in new:
-            raise ConfigError(
-                f"{path} holds a sweep with {id}, which is not in this one; choose another --store"
-            )
-        if difference := _first_difference(job[:_COST], new[id][:_COST], id):
-            _, was, now = difference
-            raise ConfigError(
-                f"{path} holds a sweep whose {id} has {was}, not {now}; choose another --store"
-            )
-    return len(new) > len(old)
-
-
-def _first_difference(a, b, name: str):
-    """(name, value in a, value in b) of the first difference of two JSON values, or None."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in [*a, *(k for k in b if k not in a)]:
-            if found := _first_difference(a.get(key), b.get(key), f"{name}.{key}"):
-                return found
-        return None
-    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
-        for i, (x, y) in enumerate(zip(a, b, strict=True)):
-            if found := _first_difference(x, y, f"{name}[{i}]"):
-                return found
-        return None
-    return None if a == b else (name, *(_short(json.dumps(value)) for value in (a, b)))
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-def _put_once(partial: Path, file: Path) -> None:
-    """Renames a whole file to a name that is free; of several that try, the first wins."""
-    try:
-        os.link(partial, file)
-    except FileExistsError:
-        pass
-    except OSError:  # a filesystem without hard links: the last of equals wins
-        os.replace(partial, file)
-    partial.unlink(missing_ok=True)
+    return document.of(name, rows, runs, shared or {}, lease)
 
 
 def _near(word: str, known) -> str:
     return nearest(word, known) if len(known) <= 50 else nearest(word, list(known)[:50])
-
-
-def write_json(path: str | Path, value, indent: int | None = 1) -> None:
-    """Writes JSON so that a reader, or a crash, never meets half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=indent, sort_keys=True) + "\n")
-    partial.replace(path)
-
-
-def read_result(run_dir: str | Path) -> dict | None:
-    """The run's result, or None while it is not finished."""
-    file = Path(run_dir) / RESULT
-    return json.loads(file.read_text()) if file.is_file() else None
-
-
-def write_result(run_dir: str | Path, result: dict) -> None:
-    """Marks the run finished."""
-    write_json(Path(run_dir) / RESULT, result)

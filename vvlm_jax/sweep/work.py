@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vvlm_jax import devices
 from vvlm_jax.config import ConfigError, Stopped
 from vvlm_jax.sweep import journal
-from vvlm_jax.sweep.launch import release_memory
 from vvlm_jax.sweep.store import Claim, Job, NotClaimed, Store
 
 DONE, FAILED, BAD, TAKEN, AGAIN = 0, 1, 2, 3, 75
@@ -225,7 +225,7 @@ def pull(store: Store, kinds: Kinds, stop: Stop, poll: float = 1.0) -> None:
             if code == AGAIN:
                 raise Interrupted
             if code != TAKEN:
-                release_memory()
+                devices.release_memory()
                 break  # what is ready may have changed
         else:
             time.sleep(poll)

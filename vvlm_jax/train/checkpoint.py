@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import SingleDeviceSharding
 
 from vvlm_jax import distributed
 from vvlm_jax.train import manifest
@@ -187,6 +189,43 @@ class Checkpoints:
         self._join()
         error, self._error = self._error, None
         return error
+
+
+def load_params(folder: str | Path, step: int, like: dict) -> dict:
+    """The parameters of a milestone, a checkpoint that stayed when its stage had finished.
+
+    Args:
+      folder: the run's.
+      like: nested {name: ShapeDtypeStruct}; dtypes are what they become.
+
+    Raises CheckpointError when there is none, it is damaged, or it does not fit.
+    """
+    where = Path(folder).absolute() / "checkpoints" / str(step)
+    try:
+        body = manifest.read(where)
+        manifest.verify(where, body["files"], 0, 1)
+    except (manifest.Damaged, manifest.Incomplete) as e:
+        raise CheckpointError(f"{e}; milestones are every keep_every steps") from None
+    leaves, here = body["about"]["leaves"], SingleDeviceSharding(jax.local_devices()[0])
+    wanted: dict[str, dict] = {"trainable": {}, "frozen": {}}
+    for path, x in flatten_dict(like, sep="/").items():
+        part = next((part for part in wanted if f"{part}/{path}" in leaves), None)
+        if part is None or leaves[f"{part}/{path}"][0] != list(x.shape):
+            has = leaves.get(f"{part}/{path}")
+            raise CheckpointError(
+                f"{where}: {path} is {_spell(has)}; this model needs {list(x.shape)}"
+            )
+        wanted[part][path] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        found = checkpointer.restore(
+            where,
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
+            ),
+        )
+    return unflatten_dict(found["trainable"] | found["frozen"], sep="/")
 
 
 _TEMPORARY = ".orbax-checkpoint-tmp"

@@ -173,11 +173,14 @@ def read_config(folder: str | Path) -> TrainConfig:
         raise ConfigError(f"{file}: {e}") from None
 
 
-def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
+def load_model(
+    folder: str | Path, place=None, read=load_params
+) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
     """A finished stage's or converted model, its parameters, tokenizer and config, ready for
     generation. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
 
     `place(model, shapes)` may give the parameters' shapes other dtypes, and shardings.
+    `read(folder, shapes)` may read others than the finished ones.
     """
     folder = Path(folder).absolute()
     config, own = read_config(folder), folder / "tokenizer.json"
@@ -202,7 +205,7 @@ def load_model(folder: str | Path, place=None) -> tuple[VLM, dict, Tokenizer, Tr
     tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))
     model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
     shapes = vlm.shapes(model)
-    return model, load_params(folder, place(model, shapes) if place else shapes), tok, config
+    return model, read(folder, place(model, shapes) if place else shapes), tok, config
 
 
 def _ends(file: Path, tok: Tokenizer) -> tuple[int, ...]:

@@ -62,3 +62,15 @@ def test_another_sweep_is_refused_by_the_option_that_differs(tmp_path):
     stage = dataclasses.replace(mini.sweep().finetune, seed=1)
     with pytest.raises(ConfigError, match=r"with shared.finetune.seed = 0, not 1"):
         jobs.create(tmp_path / "s", dataclasses.replace(mini.sweep(), finetune=stage))
+
+
+def test_milestones_are_evaluated_by_jobs_of_their_own(tmp_path):
+    config = mini.sweep()
+    finetune = dataclasses.replace(config.finetune, checkpoint_every=1, keep_every=2)
+    found = jobs.jobs_of(dataclasses.replace(config, finetune=finetune))
+    run = config.points[0].run_id  # of three steps
+    asked = {job.name: job.argument for job in found if job.run == run and job.kind == "evaluate"}
+    assert asked == {
+        "evaluate-s2-val": {"evaluation": "val", "step": 2, "milestone": True},
+        "evaluate-s3-val": {"evaluation": "val", "step": 3},
+    }

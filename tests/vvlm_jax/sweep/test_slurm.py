@@ -303,7 +303,8 @@ def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, mo
     cluster("kill", node)
     wait_until(lambda: "claim" in events(store, "stops/train"), 120)
     ask("scancel", "--signal=USR2", ids["stops"])  # what Slurm does before the time limit
-    wait_until(lambda: slurm.states([ids["dies"]])[ids["dies"]] == "PENDING", 30)
+    pending = (ids["dies"], "PENDING")
+    wait_until(lambda: _sweep_clusters.slurm_states(store)["dies"] == pending, 30)
     cluster("node", node)
     wait_until(lambda: ended(list(ids.values())), 240)
 

@@ -75,6 +75,20 @@ def test_scores_that_are_missing_stay_missing_and_are_listed(store):
     assert {row["num_examples"] for row in found.rows} == {12}
 
 
+def test_scores_of_milestones_are_apart_from_the_table(tmp_path):
+    config = mini.sweep()
+    finetune = dataclasses.replace(config.finetune, checkpoint_every=1, keep_every=1)
+    store = jobs.create(tmp_path / "s", dataclasses.replace(config, finetune=finetune))
+    prepare(store)
+    done(store, f"{A}/train")
+    done(store, f"{A}/evaluate-s1-val", scores={"cell": 10.0})
+    done(store, f"{A}/evaluate-s3-val", scores={"cell": 40.0})
+    found = status.collect(store, store.states())
+    assert [(row["metric"], row["score"]) for row in found.rows] == [("cell", 40.0), ("avg", 40.0)]
+    assert found.milestones == [{"run_id": A, "step": 1, "metric": "cell", "score": 10.0}]
+    assert (f"{A}/evaluate-s2-val", "ready") in found.missing
+
+
 def test_a_task_of_two_evaluations_is_refused(tmp_path):
     both = (*mini.sweep().evaluations, Evaluation("more", "more.jsonl", "data"))
     store = jobs.create(tmp_path / "s", dataclasses.replace(mini.sweep(), evaluations=both))

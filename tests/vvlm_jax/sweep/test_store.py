@@ -198,6 +198,19 @@ def test_a_store_of_another_version_or_a_damaged_one_is_refused(tmp_path, text, 
     assert contents(tmp_path) == {tmp_path / "sweep.json": text.encode()}
 
 
+def test_who_holds_a_folder_alone_may_leave_jobs_out_and_take_them_up_again(tmp_path):
+    (tmp_path / "lock").touch()
+    a, b = Job("a/train", "train", cost=1.0), Job("b/train", "train", {"x": 1}, ("a/train",))
+    store = Store.renew(tmp_path, "study", [a, b], shared={"seed": 0})
+    store.end(store.claim("a/train"), journal.DONE, result={})
+    assert list(Store.renew(tmp_path, "study", [b], shared={"seed": 0}).jobs) == ["b/train"]
+    again = Store.renew(tmp_path, "study", [b, a], shared={"folder": "moved"})
+    assert {id: state.phase for id, state in again.states().items()} == {
+        "a/train": "done", "b/train": "ready",
+    }  # fmt: skip
+    assert Store.open(tmp_path).shared == {"folder": "moved"}
+
+
 def test_folders_without_a_sweep_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="no sweep here"):
         Store.open(tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.sweep import tpu
+from vvlm_jax.sweep import tpu, tpu_files, tpu_gcloud, tpu_pods
 from vvlm_jax.sweep.tpu import TpuOptions
 
 ALL = TpuOptions(
@@ -67,8 +67,10 @@ def bash():
 )
 def test_a_topology_by_the_names_of_both_tools(topology, more, accelerator, gke, hosts, of_host):
     options = TpuOptions(topology=topology, project="p", zone="z", image="i", **more)
-    assert f"--accelerator-type={accelerator}" in tpu.gcloud("r", COMMANDS, options)["create"]
-    job = tpu.jobset("r", COMMANDS, options)["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert (
+        f"--accelerator-type={accelerator}" in tpu_gcloud.gcloud("r", COMMANDS, options)["create"]
+    )
+    job = tpu_pods.jobset("r", COMMANDS, options)["spec"]["replicatedJobs"][0]["template"]["spec"]
     assert (job["parallelism"], job["completions"]) == (hosts, hosts)
     pod = job["template"]["spec"]
     assert pod["nodeSelector"] == {
@@ -111,9 +113,9 @@ def test_what_a_tool_needs_is_said_before_anything_is_written(tmp_path):
         (TpuOptions(project="p"), "gcloud needs project=… and zone=…"),
     ):
         with pytest.raises(ConfigError, match=says):
-            tpu.write([{RUN: COMMANDS}], options, tmp_path / "tpu")
+            tpu_files.write([{RUN: COMMANDS}], options, tmp_path / "tpu")
     with pytest.raises(ConfigError, match="a JobSet needs image=…"):
-        tpu.jobset(RUN, COMMANDS, TpuOptions())
+        tpu_pods.jobset(RUN, COMMANDS, TpuOptions())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -163,7 +165,7 @@ def test_sigterm_ends_waiting_for_somebody_else(bash):
 
 
 def test_the_commands_of_a_queued_resource():
-    parts = tpu.gcloud(RUN, COMMANDS, ALL)
+    parts = tpu_gcloud.gcloud(RUN, COMMANDS, ALL)
     words = {what: shlex.join(x) for what, x in parts.items()}
     where = "--project=lab --zone=us-east5-a"
     assert words["create"] == (
@@ -181,7 +183,7 @@ def test_the_commands_of_a_queued_resource():
 
 
 def test_several_slices_are_one_request():
-    parts = tpu.gcloud("r", COMMANDS, TpuOptions(slices=2, project="p", zone="z"))
+    parts = tpu_gcloud.gcloud("r", COMMANDS, TpuOptions(slices=2, project="p", zone="z"))
     assert {"--node-count=2", "--node-prefix=r"} < set(parts["create"])
     assert not any(word.startswith("--node-id") for word in parts["create"])
     assert parts["run"][:6] == ["gcloud", "alpha", "compute", "tpus", "queued-resources", "ssh"]
@@ -217,7 +219,7 @@ def test_a_driver_asks_again_after_a_preemption_and_gives_the_slice_back(bash, t
     (tmp_path / "gcloud").write_text(CLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     options = TpuOptions(project="p", zone="z")
-    script = tpu.driver_script(RUN, [("sh", "-c", f"echo working; exit {code}")], options)
+    script = tpu_gcloud.driver_script(RUN, [("sh", "-c", f"echo working; exit {code}")], options)
     done = bash(script, path=str(tmp_path), CLOUD=str(tmp_path), POLL_SECONDS="0.01", NAME=NAME)
     output = done.communicate(timeout=60)[0]
     assert done.returncode == code, output
@@ -235,7 +237,7 @@ def test_a_driver_gives_up_and_gives_the_slice_back(bash, tmp_path):
     (tmp_path / "gcloud").write_text(CLOUD)
     (tmp_path / "gcloud").chmod(0o755)
     options = TpuOptions(project="p", zone="z", max_restarts=2)
-    script = tpu.driver_script(RUN, [("sh", "-c", "exit 134")], options)
+    script = tpu_gcloud.driver_script(RUN, [("sh", "-c", "exit 134")], options)
     done = bash(script, path=str(tmp_path), CLOUD=str(tmp_path), POLL_SECONDS="0.01", NAME=NAME)
     done.communicate(timeout=60)
     assert done.returncode == 75
@@ -290,7 +292,7 @@ def jobset_schema():
     [ALL, TpuOptions(image="i"), TpuOptions(image="i", slices=2, topology="v5e:1x1")],
 )
 def test_a_jobset_is_what_its_published_schema_says(jobset_schema, options):
-    assert complaints(jobset_schema, tpu.jobset(RUN, COMMANDS, options)) == []
+    assert complaints(jobset_schema, tpu_pods.jobset(RUN, COMMANDS, options)) == []
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_a_jobset_is_what_its_published_schema_says(jobset_schema, options):
     ],
 )
 def test_the_schema_refuses_what_is_wrong(jobset_schema, where, key, value):
-    document = json.loads(json.dumps(tpu.jobset(RUN, COMMANDS, ALL)))
+    document = json.loads(json.dumps(tpu_pods.jobset(RUN, COMMANDS, ALL)))
     part = document
     for step in where:
         part = part[step]
@@ -313,7 +315,7 @@ def test_the_schema_refuses_what_is_wrong(jobset_schema, where, key, value):
 
 
 def test_what_ends_a_jobset_and_what_does_not():
-    spec = tpu.jobset(RUN, COMMANDS, ALL)["spec"]
+    spec = tpu_pods.jobset(RUN, COMMANDS, ALL)["spec"]
     (slice,) = spec["replicatedJobs"]
     job = slice["template"]["spec"]
     final, saved, evicted = job["podFailurePolicy"]["rules"]
@@ -341,11 +343,10 @@ def test_what_ends_a_jobset_and_what_does_not():
 
 def test_secrets_are_named_and_never_held(monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "hush-hush")
-    texts = tpu.files([{RUN: COMMANDS}], ALL)
+    texts = tpu_files.files([{RUN: COMMANDS}], ALL)
     assert not [name for name, text in texts.items() if "hush-hush" in text]
-    container = tpu.jobset(RUN, COMMANDS, ALL)["spec"]["replicatedJobs"][0]["template"]["spec"][
-        "template"
-    ]["spec"]["containers"][0]
+    (slices,) = tpu_pods.jobset(RUN, COMMANDS, ALL)["spec"]["replicatedJobs"]
+    container = slices["template"]["spec"]["template"]["spec"]["containers"][0]
     assert container["env"] == [
         {
             "name": "WANDB_API_KEY",
@@ -355,13 +356,13 @@ def test_secrets_are_named_and_never_held(monkeypatch):
 
 
 def test_kueue_has_room_for_so_many_runs_and_the_queue_that_jobsets_name():
-    flavor, cluster, local = tpu.kueue(ALL)
+    flavor, cluster, local = tpu_pods.kueue(ALL)
     (group,) = cluster["spec"]["resourceGroups"]
     (there,) = group["flavors"]
     assert there["name"] == flavor["metadata"]["name"]
     assert there["resources"] == [{"name": "google.com/tpu", "nominalQuota": "48"}]
     assert local["spec"]["clusterQueue"] == cluster["metadata"]["name"]
-    jobset = tpu.jobset(RUN, COMMANDS, ALL)
+    jobset = tpu_pods.jobset(RUN, COMMANDS, ALL)
     labels = jobset["metadata"]["labels"]
     assert labels["kueue.x-k8s.io/queue-name"] == local["metadata"]["name"]
     assert jobset["metadata"]["namespace"] == local["metadata"]["namespace"]
@@ -385,7 +386,7 @@ def test_all_manifests_are_what_the_published_crds_say():
             api = f"{crd['group']}/{version['name']}"
             published[api, crd["names"]["kind"]] = schema
     for options in (ALL, TpuOptions(image="i"), TpuOptions(image="i", slices=2)):
-        for document in [tpu.jobset(RUN, COMMANDS, options), *tpu.kueue(options)]:
+        for document in [tpu_pods.jobset(RUN, COMMANDS, options), *tpu_pods.kueue(options)]:
             schema = published[document["apiVersion"], document["kind"]]
             assert complaints(schema, document) == []
 
@@ -395,7 +396,7 @@ def test_all_manifests_are_what_the_published_crds_say():
 
 def test_files_for_both_tools_a_wave_after_the_other(tmp_path):
     waves = [{"stage1": COMMANDS}, {"a": COMMANDS, RUN: COMMANDS}]
-    paths = tpu.write(waves, ALL, tmp_path / "tpu")
+    paths = tpu_files.write(waves, ALL, tmp_path / "tpu")
     assert {p.name for p in paths} == {p.name for p in (tmp_path / "tpu").iterdir()} == {
         "stage1.sh", "a.sh", f"{NAME}.sh", "launch.sh",
         "kueue.json", "jobsets-1.json", "jobsets-2.json",
@@ -407,7 +408,7 @@ def test_files_for_both_tools_a_wave_after_the_other(tmp_path):
 
 
 def test_launch_runs_waves_in_order_and_tells_a_failure(tmp_path):
-    tpu.write([{"one": COMMANDS}, {"two": COMMANDS, "three": COMMANDS}], ALL, tmp_path)
+    tpu_files.write([{"one": COMMANDS}, {"two": COMMANDS, "three": COMMANDS}], ALL, tmp_path)
     for name, code in (("one", 0), ("two", 1), ("three", 0)):
         (tmp_path / f"{name}.sh").write_text(f"echo {name} >>{tmp_path}/order; exit {code}")
     done = subprocess.run(["bash", str(tmp_path / "launch.sh")], capture_output=True)

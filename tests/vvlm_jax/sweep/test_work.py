@@ -16,9 +16,11 @@ import psutil
 import pytest
 
 from tests.vvlm_jax.sweep.child import KINDS
-from vvlm_jax.sweep import journal
+from vvlm_jax import devices
+from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep import journal, local
 from vvlm_jax.sweep.store import Job, Store
-from vvlm_jax.sweep.work import AGAIN, DONE, FAILED, TAKEN, Hosts, Stop, run_job
+from vvlm_jax.sweep.work import AGAIN, DONE, FAILED, TAKEN, Hosts, Stop, pull, run_job
 
 ROOT = Path(__file__).parents[3]
 KILLS = 24
@@ -287,3 +289,40 @@ def test_of_several_hosts_all_train_and_the_first_keeps_the_journal(tmp_path):
         again = list(pool.map(lambda i: run_job(store, "r/x", kinds, Stop(), host(i)), range(2)))
     assert [code for code, _ in again] == [DONE, DONE]
     assert claims(store) == 4
+
+
+def test_costly_jobs_come_first_and_each_gives_its_memory_back(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(devices, "release_memory", lambda: told.append("released"))
+    costs = {"b": 2.0, "d": 0.5, "a": 3.0, "c": 1.0}
+    jobs = [Job(f"{name}/train", "note", cost=cost) for name, cost in costs.items()]
+    jobs.append(Job("e/train", "note", after=("d/train",), cost=9.0))
+    store = Store.create(tmp_path / "s", "test", jobs)
+    pull(store, {"note": lambda context: told.append(context.job.run) or {}}, Stop())
+    assert told == [word for run in "abcde" for word in (run, "released")]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pins cores on Linux only")
+def test_a_worker_without_accelerators_keeps_to_one_core(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    cores = sorted(os.sched_getaffinity(0))
+    shares = local.shares(len(cores) + 1)
+    assert [share.cores for share in shares] == [{core} for core in [*cores, cores[0]]]
+    code = "import os, sys; open(sys.argv[1], 'w').write(str(os.sched_getaffinity(0)))"
+    for i, share in enumerate(shares[:2]):
+        command = [sys.executable, "-c", code, str(tmp_path / f"{i}")]
+        assert local._start(command, share, os.getpid()).wait() == 0
+        assert (tmp_path / f"{i}").read_text() == str(set(share.cores))
+
+
+def test_gpus_are_divided_between_workers(monkeypatch):
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5")
+    assert [share.environ for share in local.shares(2)] == [
+        {"CUDA_VISIBLE_DEVICES": "0,1"},
+        {"CUDA_VISIBLE_DEVICES": "4,5"},
+    ]
+    assert [share.text for share in local.shares(0)] == ["GPUs 0, 1, 4, 5"]
+    for workers in (3, 5):
+        with pytest.raises(ConfigError, match=f"--workers {workers}: must divide the 4 GPUs"):
+            local.shares(workers)

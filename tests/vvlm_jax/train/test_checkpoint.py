@@ -1,5 +1,6 @@
 """Checkpoints of a running stage: whole, or passed over."""
 
+import contextlib
 import json
 import os
 import random
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from vvlm_jax.train import manifest
-from vvlm_jax.train.checkpoint import CheckpointError, Checkpoints
+from vvlm_jax.train.checkpoint import CheckpointError, Checkpoints, load_params
 
 ROOT = Path(__file__).parents[3]
 # After a write that failed, orbax lets the others of the same save end without their event loop.
@@ -394,3 +395,32 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         measured = {"peak": _peak, "flat": _flat}[sys.argv[1]](Path(folder))
         print(json.dumps(measured))
+
+
+class Stage(NamedTuple):
+    step: jax.Array
+    trainable: dict
+    frozen: dict
+    opt_state: tuple
+
+
+def shapes(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), tree)
+
+
+def test_a_milestone_gives_its_parameters_alone(tmp_path):
+    flat = state(1).params
+    trainable, frozen = {"llm/w/kernel": flat["a/kernel"]}, {"vision/b": flat["a/kernel"][0]}
+    whole = Stage(jnp.asarray(4), trainable, frozen, ({"mu": jnp.ones(7)},))
+    with contextlib.closing(Saves(tmp_path / "checkpoints")) as saves:
+        saves.save(4, whole, {})
+    wanted = {"llm": {"w": {"kernel": flat["a/kernel"]}}, "vision": {"b": flat["a/kernel"][0]}}
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), wanted)
+    assert_equal(load_params(tmp_path, 4, like), wanted)
+    half = load_params(tmp_path, 4, shapes(wanted))
+    assert {x.dtype for x in jax.tree.leaves(half)} == {jnp.bfloat16.dtype}
+    like["vision"]["c"] = like["vision"]["b"]
+    with pytest.raises(CheckpointError, match="vision/c is absent; this model needs"):
+        load_params(tmp_path, 4, like)
+    with pytest.raises(CheckpointError, match="checkpoints/3.*milestones are every keep_every"):
+        load_params(tmp_path, 3, like)

@@ -1,0 +1,74 @@
+"""`tools.sweep collect`: the table of runs as files."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep.status import collect
+from vvlm_jax.sweep.store import Store
+
+
+def check(out: Path | None) -> None:
+    """ConfigError for a file that cannot be written here."""
+    if out and out.suffix not in (".csv", ".parquet"):
+        raise ConfigError(f"--out {out}: must end with .csv or .parquet")
+    if out and out.suffix == ".parquet" and not _has_parquet():
+        raise ConfigError(f"--out {out}: needs pyarrow: pip install pyarrow; or use .csv")
+
+
+def write(store: Store, folder: Path, out: Path | None) -> None:
+    """Writes `out`, or both kinds into `folder`, and lists the scores that are missing. Scores of
+    milestones, if there are any, go into milestones.csv beside it.
+
+    Raises ConfigError when there are none.
+    """
+    from fitting.runs import write_runs
+
+    found = collect(store, store.states())
+    for what, why in found.missing:
+        print(f"missing: {what}: {why}", file=sys.stderr)
+    if not found.rows:
+        raise ConfigError(f"{folder}: no run has a score yet")
+    for file in [out] if out else [folder / "runs.csv", folder / "runs.parquet"]:
+        if file.suffix == ".csv":
+            write_runs(file, found.rows)
+        elif _has_parquet():
+            _write_parquet(file, found.rows)
+        else:
+            print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
+            continue
+        print(f"{file}: {len(found.rows)} scores, {len(found.missing)} missing")
+    if found.milestones:
+        file = (out.parent if out else folder) / "milestones.csv"
+        _write_csv(file, found.milestones)
+        print(f"{file}: {len(found.milestones)} scores before the end of a run")
+
+
+def _write_csv(file: Path, rows: list[dict]) -> None:
+    partial = file.with_name(f"{file.name}.partial")
+    with partial.open("w", newline="") as lines:
+        writer = csv.DictWriter(lines, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)  # of a task that could not be scored: empty
+    partial.replace(file)
+
+
+def _has_parquet() -> bool:
+    return importlib.util.find_spec("pyarrow") is not None
+
+
+def _write_parquet(file: Path, rows: list[dict]) -> None:
+    """The rows of the CSV, in its order, with types."""
+    import pyarrow
+    from pyarrow import parquet
+
+    from fitting.runs import COLUMNS
+
+    kinds = {"run_id": pyarrow.string(), "sweep": pyarrow.string(), "metric": pyarrow.string()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
+    rows = sorted(rows, key=lambda row: (row["run_id"], row["metric"]))
+    partial = file.with_name(f"{file.name}.partial")
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
+    partial.replace(file)

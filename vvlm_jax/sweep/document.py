@@ -1,0 +1,138 @@
+"""sweep.json: what a sweep's folder is for. Written once and whole; jobs may be added to it."""
+
+import json
+import os
+import re
+import socket
+from collections.abc import Iterable
+from pathlib import Path
+
+from vvlm_jax.config import ConfigError
+
+VERSION = 1
+FILE = "sweep.json"
+
+
+def folder(path: str | Path) -> Path:
+    """ConfigError for what is no path of a filesystem."""
+    if re.match(r"\w+:/", str(path)):
+        raise ConfigError(f"{path}: a sweep's folder is on a filesystem; mount the bucket")
+    return Path(path)
+
+
+def of(name: str, rows: Iterable[list], runs, shared: dict, lease: float) -> dict:
+    """A document as it is read again.
+
+    Args:
+      rows: a job each: id, kind, argument, what it comes after, cost.
+      runs, shared, lease: as `Store.create`.
+
+    Raises ConfigError when two jobs have the same name.
+    """
+    rows = list(rows)
+    if len({row[0] for row in rows}) < len(rows):
+        raise ConfigError("two jobs have the same name")
+    document = dict(
+        version=VERSION, name=name, lease=lease, shared=shared, runs=list(runs), jobs=rows
+    )
+    return json.loads(json.dumps(document))  # lists for tuples
+
+
+def is_there(path: Path) -> bool:
+    """Whether the folder holds a sweep. ConfigError when it holds something else."""
+    if (path / FILE).exists():
+        return True
+    if path.is_dir() and any(not p.name.startswith(f"{FILE}.") for p in path.iterdir()):
+        raise ConfigError(f"{path}: holds something else; choose another --store")
+    return False
+
+
+def read(path: Path) -> dict:
+    """ConfigError when there is no sweep, one of another version, or a damaged one."""
+    file = path / FILE
+    try:
+        document = json.loads(file.read_text())
+        version = document["version"]
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no sweep here (no {FILE})") from None
+    except (ValueError, KeyError, TypeError):
+        raise ConfigError(f"{file}: damaged; choose another --store, or remove it") from None
+    if version != VERSION:
+        raise ConfigError(
+            f"{file}: written by another version of this program (format {version}, here "
+            f"{VERSION}); use that version, or choose another --store"
+        )
+    return document
+
+
+def write_first(path: Path, document: dict) -> None:
+    """Makes a folder's document; of several that try, the first wins."""
+    path.mkdir(parents=True, exist_ok=True)
+    partial = path / f"{FILE}.{socket.gethostname()}-{os.getpid()}"
+    partial.write_text(json.dumps(document) + "\n")
+    try:
+        os.link(partial, path / FILE)
+    except FileExistsError:
+        pass
+    except OSError:  # a filesystem without hard links: the last of equals wins
+        os.replace(partial, path / FILE)
+    partial.unlink(missing_ok=True)
+
+
+def write_again(path: Path, document: dict) -> None:
+    """Puts a document in the place of the one that is there."""
+    write_json(path / FILE, document, indent=None)
+
+
+_COST = 4
+"""Where a job's cost stands in its row: an estimate, which may change."""
+
+
+def check_same(path: Path, there: dict, here: dict) -> bool:
+    """Whether jobs have been added. ConfigError when anything else differs."""
+    for key in ("name", "shared"):
+        if difference := _first_difference(there[key], here[key], key):
+            name, old, new = difference
+            raise ConfigError(
+                f"{path} holds a sweep with {name} = {old}, not {new}; choose another --store"
+            )
+    old, new = ({job[0]: job for job in document["jobs"]} for document in (there, here))
+    for id, job in old.items():
+        if id not in new:
+            raise ConfigError(
+                f"{path} holds a sweep with {id}, which is not in this one; choose another --store"
+            )
+        if difference := _first_difference(job[:_COST], new[id][:_COST], id):
+            _, was, now = difference
+            raise ConfigError(
+                f"{path} holds a sweep whose {id} has {was}, not {now}; choose another --store"
+            )
+    return len(new) > len(old)
+
+
+def _first_difference(a, b, name: str):
+    """(name, value in a, value in b) of the first difference of two JSON values, or None."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in [*a, *(k for k in b if k not in a)]:
+            if found := _first_difference(a.get(key), b.get(key), f"{name}.{key}"):
+                return found
+        return None
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            if found := _first_difference(x, y, f"{name}[{i}]"):
+                return found
+        return None
+    return None if a == b else (name, *(_short(json.dumps(value)) for value in (a, b)))
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+def write_json(path: str | Path, value, indent: int | None = 1) -> None:
+    """Writes JSON so that a reader, or a crash, never meets half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
+    partial.write_text(json.dumps(value, indent=indent, sort_keys=True) + "\n")
+    partial.replace(path)
