@@ -335,6 +335,7 @@ def test_every_imported_package_is_a_declared_dependency():
         re.match(r"[\w-]+", requirement)[0] for requirement in extras["dev"] + extras["torch"]
     }
     called = {"PIL": "pillow", "orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval"}
+    called |= {"tensorflow_datasets": "tensorflow-datasets", "yaml": "pyyaml"}
     known = {*sys.stdlib_module_names, *TREES}
     undeclared = [
         f"{module}:{imported.line} imports {imported.target}"

@@ -185,11 +185,11 @@ def _data_size(config: SweepConfig) -> int | None:
     """Examples there are to finetune on; None when that cannot be known here."""
     if config.data_size is not None:
         return config.data_size
-    if not Path(config.finetune.data.annotations).is_file():
+    if not Path(config.finetune.data.annotations).exists():
         return None
-    from vvlm_jax.data.datasets import read_conversations
+    from vvlm_jax.data.rows import count_rows
 
-    return len(read_conversations(config.finetune.data.annotations))
+    return count_rows(config.finetune.data.annotations)
 
 
 def inference_cost(config: SweepConfig):

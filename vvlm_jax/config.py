@@ -156,7 +156,7 @@ class DataConfig:
 
     annotations: str = "data/train.json"
     """LLaVA-style JSON or JSONL: `id`, `conversations`, and `video`, `image` (a path or a list of
-    paths), both or neither.
+    paths), both or neither; or a folder that `tools.prepare` made.
     """
     media_root: str = "data"
     """Folder that `video` and `image` paths are relative to."""

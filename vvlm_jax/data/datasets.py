@@ -30,7 +30,7 @@ def read_conversations(path: str | Path) -> list[dict]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such annotation file (data.annotations)")
-    rows = read_jsonl(path) if path.suffix == ".jsonl" else _read_json_list(path)
+    rows = read_rows(path)
     for i, row in enumerate(rows):
         turns = row.get("conversations") if isinstance(row, dict) else None
         well_formed = isinstance(turns, list) and turns
@@ -41,7 +41,7 @@ def read_conversations(path: str | Path) -> list[dict]:
                 f"{path}: row {i + 1} has no `conversations` list of {{from, value}} turns"
             )
         for kind in KINDS:
-            if not all(isinstance(name, str) and name for name in _names(row, kind)):
+            if not all(isinstance(name, str) and name for name in names_of(row, kind)):
                 raise ValueError(
                     f"{path}: row {i + 1}: {kind} = {row[kind]!r}: must be a path or a list of "
                     "paths"
@@ -49,7 +49,13 @@ def read_conversations(path: str | Path) -> list[dict]:
     return rows
 
 
-def _names(row: dict, kind: str) -> list:
+def read_rows(path: Path) -> list:
+    """What a `.jsonl` file, or a list in a `.json` file, holds. ValueError names file and line."""
+    return read_jsonl(path) if path.suffix == ".jsonl" else _read_json_list(path)
+
+
+def names_of(row: dict, kind: str) -> list:
+    """A row's paths of one kind of medium: one, a list, or none."""
     names = row.get(kind)
     return names if isinstance(names, list) else [] if names is None else [names]
 
@@ -60,7 +66,7 @@ def media_in(row: dict, num_frames: int) -> list[Medium]:
     A video has `num_frames` frames. An image that is a row's only medium is repeated to as many, as
     in stage 1; beside other media it is one frame.
     """
-    videos, images = (_names(row, kind) for kind in KINDS)
+    videos, images = (names_of(row, kind) for kind in KINDS)
     alone = len(videos) + len(images) == 1
     return [Medium("video", name, num_frames) for name in videos] + [
         Medium("image", name, num_frames if alone else 1) for name in images

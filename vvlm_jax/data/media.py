@@ -2,6 +2,7 @@
 memory.
 """
 
+import queue
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
@@ -105,3 +106,27 @@ class FrameReader:
 
     def _fits(self, info: VideoInfo) -> bool:
         return info.num_frames * self.image_size**2 * 3 <= _WHOLE_CLIP_BYTES
+
+
+def within(seconds: float, name: str, read, *args):
+    """`read(*args)`, in a thread of its own that is left behind when it takes longer: a decoder
+    that hangs in one file cannot be stopped, and must hold up neither the run nor its end.
+
+    Raises what `read` raises, or VideoError naming the file.
+    """
+    outcome = queue.SimpleQueue()
+
+    def work():
+        try:
+            outcome.put((read(*args), None))
+        except BaseException as e:  # it is raised where the result is waited for
+            outcome.put((None, e))
+
+    threading.Thread(target=work, daemon=True, name=f"read {name}").start()
+    try:
+        value, error = outcome.get(timeout=seconds)
+    except queue.Empty:
+        raise VideoError(f"{name}: not read within {seconds:g} s (data.max_read_seconds)") from None
+    if error is not None:
+        raise error
+    return value

@@ -1,8 +1,6 @@
 """Annotations and media to batches: seeded global order, threads that read ahead, exact resume."""
 
-import queue
 import threading
-import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -11,8 +9,9 @@ import numpy as np
 
 from vvlm_jax.config import DataConfig, ModelConfig, Stopped, VisionConfig
 from vvlm_jax.data import chat
-from vvlm_jax.data.datasets import Medium, media_in, nested_subset, read_conversations, row_media
-from vvlm_jax.data.media import FrameReader
+from vvlm_jax.data.datasets import Medium, media_in, nested_subset, row_media
+from vvlm_jax.data.media import FrameReader, within
+from vvlm_jax.data.rows import Chosen, open_rows
 from vvlm_jax.data.tokenizer import NEWLINE, VIDEO, Tokenizer
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.types import Batch, Example
@@ -93,9 +92,9 @@ class Examples:
         tokenizer: Tokenizer,
         seed: int,
     ):
-        rows = read_conversations(data.annotations)
+        rows = open_rows(data.annotations)
         self.row_numbers = nested_subset(len(rows), data.num_examples, seed)
-        self.rows = [rows[i] for i in self.row_numbers]
+        self.rows = Chosen(rows, self.row_numbers)
         self.data, self.tokenizer = data, tokenizer
         self.reader = FrameReader(
             data.media_root,
@@ -110,7 +109,7 @@ class Examples:
         }
         # One shape for all: rows with less than the most are padded, with black frames at the end
         # that no placeholder refers to.
-        media = [media_in(row, model.num_frames) for row in self.rows]
+        media = [media_in(row, model.num_frames) for row in self.rows.kinds()]
         self.num_frames = max(sum(m.num_frames for m in row) for row in media)
         self.num_visual = max(sum(len(self.blocks[m.num_frames]) for m in row) for row in media)
         self.asks = model.resampler == "quecc"
@@ -121,10 +120,7 @@ class Examples:
 
     def fingerprint(self) -> list[int]:
         """[examples, checksum of their order]: a data position is a place in just these."""
-        names = "\n".join(
-            f"{row.get('id')} {row.get('video')} {row.get('image')}" for row in self.rows
-        )
-        return [len(self.rows), zlib.crc32(names.encode())]
+        return [len(self.rows), self.rows.checksum()]
 
     def __getitem__(self, index) -> Example:
         return self._at(index, self.data.max_text_tokens)
@@ -203,30 +199,6 @@ class Examples:
             return within(seconds, name, self.reader.image, name, medium.num_frames)
         except VideoError as e:
             raise _MediumError(name, e) from e
-
-
-def within(seconds: float, name: str, read, *args):
-    """`read(*args)`, in a thread of its own that is left behind when it takes longer: a decoder
-    that hangs in one file cannot be stopped, and must hold up neither the run nor its end.
-
-    Raises what `read` raises, or VideoError naming the file.
-    """
-    outcome = queue.SimpleQueue()
-
-    def work():
-        try:
-            outcome.put((read(*args), None))
-        except BaseException as e:  # it is raised where the result is waited for
-            outcome.put((None, e))
-
-    threading.Thread(target=work, daemon=True, name=f"read {name}").start()
-    try:
-        value, error = outcome.get(timeout=seconds)
-    except queue.Empty:
-        raise VideoError(f"{name}: not read within {seconds:g} s (data.max_read_seconds)") from None
-    if error is not None:
-        raise error
-    return value
 
 
 class _Text(NamedTuple):

@@ -114,6 +114,18 @@ def test_without_keyframes_nearby_decodes_each_frame_once(monkeypatch):
     assert len(decoded) == len(set(decoded)) <= 66
 
 
+def test_of_hours_of_video_only_what_is_near_is_decoded(tmp_path, monkeypatch):
+    """Three hours at one frame a second, brighter by the minute."""
+    minutes = np.arange(180, dtype=np.uint8)
+    frames = np.broadcast_to(minutes.repeat(60)[:, None, None, None], (10_800, 16, 16, 3))
+    write_video(tmp_path / "long.mp4", frames, 1, options={"g": "60", "preset": "ultrafast"})
+    assert probe(tmp_path / "long.mp4").duration_s == 10_800
+    counted, ranks = count_decoded(monkeypatch), np.linspace(0, 10_799, 8, dtype=int)
+    seen = read_frames(tmp_path / "long.mp4", at(*ranks)).mean((1, 2, 3))
+    np.testing.assert_allclose(seen, minutes[ranks // 60], atol=3)
+    assert len(counted) < 8 * 75  # keyframes are 60 apart, and a decoder runs a little ahead
+
+
 @pytest.mark.parametrize(
     "options",
     [

@@ -12,8 +12,8 @@ import pytest
 from tests.vvlm_jax.train.test_loop import Stopped, assert_equal, lines, params_of, stop_after
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data import pipeline
-from vvlm_jax.data.media import FrameReader
-from vvlm_jax.data.pipeline import TooManyUnreadable, within
+from vvlm_jax.data.media import FrameReader, within
+from vvlm_jax.data.pipeline import TooManyUnreadable
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.train import loop
 from vvlm_jax.train.loop import train

@@ -1,0 +1,68 @@
+"""Prepare a mixture of public data: check what is on disk, count it, write what training reads.
+
+Example:
+    python -m tools.prepare --mixture configs/mixtures.py:paper --source /data --out /data/prepared
+
+The result is a TFDS data set of ArrayRecord files, for `data.annotations`, with a card; media stay
+where they are, and `data.media_root` is the source. Interrupted, the same command continues.
+"""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from tools._shared import die_in_one_line, load_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Options of `tools.prepare`."""
+
+    mixture: str
+    """FILE.py:FUNCTION that gives a MixtureConfig, a LLaVA mixture (.yaml), or annotations (.json,
+    .jsonl, folder/{a,b}.json)."""
+    source: Path
+    """Folder that holds all sources as they are published."""
+    out: Path
+    """Folder for the data set, OUT/NAME/1.0.0; also holds what is known of the media."""
+    without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SUBSET ...")] = ()
+    """Subsets to leave out."""
+    allow_counts: bool = False
+    """Go on though subsets have other numbers of examples than were published."""
+    drop_broken: bool = False
+    """Leave out rows that can be no example, and those whose media are missing or broken."""
+    extract: bool = False
+    """Extract the archives that media are published in, beside them; without, they are taken to be
+    extracted already."""
+    workers: int = 4
+    """Processes that open media."""
+    seconds: float = 300.0
+    """Time for one media file; what takes longer counts as broken."""
+
+
+def main(args: Args) -> None:
+    """Prints a line a subset and where the data set is."""
+    from tools import _prepare_jobs
+    from vvlm_jax.data import mixture, sources
+    from vvlm_jax.data.mixture import MixtureConfig
+
+    file, colon, function = args.mixture.rpartition(":")
+    if colon and file.endswith(".py"):
+        config = load_config(Path(file), MixtureConfig, function, "--mixture ")
+    elif args.mixture.endswith(".py"):
+        config = load_config(Path(args.mixture), MixtureConfig, "config", "--mixture ")
+    else:
+        config = sources.from_file(Path(args.mixture))
+    config = mixture.without(mixture.validate(config), args.without)
+    options = _prepare_jobs.Options(
+        args.allow_counts, args.drop_broken, args.extract, args.workers, args.seconds
+    )
+    folder, card = _prepare_jobs.prepare(config, args.source, args.out, options)
+    print(_prepare_jobs.text(card), end="")
+    print(f"data.annotations={folder} data.media_root={args.source}")
+
+
+if __name__ == "__main__":
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))

@@ -1,0 +1,158 @@
+"""Do the media of a mixture exist and open? Many processes, a journal that is taken up again.
+
+The journal is a JSON line a file: `path`, `stamp` (size and time of change, by which a file that
+has changed since is looked at again), and either what it holds or what is wrong with it.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from vvlm_jax.data.media import within
+from vvlm_jax.data.video import VideoError, probe
+
+_AT_ONCE = 8
+"""Files that a process is given at a time."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What is known of a file, or of a folder of frames."""
+
+    path: str
+    """Below the root of all sources."""
+    stamp: str = ""
+    num_frames: int = 0
+    duration_s: float = 0.0
+    height: int = 0
+    width: int = 0
+    problem: str = ""
+
+
+def check_media(
+    root: Path,
+    paths: Iterable[tuple[str, str]],
+    journal: Path,
+    *,
+    workers: int = 0,
+    seconds: float = 300.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Checked]:
+    """{path: what is known of it} for (kind, path)s below the root.
+
+    What stands in the journal and has not changed is not opened again. With `workers` 0 this
+    process does all. A file whose reader takes longer than `seconds`, or ends its process, is
+    broken like one that cannot be read.
+    """
+    paths = list(dict.fromkeys(paths))
+    known = _read(journal)
+    found = {path: known[path] for _, path in paths if path in known}
+    found = {p: c for p, c in found.items() if c.stamp and c.stamp == stamp(root / p)}
+    left = [one for one in paths if one[1] not in found]
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    with journal.open("a", encoding="utf-8") as lines:
+        progress(len(found), len(paths))
+        for checked in _checked(root, left, workers, seconds):
+            found[checked.path] = checked
+            lines.write(json.dumps(asdict(checked)) + "\n")
+            lines.flush()
+            progress(len(found), len(paths))
+    return {path: found[path] for _, path in paths}
+
+
+def stamp(path: Path) -> str:
+    """Size and time of change; empty for what is not there."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return ""
+    return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def _read(journal: Path) -> dict[str, Checked]:
+    """The last word on each path; a line that was cut short by a kill is passed over."""
+    known = {}
+    if journal.is_file():
+        for line in journal.read_text(encoding="utf-8").split("\n"):
+            try:
+                checked = Checked(**json.loads(line))
+            except (json.JSONDecodeError, TypeError):
+                continue
+            known[checked.path] = checked
+    return known
+
+
+def _checked(root: Path, left: list[tuple[str, str]], workers: int, seconds: float):
+    if not workers:
+        for one in left:
+            yield _check(root, one, seconds)
+        return
+    chunks = [left[i : i + _AT_ONCE] for i in range(0, len(left), _AT_ONCE)]
+    alone = []
+    with _pool(workers) as pool:
+        waiting = {}
+        for chunk in chunks:
+            if len(waiting) >= 2 * workers:
+                yield from _ready(waiting, alone)
+            try:
+                waiting[pool.submit(_check_all, root, chunk, seconds)] = chunk
+            except BrokenProcessPool:
+                alone += chunk
+        while waiting:
+            yield from _ready(waiting, alone)
+    for one in alone:  # beside one of these a process ended: each gets one of its own
+        with _pool(1) as pool:
+            try:
+                yield pool.submit(_check, root, one, seconds).result()
+            except BrokenProcessPool:
+                problem = "its decoder ends the process that reads it"
+                yield Checked(one[1], stamp(root / one[1]), problem=f"{root / one[1]}: {problem}")
+
+
+def _pool(workers: int) -> ProcessPoolExecutor:
+    # Fresh processes: decoders' threads and jax's do not survive a fork.
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+def _ready(waiting: dict, alone: list):
+    done, _ = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        chunk = waiting.pop(future)
+        try:
+            yield from future.result()
+        except BrokenProcessPool:
+            alone += chunk
+
+
+def _check_all(root: Path, chunk: list[tuple[str, str]], seconds: float) -> list[Checked]:
+    return [_check(root, one, seconds) for one in chunk]
+
+
+def _check(root: Path, one: tuple[str, str], seconds: float) -> Checked:
+    kind, name = one
+    path = root / name
+    mark = stamp(path)
+    if not mark:
+        return Checked(name, problem=f"{path}: no such file")
+    try:
+        return within(seconds, str(path), _look, path, name, mark, kind)
+    except VideoError as e:
+        return Checked(name, mark, problem=str(e))
+
+
+def _look(path: Path, name: str, mark: str, kind: str) -> Checked:
+    if kind == "video":
+        info = probe(path)
+        return Checked(name, mark, info.num_frames, info.duration_s, info.height, info.width)
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return Checked(name, mark, 1, 0.0, image.height, image.width)
+    except OSError as e:
+        raise VideoError(f"{path}: not a readable image: {e}") from None

@@ -1,0 +1,198 @@
+"""Prepared data sets: TFDS folders of ArrayRecord shards, written and read without TensorFlow.
+
+A record holds an example's id, its subset, the conversation, and of each video or image its path
+below the root of all sources, with duration and frame count of videos; never a pixel. `card.json`
+beside the shards says what the whole is. `tfds.builder` and `tfds.data_source` read the folder.
+"""
+
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vvlm_jax.data.check import Checked
+from vvlm_jax.data.sources import Row
+
+VERSION = "1.0.0"
+SPLIT = "train"
+CARD = "card.json"
+_SHARD = 65_536
+"""Examples a shard."""
+_GROUP = "group_size:1"
+"""Of ArrayRecord: every record is found by itself, as random access wants it."""
+
+
+def _features():
+    import tensorflow_datasets as tfds  # a second of imports, and only where data is prepared
+
+    text, sequence = tfds.features.Text, tfds.features.Sequence
+    return tfds.features.FeaturesDict(
+        {
+            "id": text(),
+            "subset": text(),
+            "conversations": sequence({"from": text(), "value": text()}),
+            "video": sequence(text()),
+            "image": sequence(text()),
+            "duration_s": sequence(np.float32),
+            "num_frames": sequence(np.int64),
+        }
+    )
+
+
+def write(
+    out: Path,
+    name: str,
+    rows: Iterable[Row],
+    media: Mapping[str, Checked],
+    total: int,
+    card: dict,
+    progress=lambda done, total: None,
+) -> Path:
+    """Writes the `total` rows in their order to OUT/NAME/1.0.0, which appears once it is whole.
+
+    `card` goes into card.json, with `fingerprint` (a checksum of ids and media in their order) and
+    `kinds` (every [videos, images] that a row has) beside what it holds. Returns the folder.
+    """
+    from array_record.python import array_record_module
+
+    final, partial = out / name / VERSION, out / name / f".{VERSION}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    features = _features()
+    num_shards = max(1, -(-total // _SHARD))
+    lengths = [len(part) for part in np.array_split(np.arange(total), num_shards)]
+    rows, checksum, kinds, size, done = iter(rows), 0, set(), 0, 0
+    for shard, length in enumerate(lengths):
+        path = partial / f"{name}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
+        writer = array_record_module.ArrayRecordWriter(str(path), _GROUP)
+        try:
+            for _ in range(length):
+                record = _record(next(rows), media)
+                checksum = zlib.crc32(_identity(record).encode(), checksum)
+                kinds.add((len(record["video"]), len(record["image"])))
+                data = features.serialize_example(record)
+                writer.write(data)
+                size += len(data)
+                done += 1
+                progress(done, total)
+        finally:
+            writer.close()
+    if next(rows, None) is not None:
+        raise RuntimeError("more rows than were counted")
+    _write_metadata(partial, name, features, lengths, size)
+    card = {**card, "fingerprint": checksum, "kinds": sorted(map(list, kinds))}
+    (partial / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+    os.replace(partial, final)
+    return final
+
+
+def _record(row: Row, media: Mapping[str, Checked]) -> dict:
+    videos = [name for kind, name in row.media if kind == "video"]
+    return {
+        "id": row.id,
+        "subset": row.subset,
+        "conversations": [{"from": t["from"], "value": t["value"]} for t in row.conversations],
+        "video": videos,
+        "image": [name for kind, name in row.media if kind == "image"],
+        "duration_s": [media[name].duration_s for name in videos],
+        "num_frames": [media[name].num_frames for name in videos],
+    }
+
+
+def _identity(record: dict) -> str:
+    return "\t".join([record["id"], *record["video"], *record["image"]]) + "\n"
+
+
+def _write_metadata(folder: Path, name: str, features, lengths: list[int], size: int) -> None:
+    import tensorflow_datasets as tfds
+
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, split=SPLIT, filetype_suffix="array_record"
+    )
+    split = tfds.core.SplitInfo(
+        name=SPLIT, shard_lengths=lengths, num_bytes=size, filename_template=template
+    )
+    tfds.folder_dataset.write_metadata(
+        data_dir=folder,
+        features=features,
+        split_infos=[split],
+        description="Conversations about videos; made by tools.prepare, described by card.json.",
+        check_data=False,  # it would want TensorFlow
+    )
+    # The folder's name is that of the version, which a partial one does not have yet.
+    path = folder / "dataset_info.json"
+    info = json.loads(path.read_text()) | {"name": name, "version": VERSION}
+    path.write_text(json.dumps(info, indent=1) + "\n")
+
+
+def is_prepared(folder: str | Path) -> bool:
+    """Whether this is a folder that `write` made."""
+    return (Path(folder) / CARD).is_file()
+
+
+def _check_shard(path, length: int) -> None:
+    """A shard that is missing or cut would otherwise be noticed in the middle of a run."""
+    from array_record.python import array_record_module
+
+    reader = array_record_module.ArrayRecordReader(str(path))
+    try:
+        if reader.num_records() != length:
+            raise ValueError(f"{path.name} holds {reader.num_records()} of {length} examples")
+    finally:
+        reader.close()
+
+
+class PreparedRows(Sequence):
+    """Rows of a prepared set in LLaVA's form, read when they are asked for. Threads may share it.
+
+    Raises ValueError naming the folder when it is not whole.
+    """
+
+    def __init__(self, folder: str | Path):
+        import tensorflow_datasets as tfds
+
+        self.folder = Path(folder)
+        self.card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        try:
+            builder = tfds.builder_from_directory(self.folder)
+            split = builder.info.splits[SPLIT]
+            for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
+                _check_shard(path, length)
+            self._source = builder.as_data_source(SPLIT)
+        except Exception as e:  # whatever TFDS and ArrayRecord say of files that are not there
+            raise ValueError(f"{self.folder}: not a whole data set: {e}".split("\n")[0]) from e
+        if len(self) != self.card["examples"]:
+            raise ValueError(
+                f"{self.folder}: holds {len(self)} examples, its card says {self.card['examples']}"
+            )
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index) -> dict:
+        record = self._source[int(index)]
+        turns = record["conversations"]
+        row = {
+            "id": record["id"].decode(),
+            "conversations": [
+                {"from": role.decode(), "value": text.decode()}
+                for role, text in zip(turns["from"], turns["value"], strict=True)
+            ],
+        }
+        for kind in ("video", "image"):
+            if len(record[kind]):
+                row[kind] = [name.decode() for name in record[kind]]
+        return row
+
+    def about(self, index) -> dict:
+        """What is known of a row beside its conversation: subset, duration_s and num_frames."""
+        record = self._source[int(index)]
+        return {
+            "subset": record["subset"].decode(),
+            "duration_s": [float(x) for x in record["duration_s"]],
+            "num_frames": [int(x) for x in record["num_frames"]],
+        }
