@@ -53,6 +53,18 @@ def test_they_are_those_of_a_teacher_forced_pass(vlm):
             assert value.num_tokens == len(vlm.tokenizer.encode(text))
 
 
+def test_what_the_model_writes_is_greedy_and_nothing_else_is(vlm):
+    asked = [f"What happens {i}?" for i in range(16)]
+    written = vlm.generate(CLIP, asked, max_tokens=1)  # some are parts of characters
+    whole = [(p, t) for p, t in zip(asked, written, strict=True) if t.isascii() and t]
+    assert len(whole) > 1
+    texts = [[text, "z" if text != "z" else "y"] for _, text in whole]
+    for [mine, other] in vlm.loglikelihoods(CLIP, [p for p, _ in whole], texts):
+        assert mine.greedy
+        assert not other.greedy
+        assert other.logprob < mine.logprob < 0
+
+
 def test_a_text_without_tokens_is_refused(vlm):
     with pytest.raises(ValueError, match="'' has no tokens"):
         vlm.loglikelihoods(CLIP, "What happens?", [["A", ""]])
