@@ -19,7 +19,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-quick test-light test-tpu lint format bench-fit bench-model bench-train clean
+.PHONY: help setup study test test-quick test-light test-tpu test-lmms lint format bench-fit bench-model bench-train clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
@@ -40,6 +40,9 @@ test-light: $(VENV)/.ready-tests  ## like test-quick, without the comparisons wi
 
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
 	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu $(ARGS)
+
+test-lmms: $(VENV)-lmms/.ready-lmms  ## run LMMs-Eval end to end, in an environment of its own (2 GB)
+	$(VENV)-lmms/bin/python -m pytest tests/lmms $(ARGS)
 
 lint: $(VENV)/.ready-tests  ## check style and format
 	$(PY) -m ruff check .
@@ -102,4 +105,10 @@ $(VENV)/.ready-torch: tests/requirements-torch.txt $(VENV)/.ready-tests
 # In a folder of its own: beside jax, libtpu would complain in every command that there is no TPU.
 $(VENV)/.ready-tpu: tests/requirements-tpu.txt $(VENV)/.ready-tests
 	@$(PY) -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/tpu -r $<
+	@touch $@
+
+# Apart, as LMMs-Eval wants an older PyAV, and brings much that nothing here needs.
+$(VENV)-lmms/.ready-lmms: tests/requirements-lmms.txt $(VENV)/.ready
+	@$(PY) -m venv $(VENV)-lmms
+	@$(VENV)-lmms/bin/python -m pip install $(QUIET) -r $< -e .
 	@touch $@

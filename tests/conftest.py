@@ -20,6 +20,7 @@ import pytest
 TESTS = Path(__file__).resolve().parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+HAS_LMMS = importlib.util.find_spec("lmms_eval") is not None
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
 # No deadline: the first example compiles. In CI the same examples every time.
@@ -56,6 +57,8 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason=reason))
         if item.get_closest_marker("tpu") and not HAS_LIBTPU:
             item.add_marker(pytest.mark.skip(reason="needs libtpu: make test-tpu"))
+        if item.get_closest_marker("lmms") and not HAS_LMMS:
+            item.add_marker(pytest.mark.skip(reason="needs LMMs-Eval: make test-lmms"))
 
 
 def pytest_deselected(items):

@@ -2,18 +2,25 @@
 
 Example:
     python -m tools.evaluate --model runs/finetune --questions data/val.jsonl --media-root data
+    python -m tools.evaluate --model runs/finetune --questions data/val.jsonl --likelihood --judge
 
-A question is a JSON line with id, task, video, question and answer. Multiple choice has options
-too, and then the answer is a letter. Interrupted, the same command continues.
+A question is a JSON line with id, task, video, question and answer (or references, several answers
+that are right). Multiple choice has options too, and then the answer is a letter. A video is a file
+or a folder of frames. Interrupted, the same command continues.
+
+With --judge a language model grades the replies to open questions; its key is read from the
+environment variable OPENAI_API_KEY. What it has said is kept: asked again, it costs nothing.
 """
 
 import dataclasses
+import math
 import sys
 from pathlib import Path
 
 import tyro
 
 from tools._shared import die_in_one_line
+from vvlm_jax.eval.judge import JudgeConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,28 +34,72 @@ class Args:
     media_root: Path | None = None
     """Folder that video paths are relative to; the question file's folder by default."""
     out: Path | None = None
-    """Folder for predictions.jsonl and scores.json; MODEL/eval-NAME by default."""
+    """Folder for predictions.jsonl, verdicts.jsonl and scores.json; MODEL/eval-NAME by default."""
     max_new_tokens: int = 16
     """Longest reply."""
     max_unreadable: float = 0.01
     """Share of videos that may be unreadable (counted, left out) before it stops."""
+    likelihood: bool = False
+    """Score multiple choice by the likeliest letter, too."""
+    judge: bool = False
+    """Have replies to open questions graded."""
+    judge_cache: Path | None = None
+    """Folder of what the judge has said; OUT/judge by default."""
+    judge_at: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
+    """Which judge."""
 
 
 def main(args: Args) -> None:
-    """Prints a line a task and writes predictions and scores."""
-    from vvlm_jax.eval import runner
-    from vvlm_jax.sweep.document import write_json
-    from vvlm_jax.train.model_dir import load_model
+    """Prints a line a task and metric, and writes predictions, verdicts and scores."""
+    from vvlm_jax.eval import runner, scores
+    from vvlm_jax.eval.judge import Judge
 
     questions = runner.read_questions(args.questions)
+    out = args.out or args.model / f"eval-{args.questions.stem}"
+    judge = None
+    if args.judge and not all(q.get("options") for q in questions):
+        judge = Judge(args.judge_at, args.judge_cache or out / "judge")
+        if not _all_graded(questions, out / "predictions.jsonl", judge):
+            judge.require_key()  # before hours of answering
+    by_task = _answer(args, questions, out)
+    for message in runner.unreadable_files(out / "predictions.jsonl"):
+        print(f"unreadable: {message}", file=sys.stderr)
+    predictions, verdicts = runner.read_predictions(out / "predictions.jsonl"), None
+    if judge:
+        print(judge.plan(scores.judged(questions, predictions)[1]), file=sys.stderr)
+        verdicts = scores.grade(questions, predictions, judge, out / "verdicts.jsonl")
+        if ungraded := sum(v is None for v in verdicts.values()):
+            print(f"judge: {ungraded} replies without a grade, left out", file=sys.stderr)
+    measured = scores.measure(questions, predictions, verdicts)
+    _report(by_task, [*measured, scores.average(measured)], out)
+
+
+def _all_graded(questions, predictions_file: Path, judge) -> bool:
+    """Whether an earlier run has answered everything and the judge has graded it."""
+    from vvlm_jax.eval import runner, scores
+
+    if not predictions_file.is_file():
+        return False
+    try:
+        predictions = runner.read_predictions(predictions_file)
+    except ValueError:  # its last line is half written
+        return False
+    plan = judge.plan(scores.judged(questions, predictions)[1])
+    return plan.kept == plan.asked and all(q["id"] in predictions for q in questions)
+
+
+def _answer(args: Args, questions, out: Path):
+    """{task: TaskScore}; fills predictions.jsonl."""
+    from vvlm_jax.eval import runner
+    from vvlm_jax.train.model_dir import load_model
+
     model, params, tok, config = load_model(args.model)
     data = dataclasses.replace(
         config.data,
         media_root=str(args.media_root or args.questions.parent),
         max_unreadable=args.max_unreadable,
     )
-    out = args.out or args.model / f"eval-{args.questions.stem}"
-    scores = runner.evaluate(
+    return runner.evaluate(
         model,
         params,
         tok,
@@ -58,16 +109,24 @@ def main(args: Args) -> None:
         data,
         identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}",
         max_new_tokens=args.max_new_tokens,
+        likelihood=args.likelihood,
     )
-    for message in runner.unreadable_files(out / "predictions.jsonl"):
-        print(f"unreadable: {message}", file=sys.stderr)
-    for task, s in scores.items():
-        left_out = f", {s.unreadable} unreadable left out" if s.unreadable else ""
+
+
+def _report(by_task, measured, out: Path) -> None:
+    from vvlm_jax.sweep.document import write_json
+
+    values: dict[str, dict] = {task: dataclasses.asdict(s) for task, s in by_task.items()}
+    for s in measured:
+        left_out = f", {s.left_out} left out" if s.left_out else ""
         print(
-            f"{task:12s} {s.score:6.2f} ± {s.stderr:.2f}  ({s.num_questions} questions{left_out})"
+            f"{s.task:12s} {s.metric:12s} {s.score:6.2f}  95% {s.low:6.2f} to {s.high:6.2f}  "
+            f"({s.num_questions} questions{left_out})"
         )
-    print(f"{'avg':12s} {runner.average(scores):6.2f}")
-    values = {task: dataclasses.asdict(s) for task, s in scores.items()}
+        row = dataclasses.asdict(s)
+        del row["task"], row["metric"]
+        numbers = {k: None if math.isnan(v) else v for k, v in row.items()}  # JSON has no NaN
+        values.setdefault(s.task, {}).setdefault("metrics", {})[s.metric] = numbers
     write_json(out / "scores.json", values)
 
 

@@ -18,20 +18,27 @@ def format_options(options, letters: str = LETTERS) -> str:
 
 
 def parse_letter(reply: str, num_options: int, letters: str = LETTERS) -> str | None:
-    """The option letter a reply names, or None: a leading letter, `(B)`, `answer is B`, or a final
-    letter.
+    """The option letter a reply names, or None.
+
+    What names it, the surest first: nothing but the letter; a letter before a sign (`B.`, `(B)`,
+    `B:`) at the start; the last `answer is B` or `Answer: B`; the last `(B)`; a letter at the
+    start; the last `option B`; a letter at the end. An article is no letter: "A man runs" names
+    none.
     """
-    allowed = letters[:num_options]
+    letter = rf"([{letters[:num_options]}])"
     reply = reply.strip()
-    patterns = (
-        rf"^\(?([{allowed}])\)?(?![A-Za-z])",
-        rf"\(([{allowed}])\)",
-        rf"answer is:? *\(?([{allowed}])\b",
-        rf"\b([{allowed}])\.?$",
+    surest_first = (
+        rf"^\W*{letter}\W*$",
+        rf"^[(\[\"'*]*{letter}\s*[).:,;\]*]",
+        rf"\b(?i:(?:answer|option|choice)\s+is|answer)\b\s*:?[\s(\[\"'*]*{letter}\b",
+        rf"\({letter}\)",
+        rf"^(?!A [a-z]){letter}\s",
+        rf"\b(?i:option)\s+{letter}\b",
+        rf"\b{letter}\W*$",
     )
-    for pattern in patterns:
-        if match := re.search(pattern, reply):
-            return match[1]
+    for pattern in surest_first:
+        if found := re.findall(pattern, reply):
+            return found[-1]
     return None
 
 

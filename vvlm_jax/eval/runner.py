@@ -1,8 +1,9 @@
 """The native evaluation: a local question file in, scores and per-example predictions out.
 
-A question is a JSON line: `id`, `task`, `video`, `question`, `answer`, for multiple choice
-`options` (then `answer` is a letter), and optionally `prompt`, the exact text to ask instead of the
-default, and `choices`, the only replies allowed (all questions have them, or none).
+A question is a JSON line: `id`, `task`, `video` (a file or a folder of frames), `question`,
+`answer` (or `references`, several that are right), for multiple choice `options` (then `answer` is
+a letter), and optionally `prompt`, the exact text to ask instead of the default, and `choices`, the
+only replies allowed (all questions have them, or none).
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.eval import mcq
 from vvlm_jax.generate.generate import generate, programs
+from vvlm_jax.generate.likelihood import loglikelihoods
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.train.metrics import JsonlWriter, Progress
 from vvlm_jax.types import Prompts
@@ -66,22 +68,32 @@ def read_questions(path: str | Path) -> list[dict]:
 
 def _what_is_wrong(row: dict) -> str:
     """The first thing about a question that cannot be asked or scored; empty when all is well."""
-    if missing := [f for f in FIELDS if row.get(f) is None or not str(row[f]).strip()]:
+    needed = [f for f in FIELDS if f != "answer" or "references" not in row]
+    if missing := [f for f in needed if row.get(f) is None or not str(row[f]).strip()]:
         return f"lacks {', '.join(missing)}"
+    if "references" in row and ("answer" in row or "options" in row):
+        return "references: are for open questions, in place of answer"
     for name in (*FIELDS, "prompt"):
         if not isinstance(row.get(name, ""), str):
             return f"{name} = {row[name]!r}: must be a text"
-    for name, most in (("options", len(mcq.LETTERS)), ("choices", math.inf)):
+    lists = ("options", len(mcq.LETTERS)), ("choices", math.inf), ("references", math.inf)
+    for name, most in lists:
         texts = row.get(name, [])
         if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
             return f"{name} = {texts!r}: must be a list of texts"
         if name in row and not 1 <= len(texts) <= most:
-            return f"{name}: must be from 1 to {most} texts, got {len(texts)}"
+            many = f"from 1 to {most}" if most < math.inf else "1 or more"
+            return f"{name}: must be {many} texts, got {len(texts)}"
     if "options" in row and row["answer"] not in list(mcq.LETTERS[: len(row["options"])]):
         return f"answer {row['answer']!r} is no letter of its options"
     if any(place in prompt_text(row) for place in chat.PLACEHOLDERS):
         return "holds a placeholder; the video is put before the question by itself"
     return ""
+
+
+def answers(row: dict) -> list[str]:
+    """The replies that are right."""
+    return row.get("references") or [row["answer"]]
 
 
 def prompt_text(row: dict) -> str:
@@ -107,6 +119,7 @@ def evaluate(
     reader: FrameReader | None = None,
     identity: str = "",
     max_new_tokens: int = 16,
+    likelihood: bool = False,
     videos_per_batch: int = 4,
     title: str = "evaluate",
 ) -> dict[str, TaskScore]:
@@ -116,7 +129,8 @@ def evaluate(
     Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task,
     error}). What is answered already is not asked again, so an interrupted evaluation continues;
     what could not be read is tried again. `asked.json` beside them says what was asked of which
-    model (`identity`).
+    model (`identity`). With `likelihood` multiple choice has {likeliest, logprobs}, too: the letter
+    that the model finds the likeliest beginning of a reply, and all letters' log-probabilities.
 
     Raises VideoError when more than `data_config.max_unreadable` of the videos cannot be read,
     ConfigError when the predictions are of another model, other questions or other options.
@@ -131,6 +145,7 @@ def evaluate(
             "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
             "media_root": str(data_config.media_root),
             "max_new_tokens": max_new_tokens,
+            **({"likelihood": True} if likelihood else {}),
         },
     )
     done = _read_predictions(predictions_file)
@@ -144,7 +159,9 @@ def evaluate(
     groups = _by_video([q for q in questions if q["id"] not in done])
     writer = JsonlWriter(predictions_file)
     progress = Progress(title, len(questions), "questions")
-    answer = _Answerer(model, params, tokenizer, model_config, data_config.system, max_new_tokens)
+    answer = _Answerer(
+        model, params, tokenizer, model_config, data_config.system, max_new_tokens, likelihood
+    )
     allowed = int(data_config.max_unreadable * len({q["video"] for q in questions}))
     asked = max((len(rows) for rows in groups.values()), default=0)
     try:
@@ -156,10 +173,7 @@ def evaluate(
                 answer(frames, rows, videos_per_batch, videos_per_batch * asked) if rows else []
             )
             for q, reply in zip(rows, replies, strict=True):
-                correct = mcq.is_correct(reply, q["answer"], len(q.get("options") or ()))
-                done[q["id"]] = dict(
-                    id=q["id"], task=q["task"], reply=reply, answer=q["answer"], correct=correct
-                )
+                done[q["id"]] = _prediction(q, **reply)
                 writer.write(**done[q["id"]])
             for name, error in errors.items():
                 for q in groups[name]:
@@ -178,6 +192,13 @@ def evaluate(
     return score([done[q["id"]] for q in questions])
 
 
+def _prediction(q: dict, reply: str, **more) -> dict:
+    options = len(q.get("options") or ())
+    correct = any(mcq.is_correct(reply, answer, options) for answer in answers(q))
+    answer = q.get("references") or q["answer"]
+    return dict(id=q["id"], task=q["task"], reply=reply, answer=answer, correct=correct, **more)
+
+
 def _claim_predictions(file: Path, asked: dict) -> None:
     """Writes what is asked beside the predictions, or checks that it is what was asked before."""
     note = file.with_name("asked.json")
@@ -193,6 +214,12 @@ def _claim_predictions(file: Path, asked: dict) -> None:
     partial = note.with_name("asked.json.partial")
     partial.write_text(json.dumps(asked, indent=1) + "\n")
     partial.replace(note)
+
+
+def read_predictions(predictions_file: str | Path) -> dict[str, dict]:
+    """{id: the newest line about it}, errors included."""
+    lines = Path(predictions_file).read_text().splitlines()
+    return {row["id"]: row for row in map(json.loads, lines)}
 
 
 def unreadable_files(predictions_file: str | Path) -> list[str]:
@@ -217,7 +244,7 @@ def score(predictions: list[dict]) -> dict[str, TaskScore]:
 class _Answerer:
     """Encodes a few videos and answers their questions, at one static shape."""
 
-    def __init__(self, model, params, tokenizer, model_config, system, max_new_tokens):
+    def __init__(self, model, params, tokenizer, model_config, system, max_new_tokens, likelihood):
         self.model, self.params, self.tokenizer = model, params, tokenizer
         self.block = chat.visual_block(
             model_config.num_frames,
@@ -225,12 +252,13 @@ class _Answerer:
             model_config.newline,
             tokenizer.special,
         )
-        self.system, self.max_new_tokens = system, max_new_tokens
+        self.system, self.max_new_tokens, self.likelihood = system, max_new_tokens, likelihood
         self.encode = programs(model, tokenizer.stop_ids).encode
 
     def __call__(
         self, frames: dict, rows: list[dict], num_videos: int, num_prompts: int
-    ) -> list[str]:
+    ) -> list[dict]:
+        """For each row {reply}, and where it is asked for {likeliest, logprobs}."""
         names, asked = list(frames), len(rows)
         rows = rows + rows[:1] * (num_prompts - asked)  # padding repeats the first prompt
         tokens_BL, lengths_B = _padded([self._ids(row) for row in rows], len(self.block))
@@ -254,7 +282,20 @@ class _Answerer:
             self.max_new_tokens,
             choices,
         )
-        return replies[:asked]
+        found = [{"reply": reply} for reply in replies[:asked]]
+        if self.likelihood and any(row.get("options") for row in rows[:asked]):
+            self._add_likelihoods(found, rows, prompts, visual_BVD)
+        return found
+
+    def _add_likelihoods(self, found, rows, prompts, visual_BVD):
+        letters = [mcq.LETTERS[: len(row.get("options") or "A")] for row in rows]
+        likely = loglikelihoods(
+            self.model, self.params, self.tokenizer, prompts, visual_BVD, letters
+        )
+        for row, mine, values, reply in zip(rows, letters, likely, found, strict=False):
+            if row.get("options"):
+                logprobs = {a: round(v.logprob, 6) for a, v in zip(mine, values, strict=True)}
+                reply.update(likeliest=max(logprobs, key=logprobs.get), logprobs=logprobs)
 
     def _ids(self, row):
         return chat.encode_prompt(_turns(row), self.tokenizer, [self.block], self.system)

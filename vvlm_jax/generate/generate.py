@@ -58,14 +58,7 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
     """The programs of a model. On a mesh, the cache is placed as `cache_sharding` says."""
 
     def compiled(program, **options):
-        @functools.wraps(program)
-        def on_mesh(*args):
-            # Attention kernels of TPUs are split by hand, and need to know the mesh.
-            known = jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else None
-            with known or contextlib.nullcontext():
-                return program(*args)
-
-        return jax.jit(on_mesh, **options)
+        return jax.jit(on_mesh(program, mesh), **options)
 
     def encode(params, frames_BTHWC, query_BQ=None, query_lengths_B=None):
         return model.apply(
@@ -104,6 +97,18 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
     return Programs(
         compiled(encode), compiled(begin, static_argnums=4), compiled(go_on, donate_argnums=1)
     )
+
+
+def on_mesh(program: Callable, mesh: Mesh | None) -> Callable:
+    """A program whose attention knows its mesh: kernels of TPUs are split by hand."""
+
+    @functools.wraps(program)
+    def known(*args):
+        mesh_is = jax.sharding.use_abstract_mesh(mesh.abstract_mesh) if mesh else None
+        with mesh_is or contextlib.nullcontext():
+            return program(*args)
+
+    return known
 
 
 def laid_apart(params: dict) -> dict:

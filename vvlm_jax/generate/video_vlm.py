@@ -25,6 +25,7 @@ from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import IMAGE_SUFFIXES
 from vvlm_jax.generate.generate import laid_apart, programs, until_stop, write
+from vvlm_jax.generate.likelihood import Likelihood, loglikelihoods
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
@@ -135,6 +136,41 @@ class VideoVLM:
         for index, text in pieces:
             texts[index] += text
         return texts
+
+    def loglikelihoods(
+        self,
+        videos: Media | Sequence[Media],
+        prompts: str | Sequence[str],
+        texts: Sequence[Sequence[str]],
+        *,
+        num_frames: int | None = None,
+        tokens_per_frame: int | None = None,
+        batch_size: int = 8,
+    ) -> list[list[Likelihood]]:
+        """How likely each prompt's texts are as beginnings of its reply; a list a prompt.
+
+        The other arguments, and what is raised, are those of `generate`; ValueError, too, for a
+        text without tokens.
+        """
+        longest = max(len(self.tokenizer.encode(t)) for row in texts for t in row)
+        rows, num_tokens = self._rows(
+            videos, prompts, num_frames, tokens_per_frame, max(1, longest)
+        )
+        found = []
+        for start in range(0, len(rows), batch_size):
+            batch = rows[start : start + batch_size]
+            visuals = [self._visual(row, num_tokens) for row in batch]
+            count = self._round_up_rows(len(batch))
+            found += loglikelihoods(
+                self.model,
+                self.params,
+                self.tokenizer,
+                self._prompts(batch, count),
+                self._on_rows(_stack(visuals, count, self.model.dtype)),
+                texts[start : start + batch_size],
+                self.mesh,
+            )
+        return found
 
     def _rows(self, videos, prompts, num_frames, tokens_per_frame, max_tokens):
         """([_Row], tokens a frame), checked."""

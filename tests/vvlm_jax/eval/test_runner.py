@@ -5,6 +5,7 @@ import shutil
 
 import jax
 import pytest
+from PIL import Image
 
 from vvlm_jax.config import ConfigError, DataConfig
 from vvlm_jax.data import pipeline, synthetic
@@ -193,6 +194,63 @@ def test_a_mended_video_is_asked_about(ask, asked, damaged, world, questions, re
     assert got == replies
 
 
+# Likelihoods, references and folders of frames.
+
+
+def test_the_likeliest_letter_is_told_beside_the_reply(ask, questions, replies, tmp_path):
+    ask(questions, likelihood=True, videos_per_batch=4)
+    rows = {p["id"]: p for p in rows_of(tmp_path / "predictions.jsonl")}
+    assert {id: row["reply"] for id, row in rows.items()} == replies
+    letters = set()
+    for q in questions:
+        row = rows[q["id"]]
+        if q.get("options"):
+            assert list(row["logprobs"]) == ["A", "B", "C", "D"]
+            assert row["likeliest"] == max("ABCD", key=row["logprobs"].get)
+            assert sum(map(math.exp, row["logprobs"].values())) < 1
+            letters.add(tuple(row["logprobs"].values()))
+        else:
+            assert "likeliest" not in row
+    assert len(letters) == 6  # each question has its own
+    ask(questions[:1], "without/predictions.jsonl")
+    with pytest.raises(ConfigError, match=r"other likelihood \(None, not True\)"):
+        ask(questions[:1], "without/predictions.jsonl", likelihood=True)
+
+
+def test_any_of_several_references_is_right(ask, questions, replies, tmp_path):
+    mine = [q for q in questions if not q.get("options")][:2]
+    given = [["never", replies[mine[0]["id"]]], ["never", "nor this"]]
+    mine = [{**q, "references": r} for q, r in zip(mine, given, strict=True)]
+    for q in mine:
+        del q["answer"]
+    ask(mine)
+    rows = {p["id"]: p for p in rows_of(tmp_path / "predictions.jsonl")}
+    assert [rows[q["id"]]["correct"] for q in mine] == [True, False]
+    assert [rows[q["id"]]["answer"] for q in mine] == given
+
+
+def test_a_folder_of_frames_is_a_video(ask, setup, questions, world, tmp_path):
+    config = setup[-1]
+    root = tmp_path / "folders"
+    names = list(dict.fromkeys(q["video"] for q in questions))[:2]
+    for name in names:
+        folder = root / name
+        folder.mkdir(parents=True)
+        frames = FrameReader(world, config.model.num_frames, 48).video(name)
+        for i, pixels in enumerate(frames):  # as many as the model takes, two a second
+            Image.fromarray(pixels).save(folder / f"{i:03}.png")
+    mine = [q for q in questions if q["video"] in names]
+    ask(mine, "files.jsonl")
+    data = dataclasses.replace(config.data, frame_sampling="force")
+    model, params, tok, _ = setup
+    data = dataclasses.replace(data, media_root=str(root))
+    evaluate(
+        model, params, tok, mine, tmp_path / "sub" / "folders.jsonl", config.model, data,
+        max_new_tokens=3,
+    )  # fmt: skip
+    assert rows_of(tmp_path / "sub" / "folders.jsonl") == rows_of(tmp_path / "files.jsonl")
+
+
 # Interrupted evaluations.
 
 
@@ -245,6 +303,11 @@ def test_a_missing_field_is_named(tmp_path, field, value):
         ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"}, "answer 'x' is no letter"),
         ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": 1}, "answer = 1: must be a text"),
         ({**QUESTION, "id": 2}, "question 2: id = 2: must be a text"),
+        ({**QUESTION, "id": "2", "references": ["x"]}, "references: are for open questions, in"),
+        (
+            {"id": "2", "task": "t", "video": "a", "question": "?", "references": []},
+            "references: must be 1 or more texts, got 0",
+        ),
         ({**QUESTION, "id": "2", "options": "xy"}, "options = 'xy': must be a list of texts"),
         ({**QUESTION, "id": "2", "options": list("abcdefghi")}, "from 1 to 8 texts, got 9"),
         ({**QUESTION, "id": "2", "question": "<video> ?"}, "question 2: holds a placeholder"),

@@ -1,0 +1,80 @@
+"""The command: what it prints and writes, and what it says when something is missing."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.vvlm_jax.eval.judge_server import reply_of_model, serving
+from tools.evaluate import Args, main
+from vvlm_jax.config import ConfigError
+from vvlm_jax.eval.judge import JudgeConfig, JudgeError
+
+VIDEOS = Path(__file__).parents[1] / "testdata" / "videos"
+CLIP, OTHER = "h264_one_gop.mp4", "vp9.webm"
+ROWS = [
+    dict(id="1", task="open", video=CLIP, question="What happens?", answer="red"),
+    dict(id="2", task="open", video=OTHER, question="Who is it?", references=["a", "b"]),
+    dict(id="3", task="pick", video=CLIP, question="Which?", options=["x", "y"], answer="B"),
+]
+
+
+@pytest.fixture
+def args(model_folder, tmp_path, monkeypatch):
+    """args(url=…, …) -> Args for ROWS, everything in tmp_path."""
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+
+    def make(url=None, **options):
+        at = JudgeConfig(url, per_minute=6e4, tries=1) if url else JudgeConfig()
+        return Args(
+            model_folder, tmp_path / "q.jsonl", VIDEOS, tmp_path / "out",
+            max_new_tokens=4, judge=url is not None, judge_at=at, **options,
+        )  # fmt: skip
+
+    return make
+
+
+def graded(body, number):
+    assert reply_of_model(body)
+    return '{"correct": "yes", "score": 4}' if "What" in body["messages"][1]["content"] else "hm"
+
+
+def test_every_metric_is_printed_and_kept(args, tmp_path, capsys):
+    with serving(graded) as (server, url):
+        main(args(url, likelihood=True))
+        told = capsys.readouterr()
+        main(args(url, likelihood=True))  # nothing is asked again
+    assert len(server.seen) == 2
+    lines = [line.split()[:3] for line in told.out.splitlines()]
+    named = {(task, metric): float(score) for task, metric, score in lines}
+    assert list(named) == [
+        ("open", "normalised"), ("open", "exact"), ("open", "judge"), ("open", "judge_score"),
+        ("pick", "letters"), ("pick", "likelihood"), ("avg", "main"),
+    ]  # fmt: skip
+    assert (named["open", "judge"], named["open", "judge_score"]) == (100.0, 80.0)
+    assert "judge: 2 requests, 0 answered before; the rest costs at most $0.00" in told.err
+    assert "judge: 1 replies without a grade, left out" in told.err
+    values = json.loads((tmp_path / "out/scores.json").read_text())
+    assert values["open"]["metrics"]["judge"]["left_out"] == 1
+    assert 0 < values["open"]["metrics"]["judge"]["low"] < 100
+    assert values["pick"]["num_questions"] == 1
+    assert len((tmp_path / "out/verdicts.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_missing_key_is_said_before_anything_is_answered(args, tmp_path, monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with serving(graded) as (_, url), pytest.raises(ConfigError, match="set OPENAI_API_KEY"):
+        main(args(url))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_answered_outlives_a_judge_that_fails(args, tmp_path):
+    with serving(lambda body, number: (500, {}, b"")) as (_, url), pytest.raises(JudgeError):
+        main(args(url))
+    answered = (tmp_path / "out/predictions.jsonl").read_text()
+    assert len(answered.splitlines()) == 3
+    with serving(graded) as (_, url):
+        main(args(url))
+    assert (tmp_path / "out/predictions.jsonl").read_text() == answered

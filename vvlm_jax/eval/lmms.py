@@ -1,0 +1,287 @@
+"""vvlm_jax as a model of LMMs-Eval 0.7; the only file that imports it.
+
+By name, through the entry point in group `lmms_eval.models`:
+
+    lmms-eval --model vvlm_jax --model_args pretrained=runs/finetune --tasks videomme
+
+or as an instance: `simple_evaluate(model=VvlmJax(vlm), tasks=[…])`.
+
+Frames and tokens a frame are those of training unless told. What the LLaVA adapters do is done
+here: the video stands before the question, decoding is greedy unless a task samples, a reply may
+have 1024 tokens where the task sets no length, and a task's `until` is not looked at (LMMs-Eval's
+default, an empty line, would cut captions after their first paragraph).
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+from PIL import Image
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.data.video import VideoError
+from vvlm_jax.train.metrics import JsonlWriter, Progress
+
+
+def manifest() -> ModelManifest:
+    """What the entry point gives LMMs-Eval."""
+    return ModelManifest("vvlm_jax", simple_class_path=f"{__name__}.VvlmJax")
+
+
+class VvlmJax(lmms):
+    """A `VideoVLM` behind LMMs-Eval's interface ("simple" requests).
+
+    Args:
+      pretrained: folder of a finished stage or an imported model, or a loaded `VideoVLM`.
+        `replies` cannot tell one loaded model from another.
+      batch_size: prompts answered at a time.
+      num_frames, tokens_per_frame: the model's own by default.
+      max_new_tokens: longest reply of tasks that set none.
+      replies: JSONL file to which replies are appended and from which an interrupted evaluation
+        takes what it has; None keeps nothing.
+      max_unreadable: share of the questions whose video may be unreadable; their reply is empty.
+      device, max_batch_size: of LMMs-Eval's command line; not looked at.
+
+    Raises ConfigError for options that cannot work, VideoError for too many unreadable videos.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained="",
+        batch_size: int | str = 8,
+        num_frames: int | None = None,
+        tokens_per_frame: int | None = None,
+        max_new_tokens: int = 1024,
+        replies: str | Path | None = None,
+        max_unreadable: float = 0.01,
+        device: str | None = None,
+        max_batch_size: int | None = None,
+        **unknown,
+    ):
+        super().__init__()
+        if unknown:
+            raise ConfigError(f"model_args: no such option: {', '.join(sorted(unknown))}")
+        if not pretrained:
+            raise ConfigError("model_args: pretrained=FOLDER is missing")
+        # Not above: LMMs-Eval loads every entry point, whichever model it is asked for.
+        from vvlm_jax.generate.video_vlm import VideoVLM
+
+        self._model = "an instance"
+        if not isinstance(pretrained, VideoVLM):
+            folder, pretrained = Path(pretrained).resolve(), VideoVLM.load(pretrained)
+            self._model = f"{folder} of {(folder / 'params').stat().st_mtime_ns}"
+        self.vlm = pretrained
+        self.batch_size = 8 if batch_size == "auto" else int(batch_size)
+        self.size = dict(num_frames=num_frames, tokens_per_frame=tokens_per_frame)
+        self.max_new_tokens, self.max_unreadable = max_new_tokens, max_unreadable
+        self.replies = Path(replies) if replies else None
+        self._images = tempfile.TemporaryDirectory(prefix="vvlm_jax-images-")
+        self.unreadable: dict[str, str] = {}
+        """Videos that could not be read, and why."""
+
+    def generate_until(self, requests) -> list[str]:
+        """A reply to each request, in order."""
+        rows = [
+            self._row(context, options, visuals, task, split, doc_id)
+            for context, options, visuals, doc_id, task, split in (r.args for r in requests)
+        ]
+        return self._answer(rows)
+
+    def generate_until_multi_round(self, requests) -> list[str]:
+        """A reply to each request, in order: what its task makes of its rounds.
+
+        After each round the task's `doc_to_text` is given the replies so far, and says what is
+        asked next, or that this was the last one. All requests take their n-th round together.
+        """
+        rounds = [_Rounds(*r.args) for r in requests]
+        while asking := [r for r in rounds if not r.ended]:
+            rows = [
+                self._row(r.context, r.options, r.visuals, r.task, r.split, r.doc_id, r.number)
+                for r in asking
+            ]
+            for r, reply in zip(asking, self._answer(rows), strict=True):
+                r.go_on(reply, self._doc(r.task, r.split, r.doc_id))
+        return [r.results for r in rounds]
+
+    def loglikelihood(self, requests) -> list[tuple[float, bool]]:
+        """(loss, whether greedy decoding writes it) of each request's continuation, in order.
+
+        The loss is the mean over tokens of −log p: in LMMs-Eval a smaller number is better, as its
+        `multiple_choice` tasks take the smallest, whatever its base class says.
+        """
+        groups: dict[tuple, list] = {}
+        for i, request in enumerate(requests):
+            context, target, *rest = request.args
+            visuals, doc_id, task, split = rest or (None, None, None, None)
+            doc = self._doc(task, split, doc_id) if rest else None
+            text = target if isinstance(target, str) else str(target(doc))
+            paths = self._paths(visuals, doc)
+            groups.setdefault((tuple(paths), context), []).append((i, text))
+        found: list = [None] * len(requests)
+        order = sorted(groups, key=lambda key: key[0])  # a video's questions follow one another
+        progress = Progress("likelihoods", len(order), "prompts")
+        for start in range(0, len(order), self.batch_size):
+            keys = order[start : start + self.batch_size]
+            likely = self.vlm.loglikelihoods(
+                [list(paths) or None for paths, _ in keys],
+                [context or " " for _, context in keys],
+                [[text for _, text in groups[key]] for key in keys],
+                batch_size=self.batch_size,
+                **self.size,
+            )
+            for key, values in zip(keys, likely, strict=True):
+                for (i, _), value in zip(groups[key], values, strict=True):
+                    found[i] = (-value.logprob / value.num_tokens, value.greedy)
+            progress.update(start + len(keys))
+        progress.close()
+        return found
+
+    def _doc(self, task, split, doc_id):
+        return self.task_dict[task][split][doc_id]
+
+    def _row(self, context, options, visuals, task, split, doc_id, number=0) -> dict:
+        """One question: what is asked about which media, and how."""
+        paths = self._paths(visuals, self._doc(task, split, doc_id))
+        asked = dict(
+            task=task, split=split, doc_id=doc_id, round=number, context=context, media=paths,
+            options=_decoding(options, self.max_new_tokens), model=self._identity(),
+        )  # fmt: skip
+        name = hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        return {**asked, "name": name, "prompt": context, "gen_kwargs": options}
+
+    def _identity(self) -> list:
+        """What replies depend on beside the question."""
+        return [self._model, *self.size.values()]
+
+    def _paths(self, visuals: Callable | Sequence | None, doc) -> list[str]:
+        """Files of a question's media; images in memory are written to files."""
+        media = visuals(doc) if callable(visuals) else visuals
+        return [self._path(medium) for medium in media or ()]
+
+    def _path(self, medium) -> str:
+        if not isinstance(medium, Image.Image):
+            return str(medium)
+        pixels = medium.convert("RGB")
+        name = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
+        path = Path(self._images.name) / f"{name}.png"
+        if not path.exists():
+            pixels.save(path)
+        return str(path)
+
+    def _answer(self, rows: list[dict]) -> list[str]:
+        """Replies in the order of the rows. What was answered before is not asked again."""
+        done = _read_replies(self.replies)
+        asked = {row["name"]: row for row in rows if row["name"] not in done}
+        # Questions with the same options together, and of those the questions about one video.
+        order = sorted(asked.values(), key=lambda row: (str(row["options"]), row["media"]))
+        writer = JsonlWriter(self.replies) if self.replies else None
+        progress = Progress("replies", len(order), "questions")
+        broken = 0
+        try:
+            for count, batch in _batches(order, self.batch_size):
+                replies = self._ask(batch)
+                for row, reply in zip(batch, replies, strict=True):
+                    if reply is None:
+                        broken += 1
+                        continue
+                    done[row["name"]] = reply
+                    if writer:
+                        writer.write(name=row["name"], task=row["task"], reply=reply)
+                    self.cache_hook.add_partial(
+                        "generate_until", (row["prompt"], row["gen_kwargs"]), reply
+                    )
+                if broken > self.max_unreadable * len(rows):
+                    raise VideoError(
+                        f"{broken} questions about unreadable videos, more than max_unreadable = "
+                        f"{self.max_unreadable:g} of {len(rows)}: {min(self.unreadable.values())}"
+                    )
+                progress.update(count)
+        finally:
+            progress.close()
+            if writer:
+                writer.close()
+        return [done.get(row["name"], "") for row in rows]
+
+    def _ask(self, batch: list[dict]) -> list[str | None]:
+        """Replies to questions with the same options; None where a video cannot be read."""
+        try:
+            return self._generate(batch)
+        except VideoError:
+            if len(batch) > 1:
+                return [reply for row in batch for reply in self._ask([row])]
+            return [None]
+
+    def _generate(self, batch):
+        try:
+            return self.vlm.generate(
+                [row["media"] or None for row in batch],
+                [row["context"] for row in batch],
+                batch_size=self.batch_size,
+                **batch[0]["options"],
+                **self.size,
+            )
+        except VideoError as e:
+            if len(batch) == 1:
+                self.unreadable[batch[0]["media"][0]] = str(e)
+            raise
+
+
+class _Rounds:
+    """One request of several rounds, as far as it is."""
+
+    def __init__(self, context, options, visuals, doc_to_text, doc_id, task, split):
+        self.context, self.options, self.visuals = context, options, visuals
+        self.doc_to_text, self.doc_id, self.task, self.split = doc_to_text, doc_id, task, split
+        self.number, self.ended, self.results, self._note = 0, False, [], None
+
+    def go_on(self, reply: str, doc) -> None:
+        """Takes a round's reply, and asks the task for what follows."""
+        self.results, self.number = [*self.results, reply], self.number + 1
+        self.visuals, self.context, self.ended, results, self._note = self.doc_to_text(
+            doc,
+            previous_output=self.results,
+            round_idx=self.number,
+            previous_round_info=self._note,
+        )
+        self.results = list(results)
+
+
+def _decoding(options: dict, max_new_tokens: int) -> dict:
+    """A task's generation options as those of `VideoVLM.generate`."""
+    if (beams := options.get("num_beams") or 1) > 1:
+        raise ConfigError(f"generation_kwargs num_beams = {beams}: there is no beam search here")
+    sampled = options.get("do_sample", False)
+    return dict(
+        max_tokens=int(options.get("max_new_tokens") or max_new_tokens),
+        temperature=float(options.get("temperature") or 0) if sampled else 0.0,
+        top_p=float(options.get("top_p") or 1) if sampled else 1.0,
+    )
+
+
+def _batches(rows: list[dict], size: int):
+    """(rows handed out so far, up to `size` neighbours with the same options)."""
+    start = 0
+    while start < len(rows):
+        same = rows[start]["options"]
+        end = start + 1
+        while end < min(start + size, len(rows)) and rows[end]["options"] == same:
+            end += 1
+        yield end, rows[start:end]
+        start = end
+
+
+def _read_replies(file: Path | None) -> dict[str, str]:
+    """What an interrupted evaluation has; a half-written last line is cut off."""
+    if file is None or not file.is_file():
+        return {}
+    text = file.read_text()
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        file.write_text(whole)
+    return {row["name"]: row["reply"] for row in map(json.loads, whole.splitlines())}
