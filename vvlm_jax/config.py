@@ -131,6 +131,10 @@ class ModelConfig:
     `chunks`: as `full`, and of each chunk of frames only the pixels. On a CPU `products` is as fast
     as `none`.
     """
+    unroll: int = 1
+    """Blocks of a tower in one turn of the loop over them; above 1 with `remat = "none"` alone. All
+    of them, or more, are no loop: faster on a CPU, and slower to compile.
+    """
     frame_chunk: int = 0
     """Frames a row that are encoded at once, at most; 0 takes all."""
     resampler: str = "bilinear"
@@ -355,6 +359,14 @@ def _validate_model(model: ModelConfig, vision: VisionConfig) -> None:
     _validate_vision(vision)
     tokens_side(model.tokens_per_frame, vision.out_grid)
     _require(model.dtype in DTYPES, "model.dtype", model.dtype, " or ".join(DTYPES))
+    _require(model.unroll >= 1, "model.unroll", model.unroll, "at least 1")
+    # Without a loop the compiler would keep what a policy wants computed again.
+    _require(
+        model.unroll == 1 or model.remat == "none",
+        "model.unroll",
+        model.unroll,
+        f"1 with remat = {model.remat!r}",
+    )
     _require(model.frame_chunk >= 0, "model.frame_chunk", model.frame_chunk, "0 (all) or above")
     for name, known in (
         ("resampler", RESAMPLERS),

@@ -182,6 +182,8 @@ def test_what_can_work_passes():
         (["log_every=0"], "log_every = 0", "at least 1"),
         (["checkpoint_every=-1"], "checkpoint_every = -1", "0 (only the last) or above"),
         (["model.frame_chunk=-1"], "model.frame_chunk = -1", "0 (all) or above"),
+        (["model.remat=none", "model.unroll=0"], "model.unroll = 0", "at least 1"),
+        (["model.remat=full", "model.unroll=2"], "model.unroll = 2", "1 with remat = 'full'"),
         (["model.remat=chunks"], "model.frame_chunk = 0", "above 0 with remat = 'chunks'"),
         (["loss_chunk=-1"], "loss_chunk = -1", "0 (all) or above"),
         (["data.text_buckets=[64, 32]"], "data.text_buckets = (64, 32)", "ascending, from 1 to"),

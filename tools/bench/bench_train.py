@@ -185,7 +185,7 @@ def small(tiny: bool = False) -> TrainConfig:
     return TrainConfig(
         model=ModelConfig(
             vision, llm, num_frames=2 if tiny else 8, tokens_per_frame=16 if not tiny else 4,
-            dtype="float32", remat="products",
+            dtype="float32", remat="none", unroll=6,
         ),
         data=DataConfig(max_text_tokens=32),
         optim=OptimConfig(

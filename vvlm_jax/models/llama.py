@@ -146,19 +146,16 @@ class Llama(nn.Module):
     """As `ModelConfig.remat`."""
     backend: str = "auto"
     """Of attention, as `attention.self_attend` takes it."""
+    unroll: int = 1
+    """As `ModelConfig.unroll`."""
 
     def setup(self):
         c = self.config
         self.embedding = nn.Embed(
             c.vocab, c.width, embedding_init=nn.initializers.normal(c.width**-0.5), name="embed"
         )
-        self.layers = nn.scan(
-            remat.block(DecoderBlock, self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=c.depth,
-            in_axes=nn.broadcast,
-        )(c, self.dtype, self.backend)
+        blocks = remat.blocks(DecoderBlock, c.depth, self.remat, self.unroll, in_axes=nn.broadcast)
+        self.layers = blocks(c, self.dtype, self.backend)
         self.norm = RMSNorm(c.norm_eps, self.dtype)
         if not c.tie_embeddings:
             self.lm_head = Dense(c.vocab, use_bias=False, dtype=self.dtype)

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 from jax.ad_checkpoint import checkpoint_name as keep
 
-__all__ = ["CONTEXT", "block", "keep"]
+__all__ = ["CONTEXT", "blocks", "keep"]
 
 CONTEXT = "context"
 """What attention gives before the output projection."""
@@ -23,8 +23,21 @@ _KEPT = {
 }
 
 
-def block(module, policy: str):
-    """`module` (a Linen class) under a policy of `config.REMAT`. For bodies of scans only."""
+def blocks(module, length: int, policy: str, unroll: int, **scan):
+    """`length` of `module` (a Linen class), one behind the other over parameters [length, …], under
+    a policy of `config.REMAT`, `unroll` of them in one turn of the loop.
+    """
+    return nn.scan(
+        _block(module, policy),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        length=length,
+        unroll=min(unroll, length),
+        **scan,
+    )
+
+
+def _block(module, policy: str):
     if policy == "none":
         return module
     kept = _policy(_KEPT[policy])

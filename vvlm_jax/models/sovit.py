@@ -111,17 +111,13 @@ class Transformer(nn.Module):
     dtype: jnp.dtype
     remat: str
     backend: str = "auto"
+    unroll: int = 1
 
     @nn.compact
     def __call__(self, x_BPD, layers=()):
         c = self.config
-        scan = nn.scan(
-            remat.block(EncoderBlock, self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=c.blocks_run,
-        )
-        stack = scan(c, self.dtype, bool(layers), self.backend, name="encoderblock")
+        blocks = remat.blocks(EncoderBlock, c.blocks_run, self.remat, self.unroll)
+        stack = blocks(c, self.dtype, bool(layers), self.backend, name="encoderblock")
         x_BPD, kept = stack(x_BPD, None)
         if c.head == "map":
             x_BPD = _layer_norm("encoder_norm", self.dtype)(x_BPD)
@@ -162,6 +158,8 @@ class SoViT(nn.Module):
     """As `ModelConfig.remat`."""
     backend: str = "auto"
     """Of attention, as `attention.self_attend` takes it."""
+    unroll: int = 1
+    """As `ModelConfig.unroll`."""
 
     @nn.compact
     def __call__(self, pixels_BHWC, layers=()):
@@ -179,7 +177,9 @@ class SoViT(nn.Module):
             "pos_embedding", jax.nn.initializers.normal(c.width**-0.5), (1, c.num_patches, c.width)
         )
         x_BPD = x_BPD + pos_1PD.astype(self.dtype)
-        transformer = Transformer(c, self.dtype, self.remat, self.backend, name="Transformer")
+        transformer = Transformer(
+            c, self.dtype, self.remat, self.backend, self.unroll, name="Transformer"
+        )
         out = transformer(split_rows(x_BPD), layers)
         if c.head == "none":
             return out

@@ -42,11 +42,13 @@ class VLM(nn.Module):
     attention: str = "auto"
     quecc_layers: tuple[int, ...] = ()
     frame_chunk: int = 0
+    unroll: int = 1
 
     def setup(self):
-        self.vision = SoViT(self.vision_config, self.dtype, self.remat, self.attention)
+        how = self.dtype, self.remat, self.attention, self.unroll
+        self.vision = SoViT(self.vision_config, *how)
         self.projector = Projector(self.llm_config.width, self.dtype)
-        self.llm = Llama(self.llm_config, self.dtype, self.remat, self.attention)
+        self.llm = Llama(self.llm_config, *how)
         if self.resampler == "quecc":
             self.quecc = QueCC(self.tokens_per_frame, self.dtype)
         if self.newline_id is not None:
@@ -192,6 +194,7 @@ def build(
         config.attention,
         config.quecc_layers,
         config.frame_chunk,
+        config.unroll,
     )
 
 

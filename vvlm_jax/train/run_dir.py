@@ -120,7 +120,9 @@ def _without_conveniences(config: TrainConfig) -> TrainConfig:
         keep_every=default.keep_every,
         microbatches=1,
         mesh=default.mesh,
-        model=dataclasses.replace(config.model, remat=default.model.remat),
+        model=dataclasses.replace(
+            config.model, remat=default.model.remat, unroll=default.model.unroll
+        ),
         data=dataclasses.replace(
             config.data,
             max_unreadable=data.max_unreadable,

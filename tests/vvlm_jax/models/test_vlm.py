@@ -261,6 +261,16 @@ def assert_same_gradients(found, expected):
         )
 
 
+@pytest.mark.parametrize("unroll", [2, 9])
+def test_unrolled_blocks_have_the_same_gradients(params, inputs, unroll):
+    again = dataclasses.replace(MODEL, unroll=unroll)
+    gentle = jax.tree.map(lambda x: x / 2, params)
+    loss, grads = loss_and_gradients(MODEL, gentle, inputs)
+    loss_again, grads_again = loss_and_gradients(again, gentle, inputs)
+    np.testing.assert_allclose(loss_again, loss, rtol=1e-6)
+    assert_same_gradients(grads_again, grads)
+
+
 @pytest.mark.parametrize(("remat", "wrapped"), [("none", 0), ("attention", 2), ("full", 2)])
 def test_remat_wraps_both_towers(remat, wrapped, params, inputs):
     tokens, frames = inputs
