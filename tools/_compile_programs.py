@@ -135,6 +135,7 @@ def measure(
     hbm: float | None = None,
     prompts: int = 8,
     known: Mapping[str, Measured] = MappingProxyType({}),
+    effort: float = 0.0,
 ) -> Measured:
     """Compiles one program.
 
@@ -144,6 +145,7 @@ def measure(
         collectives and FLOPs are those of one token a prompt, the last there is room for.
       hbm: GiB a chip, in place of the chip's own.
       known: programs by digest; one that is there is not compiled again.
+      effort: the compiler's, from -1 to 1.
 
     Raises ConfigError for a config that cannot work there.
     """
@@ -156,11 +158,11 @@ def measure(
             lowered, arguments, cost = _train(config, chips)
         else:
             lowered, arguments, cost = _generation(config, chips, program, prompts)
-        digest = _digest(lowered, topology)
+        digest = _digest(lowered, topology, effort)
         if digest in known:
             return known[digest]
         lower_s, start = time.monotonic() - start, time.monotonic()
-        compiled = lowered.compile()
+        compiled = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in f"{e}":
             raise
@@ -171,8 +173,9 @@ def measure(
     return replace(measured, digest=digest)
 
 
-def _digest(lowered, topology: str) -> str:
-    given = (lowered.as_text(), topology, *(metadata.version(p) for p in ("jax", "libtpu")))
+def _digest(lowered, topology: str, effort: float) -> str:
+    versions = [metadata.version(p) for p in ("jax", "libtpu")]
+    given = (lowered.as_text(), topology, *versions, *([f"{effort}"] if effort else []))
     return hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
 
 

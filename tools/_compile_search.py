@@ -40,13 +40,21 @@ def search(
         low, high = (guess, high) if measured.fits else (low, guess)
     if low < 0:
         return rows[0], most, known.get(rows[0]) or at(rows[0], most)
-    for remat in remats[:-1]:
-        expected = predict(rows[low], remat)
-        if expected is None or expected < SURE * limit:
-            measured = at(rows[low], remat)
-            if measured.fits:
-                return rows[low], remat, measured
-    return rows[low], most, known[rows[low]]
+    found, rest = (most, known[rows[low]]), list(remats[:-1])  # from the least on
+    while rest:
+        expected = [predict(rows[low], remat) for remat in rest]
+        # Each needs less than the one before: without predictions the next one after `found`.
+        guess = len(rest) - 1
+        if None not in expected:
+            guess = next((i for i, x in enumerate(expected) if x < limit), guess)
+            if expected[guess] > SURE * limit:
+                break
+        measured = at(rows[low], rest[guess])
+        if measured.fits:
+            found, rest = (rest[guess], measured), rest[:guess]
+        else:
+            rest = rest[guess + 1 :]
+    return rows[low], *found
 
 
 def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:

@@ -93,7 +93,7 @@ def known_fits(sweep: SweepConfig, topology: str, out: Path) -> dict[tuple, bool
     file = out / f"{topology.replace(':', '-')}.jsonl"
     if not file.is_file():
         raise ConfigError(f"--compiled {out}: has no {file.name}; make it with tools.compile")
-    args = SimpleNamespace(topology=topology, table=True, hbm=None)
+    args = SimpleNamespace(topology=topology, table=True, hbm=None, effort=0.0)
     known, memory, fits = Compiles(file, args, Progress("plan", 0)), Memory(), {}
     for x, config in configurations_of(sweep, sweep.finetune).items():
         try:
@@ -180,7 +180,7 @@ class Compiles:
             if self.args.table:
                 raise _Missing
             programs_known = {m.digest: m for m in self.known.values() if m.digest}
-            measured = _compile(config, self.args.topology, programs_known)
+            measured = _compile(config, self.args, programs_known)
             self.known[key] = measured
             row = {"key": key, "name": name, "measured": measured.as_dict()}
             with self.file.open("a") as out:
@@ -199,7 +199,8 @@ class Compiles:
         own["data"] = config.data.max_text_tokens
         for name in ("out_dir", "init", "seed", "epochs", "log_every", "checkpoint_every"):
             own.pop(name, None)
-        text = json.dumps([own, self.args.topology, self.code])
+        effort = [self.args.effort] if self.args.effort else []
+        text = json.dumps([own, self.args.topology, self.code, *effort])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -219,7 +220,7 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(config: TrainConfig, topology: str, known: dict[str, Measured]) -> Measured:
+def _compile(config: TrainConfig, args, known: dict[str, Measured]) -> Measured:
     """One compile, whose memory is given back, unless its program is known. A failure of the
     compiler is a result.
     """
@@ -228,9 +229,9 @@ def _compile(config: TrainConfig, topology: str, known: dict[str, Measured]) -> 
     from vvlm_jax.train.program import compiled_step
 
     try:
-        measured = programs.measure(config, topology, "train", known=known)
+        measured = programs.measure(config, args.topology, "train", known=known, effort=args.effort)
     except jax.errors.JaxRuntimeError as e:
-        limit = programs.CHIPS[programs.parse_topology(topology)[0]].hbm * GIB
+        limit = programs.CHIPS[programs.parse_topology(args.topology)[0]].hbm * GIB
         measured = programs.refused(f"{e}", limit, 0, 0, 0)
     compiled_step.cache_clear()
     jax.clear_caches()

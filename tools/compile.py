@@ -44,6 +44,10 @@ class Args:
     """Of prefill and decode: prompts at a time, rounded up to what the chips can share."""
     hbm: float | None = None
     """GiB a chip may use, in place of the chip's own (v5p 95.74, v5e 15.75, v6e 31.25)."""
+    effort: float = 0.0
+    """Of the compiler, from -1 to 1. At -1 it is four times as fast, and its program, another one,
+    needs less memory; what it calls a fit holds where JAX_EXEC_TIME_OPTIMIZATION_EFFORT says so.
+    """
     sweep: Literal["star", "isoflop"] | None = None
     """The table of Table 6's star (13 configurations) or isoFLOP curves (49)."""
     out: Path = Path("runs/compile")
@@ -66,7 +70,9 @@ def main(args: Args) -> None:
     programs.prepare_environment()
     from tools._compile_text import report
 
-    measured = programs.measure(config, args.topology, args.program, args.hbm, args.prompts)
+    measured = programs.measure(
+        config, args.topology, args.program, args.hbm, args.prompts, effort=args.effort
+    )
     print(report(config, args, measured))
     if not measured.fits:
         sys.exit(1)
@@ -81,6 +87,8 @@ def check(args: Args) -> TrainConfig:
     validate(config, choose(VISION, config.model.vision, "model.vision"))
     if args.hbm is not None and not args.hbm > 0:
         raise ConfigError(f"--hbm {args.hbm}: must be above 0, in GiB")
+    if not -1 <= args.effort <= 1:
+        raise ConfigError(f"--effort {args.effort}: must be between -1 and 1")
     if args.prompts < 1:
         raise ConfigError(f"--prompts {args.prompts}: must be at least 1")
     if args.table and not args.sweep:

@@ -152,6 +152,16 @@ def test_a_compiler_that_says_no_number_is_asked_step_by_step():
     assert search.search([1, 2, 4, 8], (True,), 10.0, machine)[0] == 2
 
 
+def test_policies_are_tried_from_the_smallest_on_until_one_does_not_fit():
+    machine = Machine(lambda r, remat: {"most": 4, "more": 8, "some": 11, "none": 20}[remat] * r)
+    found = search.search([1, 2], ("none", "some", "more", "most"), 10.0, machine)
+    assert found[:2] == (2, "most")
+    assert machine.asked == [(1, "most"), (2, "most"), (2, "more")]
+    machine = Machine(lambda r, remat: {"most": 4, "more": 8, "some": 11, "none": 20}[remat])
+    assert search.search([1], ("none", "some", "more", "most"), 10.0, machine)[:2] == (1, "more")
+    assert machine.asked == [(1, "most"), (1, "more"), (1, "some")]
+
+
 def test_a_good_prediction_saves_compiles_and_a_bad_one_changes_nothing():
     need = AFFINE[0][0]
     choices = [1, 2, 4, 8, 16]
@@ -198,7 +208,7 @@ def test_the_sweeps_are_the_62_configurations_of_table_6():
 def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, capsys, monkeypatch):
     compiled, stop = [], 7
 
-    def compile_one(config, topology, known):
+    def compile_one(config, args, known):
         if len(compiled) == stop:
             raise KeyboardInterrupt
         compiled.append(config)
@@ -244,6 +254,8 @@ def test_a_key_depends_on_the_program_and_not_on_where_it_is_written(tmp_path):
         assert key(other) != key(), other
     there = sweep.Compiles(tmp_path / "file", dataclasses.replace(args, topology="v5e:4x4"), None)
     assert there.key(base) != key()
+    quick = sweep.Compiles(tmp_path / "file", dataclasses.replace(args, effort=-1.0), None)
+    assert quick.key(base) != key()
 
 
 # --- real compiles ---
