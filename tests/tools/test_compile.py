@@ -65,6 +65,7 @@ MISTAKES = [
     (("--topology", "v6e:0x4"), "--topology v6e:0x4: known are v6e:"),
     (("--topology", "v6e:4x4", "--hbm", "0"), r"--hbm 0\.0: must be above 0"),
     (("--topology", "v6e:4x4", "--prompts", "0"), "--prompts 0: must be at least 1"),
+    (("--topology", "v6e:4x4", "--effort", "2"), r"--effort 2\.0: must be between -1 and 1"),
     (("--topology", "v6e:4x4", "--table"), "--table: say which, --sweep star or"),
     (("--topology", "v6e:4x4", "--sweep", "star", "--program", "decode"), "a sweep is of train"),
     (("--topology", "v6e:4x4", "--set", "model.llm=llama3.2-2b"), r"unknown; did you mean 'llama3"),
