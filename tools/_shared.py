@@ -93,3 +93,8 @@ def die_in_one_line(command, *, continues: bool = True) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def printable(line: str) -> str:
+    """A line from a store without what would move a terminal's cursor."""
+    return "".join(c if c.isprintable() else "�" for c in line)

@@ -5,8 +5,9 @@ import importlib.util
 import sys
 from pathlib import Path
 
+from tools._shared import printable
 from vvlm_jax.config import ConfigError
-from vvlm_jax.sweep.status import collect
+from vvlm_jax.sweep.status import Collected, collect
 from vvlm_jax.sweep.store import Store
 
 
@@ -18,19 +19,26 @@ def check(out: Path | None) -> None:
         raise ConfigError(f"--out {out}: needs pyarrow: pip install pyarrow; or use .csv")
 
 
-def write(store: Store, folder: Path, out: Path | None) -> None:
-    """Writes `out`, or both kinds into `folder`, and lists the scores that are missing. Scores of
-    milestones, if there are any, go into milestones.csv beside it.
+def gather(store: Store, folder: Path) -> Collected:
+    """The scores there are; those that are missing are listed.
 
     Raises ConfigError when there are none.
     """
-    from fitting.runs import write_runs
-
     found = collect(store, store.states())
     for what, why in found.missing:
-        print(f"missing: {what}: {why}", file=sys.stderr)
+        print(printable(f"missing: {what}: {why}"), file=sys.stderr)
     if not found.rows:
         raise ConfigError(f"{folder}: no run has a score yet")
+    return found
+
+
+def write(store: Store, folder: Path, out: Path | None) -> None:
+    """Writes `out`, or both kinds into `folder`, as `gather` finds them. Scores of milestones, if
+    there are any, go into milestones.csv beside it.
+    """
+    from fitting.runs import write_runs
+
+    found = gather(store, folder)
     for file in [out] if out else [folder / "runs.csv", folder / "runs.parquet"]:
         if file.suffix == ".csv":
             write_runs(file, found.rows)

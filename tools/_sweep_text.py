@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from tools._shared import printable
 from vvlm_jax.sweep.plan import COLUMNS
 from vvlm_jax.sweep.status import Overview, overview
 from vvlm_jax.train.metrics import duration
@@ -212,8 +213,3 @@ def failures(store, states) -> None:
         f"{count['failed']} failed, {count['blocked']} blocked by them, {count['cancelled']} "
         f"cancelled; when it is mended: python -m tools.sweep retry {store.path}"
     )
-
-
-def printable(line: str) -> str:
-    """A line from a store without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in line)

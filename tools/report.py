@@ -5,12 +5,13 @@ Examples:
     python -m tools.report sweeps/star --metric avg --vision-params 4.3e8 --features 768
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
-metric, score; a CSV, or Parquet where pyarrow is installed), or a sweep's folder with its runs.csv.
-Costs are those of equation 1 with the paper's encoder, unless --vision-params and --features name
-another. Writes OUT/report.html, which needs no network and no other file: what to deploy at each
-budget and how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, a metric at a time.
-OUT/figures and OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws; the same command
-takes up laws that are there. Where the runs do not support a figure, the page says why.
+metric, score; a CSV, or Parquet where pyarrow is installed), a folder with runs.csv, or a sweep's
+store, which need not be over: the scores that are there are collected, into OUT/runs.csv. Costs are
+those of equation 1 with the paper's encoder, unless --vision-params and --features name another.
+Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
+how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, a metric at a time. OUT/figures and
+OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws; the same command takes up laws
+that are there. Where the runs do not support a figure, the page says why.
 """
 
 import dataclasses
@@ -27,10 +28,10 @@ import tyro
 from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.forms import FORMS, get_form
-from fitting.runs import FACTORS, RunTable, read_runs
+from fitting.runs import FACTORS, RunTable, read_runs, write_runs
 from tools import _report_jobs as work
 from tools._report_jobs import Settings, Subject
-from tools._shared import die_in_one_line
+from tools._shared import die_in_one_line, printable
 from tools.fit import page_cost
 from vvlm_jax.train.metrics import Progress
 
@@ -45,7 +46,7 @@ class Args:
     """Options of `tools.report`."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")]
-    """The table of runs, or a folder with runs.csv or runs.parquet."""
+    """The table of runs, a sweep's store, or a folder with runs.csv or runs.parquet."""
     out: Path = Path("runs/report")
     """Folder for report.html, figures, tables and laws."""
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -75,13 +76,19 @@ class Args:
 def main(args: Args) -> None:
     """Reads, fits, draws and writes."""
     settings = settings_of(args)
-    path = table_file(args.runs)
-    table = read_runs(path, metric=args.metric, skip_missing=True)
+    if store := is_store(args.runs):
+        path, table = args.runs, of_store(args.runs)
+        table = table.select(metric=args.metric)
+    else:
+        path = table_file(args.runs)
+        table = read_runs(path, metric=args.metric, skip_missing=True)
     mark = SYNTHETIC if args.synthetic or is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)
+    if store:
+        write_runs(args.out / "runs.csv", table)
     for text in table.notes:
-        print(f"warning: {text}", file=sys.stderr)
+        print(printable(f"warning: {text}"), file=sys.stderr)
     subjects = [
         work.subject(table.take(table.metric == metric), settings.law)
         for metric in in_order(table.metrics)
@@ -117,23 +124,44 @@ def settings_of(args: Args) -> Settings:
     return Settings(law, check, bag, page_cost(args))
 
 
+def is_store(path: Path) -> bool:
+    """Whether a sweep is there, or its place has the form of a bucket's."""
+    from vvlm_jax.sweep.document import FILE
+
+    return bool(re.match(r"\w+:/", str(path))) or (path / FILE).is_file()
+
+
+def of_store(path: Path) -> RunTable:
+    """The scores that a sweep has by now, as its runs.csv would have them; a note says how many are
+    missing.
+    """
+    from tools._sweep_table import gather
+    from vvlm_jax.sweep.store import Store
+
+    found = gather(Store.open(path), path)
+    rows = [{**row, "score": round(row["score"], 4)} for row in found.rows]
+    rows.sort(key=lambda row: (row["run_id"], row["metric"]))
+    table, notes = RunTable.from_rows(rows, path), ()
+    if found.missing:
+        what, why = found.missing[0]
+        notes = (f"{path}: {len(found.missing)} scores are missing, the first is {what}: {why}",)
+    return dataclasses.replace(table, notes=(*notes, *table.notes))
+
+
 def table_file(path: Path) -> Path:
-    """The table in a sweep's folder; a file is itself."""
+    """The table in a folder; a file is itself."""
     if not path.is_dir():
         return path
     for name in ("runs.csv", "runs.parquet"):
         if (path / name).is_file():
             return path / name
-    raise ValueError(
-        f"{path}: a folder without runs.csv or runs.parquet; for a sweep's folder, "
-        f"python -m tools.sweep collect {path} writes them"
-    )
+    raise ValueError(f"{path}: a folder with neither a sweep's store nor runs.csv or runs.parquet")
 
 
 def is_synthetic(path: Path, table: RunTable) -> bool:
     """Whether a table calls itself synthetic: in its name, a comment, a metric or a sweep."""
     words = [path.name, *table.metrics, *set(table.columns.get("sweep", ()))]
-    if path.suffix != ".parquet":
+    if path.is_file() and path.suffix != ".parquet":
         with open(path, encoding="utf-8-sig") as file:
             words += [line for line in file if line.lstrip().startswith("#")]
     return any("synthetic" in word.lower() for word in words)

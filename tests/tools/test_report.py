@@ -14,12 +14,16 @@ import pytest
 import tyro
 
 from fitting.cost import CostConstants
+from fitting.runs import write_runs
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
 from tests.browser import CHROMIUM, browser
 from tests.fitting.synthetic import synthetic_table
 from tools import _report_jobs as work
 from tools import report as command
 from tools._shared import die_in_one_line
+from vvlm_jax.sweep import journal
+from vvlm_jax.sweep.status import collect
+from vvlm_jax.sweep.store import Job, Store
 
 COST = CostConstants(vision_params=60_000, features_per_frame=16)
 DOMAIN = Domain((20_000, 120_000, 700_000), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 9, 16))
@@ -194,11 +198,35 @@ def test_laws_are_taken_up_and_what_the_runs_do_not_support_is_said(made, tmp_pa
     assert "ynthetic" not in page
 
 
+def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
+    points = STAR[:6]
+    rows = [{name: getattr(p, name) for name in HEADER.split(",")[:-2]} for p in points]
+    asked = [Job(f"{p.run_id}/evaluate", "evaluate") for p in points]
+    store = Store.create(tmp_path / "star", "star", asked, rows)
+    for i, job in enumerate(asked[:-1]):
+        result = {"scores": {"acc": 50 + i / 7, "vqa": 0.25}}
+        store.end(store.claim(job.id), journal.DONE, result=result)
+    store.end(store.claim(asked[-1].id), journal.FAILED, error="\x1b[2J<b>no luck</b>")
+    out = tmp_path / "out"
+    report(store.path, "--out", out, *QUICK, *EQUATION, "--appendix", "none", "--metric", "acc")
+    told, page = capsys.readouterr(), (out / "report.html").read_text()
+    assert "star: 5 runs, 1 metrics" in page
+    assert f"1 scores are missing, the first is {asked[-1].id}: " in page
+    assert "<b>no luck</b>" not in page
+    assert "&lt;b&gt;no luck&lt;/b&gt;" in page
+    assert f"missing: {asked[-1].id}: �[2J<b>no luck</b>\n" in told.err
+    assert "\x1b" not in told.err
+    write_runs(tmp_path / "all.csv", collect(store, store.states()).rows)
+    lines = [s for s in (tmp_path / "all.csv").read_text().splitlines() if ",acc," in s]
+    assert (out / "runs.csv").read_text().splitlines() == [HEADER, *lines]
+
+
 @pytest.mark.parametrize(
     ("change", "words", "message"),
     [
         (None, (), "nowhere.csv: no such file"),
-        ("folder", (), "a folder without runs.csv or runs.parquet; for a sweep's folder, python"),
+        ("store", (), "star: no run has a score yet"),
+        ("folder", (), "a folder with neither a sweep's store nor runs.csv or runs.parquet"),
         (lambda t: t.replace("num_frames,", "frames,", 1), (), "no column 'num_frames' (the near"),
         (lambda t: HEADER + "\n", (), "no runs; at least one row is needed"),
         (lambda t: re.sub(r",[\d.]+\n", ",\n", t), (), "no runs; at least one row is needed"),
@@ -216,7 +244,9 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, capsys, chan
     if callable(change):
         runs.write_text(change(runs.read_text()))
     (tmp_path / "empty").mkdir()
-    first = {None: tmp_path / "nowhere.csv", "folder": tmp_path / "empty"}.get(change, runs)
+    Store.create(tmp_path / "star", "star", [])
+    others = {None: "nowhere.csv", "folder": "empty", "store": "star"}
+    first = tmp_path / others[change] if change in others else runs
     with pytest.raises(SystemExit) as ended:
         die_in_one_line(lambda: report(first, *words, "--out", tmp_path / "out"))
     shown = capsys.readouterr().err

@@ -11,6 +11,7 @@ import pytest
 
 from configs.sweeps import mini, star
 from fitting.runs import read_runs
+from tools import sweep as command
 from vvlm_jax.sweep import jobs, journal
 
 STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"

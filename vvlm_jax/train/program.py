@@ -17,24 +17,23 @@ from vvlm_jax.weights.sources import is_foreign, load_part
 
 
 def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
-    """Random parameters with the parts named by `config.init` loaded over them, sharded from
+    """Parameters, those of parts named by `config.init` loaded and the others random, sharded from
     birth. A part comes from a finished model, a Hugging Face directory or a big_vision `.npz`.
     """
     shardings = state_shardings(model, config.optim, mesh)
     by_part = optim.merge(shardings.trainable, shardings.frozen)
-    init = jax.jit(functools.partial(vlm.init, model), out_shardings=by_part)
-    params = init(jax.random.key(config.seed))
+    like = jax.tree.map(_struct, vlm.shapes(model), by_part)
+    for part, _ in config.init:
+        if part not in like:
+            raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, like)}")
+    params = _random(model, config.seed, by_part, [part for part, _ in config.init])
     if config.init:
         from vvlm_jax.train import model_dir  # and with it readers of data, which a step needs not
     for part, folder in config.init:
-        if part not in params:
-            raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, params)}")
-        like = {part: jax.tree.map(_struct, params[part])}
-        params[part] = None  # makes room for what is loaded in its place
         params[part] = (
             load_part(folder, part, like[part])
             if is_foreign(folder)
-            else model_dir.load_params(folder, like)[part]
+            else model_dir.load_params(folder, {part: like[part]})[part]
         )
     trainable, frozen = optim.split(params, config.optim)
     tx = optim.make(config.optim, trainable)
@@ -42,8 +41,23 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     return jax.device_put(first_state(trainable, frozen, opt_state), shardings)
 
 
-def _struct(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+def _random(model: vlm.VLM, seed: int, by_part: dict, without) -> dict:
+    """Random parameters of all parts but some: those would take memory, and half of the time that
+    it takes to compile a small model, to be thrown away.
+    """
+    places = {part: place for part, place in by_part.items() if part not in without}
+    if not places:
+        return {}
+
+    def init(key):
+        params = vlm.init(model, key)
+        return {part: params[part] for part in places}
+
+    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
+
+
+def _struct(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
 
 
 def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
