@@ -133,13 +133,14 @@ class Judge:
 
         Raises ConfigError when the key is missing, JudgeError before anything is sent when the
         requests could cost more than the limit, and later when the endpoint refuses them all, a
-        request has failed `tries` times, or the limit is reached.
+        request has failed `tries` times, or the limit is reached. What the endpoint refuses is not
+        kept.
         """
         bodies = [self._body(messages) for messages in requests]
         names = [self._name(body) for body in bodies]
         missing = {n: b for n, b in zip(names, bodies, strict=True) if n not in self._kept}
         refused = self._fetch_all(missing, title) if missing else {}
-        if refused and len(refused) == len(missing):
+        if refused and len(refused) == len(set(names)):
             raise JudgeError(f"judge at {self._endpoint.shown}: {next(iter(refused.values()))}")
         return [
             Reply("", refused[name]) if name in refused else Reply(self._kept[name])

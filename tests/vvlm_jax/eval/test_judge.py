@@ -278,8 +278,9 @@ def test_a_request_that_the_endpoint_refuses_is_told_apart(judge, tmp_path):
     assert [r.text for r in replies] == [GOOD, "", GOOD]
     assert [r.refused for r in replies] == ["", "answers 400: repetitive patterns", ""]
     assert len(kept(tmp_path)) == 2
+    assert ask.ask(ASKED[:3]) == replies  # the same command can be run again
     with pytest.raises(JudgeError, match="400: repetitive patterns"):
-        ask.ask(ASKED[:3])  # all that is missing is refused
+        ask.ask(ASKED[1:2])  # nothing works
 
 
 def test_nobody_there_is_one_line(tmp_path):
