@@ -124,12 +124,14 @@ def _evaluate(task: paper.Task, lm, relay: Relay, judge: Judge | None, args, out
     """{score, parts, questions, unreadable, ungraded}; kept in out, beside the samples."""
     from vvlm_jax.eval import lmms
 
+    # Some tasks draw a letter where they find none: one after the other they draw the same again.
+    workers = args.judge_at.concurrency if task.judged else 1
+
     def run():
         relay.restart()
         return lmms.evaluate(
-            lm, task.asked, task.tasks, out / task.name, args.task_files, args.limit,
-            args.judge_at.concurrency,
-        )  # fmt: skip
+            lm, task.asked, task.tasks, out / task.name, args.task_files, args.limit, workers
+        )
 
     results, samples = run()
     if relay.missing:
