@@ -41,7 +41,7 @@ test-light: $(VENV)/.ready-tests  ## like test-quick, without the comparisons wi
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
 	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu $(ARGS)
 
-test-lmms: $(VENV)-lmms/.ready-lmms  ## run LMMs-Eval end to end, in an environment of its own (2 GB)
+test-lmms: $(VENV)-lmms/.ready-lmms  ## run LMMs-Eval end to end, in an environment of its own (3 GB)
 	$(VENV)-lmms/bin/python -m pytest tests/lmms $(ARGS)
 
 lint: $(VENV)/.ready-tests  ## check style and format
@@ -107,8 +107,10 @@ $(VENV)/.ready-tpu: tests/requirements-tpu.txt $(VENV)/.ready-tests
 	@$(PY) -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/tpu -r $<
 	@touch $@
 
-# Apart, as LMMs-Eval wants an older PyAV, and brings much that nothing here needs.
+# Apart, as LMMs-Eval wants an older PyAV, and brings much that nothing here needs. So is torchvision,
+# which is broken where it is of another build (CPU, CUDA) than PyTorch.
 $(VENV)-lmms/.ready-lmms: tests/requirements-lmms.txt $(VENV)/.ready
 	@$(PY) -m venv $(VENV)-lmms
 	@$(VENV)-lmms/bin/python -m pip install $(QUIET) -r $< -e .
+	@$(VENV)-lmms/bin/python -m pip uninstall $(QUIET) --yes torchvision
 	@touch $@

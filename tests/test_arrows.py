@@ -60,7 +60,7 @@ NARROWER = {
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")
 ONLY_IN = {
     "jaxopt": "fitting.solve",
-    "lmms_eval": "vvlm_jax.eval.lmms",
+    "lmms_eval": "vvlm_jax.eval.lmms vvlm_jax.eval.lmms_entry",
     "submitit": "vvlm_jax.sweep.slurm",
     "torch": "tools.bench.torch_train tools.bench.bench_model",  # what they measure against
 }

@@ -1,15 +1,20 @@
-"""Answer and score a local question file with a trained model.
+"""Score a trained model: on a local question file, or on the paper's eight benchmarks.
 
 Example:
     python -m tools.evaluate --model runs/finetune --questions data/val.jsonl --media-root data
     python -m tools.evaluate --model runs/finetune --questions data/val.jsonl --likelihood --judge
+    python -m tools.evaluate --model runs/finetune --tasks paper --out eval --runs runs.csv
 
 A question is a JSON line with id, task, video, question and answer (or references, several answers
 that are right). Multiple choice has options too, and then the answer is a letter. A video is a file
-or a folder of frames. Interrupted, the same command continues.
+or a folder of frames. With --judge a language model grades the replies to open questions.
 
-With --judge a language model grades the replies to open questions; its key is read from the
-environment variable OPENAI_API_KEY. What it has said is kept: asked again, it costs nothing.
+--tasks runs LMMs-Eval (VDC AQA VCG LVB PT MV VMME NQA, its own names for them, or `paper` for all),
+which has to be installed; it reads questions and videos where HF_HOME says. Three of the eight are
+always judged. For every task there is a score of 0-100, and a row in the table of runs.
+
+Interrupted, the same command continues. The judge's key is read from the environment variable
+OPENAI_API_KEY. What the judge has said is kept: asked again, it costs nothing.
 """
 
 import dataclasses
@@ -20,6 +25,7 @@ from pathlib import Path
 import tyro
 
 from tools._shared import die_in_one_line
+from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.judge import JudgeConfig
 
 
@@ -29,28 +35,53 @@ class Args:
 
     model: Path
     """Folder of a finished training stage."""
-    questions: Path
+    questions: Path | None = None
     """JSONL file of questions."""
+    tasks: tuple[str, ...] = ()
+    """Benchmarks, instead of a question file."""
     media_root: Path | None = None
     """Folder that video paths are relative to; the question file's folder by default."""
     out: Path | None = None
-    """Folder for predictions.jsonl, verdicts.jsonl and scores.json; MODEL/eval-NAME by default."""
-    max_new_tokens: int = 16
-    """Longest reply."""
+    """Folder for replies and scores; MODEL/eval-NAME by default, MODEL/eval-paper for tasks."""
+    max_new_tokens: int | None = None
+    """Longest reply; 16 by default, 1024 in benchmarks that set none."""
     max_unreadable: float = 0.01
-    """Share of videos that may be unreadable (counted, left out) before it stops."""
+    """Share of videos that may be unreadable before it stops. They are counted, and left out; in
+    benchmarks their questions have an empty reply.
+    """
     likelihood: bool = False
-    """Score multiple choice by the likeliest letter, too."""
+    """Score multiple choice by the likeliest letter, too (question file)."""
     judge: bool = False
-    """Have replies to open questions graded."""
+    """Have replies to open questions graded (question file)."""
     judge_cache: Path | None = None
     """Folder of what the judge has said; OUT/judge by default."""
     judge_at: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     """Which judge."""
+    runs: Path | None = None
+    """Table of runs (CSV) that gets a row a benchmark; OUT/runs.csv by default."""
+    run_id: str | None = None
+    """The model's name there; the name of its folder by default."""
+    num_examples: int | None = None
+    """How many examples the model was trained on, where its config.json does not tell."""
+    limit: int | None = None
+    """First questions of each benchmark, for a try."""
+    task_files: Path | None = None
+    """Folder of LMMs-Eval task files to read instead of the installed ones."""
 
 
 def main(args: Args) -> None:
-    """Prints a line a task and metric, and writes predictions, verdicts and scores."""
+    """Prints a line a task and metric, and writes replies and scores."""
+    if bool(args.tasks) == bool(args.questions):
+        raise ConfigError("give a question file (--questions FILE) or benchmarks (--tasks paper)")
+    if args.tasks:
+        from tools import _evaluate_paper
+
+        _evaluate_paper.evaluate(args)
+    else:
+        _evaluate_questions(args)
+
+
+def _evaluate_questions(args: Args) -> None:
     from vvlm_jax.eval import runner, scores
     from vvlm_jax.eval.judge import Judge
 
@@ -108,7 +139,7 @@ def _answer(args: Args, questions, out: Path):
         config.model,
         data,
         identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}",
-        max_new_tokens=args.max_new_tokens,
+        max_new_tokens=16 if args.max_new_tokens is None else args.max_new_tokens,
         likelihood=args.likelihood,
     )
 

@@ -1,5 +1,5 @@
-"""Miniatures of four benchmarks in the layout that LMMs-Eval gives them, with the same questions
-for the native runner.
+"""Miniatures of the eight benchmarks in the layout that LMMs-Eval gives them; of four of them with
+the same questions for the native runner.
 
 LMMs-Eval's own task files are included; only where the questions lie is changed, as the published
 sets cannot be fetched here.
@@ -10,9 +10,11 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from vvlm_jax.data.video import write_video
+from vvlm_jax.eval import paper
 
 LETTER = "Answer with the option's letter from the given choices directly."
 VIDEOMME = (
@@ -118,6 +120,105 @@ def _columns(task: str, i: int, q: dict) -> dict:
         video_name=stem.removeprefix("v_"), question=q["question"], answer=q["answer"],
         question_id=q["id"], type=str(i),
     )  # fmt: skip
+
+
+def write_paper(folder: Path, installed: Path, count: int = 4) -> Path:
+    """Writes `count` questions of each of the eight benchmarks (one of each of MVBench's subtasks),
+    videos under folder/hf, and their task files by their own names; the folder of these.
+    """
+    hf, tasks = folder / "hf", folder / "tasks"
+    tasks.mkdir(parents=True)
+    named = _task_files(installed / "tasks")
+    for part in (part for task in paper.TASKS for part in task.tasks):
+        subtask = part.removeprefix("mvbench_")
+        rows, split = [], yaml.safe_load(_plain(named[part]))["test_split"]
+        for i in range(count if subtask == part else 1):
+            video, row = _paper_row(part, subtask, i)
+            _write_video(hf / video, i // 2)
+            rows.append(json.dumps(row) + "\n")
+        (tasks / f"{part}.jsonl").write_text("".join(rows))
+        (tasks / f"{part}.yaml").write_text(
+            f"include: {named[part]}\ndataset_path: json\ndataset_name: null\n"
+            f"dataset_kwargs:\n  data_files:\n    {split}: {tasks / part}.jsonl\n"
+            f"task: {part}\ngeneration_kwargs:\n  max_new_tokens: 2\n"
+        )
+    for task in paper.TASKS:
+        if len(task.tasks) > 1:
+            parts = "".join(f"  - {part}\n" for part in task.tasks)
+            (tasks / f"{task.asked}.yaml").write_text(f"group: {task.asked}\ntask:\n{parts}")
+    return tasks
+
+
+def _task_files(folder: Path) -> dict[str, Path]:
+    """LMMs-Eval's own file of each task that the paper has."""
+    rooms = (
+        "video_detail_description", "activitynetqa", "videochatgpt", "longvideobench",
+        "perceptiontest/val", "mvbench", "videomme", "nextqa",
+    )  # fmt: skip
+    files = [file for room in rooms for file in sorted((folder / room).glob("*.yaml"))]
+    return {str(yaml.safe_load(_plain(file)).get("task")): file for file in files}
+
+
+def _plain(file: Path) -> str:
+    return "".join(line for line in file.open() if "!function" not in line)
+
+
+MVBENCH_VIDEOS = {
+    "star/Charades_segment": ("object_interaction", "action_sequence", "action_prediction"),
+    "sta/sta_video_segment": ("action_localization",),
+    "clevrer/video_validation": (
+        "moving_count", "moving_direction", "moving_attribute", "counterfactual_inference",
+        "object_existence",
+    ),
+    "nturgbd_convert": ("fine_grained_pose",),
+    "perception/videos": ("character_order", "object_shuffle", "state_change", "action_count"),
+    "vlnqa": ("egocentric_navigation",),
+    "tvqa/video_fps3_hq_segment": ("episodic_reasoning",),
+    "Moments_in_Time_Raw/videos": ("fine_grained_action",),
+    "scene_qa/video": ("scene_transition",),
+    "ssv2_video_mp4": ("action_antonym",),
+    "FunQA_test/test": ("unexpected_action",),
+}  # fmt: skip
+
+
+def _paper_row(part: str, subtask: str, i: int) -> tuple[str, dict]:
+    """(video under HF_HOME, columns) of a part's question i; two questions a video."""
+    stem, question = f"v{i // 2}", f"what is number {i}"
+    options, answer = [f"thing {i}{letter}" for letter in "abcde"], "ABC"[i % 3]
+    if subtask != part:
+        name = stem if subtask == "episodic_reasoning" else f"{stem}.mp4"
+        room = next(room for room, subtasks in MVBENCH_VIDEOS.items() if subtask in subtasks)
+        right = options["ABC".index(answer)]
+        row = dict(video=name, question=question, candidates=options[:4], answer=right)
+        return f"mvbench_video/{room}/{name}", row
+    if part == "activitynetqa":
+        row = dict(video_name=stem, question=f"{part} {question}", answer=f"thing {i}")
+        return f"activitynetqa/all_test/v_{stem}.mp4", row | dict(question_id=str(i), type="1")
+    if part == "videochatgpt_consistency":
+        asked = [f"videochatgpt {question}", "None"]
+        first, second = asked if i % 2 == 0 else asked[::-1]
+        row = dict(video_name=stem, question_1=first, question_2=second, answer=f"thing {i // 2}")
+        return f"videochatgpt/Test_Videos/{stem}.mp4", row
+    if part.startswith(("video_dc", "videochatgpt")):
+        row = dict(video_name=stem, question=f"{part} {question}", answer=f"thing {i}")
+        return f"videochatgpt/Test_Videos/{stem}.mp4", row
+    if part == "longvideobench_val_v":
+        row = {f"option{n}": text for n, text in enumerate([*options[:4], "N/A"])}
+        row |= dict(id=str(i), video_path=f"{stem}.mp4", question=question)
+        row |= dict(correct_choice="ABC".index(answer), duration_group=15, question_category="S2E")
+        return f"datasets/longvideobench/videos/{stem}.mp4", row
+    if part == "perceptiontest_val_mc":
+        row = dict(video_name=stem, question=question, options=options[:3])
+        return f"perceptiontest_val/videos/{stem}.mp4", row | dict(answer_id="ABC".index(answer))
+    if part == "nextqa_mc_test":
+        row = dict(video=stem, question=question, answer="ABC".index(answer))
+        return f"nextqa/NExTVideo/{stem}.mp4", row | {f"a{n}": o for n, o in enumerate(options)}
+    row = dict(
+        videoID=stem, question_id=str(i), question=question, answer=answer, duration="short",
+        domain="Knowledge", sub_category="Astronomy", task_type="Counting Problem",
+        options=[f"{a}. {o}" for a, o in zip("ABCD", options, strict=False)],
+    )  # fmt: skip
+    return f"videomme/data/{stem}.mp4", row
 
 
 def _write_video(path: Path, seed: int) -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -55,8 +57,13 @@ def test_replies_are_the_models_in_the_order_of_the_requests(adapter, vlm):
     expected = vlm.generate(
         [CLIP, OTHER, CLIP, CLIP], ["Who?", "What?", "Why?", "What?"], max_tokens=4
     )
-    assert adapter().generate_until(REQUESTS) == expected
+    assert adapter().generate_until(REQUESTS) == [reply.strip() for reply in expected]
     assert len(set(expected)) > 2
+
+
+def test_space_around_a_reply_is_cut(adapter, monkeypatch):
+    monkeypatch.setattr(VideoVLM, "generate", lambda s, v, p, **o: [" A\n"] * len(p))
+    assert adapter().generate_until(REQUESTS[:2]) == ["A", "A"]
 
 
 def test_a_video_is_read_once_for_its_questions(adapter, vlm, monkeypatch):
@@ -141,7 +148,7 @@ def test_a_likelihood_is_a_mean_loss(adapter, vlm):
     )
     [[a, bee]] = vlm.loglikelihoods(CLIP, "Who?", [["A", "Bee"]])
     [[other]] = vlm.loglikelihoods(OTHER, "Who?", [["Bee"]])
-    [[alone]] = vlm.loglikelihoods(None, " ", [["Bee"]])
+    [[alone]] = vlm.loglikelihoods(None, "?", [["Bee"]])
     for (loss, greedy), value in zip(found, [a, other, bee, alone], strict=True):
         assert loss == pytest.approx(-value.logprob / value.num_tokens, rel=1e-4)
         assert greedy == value.greedy
@@ -177,9 +184,11 @@ def test_options_of_the_command_line_are_read_and_wrong_ones_named(model_folder)
         VvlmJax.create_from_arg_string("", extra)
 
 
-def test_lmms_eval_finds_it_by_name():
-    from lmms_eval.models import get_model
-
-    from vvlm_jax.eval.lmms import VvlmJax
-
-    assert get_model("vvlm_jax") is VvlmJax
+@pytest.mark.parametrize("first", ["lmms_eval.models", "vvlm_jax.eval.lmms"])
+def test_lmms_eval_finds_it_by_name(first):
+    code = (
+        f"import {first}; from lmms_eval.models import get_model; "
+        "print(get_model('vvlm_jax').__module__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[-1:] == ["vvlm_jax.eval.lmms"], done.stderr[-2000:]

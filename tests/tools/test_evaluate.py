@@ -29,7 +29,7 @@ def args(model_folder, tmp_path, monkeypatch):
     def make(url=None, **options):
         at = JudgeConfig(url, per_minute=6e4, tries=1) if url else JudgeConfig()
         return Args(
-            model_folder, tmp_path / "q.jsonl", VIDEOS, tmp_path / "out",
+            model_folder, tmp_path / "q.jsonl", media_root=VIDEOS, out=tmp_path / "out",
             max_new_tokens=4, judge=url is not None, judge_at=at, **options,
         )  # fmt: skip
 

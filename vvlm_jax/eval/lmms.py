@@ -1,4 +1,4 @@
-"""vvlm_jax as a model of LMMs-Eval 0.7; the only file that imports it.
+"""vvlm_jax as a model of LMMs-Eval 0.7.
 
 By name, through the entry point in group `lmms_eval.models`:
 
@@ -9,27 +9,25 @@ or as an instance: `simple_evaluate(model=VvlmJax(vlm), tasks=[…])`.
 Frames and tokens a frame are those of training unless told. What the LLaVA adapters do is done
 here: the video stands before the question, decoding is greedy unless a task samples, a reply may
 have 1024 tokens where the task sets no length, and a task's `until` is not looked at (LMMs-Eval's
-default, an empty line, would cut captions after their first paragraph).
+default, an empty line, would cut captions after their first paragraph), and space around it is cut.
 """
 
 import hashlib
+import importlib.metadata
 import json
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.train.metrics import JsonlWriter, Progress
-
-
-def manifest() -> ModelManifest:
-    """What the entry point gives LMMs-Eval."""
-    return ModelManifest("vvlm_jax", simple_class_path=f"{__name__}.VvlmJax")
 
 
 class VvlmJax(lmms):
@@ -50,6 +48,8 @@ class VvlmJax(lmms):
     """
 
     is_simple = True
+    name = "vvlm_jax"
+    """By which task files know models; none has a prompt of its own for this one."""
 
     def __init__(
         self,
@@ -81,9 +81,12 @@ class VvlmJax(lmms):
         self.size = dict(num_frames=num_frames, tokens_per_frame=tokens_per_frame)
         self.max_new_tokens, self.max_unreadable = max_new_tokens, max_unreadable
         self.replies = Path(replies) if replies else None
-        self._images = tempfile.TemporaryDirectory(prefix="vvlm_jax-images-")
+        self._images = Path(tempfile.mkdtemp(prefix="vvlm_jax-images-"))
+        weakref.finalize(self, shutil.rmtree, self._images, ignore_errors=True)
         self.unreadable: dict[str, str] = {}
         """Videos that could not be read, and why."""
+        self.unanswered: set[tuple] = set()
+        """(task, number) of the questions about them."""
 
     def generate_until(self, requests) -> list[str]:
         """A reply to each request, in order."""
@@ -113,7 +116,8 @@ class VvlmJax(lmms):
         """(loss, whether greedy decoding writes it) of each request's continuation, in order.
 
         The loss is the mean over tokens of −log p: in LMMs-Eval a smaller number is better, as its
-        `multiple_choice` tasks take the smallest, whatever its base class says.
+        `multiple_choice` tasks take the smallest, whatever its base class says. An empty context
+        is asked as a question mark, as no chat has an empty turn.
         """
         groups: dict[tuple, list] = {}
         for i, request in enumerate(requests):
@@ -130,7 +134,7 @@ class VvlmJax(lmms):
             keys = order[start : start + self.batch_size]
             likely = self.vlm.loglikelihoods(
                 [list(paths) or None for paths, _ in keys],
-                [context or " " for _, context in keys],
+                [context if context.strip() else "?" for _, context in keys],
                 [[text for _, text in groups[key]] for key in keys],
                 batch_size=self.batch_size,
                 **self.size,
@@ -161,7 +165,10 @@ class VvlmJax(lmms):
 
     def _paths(self, visuals: Callable | Sequence | None, doc) -> list[str]:
         """Files of a question's media; images in memory are written to files."""
-        media = visuals(doc) if callable(visuals) else visuals
+        try:
+            media = visuals(doc) if callable(visuals) else visuals
+        except SystemExit as e:  # so tasks leave when a file is not there
+            raise VideoError(str(e)) from None
         return [self._path(medium) for medium in media or ()]
 
     def _path(self, medium) -> str:
@@ -169,7 +176,7 @@ class VvlmJax(lmms):
             return str(medium)
         pixels = medium.convert("RGB")
         name = hashlib.sha256(repr(pixels.size).encode() + pixels.tobytes()).hexdigest()
-        path = Path(self._images.name) / f"{name}.png"
+        path = self._images / f"{name}.png"
         if not path.exists():
             pixels.save(path)
         return str(path)
@@ -189,6 +196,7 @@ class VvlmJax(lmms):
                 for row, reply in zip(batch, replies, strict=True):
                     if reply is None:
                         broken += 1
+                        self.unanswered.add((row["task"], row["doc_id"]))
                         continue
                     done[row["name"]] = reply
                     if writer:
@@ -219,17 +227,75 @@ class VvlmJax(lmms):
 
     def _generate(self, batch):
         try:
-            return self.vlm.generate(
+            replies = self.vlm.generate(
                 [row["media"] or None for row in batch],
                 [row["context"] for row in batch],
                 batch_size=self.batch_size,
                 **batch[0]["options"],
                 **self.size,
             )
+            return [reply.strip() for reply in replies]
         except VideoError as e:
             if len(batch) == 1:
                 self.unreadable[batch[0]["media"][0]] = str(e)
             raise
+
+
+def evaluate(
+    lm: VvlmJax,
+    asked: str,
+    parts: Sequence[str],
+    out: Path,
+    task_files: Path | None = None,
+    limit: int | None = None,
+    workers: int = 4,
+) -> tuple[dict, dict[str, list[dict]]]:
+    """Evaluates one of LMMs-Eval's tasks, or a group: (its `results`, {task: its samples}).
+
+    Args:
+      asked: name of the task or group.
+      parts: names of the tasks it consists of, itself or the group's.
+      out: folder in which some tasks leave files of their own.
+      task_files: folder of task files that are read instead of the installed ones.
+      limit: questions a part, at most.
+      workers: questions scored at a time.
+
+    Raises ConfigError when the task or its questions cannot be loaded, and what `lm` raises.
+    """
+    from lmms_eval.evaluator import simple_evaluate
+    from lmms_eval.tasks import TaskManager
+
+    tasks = TaskManager(
+        "WARNING", str(task_files) if task_files else None, task_files is None, lm.name
+    )
+    if unknown := {asked, *parts} - set(tasks.all_tasks):
+        raise ConfigError(f"{asked}: LMMs-Eval has no task file for {', '.join(sorted(unknown))}")
+    lm.task_dict = {}
+    try:
+        found = simple_evaluate(
+            lm,
+            tasks=[asked],
+            task_manager=tasks,
+            batch_size=lm.batch_size,
+            bootstrap_iters=0,
+            limit=limit,
+            process_docs_parallel=workers,
+            # As its command line passes them; videochatgpt writes below `output_path`.
+            cli_args=SimpleNamespace(output_path=str(out), process_with_media=False),
+        )
+    except Exception as e:
+        if set(parts) <= set(lm.task_dict):
+            raise
+        raise ConfigError(
+            f"{asked}: LMMs-Eval cannot load its questions, which come from the Hugging Face hub "
+            f"or HF_HOME ({type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''})"
+        ) from e
+    return found["results"], found["samples"]
+
+
+def version() -> str:
+    """LMMs-Eval's."""
+    return importlib.metadata.version("lmms_eval")
 
 
 class _Rounds:

@@ -1,8 +1,10 @@
 """The paper's eight tasks (Table 5): what LMMs-Eval calls them, and how its numbers become scores.
 
 Every score is 0–100: a judge's 0–5 times 20 (VideoChatGPT: the mean of its five), a share times
-100, and of MVBench the mean of its twenty subtasks, which LMMs-Eval does not take by itself.
-`Metrics/Avg` is the mean of the eight.
+100, and of MVBench the mean of its twenty subtasks, which LMMs-Eval does not take by itself. `avg`
+(the paper's Metrics/Avg) is the mean of the eight.
+
+What a judge gave no grade for LMMs-Eval counts as 0. Here it is left out of the mean.
 """
 
 from collections.abc import Iterable, Mapping
@@ -42,13 +44,36 @@ class Task:
     judged: bool = False
     """Whether a judge is asked."""
 
-    def score(self, results: Mapping[str, Mapping]) -> float:
-        """0–100, from the `results` of an evaluation. ValueError names what is not among them, or
-        is no number of its range.
-        """
-        return float(np.mean([self._part(results, *part) for part in self.parts]))
+    @property
+    def tasks(self) -> list[str]:
+        """LMMs-Eval's tasks that it consists of."""
+        return list(dict.fromkeys(task for task, _ in self.parts))
 
-    def _part(self, results, task: str, metric: str) -> float:
+    def score(
+        self,
+        results: Mapping[str, Mapping],
+        asked: Mapping[str, int] | None = None,
+        ungraded: Mapping[str, int] | None = None,
+    ) -> float:
+        """0–100, from the `results` of an evaluation.
+
+        Args:
+          asked, ungraded: by metric, how many grades a judge was asked for, and how many of them it
+            did not give.
+
+        ValueError names what is not among the results, is no number of its range, or has no grade.
+        """
+        asked, ungraded = asked or {}, ungraded or {}
+        return float(
+            np.mean(
+                [
+                    self._part(results, *part, asked.get(part[1], 0), ungraded.get(part[1], 0))
+                    for part in self.parts
+                ]
+            )
+        )
+
+    def _part(self, results, task: str, metric: str, asked: int, ungraded: int) -> float:
         key = f"{metric},none"
         try:
             value = self.scale * float(results[task][key])
@@ -56,6 +81,11 @@ class Task:
             raise ValueError(
                 f"{self.name}: LMMs-Eval gave no number for {task}, {metric}"
             ) from None
+        if ungraded:
+            if ungraded == asked:
+                raise ValueError(f"{self.name}: the judge gave no grade for {task}, {metric}")
+            if metric != "gpt_eval_accuracy":  # which leaves them out by itself
+                value *= asked / (asked - ungraded)
         if not -1e-9 <= value <= 100 + 1e-9:
             raise ValueError(
                 f"{self.name}: {task}, {metric} × {self.scale:g} is {value:g}, not 0–100"
@@ -93,9 +123,8 @@ def choose(names: Iterable[str]) -> list[Task]:
     return [t for t in TASKS if t.name in chosen]
 
 
-def table(results: Mapping[str, Mapping], tasks: Iterable[Task] = TASKS) -> dict[str, float]:
-    """{abbreviation: score}, and `Metrics/Avg`, the mean, when all eight are among the tasks."""
-    scores = {task.name: task.score(results) for task in tasks}
-    if len(scores) == len(TASKS):
-        scores["Metrics/Avg"] = float(np.mean(list(scores.values())))
-    return scores
+def average(scores: Mapping[str, float]) -> dict[str, float]:
+    """The scores with `avg`, their mean, when all eight are among them."""
+    if set(scores) != {task.name for task in TASKS}:
+        return dict(scores)
+    return {**scores, "avg": float(np.mean(list(scores.values())))}

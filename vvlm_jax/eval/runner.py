@@ -138,7 +138,7 @@ def evaluate(
     if max_new_tokens < 1:
         raise ConfigError(f"max_new_tokens = {max_new_tokens}: must be at least 1")
     predictions_file = Path(predictions_file)
-    _claim_predictions(
+    claim(
         predictions_file,
         {
             "model": identity,
@@ -199,8 +199,11 @@ def _prediction(q: dict, reply: str, **more) -> dict:
     return dict(id=q["id"], task=q["task"], reply=reply, answer=answer, correct=correct, **more)
 
 
-def _claim_predictions(file: Path, asked: dict) -> None:
-    """Writes what is asked beside the predictions, or checks that it is what was asked before."""
+def claim(file: Path, asked: dict) -> None:
+    """Writes what is asked beside the predictions, or checks that it is what was asked before.
+
+    Raises ConfigError when it is not, and there are predictions.
+    """
     note = file.with_name("asked.json")
     if file.is_file() and note.is_file():
         earlier = json.loads(note.read_text())

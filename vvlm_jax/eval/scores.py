@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.eval.judge import Judge, Verdict, grading, parse_verdict
+from vvlm_jax.eval.grading import Verdict, grading, parse_verdict
+from vvlm_jax.eval.judge import Judge
 from vvlm_jax.eval.runner import answers
 
 _Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations

@@ -3,19 +3,14 @@ import email.utils
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.vvlm_jax.eval.judge_server import completion, reply_of_model, serving
 from vvlm_jax.config import ConfigError
-from vvlm_jax.eval.judge import (
-    Judge,
-    JudgeConfig,
-    JudgeError,
-    Verdict,
-    grading,
-    parse_verdict,
-)
+from vvlm_jax.eval.grading import grading
+from vvlm_jax.eval.judge import Judge, JudgeConfig, JudgeError
 
 KEY = "sk-test-0123456789"
 GOOD = '{"correct": "yes", "score": 5}'
@@ -101,7 +96,50 @@ def test_requests_keep_their_distance(judge):
     assert times[-1] - times[0] > 0.9 * 5 * 0.05
 
 
+def test_many_may_ask_at_once(judge, tmp_path):
+    """They share the slots, the rate and the limit, and equal requests are made once."""
+    wait = threading.Event()
+
+    def slow(body, number):
+        wait.wait(0.05)
+        return reply_of_model(body)
+
+    ask, server = judge(slow, concurrency=3)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(lambda i: ask.ask(ASKED[i % 4 : i % 4 + 6]), range(12)))
+    assert [[r.text for r in of] for of in found] == [
+        [f"reply {i % 4 + j}" for j in range(6)] for i in range(12)
+    ]
+    assert len(server.seen) == len(kept(tmp_path)) == 9
+    assert server.busiest == 3
+    assert ask.plan(ASKED).spent_usd == pytest.approx(9 * 120e-6)
+
+
+def test_many_keep_the_rate_and_the_limit(judge):
+    ask, server = judge(
+        lambda body, number: (200, {}, completion(GOOD, usage=(10**6, 0))),  # a dollar each
+        limit_usd=2.5, concurrency=1, per_minute=1200.0,
+    )  # fmt: skip
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(ask.ask, [message]) for message in ASKED[:6]]
+    errors = [future.exception() for future in futures]
+    assert len(server.seen) == 3
+    assert sum(isinstance(e, JudgeError) for e in errors) == 3
+    times = [seen[0] for seen in server.seen]
+    assert times[-1] - times[0] > 0.9 * 2 * 0.05
+
+
 # What is kept.
+
+
+def test_a_key_that_was_read_outlives_its_variable(judge, monkeypatch):
+    ask, server = judge()
+    ask.require_key()
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-of-another")
+    ask.ask(ASKED[:1])
+    assert server.seen[0][2]["Authorization"] == f"Bearer {KEY}"
+    assert (ask.kept(ASKED[0]), ask.kept(ASKED[1])) == (GOOD, None)
+    assert KEY not in repr(vars(ask))
 
 
 def test_asking_again_asks_nothing_and_needs_no_key(judge, tmp_path, monkeypatch):
@@ -240,8 +278,9 @@ def test_a_request_that_the_endpoint_refuses_is_told_apart(judge, tmp_path):
     assert [r.text for r in replies] == [GOOD, "", GOOD]
     assert [r.refused for r in replies] == ["", "answers 400: repetitive patterns", ""]
     assert len(kept(tmp_path)) == 2
+    assert ask.ask(ASKED[:3]) == replies  # the same command can be run again
     with pytest.raises(JudgeError, match="400: repetitive patterns"):
-        ask.ask(ASKED[:3])  # all that is missing is refused
+        ask.ask(ASKED[1:2])  # nothing works
 
 
 def test_nobody_there_is_one_line(tmp_path):
@@ -387,40 +426,3 @@ def test_the_full_address_may_be_given_and_its_query_is_not_shown(judge):
     with pytest.raises(JudgeError, match=r"/v1/chat/completions: answers 401") as e:
         Judge(config, ask.cache_file.parent).ask(ASKED[:1])
     assert "hidden" not in str(e.value)
-
-
-# Grades.
-
-
-@pytest.mark.parametrize(
-    ("text", "verdict"),
-    [
-        (GOOD, Verdict(True, 5.0)),
-        ("{'pred': 'no', 'score': 0}", Verdict(False, 0.0)),
-        ("{'pred': 'Yes', 'score': 4.8}", Verdict(True, 4.8)),
-        ('```json\n{"correct": "no", "score": 2}\n```', Verdict(False, 2.0)),
-        ('Here you are: {"correct": true, "score": "3"} .', Verdict(True, 3.0)),
-        ('{"correct": "yes", "score": 6}', None),
-        ('{"correct": "yes", "score": -1}', None),
-        ('{"correct": "yes", "score": true}', None),
-        ('{"correct": "yes", "score": NaN}', None),
-        ('{"correct": "yes"}', None),
-        ('{"correct": "perhaps", "score": 3}', None),
-        ('{"correct": "yes", "score": 5', None),
-        ("{'pred': 'yes, 'score': 5}", None),
-        ("yes, 5", None),
-        ("{[1]: 2}", None),
-        ("{1, 2}", None),
-        ("", None),
-        ("{" * 1500 + "}", None),
-    ],
-)
-def test_the_grade_in_a_reply(text, verdict):
-    assert parse_verdict(text) == verdict
-
-
-def test_a_grading_request_holds_question_answers_and_reply():
-    system, user = grading("what ?", ["red", "crimson"], "blue")
-    assert (system["role"], user["role"]) == ("system", "user")
-    for text in ("what ?", "red / crimson", "Model's answer: blue"):
-        assert text in user["content"]

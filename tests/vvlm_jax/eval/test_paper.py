@@ -1,7 +1,7 @@
 import pytest
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.eval.paper import TASKS, choose, table
+from vvlm_jax.eval.paper import TASKS, average, choose
 
 # What LMMs-Eval would write, in its own ranges; the scores below are by hand.
 RESULTS = {
@@ -27,14 +27,31 @@ BY_HAND = {
 }  # fmt: skip
 
 
+def table(results):
+    return average({task.name: task.score(results) for task in TASKS})
+
+
 def test_the_eight_scores_and_their_mean():
     scores = table(RESULTS)
-    assert scores.pop("Metrics/Avg") == pytest.approx(453 / 8)
+    assert scores.pop("avg") == pytest.approx(453 / 8)
     assert scores == {name: pytest.approx(score) for name, score in BY_HAND.items()}
 
 
 def test_there_is_no_mean_of_fewer():
-    assert table(RESULTS, choose(["PT", "videomme"])) == {"PT": 60.0, "VMME": 55.5}
+    assert average({"PT": 60.0, "VMME": 55.5}) == {"PT": 60.0, "VMME": 55.5}
+
+
+def test_what_has_no_grade_is_left_out():
+    vdc, aqa, vcg, *_ = TASKS
+    graded = dict(asked={"gpt_eval_score": 10}, ungraded={"gpt_eval_score": 2})
+    assert vdc.score(RESULTS, **graded) == pytest.approx(50 * 10 / 8)  # its sum over 8
+    metric = "gpt_eval_score_detailed_orientation"
+    detail = dict(asked={m: 10 for _, m in vcg.parts}, ungraded={metric: 5})
+    assert vcg.score(RESULTS, **detail) == pytest.approx((60 + 80 + 80 + 50 + 70) / 5)
+    by_itself = dict(asked={"gpt_eval_accuracy": 10}, ungraded={"gpt_eval_accuracy": 2})
+    assert aqa.score(RESULTS, **by_itself) == 51.0
+    with pytest.raises(ValueError, match="VDC: the judge gave no grade for video_dc499"):
+        vdc.score(RESULTS, asked={"gpt_eval_score": 2}, ungraded={"gpt_eval_score": 2})
 
 
 def test_tasks_are_chosen_by_either_name_in_the_papers_order():

@@ -8,7 +8,8 @@ from scipy import stats
 
 from tests.vvlm_jax.eval.judge_server import reply_of_model, serving
 from vvlm_jax.eval import scores
-from vvlm_jax.eval.judge import Judge, JudgeConfig, Verdict
+from vvlm_jax.eval.grading import Verdict
+from vvlm_jax.eval.judge import Judge, JudgeConfig
 from vvlm_jax.eval.scores import Score, average, interval, measure
 
 # Intervals.

@@ -1,0 +1,79 @@
+"""What a judge is asked about a reply to an open question, and the grade in what it says."""
+
+import ast
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+
+class Verdict(NamedTuple):
+    """A grade."""
+
+    correct: bool
+    score: float
+    """0–5."""
+
+
+_TASK = (
+    "You grade answers to questions about videos. You are given a question, its correct answer, "
+    "and what a model answered; you do not see the video. An answer is correct when it means the "
+    "same as the correct answer: other words and further details do no harm unless they "
+    "contradict it."
+)
+
+
+def grading(question: str, answers: Sequence[str], reply: str) -> list[dict[str, str]]:
+    """Messages that ask whether `reply` means the same as (one of) `answers`."""
+    right = answers[0] if len(answers) == 1 else " / ".join(answers) + "  (any of these)"
+    asked = (
+        f"Question: {question}\nCorrect answer: {right}\nModel's answer: {reply}\n\n"
+        'Reply with a JSON object and nothing else: {"correct": "yes" or "no", "score": N}, where '
+        "N is an integer from 0 (wrong) to 5 (means the same)."
+    )
+    return [{"role": "system", "content": _TASK}, {"role": "user", "content": asked}]
+
+
+def parse_verdict(text: str) -> Verdict | None:
+    """The grade in a reply; None when it holds none.
+
+    JSON and Python dictionaries are read, with or without a code fence or words around them; `pred`
+    (LMMs-Eval's word) is `correct`.
+    """
+    found = _dictionary(text)
+    if found is None:
+        return None
+    said, score = found.get("correct", found.get("pred")), _score(found)
+    said = {True: "yes", False: "no"}[said] if isinstance(said, bool) else said
+    said = said.strip().lower() if isinstance(said, str) else ""
+    return Verdict(said == "yes", score) if said in ("yes", "no") and score is not None else None
+
+
+def parse_score(text: str) -> float | None:
+    """The score, 0–5, in a reply that holds nothing else; None when it holds none."""
+    found = _dictionary(text)
+    return None if found is None else _score(found)
+
+
+def _score(found: dict) -> float | None:
+    score = found.get("score")
+    if isinstance(score, str) and re.fullmatch(r"\s*\d(\.\d+)?\s*", score):
+        score = float(score)
+    if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 5:
+        return None
+    return float(score)
+
+
+def _dictionary(text: str) -> dict | None:
+    start, end = text.find("{"), text.rfind("}")
+    if not 0 <= start < end or end - start > 2000:
+        return None
+    readers: tuple[Callable, ...] = (json.loads, ast.literal_eval)
+    for read in readers:
+        try:
+            found = read(text[start : end + 1])
+        except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+            continue
+        if isinstance(found, dict):
+            return found
+    return None
