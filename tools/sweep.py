@@ -25,7 +25,9 @@ from vvlm_jax.config import ConfigError, choose, nearest, override
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import SweepConfig
 
-_SWEEP = tyro.conf.Positional[Path]
+_SWEEP = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SWEEP")]
+_STORE = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STORE")]
+_NAMES = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
 _SET = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")]
 
 
@@ -84,7 +86,7 @@ class Work:
     its work saved: run it again.
     """
 
-    store: tyro.conf.Positional[Path]
+    store: _STORE
     """Folder of a sweep that was launched."""
     job: tyro.conf.Positional[str | None] = None
     """`RUN/NAME`, as status --jobs lists them."""
@@ -102,7 +104,7 @@ class Status:
     Slurm, the states that it gives the jobs.
     """
 
-    store: tyro.conf.Positional[Path]
+    store: _STORE
     """Folder of a sweep."""
     all: bool = False
     """Show every run of a large sweep, also those that are done or wait."""
@@ -116,9 +118,9 @@ class Status:
 class Retry:
     """Makes failed and cancelled jobs ready again; a launch then does them."""
 
-    store: tyro.conf.Positional[Path]
+    store: _STORE
     """Folder of a sweep."""
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    names: _NAMES = ()
     """Runs or jobs, * for any text; without names all that failed or were cancelled."""
 
 
@@ -126,17 +128,17 @@ class Retry:
 class Cancel:
     """Takes jobs out of a sweep; their workers leave them."""
 
-    store: tyro.conf.Positional[Path]
+    store: _STORE
     """Folder of a sweep."""
-    names: tyro.conf.Positional[tuple[str, ...]]
-    """Runs or jobs, * for any text: '*' is everything that is not done."""
+    names: _NAMES = ()
+    """Runs or jobs, at least one, * for any text: '*' is everything that is not done."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collect:
     """Writes the table of runs, as CSV and Parquet, and lists the scores that are missing."""
 
-    store: tyro.conf.Positional[Path]
+    store: _STORE
     """Folder of a sweep."""
     out: Path | None = None
     """A .csv or .parquet file; by default runs.csv and, where pyarrow is installed, runs.parquet
@@ -328,6 +330,8 @@ def retry(args: Retry) -> None:
 
 def cancel(args: Cancel) -> None:
     """Cancels jobs that are not done."""
+    if not args.names:
+        raise ConfigError("cancel: name runs or jobs; '*' is everything that is not done")
     _change(args.store, args.names, "cancel", "cancelled")
 
 
@@ -359,7 +363,7 @@ def _named(store, name: str) -> list[str]:
     ]
     if not found:
         runs = dict.fromkeys(job.run for job in store.jobs.values())
-        raise ConfigError(f"{name}: no such run or job; {nearest(name, [*runs][:100])}")
+        raise ConfigError(f"{name}: no such run or job; {nearest(name, runs)}")
     return found
 
 

@@ -273,10 +273,17 @@ def _require(ok: bool, name: str, value, allowed: str) -> None:
 
 
 def nearest(word: str, known) -> str:
-    """`; did you mean …?` for the closest of `known`, or the full list when nothing is close."""
+    """`; did you mean …?` for the closest of `known`, or the list when nothing is close."""
     known = list(known)
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    more = f", … ({len(known)} in all)" if len(known) > _LISTED else ""
+    return f"known: {', '.join(known[:_LISTED])}{more}"
+
+
+_LISTED = 30
+"""Names that an error lists; a sweep may have thousands."""
 
 
 def choose(table: dict, key, name: str):

@@ -148,6 +148,7 @@ def test_retry_and_cancel(ask, store):
     assert ask("cancel", store.path, RUNS[1], f"{RUNS[2]}/eval*")[0] == "3 jobs cancelled\n"
     assert store.state(f"{RUNS[2]}/train").phase == "ready"
     assert ask("retry", store.path, RUNS[1])[0] == "2 jobs ready again\n"
+    assert "cancel: name runs or jobs; '*' is" in ask("cancel", store.path, code=2)[1]
     line = ask("retry", store.path, "star-N5400-T2-V4-n12", code=2)[1]
     assert "no such run or job; did you mean 'star-N54000-T2-V4-n12'?" in line
 
