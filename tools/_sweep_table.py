@@ -1,11 +1,15 @@
 """`tools.sweep collect`: the table of runs as files."""
 
+import contextlib
 import csv
 import importlib.util
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep.buckets import Key
 from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store import Store
 
@@ -18,8 +22,8 @@ def check(out: Path | None) -> None:
         raise ConfigError(f"--out {out}: needs pyarrow: pip install pyarrow; or use .csv")
 
 
-def write(store: Store, folder: Path, out: Path | None) -> None:
-    """Writes `out`, or both kinds into `folder`, and lists the scores that are missing. Scores of
+def write(store: Store, out: Path | None) -> None:
+    """Writes `out`, or both kinds into the store, and lists the scores that are missing. Scores of
     milestones, if there are any, go into milestones.csv beside it.
 
     Raises ConfigError when there are none.
@@ -30,20 +34,34 @@ def write(store: Store, folder: Path, out: Path | None) -> None:
     for what, why in found.missing:
         print(f"missing: {what}: {why}", file=sys.stderr)
     if not found.rows:
-        raise ConfigError(f"{folder}: no run has a score yet")
-    for file in [out] if out else [folder / "runs.csv", folder / "runs.parquet"]:
-        if file.suffix == ".csv":
-            write_runs(file, found.rows)
-        elif _has_parquet():
-            _write_parquet(file, found.rows)
-        else:
-            print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
-            continue
-        print(f"{file}: {len(found.rows)} scores, {len(found.missing)} missing")
-    if found.milestones:
-        file = (out.parent if out else folder) / "milestones.csv"
-        _write_csv(file, found.milestones)
-        print(f"{file}: {len(found.milestones)} scores before the end of a run")
+        raise ConfigError(f"{store.path}: no run has a score yet")
+    folder = out.parent if out else store.path
+    with _written_into(folder) as here:
+        for name in [out.name] if out else ["runs.csv", "runs.parquet"]:
+            if name.endswith(".csv"):
+                write_runs(here / name, found.rows)
+            elif _has_parquet():
+                _write_parquet(here / name, found.rows)
+            else:
+                print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
+                continue
+            print(f"{folder / name}: {len(found.rows)} scores, {len(found.missing)} missing")
+        if found.milestones:
+            _write_csv(here / "milestones.csv", found.milestones)
+            early = len(found.milestones)
+            print(f"{folder / 'milestones.csv'}: {early} scores before the end of a run")
+
+
+@contextlib.contextmanager
+def _written_into(folder: Path | Key) -> Iterator[Path]:
+    """A folder to write in, whose files go up when the folder is a bucket's."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as here:
+        yield Path(here)
+        for file in Path(here).iterdir():
+            folder.bucket.upload(file, folder / file.name)
 
 
 def _write_csv(file: Path, rows: list[dict]) -> None:
