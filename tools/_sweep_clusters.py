@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError, override
-from vvlm_jax.sweep import jobs, slurm, tpu_files
+from vvlm_jax.sweep import buckets, document, jobs, slurm, tpu_files
 from vvlm_jax.sweep.slurm import SlurmOptions
 from vvlm_jax.sweep.store import Job, Store
 from vvlm_jax.sweep.tpu import TpuOptions
@@ -47,6 +47,11 @@ def launch(on: str, path: Path, config, asked: tuple[str, ...], dry_run: bool) -
 
     Raises ConfigError, one line, with nothing changed, when the cluster would not take it.
     """
+    if buckets.is_url(path):
+        raise ConfigError(
+            f"--store {document.folder(path)}: --on {on} keeps its files in the store, and a run's "
+            "hosts share its folder: mount a filesystem (Filestore, FSx, NFS)"
+        )
     path = path.resolve()
     options = override(SlurmOptions() if on == "slurm" else TpuOptions(), asked)
     if on == "slurm":

@@ -1,12 +1,16 @@
 """`tools.sweep collect`: the table of runs as files."""
 
+import contextlib
 import csv
 import importlib.util
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from tools._shared import printable
 from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep.buckets import Key
 from vvlm_jax.sweep.status import Collected, collect
 from vvlm_jax.sweep.store import Store
 
@@ -19,7 +23,7 @@ def check(out: Path | None) -> None:
         raise ConfigError(f"--out {out}: needs pyarrow: pip install pyarrow; or use .csv")
 
 
-def gather(store: Store, folder: Path) -> Collected:
+def gather(store: Store) -> Collected:
     """The scores there are; those that are missing are listed.
 
     Raises ConfigError when there are none.
@@ -28,30 +32,44 @@ def gather(store: Store, folder: Path) -> Collected:
     for what, why in found.missing:
         print(printable(f"missing: {what}: {why}"), file=sys.stderr)
     if not found.rows:
-        raise ConfigError(f"{folder}: no run has a score yet")
+        raise ConfigError(f"{store.path}: no run has a score yet")
     return found
 
 
-def write(store: Store, folder: Path, out: Path | None) -> None:
-    """Writes `out`, or both kinds into `folder`, as `gather` finds them. Scores of milestones, if
+def write(store: Store, out: Path | None) -> None:
+    """Writes `out`, or both kinds into the store, as `gather` finds them. Scores of milestones, if
     there are any, go into milestones.csv beside it.
     """
     from fitting.runs import write_runs
 
-    found = gather(store, folder)
-    for file in [out] if out else [folder / "runs.csv", folder / "runs.parquet"]:
-        if file.suffix == ".csv":
-            write_runs(file, found.rows)
-        elif _has_parquet():
-            _write_parquet(file, found.rows)
-        else:
-            print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
-            continue
-        print(f"{file}: {len(found.rows)} scores, {len(found.missing)} missing")
-    if found.milestones:
-        file = (out.parent if out else folder) / "milestones.csv"
-        _write_csv(file, found.milestones)
-        print(f"{file}: {len(found.milestones)} scores before the end of a run")
+    found = gather(store)
+    folder = out.parent if out else store.path
+    with _written_into(folder) as here:
+        for name in [out.name] if out else ["runs.csv", "runs.parquet"]:
+            if name.endswith(".csv"):
+                write_runs(here / name, found.rows)
+            elif _has_parquet():
+                _write_parquet(here / name, found.rows)
+            else:
+                print("no runs.parquet: pip install pyarrow to have one too", file=sys.stderr)
+                continue
+            print(f"{folder / name}: {len(found.rows)} scores, {len(found.missing)} missing")
+        if found.milestones:
+            _write_csv(here / "milestones.csv", found.milestones)
+            early = len(found.milestones)
+            print(f"{folder / 'milestones.csv'}: {early} scores before the end of a run")
+
+
+@contextlib.contextmanager
+def _written_into(folder: Path | Key) -> Iterator[Path]:
+    """A folder to write in, whose files go up when the folder is a bucket's."""
+    if isinstance(folder, Path):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as here:
+        yield Path(here)
+        for file in Path(here).iterdir():
+            folder.bucket.upload(file, folder / file.name)
 
 
 def _write_csv(file: Path, rows: list[dict]) -> None:

@@ -138,7 +138,7 @@ def of_store(path: Path) -> RunTable:
     from tools._sweep_table import gather
     from vvlm_jax.sweep.store import Store
 
-    found = gather(Store.open(path), path)
+    found = gather(Store.open(path))
     rows = [{**row, "score": round(row["score"], 4)} for row in found.rows]
     rows.sort(key=lambda row: (row["run_id"], row["metric"]))
     table, notes = RunTable.from_rows(rows, path), ()

@@ -70,7 +70,8 @@ class Launch:
     workers: int = 0
     """Local worker processes: 0 takes one with all accelerators or, without any, one a core."""
     store: Path | None = None
-    """Folder of the sweep, on a filesystem that all workers see; runs/sweeps/NAME by default."""
+    """Folder of the sweep, on a filesystem that all workers see, or gs://BUCKET/FOLDER or
+    s3://BUCKET/FOLDER; runs/sweeps/NAME by default."""
     set: _SET = ()
     """Overrides, as for plan."""
     dry_run: bool = False
@@ -210,7 +211,7 @@ def launch(args: Launch) -> None:
     """Runs the jobs that are left. Exit code 1 when some have failed, 75 after SIGTERM."""
     from tools import _sweep_text as text
     from tools._sweep_drive import drive
-    from vvlm_jax.sweep import jobs, local
+    from vvlm_jax.sweep import document, jobs, local
     from vvlm_jax.sweep.store import Store
 
     if args.workers < 0:
@@ -224,6 +225,7 @@ def launch(args: Launch) -> None:
         return
     if args.cluster:
         raise ConfigError("--cluster: is for --on slurm and --on tpu")
+    path = document.folder(path)
     shares = local.shares(args.workers)
     store, lacking = jobs.create(path, config, dry_run=True), jobs.not_there(config)
     if args.dry_run:
@@ -373,7 +375,7 @@ def collect(args: Collect) -> None:
     from vvlm_jax.sweep.store import Store
 
     _sweep_table.check(args.out)
-    _sweep_table.write(Store.open(args.store), args.store, args.out)
+    _sweep_table.write(Store.open(args.store), args.out)
 
 
 COMMANDS = {

@@ -2,22 +2,23 @@
 
 import json
 import os
-import re
 import socket
 from collections.abc import Iterable
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep import buckets, places
+from vvlm_jax.sweep.buckets import Key
 
 VERSION = 1
 FILE = "sweep.json"
 
 
-def folder(path: str | Path) -> Path:
-    """ConfigError for what is no path of a filesystem."""
-    if re.match(r"\w+:/", str(path)):
-        raise ConfigError(f"{path}: a sweep's folder is on a filesystem; mount the bucket")
-    return Path(path)
+def folder(path: str | Path | Key) -> Path | Key:
+    """A folder of a filesystem, or of a bucket. ConfigError for other addresses, or a bucket whose
+    library is not installed.
+    """
+    return Key.of(path) if buckets.is_url(path) else Path(path)
 
 
 def of(name: str, rows: Iterable[list], runs, shared: dict, lease: float) -> dict:
@@ -38,22 +39,29 @@ def of(name: str, rows: Iterable[list], runs, shared: dict, lease: float) -> dic
     return json.loads(json.dumps(document))  # lists for tuples
 
 
-def is_there(path: Path) -> bool:
+def is_there(path: Path | Key) -> bool:
     """Whether the folder holds a sweep. ConfigError when it holds something else."""
     if (path / FILE).exists():
         return True
-    if path.is_dir() and any(not p.name.startswith(f"{FILE}.") for p in path.iterdir()):
+    if isinstance(path, Key):
+        something_else = path.is_dir()
+    else:
+        something_else = path.is_dir() and any(
+            not p.name.startswith(f"{FILE}.") for p in path.iterdir()
+        )
+    if something_else:
         raise ConfigError(f"{path}: holds something else; choose another --store")
     return False
 
 
-def read(path: Path) -> dict:
+def read(path: Path | Key) -> dict:
     """ConfigError when there is no sweep, one of another version, or a damaged one."""
     file = path / FILE
     try:
         document = json.loads(file.read_text())
         version = document["version"]
     except FileNotFoundError:
+        path.is_dir()  # OSError when there is no such bucket
         raise ConfigError(f"{path}: no sweep here (no {FILE})") from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(f"{file}: damaged; choose another --store, or remove it") from None
@@ -65,8 +73,12 @@ def read(path: Path) -> dict:
     return document
 
 
-def write_first(path: Path, document: dict) -> None:
+def write_first(path: Path | Key, document: dict) -> None:
     """Makes a folder's document; of several that try, the first wins."""
+    if isinstance(path, Key):
+        path.bucket.check_exclusive(path)
+        path.bucket.create(path / FILE, json.dumps(document) + "\n")
+        return
     path.mkdir(parents=True, exist_ok=True)
     partial = path / f"{FILE}.{socket.gethostname()}-{os.getpid()}"
     partial.write_text(json.dumps(document) + "\n")
@@ -79,7 +91,7 @@ def write_first(path: Path, document: dict) -> None:
     partial.unlink(missing_ok=True)
 
 
-def write_again(path: Path, document: dict) -> None:
+def write_again(path: Path | Key, document: dict) -> None:
     """Puts a document in the place of the one that is there."""
     write_json(path / FILE, document, indent=None)
 
@@ -88,7 +100,7 @@ _COST = 4
 """Where a job's cost stands in its row: an estimate, which may change."""
 
 
-def check_same(path: Path, there: dict, here: dict) -> bool:
+def check_same(path: Path | Key, there: dict, here: dict) -> bool:
     """Whether jobs have been added. ConfigError when anything else differs."""
     for key in ("name", "shared"):
         if difference := _first_difference(there[key], here[key], key):
@@ -129,10 +141,8 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def write_json(path: str | Path, value, indent: int | None = 1) -> None:
+def write_json(path: str | Path | Key, value, indent: int | None = 1) -> None:
     """Writes JSON so that a reader, or a crash, never meets half of it."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-    partial.write_text(json.dumps(value, indent=indent, sort_keys=True) + "\n")
-    partial.replace(path)
+    path = path if isinstance(path, Key) else Path(path)
+    text = json.dumps(value, indent=indent, sort_keys=True) + "\n"
+    places.of(path).replace(path, text)

@@ -120,7 +120,7 @@ def train_config(context: Context) -> TrainConfig:
     base = config_lib.from_dict(TrainConfig, shared[argument["stage"]])
     init = [*shared["init"], *argument["init"]]
     if projector := argument.get("projector"):
-        init.append(("projector", str(context.store.folder(projector))))
+        init.append(("projector", str(context.folder_of(projector))))
     n = argument.get("num_examples", base.data.num_examples)
     return replace(
         base,

@@ -5,7 +5,9 @@
 
 The entry with the highest number is what the job is. Whoever wants to change that makes the next
 number, and a number can be made only once: of a worker that finishes, another that takes its stale
-claim over and a person who cancels exactly one wins, on any filesystem with exclusive creation.
+claim over and a person who cancels exactly one wins, wherever one file can be made once: on a
+filesystem with exclusive creation, or in a bucket whose writes may be bound to "unless there is
+one" (`places.py`).
 Entries are never changed or removed; a claim is touched while its worker lives. What a crash left
 cut counts as a claim of nobody's.
 
@@ -13,13 +15,15 @@ A claim's age is the difference of two times that the store's own clock has set:
 of a file written now. The clocks of hosts play no part.
 """
 
-import errno
 import json
 import os
 import re
-import socket
 from pathlib import Path
 from typing import NamedTuple
+
+from vvlm_jax.sweep import places
+from vvlm_jax.sweep.buckets import Key, Listed
+from vvlm_jax.sweep.places import FULL
 
 CLAIM, DONE, FAILED, STOPPED = "claim", "done", "failed", "stopped"
 CANCELLED, RETRY, NOTHING = "cancelled", "retry", ""
@@ -40,50 +44,16 @@ class Entry(NamedTuple):
 NONE = Entry(0, NOTHING, {}, 0.0)
 
 
-def file_of(folder: Path, name: str, number: int) -> Path:
+def file_of(folder: Path | Key, name: str, number: int) -> Path | Key:
     """Where an entry stands."""
     return folder / f"{name}.{number:04d}.json"
 
 
-def create(path: Path, event: str, **values) -> bool:
+def create(path: Path | Key, event: str, **values) -> bool:
     """Writes an entry unless there is one of this number; whether it did. OSError when the disk
-    takes no more.
-
-    A file that is whole gets its name by a hard link, which fails when the name is taken. Where
-    there are no links, O_EXCL makes the file, and a crash may leave it cut.
+    takes no more, or a bucket cannot be reached.
     """
-    text = json.dumps({"event": event, **values}) + "\n"
-    partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        _write(partial, os.O_TRUNC, text)
-        try:
-            os.link(partial, path)
-            return True
-        except FileExistsError:
-            # The server of a network filesystem may have done it, and its answer been lost.
-            return partial.stat().st_nlink == 2
-        except OSError as e:
-            if e.errno in _FULL:
-                raise
-    finally:
-        partial.unlink(missing_ok=True)
-    try:
-        _write(path, os.O_EXCL, text)
-    except FileExistsError:
-        return False
-    return True
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-
-
-def _write(path: Path, how: int, text: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o666)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    return places.of(path).create(path, json.dumps({"event": event, **values}) + "\n")
 
 
 def is_full(error: BaseException | None) -> bool:
@@ -91,18 +61,17 @@ def is_full(error: BaseException | None) -> bool:
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in FULL:
             return True
-        if any(os.strerror(number) in str(error) for number in _FULL):
+        if any(os.strerror(number) in str(error) for number in FULL):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
-def read(path: str | Path, number: int) -> Entry:
+def read(path: str | Path | Key, number: int) -> Entry:
     """An entry; one that was cut is a claim of nobody's."""
-    with open(path, "rb") as file:  # opening asks a network filesystem for today's times
-        touched, text = os.fstat(file.fileno()).st_mtime, file.read()
+    text, touched = places.of(path).read(path)
     try:
         body = json.loads(text)
         event = body.pop("event")
@@ -111,32 +80,26 @@ def read(path: str | Path, number: int) -> Entry:
     return Entry(number, event, body, touched)
 
 
-def numbers(folder: str | Path) -> dict[str, tuple[int, os.DirEntry]]:
-    """{name: number and file of the newest entry} of the jobs in a folder, by one listing."""
+def numbers(folder: str | Path | Key) -> dict[str, tuple[int, os.DirEntry | Listed]]:
+    """{name: number and file of the newest entry} of the jobs in a folder, by one listing; in a
+    bucket of the jobs in the folders below it, too, {"RUN/NAME": …}.
+    """
     newest = {}
-    try:
-        with os.scandir(folder) as listing:
-            for file in listing:
-                match = _FILE.fullmatch(file.name)
-                if match and int(match[2]) > newest.get(match[1], (0, None))[0]:
-                    newest[match[1]] = int(match[2]), file
-    except FileNotFoundError:
-        return {}
+    for file in places.of(folder).listing(folder):
+        match = _FILE.fullmatch(file.name)
+        if match and int(match[2]) > newest.get(match[1], (0, None))[0]:
+            newest[match[1]] = int(match[2]), file
     return newest
 
 
-def touch(path: Path) -> None:
+def touch(path: Path | Key) -> None:
     """Sets a claim's time to the store's now."""
-    os.utime(path)
+    places.of(path).touch(path)
 
 
-def now(folder: Path) -> float:
+def now(folder: Path | Key) -> float:
     """The store's clock: the time that a file written there gets."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{socket.gethostname()}-{os.getpid()}"
-    file.touch()
-    touch(file)
-    return file.stat().st_mtime
+    return places.of(folder).now(folder)
 
 
 def life() -> list | None:

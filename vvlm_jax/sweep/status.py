@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep import places
+from vvlm_jax.sweep.buckets import Key
 from vvlm_jax.sweep.store import Job, State, Store
 
 _TAIL = 8192
@@ -93,13 +95,10 @@ def _last_line(store: Store, jobs: list[Job], states) -> dict:
     return {}
 
 
-def last_metrics(file: Path) -> dict:
+def last_metrics(file: Path | Key) -> dict:
     """The last whole line of a file of metrics; empty when there is none."""
     try:
-        with file.open("rb") as lines:
-            size = lines.seek(0, 2)
-            lines.seek(max(0, size - _TAIL))
-            text = lines.read()
+        text = places.of(file).tail(file, _TAIL)
     except OSError:
         return {}
     for line in reversed(text[: text.rfind(b"\n") + 1].splitlines()):

@@ -1,8 +1,10 @@
-"""A sweep's folder: what is to be done, and how far it is. Any shared filesystem serves.
+"""A sweep's folder: what is to be done, and how far it is. Any shared filesystem serves, and
+buckets do (`buckets.py`).
 
     STORE/sweep.json           version, runs, jobs and what they share (`document.py`)
     STORE/runs/RUN/            a run: config, metrics, checkpoints and model of the trainer
-    STORE/runs/RUN/jobs/       the journals of its jobs (`journal.py`): claims and results
+    STORE/runs/RUN/jobs/       the journals of its jobs (`journal.py`): claims and results; in a
+                               bucket STORE/jobs/RUN/, where one listing has all
     STORE/index.json           a copy of results, for speed alone; it may be removed
 
 A job is `RUN/NAME` with what it comes after. Stage 1 is a run of its own, `stage1-LLM`.
@@ -17,7 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError, nearest
-from vvlm_jax.sweep import document, journal
+from vvlm_jax.sweep import document, journal, places
+from vvlm_jax.sweep.buckets import Key, Listed
 from vvlm_jax.sweep.journal import Entry
 
 LEASE = 120.0
@@ -73,11 +76,11 @@ class Claim(NamedTuple):
     """The right to do a job, until somebody writes the next entry."""
 
     job: Job
-    folder: Path
+    folder: Path | Key
     number: int
 
     @property
-    def file(self) -> Path:
+    def file(self) -> Path | Key:
         """Its entry."""
         return journal.file_of(self.folder, self.job.name, self.number)
 
@@ -97,7 +100,7 @@ class NotClaimed(RuntimeError):
 class Store:
     """An open sweep's folder. `Store.open(path)`, or `Store.create(path, name, …)`."""
 
-    def __init__(self, path: Path, asked: dict):
+    def __init__(self, path: Path | Key, asked: dict):
         self.path, self.name = path, asked["name"]
         self.shared, self.runs = asked["shared"], asked["runs"]
         self.lease = asked["lease"]
@@ -111,7 +114,7 @@ class Store:
     @classmethod
     def create(
         cls,
-        path: str | Path,
+        path: str | Path | Key,
         name: str,
         jobs: Iterable[Job],
         runs: Iterable[dict] = (),
@@ -156,23 +159,38 @@ class Store:
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: str | Path) -> "Store":
+    def open(cls, path: str | Path | Key) -> "Store":
         """ConfigError when there is no sweep, one of another version, or a damaged one."""
-        path = document.folder(path).resolve()  # the trainer remembers the folder by this name
+        path = document.folder(path)
+        if isinstance(path, Path):
+            path = path.resolve()  # the trainer remembers the folder by this name
         return cls(path, document.read(path))
+
+    @property
+    def in_bucket(self) -> bool:
+        """Whether runs have to be copied from and to the store (`copies.py`)."""
+        return isinstance(self.path, Key)
 
     # --- what is there ---
 
     def states(self) -> dict[str, State]:
         """The state of every job: one listing a run, one file for what the index does not have."""
         self._load_index()
+        newest = self._newest()
+        ids = [id for id in self.jobs if id in newest]
+        found = places.of(self.path).each(lambda id: self._entry(id, *newest[id]), ids)
+        entries = dict(zip(ids, found, strict=True))
+        self._save_index()
+        return self._judge(self.jobs, entries)
+
+    def _newest(self) -> dict[str, tuple]:
+        if self.in_bucket:
+            return journal.numbers(self.path / "jobs")
         newest, runs = {}, str(self.path / "runs")  # a Path for each of thousands takes its time
         for run in dict.fromkeys(job.run for job in self.jobs.values()):
             for name, (number, file) in journal.numbers(f"{runs}/{run}/jobs").items():
                 newest[f"{run}/{name}"] = number, file
-        entries = {id: self._entry(id, *newest[id]) for id in self.jobs if id in newest}
-        self._save_index()
-        return self._judge(self.jobs, entries)
+        return newest
 
     def state(self, job_id: str) -> State:
         """The state of one job, read afresh."""
@@ -192,14 +210,14 @@ class Store:
             raise ConfigError(f"{self.path}: no job {job_id!r}; {_near(job_id, self.jobs)}")
         return self.jobs[job_id]
 
-    def folder(self, run: str) -> Path:
-        """A run's folder."""
+    def folder(self, run: str) -> Path | Key:
+        """A run's folder; a bucket's is worked on in a copy (`Context.folder`)."""
         return self.path / "runs" / run
 
-    def _journals(self, run: str) -> Path:
-        return self.folder(run) / "jobs"
+    def _journals(self, run: str) -> Path | Key:
+        return self.path / "jobs" / run if self.in_bucket else self.folder(run) / "jobs"
 
-    def _entry(self, id: str, number: int, file: os.DirEntry) -> Entry:
+    def _entry(self, id: str, number: int, file: os.DirEntry | Listed) -> Entry:
         known = self._results.get(id)
         if known and known.number == number and known.touched == file.stat().st_mtime:
             return known

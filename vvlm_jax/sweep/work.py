@@ -7,12 +7,14 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vvlm_jax import devices
 from vvlm_jax.config import ConfigError, Stopped
 from vvlm_jax.sweep import journal
+from vvlm_jax.sweep.buckets import Unreachable
+from vvlm_jax.sweep.copies import Copies
 from vvlm_jax.sweep.store import Claim, Job, NotClaimed, Store
 
 DONE, FAILED, BAD, TAKEN, AGAIN = 0, 1, 2, 3, 75
@@ -65,11 +67,17 @@ class Context:
     stop: Stop
     agreed: Callable[[int], bool] | None = None
     """Of several hosts: whether to stop before a step, the same on all."""
+    copies: Copies | None = None
+    """Of a bucket's store: the folders on this machine."""
 
     @property
     def folder(self) -> Path:
         """The run's folder."""
-        return self.store.folder(self.job.run)
+        return self.folder_of(self.job.run)
+
+    def folder_of(self, run: str) -> Path:
+        """The folder of another run, to read."""
+        return self.copies.folder(run) if self.copies else self.store.folder(run)
 
     def should_stop(self, step: int) -> bool:
         """For trainers: whether to save before this step and raise Interrupted."""
@@ -103,6 +111,11 @@ def run_job(
     the same way.
     """
     hosts, job = hosts or Hosts(), store.job(job_id)
+    if store.in_bucket and hosts.agreed is not None:
+        raise ConfigError(
+            f"{store.path}: the hosts of a job write one folder; mount a filesystem for the store "
+            "(Filestore, FSx, NFS), or use one host a run"
+        )
     if job.kind not in kinds:
         raise ConfigError(f"{job_id}: unknown kind {job.kind!r}; of another version's store?")
     claim, code, line = None, _GO, ""
@@ -127,6 +140,9 @@ def run_job(
             except Exception:
                 traceback.print_exc()  # the first one writes how the job ended
         return hosts.tell(FAILED), ""
+    if store.in_bucket:
+        copies = Copies(store.folder, job.run, claim.is_held, store.lease / 4)
+        context = replace(context, copies=copies)
     code = FAILED
     try:
         code, line = _do(store, claim, kinds[job.kind], context)
@@ -140,14 +156,14 @@ def _do(store: Store, claim: Claim, function, context: Context) -> tuple[int, st
     try:
         with Heartbeat(store, claim):
             try:
-                event, values, code = journal.DONE, {"result": function(context)}, DONE
+                event, values, code = journal.DONE, {"result": _call(function, context)}, DONE
             except Interrupted:
                 event, values, code = journal.STOPPED, {}, AGAIN
             except KeyboardInterrupt:
                 store.end(claim, journal.STOPPED)
                 raise
             except Exception as e:
-                if journal.is_full(e):
+                if _is_the_stores(e):
                     raise
                 event, code = journal.FAILED, FAILED
                 values = {"error": last_line(e), "traceback": traceback.format_exc()}
@@ -155,13 +171,23 @@ def _do(store: Store, claim: Claim, function, context: Context) -> tuple[int, st
             if not store.end(claim, event, seconds=seconds, **values):
                 return TAKEN, f"{id}: somebody else has taken it; what it gave is thrown away"
     except Exception as e:
-        if not journal.is_full(e):
+        if not _is_the_stores(e):
             raise
         with contextlib.suppress(OSError):
             store.end(claim, journal.STOPPED)
         raise _full(store, e) from e
     told = {DONE: "done", AGAIN: "stopped; run it again to continue", FAILED: values.get("error")}
     return code, f"{id}: {told[code]}"
+
+
+def _call(function, context: Context) -> dict:
+    """A job's result, or error. Of a bucket's store all that it wrote is up then."""
+    with context.copies or contextlib.nullcontext() as copies:
+        try:
+            return function(context)
+        finally:
+            if copies is not None:
+                copies.finish()
 
 
 class Heartbeat(threading.Thread):
@@ -192,8 +218,9 @@ class Heartbeat(threading.Thread):
             try:
                 if not self.claim.is_held():
                     self._leave("somebody else has taken it")
+                before = time.monotonic()  # a touch may take a while to be answered
                 journal.touch(self.claim.file)
-                last = time.monotonic()
+                last = before
             except FileNotFoundError:
                 self._leave("its claim was removed")
             except OSError as e:
@@ -237,6 +264,11 @@ def last_line(error: BaseException) -> str:
     """The last line of what an error says."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1][:500]}" if text else type(error).__name__
+
+
+def _is_the_stores(error: BaseException) -> bool:
+    """Whether an error says nothing about the job: it is as it was, and done again later."""
+    return isinstance(error, Unreachable) or journal.is_full(error)
 
 
 def _full(store: Store, error: BaseException) -> Exception:

@@ -8,11 +8,13 @@ python -m tests.vvlm_jax.sweep.child die STORE           workers that die before
                                                          … operation on files, until one does not
 """
 
+import json
 import os
 import random
 import signal
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 from vvlm_jax.sweep import local, store
@@ -78,17 +80,46 @@ def kill(path: str, count: int) -> bool:
     """Kills workers up to a quarter of a second after each has claimed something; whether all were
     at work.
     """
-    rng, entries = random.Random(7), Path(path) / "runs"
+    rng = random.Random(7)
     for _ in range(count):
-        before = len(list(entries.glob("*/jobs/*.json")))
+        before = entries(path)
         pid = fork(path)
-        while len(list(entries.glob("*/jobs/*.json"))) == before:
+        while entries(path) == before:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.25))
         os.kill(pid, signal.SIGKILL)
         if os.waitpid(pid, 0)[1] != signal.SIGKILL:
             return False
     return True
+
+
+def entries(path: str) -> int:
+    return len(list(Path(path).glob("runs/*/jobs/*.json")))
+
+
+def kill_at_requests(path: str, count: int) -> bool:
+    """As `kill`, of a bucket's store: each after a few more requests have been answered, of which a
+    job takes a dozen; a server on a busy machine may be slow.
+    """
+    rng = random.Random(7)
+    Store.open(path)  # what it imports is there for all forks
+    for _ in range(count):
+        made = answered()["created"]
+        pid = fork(path)
+        while answered()["created"] == made:
+            time.sleep(0.005)
+        last = answered()[""] + rng.randint(0, 24)
+        while answered()[""] < last:
+            time.sleep(0.002)
+        os.kill(pid, signal.SIGKILL)
+        if os.waitpid(pid, 0)[1] != signal.SIGKILL:
+            return False
+    return True
+
+
+def answered() -> dict:
+    with urllib.request.urlopen(f"{os.environ['STORAGE_EMULATOR_HOST']}/control") as answer:
+        return json.load(answer)
 
 
 def main() -> int:
@@ -102,7 +133,8 @@ def main() -> int:
         print(deaths)
         return os.waitstatus_to_exitcode(status)
     if what == "kill":
-        return 0 if kill(path, int(more[0])) else 1
+        how = kill_at_requests if "://" in path else kill
+        return 0 if how(path, int(more[0])) else 1
     opened, stop = Store.open(path), Stop()
     if what == "drive":
         command = [sys.executable, "-m", "tests.vvlm_jax.sweep.child", "pull", path]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.sweep import journal, store
+from vvlm_jax.sweep import journal, places, store
 from vvlm_jax.sweep.store import Job, NotClaimed, Store
 
 JOBS = [
@@ -106,14 +106,14 @@ def test_hosts_clocks_play_no_part(sweep, monkeypatch, minutes):
     # even read.
     clock, ago = time.time, 0.0
 
-    def touched(path):
+    def touched(disk, path):
         there = clock() + 60 * minutes - ago
         os.utime(path, (there, there))
 
     def no_clock():
         raise AssertionError("a host's clock was read")
 
-    monkeypatch.setattr(journal, "touch", touched)
+    monkeypatch.setattr(places.Disk, "touch", touched)
     claim = claim_elsewhere(sweep, "a/train", monkeypatch)
     for ago, phase in ((store.LEASE - 5, "running"), (store.LEASE + 5, "ready")):  # noqa: B007
         journal.touch(claim.file)
