@@ -332,7 +332,8 @@ def test_every_imported_package_is_a_declared_dependency():
     needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
     compared = {
-        re.match(r"[\w-]+", requirement)[0] for requirement in extras["dev"] + extras["torch"]
+        re.match(r"[\w-]+", requirement)[0]
+        for requirement in extras["dev"] + extras["torch"] + extras["decoders"]
     }
     called = {"PIL": "pillow", "orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval"}
     called |= {"tensorflow_datasets": "tensorflow-datasets", "yaml": "pyyaml"}

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.data import prepared, sources
+from vvlm_jax.data import places, prepared, sources
 from vvlm_jax.data.archives import archives_of, extract_all
-from vvlm_jax.data.check import Checked, check_media, stamp
+from vvlm_jax.data.check import Checked, check_media
 from vvlm_jax.data.mixture import MixtureConfig
 
 JOURNAL = "media.jsonl"
@@ -48,6 +48,11 @@ def prepare(mixture: MixtureConfig, root: Path, out: Path, options: Options) -> 
     """
     archives = archives_of(mixture, root)
     if archives and options.extract:
+        if places.is_remote(root):
+            raise ValueError(
+                f"--extract: the {len(archives):,} archives in {root} cannot be extracted there; "
+                "extract them in a folder, and upload that"
+            )
         extract_all(archives, _progress("extracting", "archives"))
         archives = []
     seen = _look(mixture, root, options.drop_broken)
@@ -167,7 +172,7 @@ def _card(mixture: MixtureConfig, root: Path, seen: _Seen, media: dict[str, Chec
     everything = dict.fromkeys(one for of_subset in paths.values() for one in of_subset)
     return {
         "mixture": json.loads(json.dumps(asdict(mixture))),
-        "files": {str(f): stamp(f) for _, _, f in sources.files_of(mixture, root)},
+        "files": {str(f): places.stamp(f) for _, _, f in sources.files_of(mixture, root)},
         "examples": kept.total(),
         "subsets": subsets,
         "videos": _statistics([media[p] for kind, p in everything if kind == "video"]),

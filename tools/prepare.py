@@ -23,10 +23,11 @@ class Args:
     mixture: str
     """FILE.py:FUNCTION that gives a MixtureConfig, a LLaVA mixture (.yaml), or annotations (.json,
     .jsonl, folder/{a,b}.json)."""
-    source: Path
-    """Folder that holds all sources as they are published."""
-    out: Path
-    """Folder for the data set, OUT/NAME/1.0.0; also holds what is known of the media."""
+    source: str
+    """Folder that holds all sources as they are published; also one in a bucket, gs:// or s3://."""
+    out: str
+    """Folder, of this machine, for the data set, OUT/NAME/1.0.0; also holds what is known of the
+    media."""
     without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SUBSET ...")] = ()
     """Subsets to leave out."""
     allow_counts: bool = False
@@ -45,21 +46,27 @@ class Args:
 def main(args: Args) -> None:
     """Prints a line a subset and where the data set is."""
     from tools import _prepare_jobs
-    from vvlm_jax.data import mixture, sources
+    from vvlm_jax.data import mixture, places, sources
     from vvlm_jax.data.mixture import MixtureConfig
 
+    if places.is_remote(args.out):
+        raise ValueError(
+            f"--out {args.out}: must be a folder of this machine; its data set can be copied into "
+            "the bucket afterwards"
+        )
     file, colon, function = args.mixture.rpartition(":")
     if colon and file.endswith(".py"):
         config = load_config(Path(file), MixtureConfig, function, "--mixture ")
     elif args.mixture.endswith(".py"):
         config = load_config(Path(args.mixture), MixtureConfig, "config", "--mixture ")
     else:
-        config = sources.from_file(Path(args.mixture))
+        config = sources.from_file(places.place(args.mixture))
     config = mixture.without(mixture.validate(config), args.without)
     options = _prepare_jobs.Options(
         args.allow_counts, args.drop_broken, args.extract, args.workers, args.seconds
     )
-    folder, card = _prepare_jobs.prepare(config, args.source, args.out, options)
+    root = places.place(args.source)
+    folder, card = _prepare_jobs.prepare(config, root, Path(args.out), options)
     print(_prepare_jobs.text(card), end="")
     print(f"data.annotations={folder} data.media_root={args.source}")
 

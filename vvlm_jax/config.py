@@ -30,6 +30,8 @@ ATTENTION = ("auto", "reference")
 """What `ModelConfig.attention` may be."""
 REMAT = ("none", "products", "attention", "full", "chunks")
 """What `ModelConfig.remat` may be, from the fastest to the smallest."""
+BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}
+"""Where data may lie beside folders, and the library that reads them there."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
 """What `ModelConfig.newline` may be."""
 
@@ -160,10 +162,11 @@ class DataConfig:
 
     annotations: str = "data/train.json"
     """LLaVA-style JSON or JSONL: `id`, `conversations`, and `video`, `image` (a path or a list of
-    paths), both or neither; or a folder that `tools.prepare` made.
+    paths), both or neither; or a folder that `tools.prepare` made. Here or in a bucket, `gs://…`,
+    `s3://…`.
     """
     media_root: str = "data"
-    """Folder that `video` and `image` paths are relative to."""
+    """Folder that `video` and `image` paths are relative to; or a bucket's, as above."""
     tokenizer: str = "data/tokenizer"
     """A `tokenizer.json`, or a folder that holds one."""
     num_examples: int | None = None
@@ -392,11 +395,17 @@ def _validate_model(model: ModelConfig, vision: VisionConfig) -> None:
 
 
 def _validate_places(config: TrainConfig) -> None:
-    """A `gs://…` would quietly become a folder `gs:` here."""
-    places = {
-        "out_dir": config.out_dir,
+    """A `gs://…` that nothing reads would quietly become a folder `gs:` here."""
+    data = {
         "data.annotations": config.data.annotations,
         "data.media_root": config.data.media_root,
+    }
+    for name, place in data.items():
+        scheme, remote, _ = place.partition("://")
+        known = not remote or f"{scheme}://" in BUCKETS
+        _require(known, name, place, f"a path, or one in a bucket: {', '.join(BUCKETS)}")
+    places = {
+        "out_dir": config.out_dir,
         "data.tokenizer": config.data.tokenizer,
         **{f"init[{part}]": place for part, place in config.init},
     }

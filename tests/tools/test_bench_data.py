@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import grain
 import pytest
 
 from tools.bench import bench_data as bench
+from tools.bench import other_decoders
 from tools.bench.bench_data import Args
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data import video
@@ -60,9 +62,47 @@ def test_waiting_needs_two_cores(monkeypatch):
 @pytest.mark.parametrize(("count", "distinct"), [(3, 3), (8, 4)])
 def test_bare_pyav_delivers_the_same_frames(clip, size, count, distinct):
     """8 of 4 s are a frame a second, each shown twice."""
-    taken, seconds = bench.read_in_turn(clip, count, size, repeats=1)
+    taken, seconds, beside = bench.read_in_turn(clip, count, size, repeats=1)
     assert taken == distinct
     assert min(seconds) > 0
+    assert beside == {}
+
+
+def test_other_decoders_read_in_the_same_turns(clip):
+    def right(path, count, size):
+        calls.append(count)
+        return bench.bare(path, count, size, seeking=False) ^ 1  # another conversion of colours
+
+    def wrong(path, count, size):
+        return bench.bare(path, count, size, seeking=False)[::-1]
+
+    calls = []
+    _, _, beside = bench.read_in_turn(clip, 3, 0, 2, {"right": right, "wrong": wrong})
+    assert beside["right"] > 0
+    assert beside["wrong"] is None
+    assert len(calls) == 3
+
+
+def test_decoders_that_are_not_there_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "decord", None)
+    monkeypatch.setitem(sys.modules, "torchcodec", types.ModuleType("torchcodec"))
+    broken = types.ModuleType("torchcodec.decoders")
+    monkeypatch.setitem(sys.modules, "torchcodec.decoders", broken)
+    readers, missing = other_decoders.installed()
+    assert readers == {}
+    assert missing[0] == "decord: not installed"
+    assert missing[1].startswith("torchcodec: installed, and cannot be used here (cannot import")
+
+
+@pytest.mark.parametrize("name", ["decord", "torchcodec"])
+@pytest.mark.parametrize("size", [0, 32])
+def test_decoders_that_are_installed_deliver_our_frames(clip, name, size):
+    readers, missing = other_decoders.installed()
+    if name not in readers:
+        pytest.skip(next(line for line in missing if line.startswith(name)))
+    ours = bench.bare(clip, 8, size, seeking=False)
+    assert other_decoders.same_frames(ours, readers[name](clip, 8, size))
+    assert not other_decoders.same_frames(ours, readers[name](clip, 8, size)[::-1])
 
 
 def test_other_frames_are_not_compared(clip, monkeypatch):

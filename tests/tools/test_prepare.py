@@ -29,7 +29,9 @@ def root(sources, tmp_path):
 
 def run(root, out, *, mixture=PAPER, **options):
     prepare.main(
-        prepare.Args(mixture, root, out, **{"workers": 0, "allow_counts": True, **options})
+        prepare.Args(
+            mixture, str(root), str(out), **{"workers": 0, "allow_counts": True, **options}
+        )
     )
     return json.loads(next(out.glob("*/1.0.0/card.json")).read_text())
 

@@ -7,7 +7,8 @@ Reading: chosen frames of H.264 files in MP4, made here, as the trainer reads th
 (`vvlm_jax.data.video.read_frames`) and as a plain loop over PyAV does that trusts the header: from
 the start, or seeking to every frame, whichever is faster. Both deliver the same pixels on one
 thread, in turn; what counts is CPU time, so that other work on the machine disturbs little. The bar
-is 90% of PyAV's frames a second of a core. At the files' own size, and resized for the model.
+is 90% of PyAV's frames a second of a core. At the files' own size, and resized for the model. Where
+they are installed, decord and torchcodec read the same frames in the same turns.
 
 Waiting: the trainer's pipeline decodes on one core with one thread while the trainer's step runs on
 another, which is pinned; steps are repeated on a batch until the decoder alone would need 80% of
@@ -28,6 +29,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tools._shared import die_in_one_line
+from tools.bench import other_decoders
 from vvlm_jax.config import (
     ConfigError,
     DataConfig,
@@ -146,11 +148,12 @@ def decoding(args: Args, clips: list[Path]) -> str:
 
     from fitting import units
 
+    others, missing = other_decoders.installed()
     rows = []
     for clip in clips:
         for size in args.sizes:
             for count in args.frames:
-                taken, seconds = read_in_turn(clip, count, size, args.repeats)
+                taken, seconds, beside = read_in_turn(clip, count, size, args.repeats, others)
                 rates = [taken / s for s in seconds]
                 rows.append(
                     (
@@ -159,18 +162,29 @@ def decoding(args: Args, clips: list[Path]) -> str:
                         f"{taken}",
                         *(f"{r:,.0f}" for r in rates),
                         f"{rates[0] / max(rates[1:]):.2f}",
+                        *(f"{taken / s:,.0f}" if s else "other frames" for s in beside.values()),
                     )
                 )
     header = ("file (size-length-GOP)", "pixels", "frames", "ours", "PyAV, all", "PyAV, seeking",
-              "ours / best")  # fmt: skip
+              "ours / best", *others)  # fmt: skip
     return (
         f"distinct frames delivered a CPU second, one thread; best of {args.repeats}, in turn; "
-        f"PyAV {av.__version__}\n" + units.aligned(header, rows)
+        f"PyAV {av.__version__}\n"
+        + units.aligned(header, rows)
+        + "".join(f"\n{line}" for line in missing)
     )
 
 
-def read_in_turn(path: Path, count: int, size: int, repeats: int) -> tuple[int, Reading]:
-    """(distinct frames, best CPU seconds). Disagreement unless all sides deliver the same."""
+def read_in_turn(
+    path: Path,
+    count: int,
+    size: int,
+    repeats: int,
+    others: dict[str, other_decoders.Reader] | None = None,
+) -> tuple[int, Reading, dict[str, float | None]]:
+    """(distinct frames, best CPU seconds, those of other decoders). Disagreement unless all three
+    of ours deliver the same; None for another decoder that delivers other frames.
+    """
     from vvlm_jax.data.frames import choose_frames
     from vvlm_jax.data.video import read_frames
 
@@ -185,12 +199,19 @@ def read_in_turn(path: Path, count: int, size: int, repeats: int) -> tuple[int, 
         lambda: bare(path, count, size, seeking=False),
         lambda: bare(path, count, size, seeking=True),
     ]
-    expected, *others = [read() for read in readers]
-    if not all(np.array_equal(expected, x) for x in others):
+    expected = readers[0]()
+    if not all(np.array_equal(expected, read()) for read in readers[1:]):
         raise Disagreement(f"{path}: bare PyAV delivers other frames than ours")
-    del others
-    seconds = [[cpu_seconds(read) for read in readers] for _ in range(repeats)]
-    return len(set(taken)), Reading(*np.min(seconds, axis=0))
+    beside = dict.fromkeys(others or {})
+    right = [
+        name
+        for name, read in (others or {}).items()
+        if other_decoders.same_frames(expected, read(path, count, size))
+    ]
+    readers += [lambda read=others[name]: read(path, count, size) for name in right]
+    best = np.min([[cpu_seconds(read) for read in readers] for _ in range(repeats)], axis=0)
+    beside |= dict(zip(right, best[3:].tolist(), strict=True))
+    return len(set(taken)), Reading(*best[:3]), beside
 
 
 def cpu_seconds(run: Callable) -> float:

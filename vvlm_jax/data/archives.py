@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from vvlm_jax.data.check import stamp
 from vvlm_jax.data.mixture import MixtureConfig
+from vvlm_jax.data.places import stamp
 from vvlm_jax.data.sources import files_of
 
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError)

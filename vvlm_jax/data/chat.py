@@ -23,6 +23,9 @@ from vvlm_jax.config import NEWLINES, ConfigError
 from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, NEWLINE, VIDEO, Tokenizer
 
 PLACEHOLDERS = ("<image>", "<video>")
+_FORMAT_TOKENS = 16
+"""Of a turn, at most: its role's word a byte each, what parts turns, and a line break behind a
+video."""
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -136,6 +139,16 @@ def question(turns, tokenizer: Tokenizer) -> list[int]:
     said = [str(turn["value"]) for turn in turns if _role(turn["from"]) == "user"]
     text = "\n".join(filter(None, map(_strip_placeholders, said)))
     return [*_bos(tokenizer), *tokenizer.encode(text)] or tokenizer.encode("\n")
+
+
+def most_tokens(turns, system: str = "") -> int:
+    """As many ids as a conversation's text can be at most, found without a tokenizer: there is none
+    without a byte, but for those of the format.
+    """
+    texts = [system, *(str(turn["value"]) for turn in turns)]
+    # What is not ASCII may be normalised first, which makes UTF-8 three times as long at most.
+    sizes = [len(text) if text.isascii() else 3 * len(text.encode()) for text in texts]
+    return sum(sizes) + _FORMAT_TOKENS * (len(texts) + 1)
 
 
 def header(role: str, tokenizer: Tokenizer) -> list[int]:

@@ -12,9 +12,8 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image
-
-from vvlm_jax.data.media import within
+from vvlm_jax.data import places
+from vvlm_jax.data.media import open_image, within
 from vvlm_jax.data.video import VideoError, probe
 
 _AT_ONCE = 8
@@ -53,7 +52,7 @@ def check_media(
     paths = list(dict.fromkeys(paths))
     known = _read(journal)
     found = {path: known[path] for _, path in paths if path in known}
-    found = {p: c for p, c in found.items() if c.stamp and c.stamp == stamp(root / p)}
+    found = {p: c for p, c in found.items() if c.stamp and c.stamp == places.stamp(root / p)}
     left = [one for one in paths if one[1] not in found]
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("a", encoding="utf-8") as lines:
@@ -64,15 +63,6 @@ def check_media(
             lines.flush()
             progress(len(found), len(paths))
     return {path: found[path] for _, path in paths}
-
-
-def stamp(path: Path) -> str:
-    """Size and time of change; empty for what is not there."""
-    try:
-        stat = path.stat()
-    except OSError:
-        return ""
-    return f"{stat.st_size} {stat.st_mtime_ns}"
 
 
 def _read(journal: Path) -> dict[str, Checked]:
@@ -112,7 +102,9 @@ def _checked(root: Path, left: list[tuple[str, str]], workers: int, seconds: flo
                 yield pool.submit(_check, root, one, seconds).result()
             except BrokenProcessPool:
                 problem = "its decoder ends the process that reads it"
-                yield Checked(one[1], stamp(root / one[1]), problem=f"{root / one[1]}: {problem}")
+                yield Checked(
+                    one[1], places.stamp(root / one[1]), problem=f"{root / one[1]}: {problem}"
+                )
 
 
 def _pool(workers: int) -> ProcessPoolExecutor:
@@ -137,7 +129,7 @@ def _check_all(root: Path, chunk: list[tuple[str, str]], seconds: float) -> list
 def _check(root: Path, one: tuple[str, str], seconds: float) -> Checked:
     kind, name = one
     path = root / name
-    mark = stamp(path)
+    mark = places.stamp(path)
     if not mark:
         return Checked(name, problem=f"{path}: no such file")
     try:
@@ -150,9 +142,5 @@ def _look(path: Path, name: str, mark: str, kind: str) -> Checked:
     if kind == "video":
         info = probe(path)
         return Checked(name, mark, info.num_frames, info.duration_s, info.height, info.width)
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return Checked(name, mark, 1, 0.0, image.height, image.width)
-    except OSError as e:
-        raise VideoError(f"{path}: not a readable image: {e}") from None
+    with open_image(path) as image:
+        return Checked(name, mark, 1, 0.0, image.height, image.width)

@@ -15,6 +15,10 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
+from vvlm_jax.data.places import Fetched
+
+File = Path | Fetched
+
 # Containers that store when each frame is shown. For others FFmpeg guesses, and with B-frames in an
 # AVI it guesses wrong.
 _KEEP_TIMES = ("mp4", "matroska", "mpegts", "flv")
@@ -48,7 +52,7 @@ class Scan:
     key_time_K: np.ndarray  # where to seek for it
 
 
-def scan_file(path: Path) -> Scan:
+def scan_file(path: File) -> Scan:
     """Lists a file's frames without decoding any. Raises VideoError when it is cut or no video."""
     with opened(path) as (container, stream):
         packets = list(_packets(container, stream))
@@ -164,11 +168,16 @@ def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
+def opened(path: File) -> Iterator[tuple[InputContainer, VideoStream]]:
     """The file and its video stream, one thread, other streams skipped; closed at the end."""
-    if not path.exists():
+    if isinstance(path, Fetched):
+        path.seek(0)
+        size = path.size
+    elif path.exists():
+        size = path.stat().st_size
+    else:
         raise VideoError(f"{path}: no such file; check the path")
-    if path.stat().st_size == 0:
+    if not size:
         raise VideoError(f"{path}: zero bytes; {AGAIN}")
     try:
         with av.open(path) as container:
@@ -179,7 +188,7 @@ def opened(path: Path) -> Iterator[tuple[InputContainer, VideoStream]]:
         ) from error
 
 
-def _video_stream(path: Path, container: InputContainer) -> VideoStream:
+def _video_stream(path: File, container: InputContainer) -> VideoStream:
     # The cover picture of a song is a video stream to FFmpeg, not to us.
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
@@ -223,13 +232,13 @@ def decoded(
         yield from frames
 
 
-def count_decodable(path: Path) -> int:
+def count_decodable(path: File) -> int:
     """Frames that come out when the whole file is decoded."""
     with opened(path) as (container, stream):
         return sum(1 for _ in decoded(container, stream))
 
 
-def truncated(path: Path, num_decoded: int, num_expected: int) -> VideoError:
+def truncated(path: File, num_decoded: int, num_expected: int) -> VideoError:
     """The error for a file that holds fewer frames than it announces."""
     return VideoError(
         f"{path}: truncated: {num_decoded} of {num_expected} frames could be decoded; {AGAIN}"

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.data import chat
+from vvlm_jax.data import chat, places
 
 KINDS = ("video", "image")
 
@@ -27,10 +27,11 @@ def read_conversations(path: str | Path) -> list[dict]:
     Raises ValueError naming the file and the row when the JSON is broken, a row lacks its
     conversation, or a path is no text.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such annotation file (data.annotations)")
-    rows = read_rows(path)
+    path = places.place(path)
+    try:
+        rows = read_rows(path)
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such annotation file (data.annotations)") from None
     for i, row in enumerate(rows):
         turns = row.get("conversations") if isinstance(row, dict) else None
         well_formed = isinstance(turns, list) and turns
@@ -96,7 +97,7 @@ def row_media(row: dict, num_frames: int) -> list[Medium]:
 def read_jsonl(path: str | Path) -> list[dict]:
     """One JSON value a line; empty lines are passed over. ValueError names file and line."""
     rows = []
-    for number, line in enumerate(_read_text(Path(path)).split("\n"), 1):
+    for number, line in enumerate(places.read_text(places.place(path)).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
@@ -105,16 +106,9 @@ def read_jsonl(path: str | Path) -> list[dict]:
     return rows
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: byte {e.start} is not UTF-8 text") from None
-
-
 def _read_json_list(path: Path) -> list:
     try:
-        rows = json.loads(_read_text(path))
+        rows = json.loads(places.read_text(path))
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: line {e.lineno} is not JSON: {e.msg}") from None
     if not isinstance(rows, list):

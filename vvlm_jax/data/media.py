@@ -5,12 +5,15 @@ memory.
 import queue
 import threading
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from vvlm_jax.data import places
 from vvlm_jax.data.frames import choose_frames, resize_square
 from vvlm_jax.data.video import VideoError, VideoInfo, read_frames
 
@@ -18,6 +21,19 @@ _WHOLE_CLIP_BYTES = 2**20
 """Clips up to this size (decoded, resized) are kept whole, so that any x_T is served from
 memory.
 """
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """A still image, whole. Raises VideoError naming the file."""
+    try:
+        with Image.open(places.fetched(path)) as image:
+            image.load()
+            yield image
+    except FileNotFoundError:
+        raise VideoError(f"{path}: no such file") from None
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # all that PIL may raise
+        raise VideoError(f"{path}: not a readable image: {e}") from None
 
 
 class ClipCache:
@@ -64,7 +80,7 @@ class FrameReader:
 
     def video(self, name: str) -> np.ndarray:
         """The video's frames, chosen by `sampling`. Raises VideoError naming the file."""
-        path = Path(self.root) / name
+        path = places.place(self.root) / name
         if not self.cache_mb:
             return read_frames(path, self._choose, size=self.image_size)
         key = (str(path), self.image_size)
@@ -80,14 +96,8 @@ class FrameReader:
         """An image as a video of one frame, repeated to `num_frames` (the reader's own by default).
         Raises VideoError naming the file.
         """
-        path = Path(self.root) / name
-        try:
-            with Image.open(path) as image:
-                pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
-        except FileNotFoundError:
-            raise VideoError(f"{path}: no such file") from None
-        except (UnidentifiedImageError, OSError) as e:
-            raise VideoError(f"{path}: not a readable image: {e}") from None
+        with open_image(places.place(self.root) / name) as image:
+            pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
         return np.repeat(pixels[None], num_frames or self.num_frames, axis=0)
 
     def _choose(self, info: VideoInfo) -> np.ndarray:

@@ -133,11 +133,20 @@ class Examples:
         return _stack([self._at(place, room) for place in places_B[share]])
 
     def _room(self, places_B) -> int:
-        if not self.data.text_buckets:
-            return self.data.max_text_tokens
-        longest = max(self._text(self.rows[place]).length for place in places_B)
+        """The longest is looked for among those with the most bytes, and no further than a longer
+        one could be: a host need not tokenise what the other hosts will.
+        """
         rooms = (*self.data.text_buckets, self.data.max_text_tokens)
-        return next(room for room in rooms if longest <= room)
+        if len(rooms) == 1:
+            return rooms[0]
+        room, rows = 0, [self.rows[place] for place in places_B]
+        bounds = [chat.most_tokens(row["conversations"], self.data.system) for row in rows]
+        for i in np.argsort(bounds)[::-1]:
+            if bounds[i] <= room or room == rooms[-1]:
+                break
+            length = self._text(rows[i]).length
+            room = max(room, next(room for room in rooms if length <= room))
+        return room
 
     def _at(self, index, room: int) -> Example:
         """The example at a place, or where its media cannot be read the next readable one whose

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vvlm_jax.data import places
 from vvlm_jax.data.check import Checked
 from vvlm_jax.data.sources import Row
 
@@ -131,7 +132,9 @@ def _write_metadata(folder: Path, name: str, features, lengths: list[int], size:
 
 def is_prepared(folder: str | Path) -> bool:
     """Whether this is a folder that `write` made."""
-    return (Path(folder) / CARD).is_file()
+    card = places.place(folder) / CARD
+    with places.reaching(card):
+        return card.exists()
 
 
 def _check_shard(path, length: int) -> None:
@@ -149,16 +152,19 @@ def _check_shard(path, length: int) -> None:
 class PreparedRows(Sequence):
     """Rows of a prepared set in LLaVA's form, read when they are asked for. Threads may share it.
 
-    Raises ValueError naming the folder when it is not whole.
+    A bucket's is copied to this machine first: ArrayRecord reads files here. Raises ValueError
+    naming the folder when it is not whole.
     """
 
     def __init__(self, folder: str | Path):
         import tensorflow_datasets as tfds
 
-        self.folder = Path(folder)
-        self.card = json.loads((self.folder / CARD).read_text(encoding="utf-8"))
+        self.folder = places.place(folder)
+        card = places.read_bytes(self.folder / CARD)
+        self.card = json.loads(card)
+        copy = places.local_copy(self.folder, card)
         try:
-            builder = tfds.builder_from_directory(self.folder)
+            builder = tfds.builder_from_directory(copy)
             split = builder.info.splits[SPLIT]
             for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
                 _check_shard(path, length)

@@ -6,16 +6,19 @@ from pathlib import Path
 
 import numpy as np
 
+from vvlm_jax.data import places
 from vvlm_jax.data.datasets import read_conversations
 from vvlm_jax.data.prepared import PreparedRows, is_prepared
 
 
 def open_rows(annotations: str | Path) -> list[dict] | PreparedRows:
     """Rows of a LLaVA-style file, or of a folder that `tools.prepare` made."""
-    path = Path(annotations)
+    path = places.place(annotations)
     if is_prepared(path):
         return PreparedRows(path)
-    if path.is_dir():
+    with places.reaching(path):
+        is_folder = path.is_dir()
+    if is_folder:
         raise ValueError(f"{path}: no data set that tools.prepare made (data.annotations)")
     return read_conversations(path)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
-from vvlm_jax.data import chat
+from vvlm_jax.data import chat, places
 from vvlm_jax.data.datasets import KINDS, names_of, read_rows
 from vvlm_jax.data.mixture import MixtureConfig, SourceConfig, SubsetConfig, sample, validate
 
@@ -44,7 +44,7 @@ def from_file(path: Path) -> MixtureConfig:
     braces = re.fullmatch(r"(.*)\{(.*)\}(\.jsonl?)", str(path))
     if braces:
         folder, names, suffix = braces.groups()
-        files = [(Path(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
+        files = [(places.place(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
     elif path.suffix in (".yaml", ".yml"):
         files = _listed(path)
     else:
@@ -52,20 +52,22 @@ def from_file(path: Path) -> MixtureConfig:
     stems = [file.stem for file, _ in files]
     names = [f"{stem}_{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems, 1)]
     subsets = tuple(
-        SubsetConfig(
-            name, (SourceConfig(str(file.resolve()), (".", "{folder}"), sampling=strategy),)
-        )
+        SubsetConfig(name, (SourceConfig(_whole(file), (".", "{folder}"), sampling=strategy),))
         for name, (file, strategy) in zip(names, files, strict=True)
     )
     name = re.sub(r"[^a-z0-9]+", "_", path.name.rpartition(".")[0].lower()).strip("_")
     return validate(MixtureConfig(name if name[:1].isalpha() else f"mixture_{name}", subsets))
 
 
+def _whole(file: Path) -> str:
+    return str(file if places.is_remote(file) else file.resolve())
+
+
 def _listed(path: Path) -> list[tuple[Path, str]]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such mixture file")
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+        entries = yaml.safe_load(places.read_text(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such mixture file") from None
     except yaml.YAMLError as e:
         mark = getattr(e, "problem_mark", None)
         line = f"line {mark.line + 1} " if mark else ""
@@ -78,7 +80,9 @@ def _listed(path: Path) -> list[tuple[Path, str]]:
         if not isinstance(entry, dict) or not isinstance(entry.get("json_path"), str):
             raise ValueError(f"{path}: entry {i} of datasets has no json_path")
         strategy = str(entry.get("sampling_strategy", "all"))
-        files.append((path.parent / entry["json_path"], strategy))
+        file = entry["json_path"]
+        whole = places.is_remote(file) or Path(file).is_absolute()
+        files.append((places.place(file) if whole else path.parent / file, strategy))
     return files
 
 
@@ -86,15 +90,20 @@ def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, Sou
     """Every annotation file of a mixture, in order. Raises ValueError naming the subset whose files
     are not there.
     """
-    if not root.is_dir():
-        raise ValueError(f"--source {root}: no such folder")
+    with places.reaching(root):
+        if not root.is_dir():
+            raise ValueError(f"--source {root}: no such folder")
+        return _files_of(mixture, root)
+
+
+def _files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, SourceConfig, Path]]:
     found = []
     for subset in mixture.subsets:
         for source in subset.sources:
             pattern = source.annotations
-            absolute = Path(pattern).is_absolute()
-            files = [Path(pattern)] if absolute else sorted(root.glob(pattern))
-            files = [file for file in files if file.is_file()]
+            whole = places.is_remote(pattern) or Path(pattern).is_absolute()
+            files = [places.place(pattern)] if whole else sorted(root.glob(pattern))
+            files = [file for file in files if file.exists() and not file.is_dir()]
             if not files:
                 where = f" (as {subset.published} is published)" if subset.published else ""
                 raise ValueError(
@@ -125,8 +134,9 @@ def _locator(root: Path, source: SourceConfig, folder: Path):
 
     @functools.cache  # a video has many questions
     def locate(name: str) -> str:
-        places = [(Path(folder) / name).as_posix() for folder in folders]
-        return next((place for place in places if (root / place).exists()), places[0])
+        tried = [(Path(folder) / name).as_posix() for folder in folders]
+        with places.reaching(root):
+            return next((path for path in tried if (root / path).exists()), tried[0])
 
     return locate
 

@@ -26,6 +26,7 @@ from PIL import Image
 
 from vvlm_jax.data.container import (
     AGAIN,
+    File,
     Scan,
     VideoError,
     decoded,
@@ -34,6 +35,7 @@ from vvlm_jax.data.container import (
     truncated,
 )
 from vvlm_jax.data.frames import resize_square
+from vvlm_jax.data.places import Fetched, fetched, place, reaching
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -64,8 +66,8 @@ def probe(path: str | os.PathLike, *, folder_fps: float = FOLDER_FPS) -> VideoIn
     The count comes from the packets, not from the header. One frame is decoded, for its size and
     rotation. Raises VideoError as `read_frames` does.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = fetched(place(path))
+    if _is_folder(path):
         return _folder_info(path, _folder_images(path), folder_fps)
     scan = scan_file(path)
     with opened(path) as (container, stream):
@@ -88,8 +90,8 @@ def read_frames(
     Raises VideoError if the file is missing, empty, cut short, not a video, or without one of the
     chosen frames; ValueError if the choice is out of order or out of range.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = fetched(place(path))
+    if _is_folder(path):
         return _read_folder(path, choose, size, folder_fps)
     scan = scan_file(path)
     with opened(path) as (container, stream):
@@ -137,7 +139,7 @@ def write_video(
 # Decoding.
 
 
-def _first(path: Path, scan: Scan, frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
+def _first(path: File, scan: Scan, frames: Iterator[av.VideoFrame]) -> av.VideoFrame:
     first = next(frames, None)
     if first is None:
         raise truncated(path, 0, scan.num_frames)
@@ -207,7 +209,7 @@ def _frame_at(frames: Iterator[av.VideoFrame], pts: int) -> av.VideoFrame | None
 
 
 def _read_by_rank(
-    path: Path, scan: Scan, ranks: np.ndarray, convert: Callable[[av.VideoFrame], np.ndarray]
+    path: File, scan: Scan, ranks: np.ndarray, convert: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
     """Decode all and count. The count must agree: a loss anywhere would shift what follows."""
     wanted, images, count = set(ranks.tolist()), [], 0
@@ -254,7 +256,7 @@ def _converter(first: av.VideoFrame, size: int | None) -> Callable[[av.VideoFram
     return convert
 
 
-def _stacked(path: Path, images: list[np.ndarray], places: np.ndarray) -> np.ndarray:
+def _stacked(path: File, images: list[np.ndarray], places: np.ndarray) -> np.ndarray:
     shapes = sorted({image.shape[:2] for image in images})
     if len(shapes) > 1:
         raise VideoError(f"{path}: frames of several sizes {shapes}; pass size to make them equal")
@@ -264,8 +266,16 @@ def _stacked(path: Path, images: list[np.ndarray], places: np.ndarray) -> np.nda
 # Folders of images.
 
 
+def _is_folder(path: File) -> bool:
+    if isinstance(path, Fetched):
+        return False
+    with reaching(path):
+        return path.is_dir()
+
+
 def _folder_images(path: Path) -> list[Path]:
-    visible = (p for p in path.iterdir() if not p.name.startswith("."))
+    with reaching(path):
+        visible = [p for p in path.iterdir() if not p.name.startswith(".")]
     images = sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise VideoError(f"{path}: no images in this folder ({' '.join(IMAGE_SUFFIXES)})")
@@ -292,7 +302,7 @@ def _read_folder(
 
 def _read_image(path: Path) -> np.ndarray:
     try:
-        with Image.open(path) as image:
+        with Image.open(fetched(path)) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise VideoError(f"{path}: not an image: {error}; {AGAIN}") from error

@@ -284,7 +284,7 @@ def _gcs(bucket: str) -> Client:
         from vvlm_jax.sweep.buckets_gcs import Gcs
     except ImportError as e:
         raise ConfigError(
-            f"gs://{bucket}: needs google-cloud-storage: pip install 'vvlm_jax[gcs]'"
+            f"gs://{bucket}: needs google-cloud-storage: pip install 'vvlm_jax[gs]'"
         ) from e
     return Gcs(bucket)
 

@@ -1,5 +1,7 @@
 """The chat formats, written out by hand and against transformers' templates."""
 
+import json
+
 import pytest
 
 from tests.vvlm_jax.byte_level import save_byte_level
@@ -370,3 +372,25 @@ def test_ids_are_those_of_transformers_with_the_template(tmp_path, family, templ
     assert found.ids == templated(messages)
     asked = chat.encode_prompt(conversation[:-1], ours, [], "Be brief!")
     assert asked == templated(messages[:-1], add_generation_prompt=True)
+
+
+@pytest.mark.parametrize("family", ["llama3", "chatml"])
+def test_no_text_has_more_tokens_than_its_bytes_allow(tmp_path, family):
+    """Without merges there is a token a byte; NFC makes some characters three times as long."""
+    save_byte_level(tmp_path, [*tokenizer.FAMILIES[family].values()])
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"normalizer": {"type": "NFC"}}))
+    tok = tokenizer.load(tmp_path)
+    texts = ["", "<video>", "red", "a\n" * 40, "\u0958" * 30, "🙂 naïve", "\U0001d160" * 20]
+    assert len(tok.encode(texts[-1])) > len(texts[-1].encode())
+    for text in texts:
+        for rounds in (1, 4):
+            plain = text.replace("<video>", "")
+            said = turns(f"<video>\n{plain}", *[plain or "."] * (2 * rounds - 1))
+            for system in ("", f"{plain}be brief"):
+                bound = chat.most_tokens(said, system)
+                assert len(chat.encode(said, tok, [[]], family, system).ids) <= bound
+                assert len(chat.question(said, tok)) <= bound
+    long = turns("<video>\n" + "a" * 1000, "b" * 1000)
+    ids = chat.encode(long, tok, [[]], family).ids
+    assert len(ids) <= chat.most_tokens(long) < len(ids) + 100

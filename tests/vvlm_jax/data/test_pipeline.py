@@ -262,6 +262,21 @@ def test_a_batch_takes_the_smallest_bucket_that_holds_its_longest_text(bucketed)
     assert seen == {*steps, 160}
 
 
+def test_a_host_tokenises_little_of_what_the_others_read(bucketed, monkeypatch):
+    make, lengths = bucketed
+    source, asked = make(f"data.text_buckets={np.unique(lengths)[[1, 4, 6]].tolist()}"), []
+    text = type(source)._text
+    monkeypatch.setattr(type(source), "_text", lambda s, row: asked.append(row) or text(s, row))
+    monkeypatch.setattr("vvlm_jax.data.chat.most_tokens", lambda turns, _: known[id(turns)])
+    known = {
+        id(row["conversations"]): len(encode(row, source.tokenizer).ids) for row in source.rows
+    }
+    every = np.arange(len(source))
+    batch = source.load(every, slice(0, None, len(every)))
+    assert batch.tokens_BL.shape == (1, 8 + 160)
+    assert len(asked) == 2  # the longest of all, and the host's own
+
+
 def test_hosts_agree_on_the_bucket_of_what_they_share(bucketed):
     make, lengths = bucketed
     steps = np.unique(lengths)[[2, 5]].tolist()

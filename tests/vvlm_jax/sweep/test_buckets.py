@@ -311,7 +311,7 @@ def test_addresses_that_hold_no_sweep(server, address, error, line):
 @pytest.mark.parametrize(
     ("scheme", "module", "line"),
     [
-        ("gs", "buckets_gcs", r"needs google-cloud-storage: pip install 'vvlm_jax\[gcs\]'"),
+        ("gs", "buckets_gcs", r"needs google-cloud-storage: pip install 'vvlm_jax\[gs\]'"),
         ("s3", "buckets_s3", r"needs boto3: pip install 'vvlm_jax\[s3\]'"),
     ],
 )

@@ -39,8 +39,6 @@ def test_weights_that_are_not_there(stage, tmp_path):
     "option",
     [
         "out_dir=gs://b/run",
-        "data.annotations=gs://b/train.json",
-        "data.media_root=s3://b/videos",
         "data.tokenizer=gs://b/tok",
         'init=[["llm","gs://b/llama"]]',
     ],
@@ -52,6 +50,16 @@ def test_buckets_have_to_be_mounted(stage, tmp_path, monkeypatch, option):
         stage(tmp_path / "run", option), rf"^{name}\S* = '\w+://\S+': must be a path: mount the b"
     )
     assert list(tmp_path.iterdir()) == []  # no folder "gs:"
+
+
+@pytest.mark.parametrize("option", ["annotations=http://b/train.json", "media_root=az://b/videos"])
+def test_data_lie_in_folders_or_buckets(stage, tmp_path, monkeypatch, option):
+    monkeypatch.chdir(tmp_path)
+    fails(
+        stage(tmp_path / "run", f"data.{option}"),
+        rf"^data.{option.replace('=', ' = .')}': must be a path, or one in a bucket: gs://, s3://",
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_without_room_for_the_checkpoints(stage, tmp_path, monkeypatch):
