@@ -24,8 +24,6 @@ def evaluate(args) -> None:
     tasks = paper.choose(args.tasks)
     _check(args)
     _set(HF_HOME=str(Path("~/.cache/huggingface").expanduser()), LOGURU_LEVEL="WARNING")
-    if not sys.stderr.isatty():
-        _set(TQDM_DISABLE="1")
     out = args.out or args.model / "eval-paper"
     row = _row(args)
     _claim(args, out)

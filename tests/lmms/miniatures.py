@@ -160,7 +160,7 @@ def _task_files(folder: Path) -> dict[str, Path]:
 
 
 def _plain(file: Path) -> str:
-    return "".join(line for line in file.open() if "!function" not in line)
+    return "\n".join(line for line in file.read_text().splitlines() if "!function" not in line)
 
 
 MVBENCH_VIDEOS = {

@@ -22,7 +22,7 @@ from vvlm_jax.eval.grading import parse_score, parse_verdict
 from vvlm_jax.eval.judge import Judge, Messages
 
 GRADES = {
-    "gpt_eval_accuracy": "yes/no and score",
+    "gpt_eval_accuracy": "a yes/no and score",
     "gpt_eval_score": "a detail orientation score",
     "gpt_eval_score_correctness": "a factual accuracy score",
     "gpt_eval_score_detailed_orientation": "a detail orientation score",
@@ -31,7 +31,7 @@ GRADES = {
     "gpt_eval_score_consistency": "a consistency score",
 }
 """LMMs-Eval's judged metrics, and what it asks to be given "only as" for them."""
-_NO_VERDICT = "{'pred': 'none', 'score': 0}"
+_NO_VERDICT = "{'pred': 'ungraded', 'score': 0}"
 """In `activitynetqa` neither yes nor no, so that its accuracy leaves it out; elsewhere a 0."""
 
 
@@ -90,7 +90,8 @@ class Relay:
         asked = messages[-1]["content"]
         wanted = next((w for w in set(GRADES.values()) if f"only as {w}" in asked), "")
         said = self._judge.kept(messages) if self._judge else None
-        grade = _verdict(said or "") if wanted.startswith("yes/no") else _score(said or "")
+        read = _verdict if wanted == GRADES["gpt_eval_accuracy"] else _score
+        grade = read(said or "")
         with self._lock:
             self.asked[wanted] += 1
             self.ungraded[wanted] += grade is None

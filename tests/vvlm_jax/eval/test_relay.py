@@ -57,7 +57,7 @@ def test_nothing_is_asked_until_the_judge_is_and_then_it_is_handed_out(judge):
     with Relay(grader) as relay:
         found = relay.environment("mini", {})
         told = [ask(found, messages) for messages in requests]
-        assert set(told) == {"{'pred': 'none', 'score': 0}"}
+        assert set(told) == {"{'pred': 'ungraded', 'score': 0}"}
         assert relay.missing == requests
         assert server.seen == []
         grader.ask(relay.missing)
@@ -65,7 +65,7 @@ def test_nothing_is_asked_until_the_judge_is_and_then_it_is_handed_out(judge):
         told = [ask(found, messages) for messages in requests]
     assert told == [
         "{'pred': 'yes', 'score': 4.0}", "{'pred': 'no', 'score': 1.0}", told[-1],
-        "{'score': 4.0}", "{'score': 1.0}", "{'pred': 'none', 'score': 0}",
+        "{'score': 4.0}", "{'score': 1.0}", "{'pred': 'ungraded', 'score': 0}",
     ]  # fmt: skip
     assert relay.missing == []
     assert (relay.asked[VERDICT], relay.asked[DETAIL]) == (3, 3)
@@ -86,7 +86,7 @@ def test_what_the_endpoint_refuses_has_no_grade(judge):
             told = [ask(found, messages) for messages in requests]
             with contextlib.suppress(JudgeError):
                 grader.ask(relay.missing)
-    assert told == ["{'pred': 'yes', 'score': 4.0}", "{'pred': 'none', 'score': 0}"]
+    assert told == ["{'pred': 'yes', 'score': 4.0}", "{'pred': 'ungraded', 'score': 0}"]
     assert relay.ungraded[VERDICT] == 1
 
 
@@ -115,5 +115,5 @@ def test_the_judges_key_is_not_passed_on(judge):
 
 def test_without_a_judge_nothing_is_known():
     with Relay(None) as relay:
-        assert relay.answer(request(DETAIL)) == "{'pred': 'none', 'score': 0}"
+        assert relay.answer(request(DETAIL)) == "{'pred': 'ungraded', 'score': 0}"
         assert (relay.asked[DETAIL], relay.ungraded[DETAIL]) == (1, 1)
