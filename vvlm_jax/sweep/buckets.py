@@ -31,7 +31,7 @@ TIMEOUT = (5.0, 15.0)
 """Seconds to connect, and to wait for an answer."""
 CLOCK_SECONDS = 60.0
 """The store's clock is asked so often; this process's monotonic clock counts between."""
-_THREADS = 16
+_THREADS = 8
 _LONGEST_PAUSE = 4.0
 
 

@@ -8,7 +8,7 @@ New and changed files go up every now and then and once more before the job's en
 folders go up once they are whole. Who takes a job up gets what counts.
 """
 
-import fcntl
+import hashlib
 import json
 import os
 import shutil
@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from vvlm_jax.sweep import journal
 from vvlm_jax.sweep.buckets import Key
 
 FILES = "files.json"
@@ -45,13 +46,12 @@ class Copies:
 
     def __enter__(self):
         remove_left_behind()
-        self._here = Path(tempfile.mkdtemp(prefix=_PREFIX))
-        self._lock = _lock(self._here)
+        self._here = Path(tempfile.mkdtemp(prefix=_named()))
         try:
             self._known = _down(self._folder(self._run), self._here / self._run)
             self._tidy()
         except BaseException:
-            self._remove()
+            shutil.rmtree(self._here, ignore_errors=True)
             raise
         self._thread = threading.Thread(target=self._keep_up, daemon=True)
         self._thread.start()
@@ -59,15 +59,11 @@ class Copies:
 
     def __exit__(self, *_):
         self._stop()
-        self._remove()
+        shutil.rmtree(self._here, ignore_errors=True)
 
     def _stop(self) -> None:
         self._over.set()
         self._thread.join()
-
-    def _remove(self) -> None:
-        shutil.rmtree(self._here, ignore_errors=True)
-        os.close(self._lock)
 
     def folder(self, run: str) -> Path:
         """A run's folder here. That of another run is a copy to read, as it was when asked for."""
@@ -161,24 +157,24 @@ def _down(there: Key, here: Path) -> dict[str, tuple[int, int]]:
 
 
 def remove_left_behind() -> None:
-    """Removes the copies of workers on this machine that died: nobody holds their locks."""
+    """Removes the copies of this machine's workers that died, as their names say."""
+    machine = _machine()
     for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        try:
-            lock = os.open(folder / "lock", os.O_RDWR)
-        except OSError:  # another user's, or one that is just being made
-            continue
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(lock)
+        where, pid, start, *_ = (*folder.name.removeprefix(_PREFIX).split("-"), "", "")
+        life = journal.life()
+        if life and where == machine and pid.isdigit():
+            life[2:] = [int(pid), start]
+            if journal.is_dead(life):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
-def _lock(folder: Path) -> int:
-    """Holds a folder for as long as this process lives."""
-    lock = os.open(folder / "unlocked", os.O_RDWR | os.O_CREAT, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.rename(folder / "unlocked", folder / "lock")
-    return lock
+def _named() -> str:
+    """How this process calls its copies: which machine's it is, and which of its processes."""
+    life = journal.life() or ["", "", os.getpid(), ""]
+    return f"{_PREFIX}{_machine()}-{life[2]}-{life[3]}-"
+
+
+def _machine() -> str:
+    """A few letters for this boot and process namespace."""
+    life = journal.life()
+    return hashlib.sha256(repr(life and life[:2]).encode()).hexdigest()[:8]

@@ -12,13 +12,19 @@ import pytest
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import buckets, document, journal, places
+from vvlm_jax.sweep import copies as copies_module
 from vvlm_jax.sweep.buckets import Key, Unreachable
 from vvlm_jax.sweep.copies import FILES, Copies, remove_left_behind
 from vvlm_jax.sweep.store import Job, NotClaimed, Store
 from vvlm_jax.sweep.work import DONE, FAILED, Hosts, Stop, run_job
 
+# A broken connection is left to the collector by requests and its urllib3.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed <socket:ResourceWarning",
+)
 ROOT = Path(__file__).parents[3]
-KILLS = 20
+KILLS = 12  # of each kind
 ELSEWHERE = ["another boot", "pid:[1]", 1, "1"]
 
 
@@ -152,7 +158,7 @@ def test_the_clock_is_never_ahead_of_what_the_server_gives_next(url):
 def test_drivers_that_race_with_faults_do_every_job_once(url, server):
     store = squares(url, 10)
     server(share=0.05)
-    for driver in [start("drive", url, 2) for _ in range(2)]:
+    for driver in [start("drive", url, 1) for _ in range(2)]:
         finish(driver)
     counts = server()
     server(share=0)
@@ -164,7 +170,7 @@ def test_drivers_that_race_with_faults_do_every_job_once(url, server):
 
 def test_workers_killed_at_random_lose_and_double_nothing(url, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
-    store = squares(url, 36)
+    store = squares(url, 24)
     finish(start("kill", url, KILLS))
     finish(start("pull", url))
     assert_whole(store)
@@ -242,13 +248,16 @@ def test_a_worker_that_lost_its_claim_brings_nothing_up(url):
 def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = squares(url, 1)
-    (tmp_path / "vvlm_jax-sweep-dead").mkdir()
-    (tmp_path / "vvlm_jax-sweep-dead" / "lock").touch()
+    life = journal.life()
+    with monkeypatch.context() as patch:  # a process of this id that started at another time
+        patch.setattr(journal, "life", lambda: [*life[:3], "0"])
+        (tmp_path / f"{copies_module._named()}x").mkdir()
+    (tmp_path / "vvlm_jax-sweep-elsewhere-1-0-x").mkdir()
     with Copies(store.folder, "r0", lambda: True, 60.0) as copies:
         remove_left_behind()
         assert copies.folder("r0").is_dir()
-        assert len(list(tmp_path.iterdir())) == 1
-    assert not list(tmp_path.iterdir())
+        assert len(list(tmp_path.iterdir())) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["vvlm_jax-sweep-elsewhere-1-0-x"]
 
 
 def test_metrics_come_up_while_a_job_runs(url):
