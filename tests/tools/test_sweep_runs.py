@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -9,7 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from configs.sweeps import mini
 from fitting.runs import read_runs
+from tools._shared import load_config
+from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.config import SweepConfig
+from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -73,3 +79,45 @@ def test_a_sweep_goes_from_its_file_to_its_table(tmp_path):
     before = (tmp_path / "s" / "runs.csv").read_bytes()
     assert "1 runs, 4 jobs" in finish(start(tmp_path, *launch)), "nothing is left to do"
     assert (tmp_path / "s" / "runs.csv").read_bytes() == before
+
+
+HOSTS = """
+import dataclasses
+from configs.sweeps import mini
+
+
+def sweep():
+    config = mini.sweep()
+    points = [p for p in config.points if p.lm_params < 50_000]
+    finetune = dataclasses.replace(config.finetune, keep_every=2)
+    return dataclasses.replace(config, points=points, finetune=finetune, pretrain=None)
+"""
+
+
+def test_a_sweep_whose_runs_have_two_hosts_each(tmp_path):
+    """Each job by two processes that find one another, as a cluster would start them."""
+    (tmp_path / "mine.py").write_text(HOSTS)
+    mini.write_data(tmp_path / mini.DATA)
+    config = load_config(tmp_path / "mine.py", SweepConfig, "sweep")
+    store = jobs.create(tmp_path / "s", config)
+    run = config.points[0].run_id
+    evaluations = [f"{run}/evaluate-s{step}-val" for step in (2, 3)]
+    assert list(store.jobs) == [f"{run}/train", *evaluations]
+    for id in store.jobs:
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            where = f"127.0.0.1:{s.getsockname()[1]}"
+        words = ("tools.sweep", "work", store.path, id, "--coordinator", where, "--processes", "2")
+        both = [start(tmp_path, *words, "--process", i) for i in range(2)]
+        told = [finish(process) for process in both]
+        assert f"{id}: done" in told[0]
+    states = store.states()
+    assert {state.phase for state in states.values()} == {"done"}
+    # Of a milestone each host has written its share.
+    milestone = store.folder(run) / "checkpoints" / "2"
+    shares = {path.name for path in milestone.rglob("ocdbt.process_*")}
+    assert shares == {"ocdbt.process_0", "ocdbt.process_1"}
+    found = collect(store, states)
+    assert {row["metric"] for row in found.rows} == {"flash", "cell", "most", "avg"}
+    early = {(row["step"], row["metric"]) for row in found.milestones}
+    assert early == {(2, "flash"), (2, "cell"), (2, "most")}

@@ -14,7 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from vvlm_jax import distributed
 from vvlm_jax.train import manifest
-from vvlm_jax.train.model_dir import CheckpointError
+from vvlm_jax.train.model_dir import CheckpointError, reader
 
 
 class Found(NamedTuple):
@@ -216,7 +216,7 @@ def load_params(folder: str | Path, step: int, like: dict) -> dict:
                 f"{where}: {path} is {_spell(has)}; this model needs {list(x.shape)}"
             )
         wanted[part][path] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with reader(wanted) as checkpointer:
         found = checkpointer.restore(
             where,
             args=ocp.args.PyTreeRestore(

@@ -58,19 +58,18 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
     if not (folder / PARAMS).is_dir():
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
     there = _stored(folder)
-    # Unlike StandardCheckpointer, this one reads no more than it is asked for.
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        wanted = there if like is None else {k: like[k] for k in (parts or like)}
-        have, want = flatten_dict(there, sep="/"), flatten_dict(wanted, sep="/")
-        _check_fits(folder, have, want)
-        device = SingleDeviceSharding(jax.devices()[0])
-        structs = {
-            path: jax.ShapeDtypeStruct(
-                have[path].shape, x.dtype, sharding=getattr(x, "sharding", None) or device
-            )
-            for path, x in want.items()
-        }
-        item = unflatten_dict(structs, sep="/")
+    wanted = there if like is None else {k: like[k] for k in (parts or like)}
+    have, want = flatten_dict(there, sep="/"), flatten_dict(wanted, sep="/")
+    _check_fits(folder, have, want)
+    device = SingleDeviceSharding(jax.devices()[0])
+    structs = {
+        path: jax.ShapeDtypeStruct(
+            have[path].shape, x.dtype, sharding=getattr(x, "sharding", None) or device
+        )
+        for path, x in want.items()
+    }
+    item = unflatten_dict(structs, sep="/")
+    with reader(item) as checkpointer:
         try:
             with _no_word_of_late_readers():
                 restored = checkpointer.restore(
@@ -87,6 +86,22 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
             raise CheckpointError(f"{folder / PARAMS}: cannot be read; {_AGAIN}") from e
     flat = flatten_dict(restored, sep="/")
     return unflatten_dict({path: _first(flat[path], x.shape) for path, x in want.items()}, sep="/")
+
+
+def reader(wanted: dict) -> ocp.Checkpointer:
+    """Reads a checkpoint's arrays, no more than it is asked for. Hosts of one job wait for one
+    another, unless all that is wanted (ShapeDtypeStructs with shardings) lies with this one: then
+    the others may be elsewhere.
+    """
+    here = all(x.sharding.is_fully_addressable for x in jax.tree.leaves(wanted))
+    options = ocp.options.MultiprocessingOptions()
+    if here and jax.process_count() > 1:
+        me = jax.process_index()
+        options = ocp.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+        )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=options)
 
 
 _LATE = ("Event loop is closed", "Encountered error while reading array")
