@@ -328,7 +328,8 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    optional = [line for name in ("lmms", "trackers", "slurm", "parquet") for line in extras[name]]
+    optional = ("lmms", "trackers", "slurm", "parquet", "gcs", "s3")
+    optional = [line for name in optional for line in extras[name]]
     needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
     compared = {
@@ -337,6 +338,7 @@ def test_every_imported_package_is_a_declared_dependency():
     }
     called = {"PIL": "pillow", "orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval"}
     called |= {"tensorflow_datasets": "tensorflow-datasets", "yaml": "pyyaml"}
+    called |= {"google": "google-cloud-storage", "botocore": "boto3"}
     known = {*sys.stdlib_module_names, *TREES}
     undeclared = [
         f"{module}:{imported.line} imports {imported.target}"
