@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vvlm_jax.data import places
-from vvlm_jax.data.media import open_image, within
+from vvlm_jax.data.media import TooLate, open_image, within
 from vvlm_jax.data.video import VideoError, probe
 
 _AT_ONCE = 8
@@ -31,6 +31,7 @@ class Checked:
     path: str
     """Below the root of all sources."""
     stamp: str = ""
+    """Empty for what is to be opened again the next time."""
     num_frames: int = 0
     duration_s: float = 0.0
     height: int = 0
@@ -51,7 +52,7 @@ def check_media(
 
     What stands in the journal and has not changed is not opened again. With `workers` 0 this
     process does all. A file whose reader takes longer than `seconds`, or ends its process, is
-    broken like one that cannot be read.
+    broken like one that cannot be read, but only for this time: a busy machine may be the reason.
     """
     paths = list(dict.fromkeys(paths))
     known = _read(journal)
@@ -116,9 +117,7 @@ def _checked(root: Path, left: list[tuple[str, str]], workers: int, seconds: flo
                 yield _submit(pool, _check, root, one, seconds).result()
             except BrokenProcessPool:
                 problem = "its decoder ends the process that reads it"
-                yield Checked(
-                    one[1], places.stamp(root / one[1]), problem=f"{root / one[1]}: {problem}"
-                )
+                yield Checked(one[1], problem=f"{root / one[1]}: {problem}")
 
 
 @contextmanager
@@ -183,6 +182,8 @@ def _check(root: Path, one: tuple[str, str], seconds: float) -> Checked:
         return Checked(name, problem=f"{path}: no such file")
     try:
         return within(seconds, str(path), _look, path, name, mark, kind)
+    except TooLate as e:
+        return Checked(name, problem=str(e))
     except VideoError as e:
         return Checked(name, mark, problem=str(e))
 
