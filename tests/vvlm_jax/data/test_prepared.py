@@ -60,7 +60,11 @@ def as_json(rows, tmp_path_factory):
 def config(stage, root, folder):
     def make(*assignments, annotations=folder):
         return stage(
-            "unused", f"data.annotations={annotations}", f"data.media_root={root}", *assignments
+            "unused",
+            f"data.annotations={annotations}",
+            f"data.media_root={root}",
+            "data.frame_cache_mb=64",  # what is shown here is which rows come, not how they decode
+            *assignments,
         )
 
     return make
