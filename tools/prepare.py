@@ -38,7 +38,7 @@ class Args:
     """Extract the archives that media are published in, beside them; without, they are taken to be
     extracted already."""
     workers: int = 4
-    """Processes that open media."""
+    """Processes that open media; 0 opens them in this one."""
     seconds: float = 300.0
     """Time for one media file; what takes longer counts as broken."""
 
@@ -54,6 +54,13 @@ def main(args: Args) -> None:
             f"--out {args.out}: must be a folder of this machine; its data set can be copied into "
             "the bucket afterwards"
         )
+    for flag, value, good in (
+        ("workers", args.workers, args.workers >= 0),
+        ("seconds", args.seconds, args.seconds > 0),
+    ):
+        if not good:
+            least = "0 or more" if flag == "workers" else "above 0"
+            raise ValueError(f"--{flag} {value}: must be {least}")
     file, colon, function = args.mixture.rpartition(":")
     if colon and file.endswith(".py"):
         config = load_config(Path(file), MixtureConfig, function, "--mixture ")

@@ -154,4 +154,12 @@ def test_mistakes_are_told_in_one_line(root, tmp_path, capsys):
     assert "did you mean 'webvid'?" in says(capsys, root, out, without=("webvids",))
     assert "no such mixture file" in says(capsys, root, out, mixture=str(tmp_path / "a.yaml"))
     assert "must define nothing()" in says(capsys, root, out, mixture="configs/mixtures.py:nothing")
+    assert "--workers -1: must be 0 or more" in says(capsys, root, out, workers=-1)
+    assert "--seconds 0: must be above 0" in says(capsys, root, out, seconds=0)
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: no.json, sampling_strategy: some}]")
+    line = says(capsys, root, out, mixture=str(tmp_path / "mix.yaml"))
+    assert f"{tmp_path}/mix.yaml: no: sampling 'some': must be all, first:N" in line
+    (tmp_path / "mix.yaml").write_text("datasets: [{json_path: no.json}]")
+    line = says(capsys, root, out, mixture=str(tmp_path / "mix.yaml"))
+    assert f"{tmp_path}/no.json: no such annotation file" in line
     assert not out.exists()

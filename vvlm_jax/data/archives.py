@@ -1,5 +1,6 @@
 """Archives of media, extracted where rows look for their files; taken up again after a kill."""
 
+import errno
 import os
 import shutil
 import tarfile
@@ -13,6 +14,7 @@ from vvlm_jax.data.mixture import MixtureConfig
 from vvlm_jax.data.places import stamp
 from vvlm_jax.data.sources import files_of
 
+_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError)
 
 
@@ -45,6 +47,8 @@ def extract(archive: Path, into: Path) -> None:
             if not path.exists() or path.stat().st_size != size:
                 _write(path, read())
     except _DAMAGED as e:
+        if getattr(e, "errno", None) in _OWN_DISK:
+            raise
         raise ValueError(f"{archive}: damaged or cut short ({e}); download it again") from e
     _marker(archive, into).write_text(stamp(archive))
 

@@ -6,14 +6,18 @@ has changed since is looked at again), and either what it holds or what is wrong
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from vvlm_jax.data import places
-from vvlm_jax.data.media import open_image, within
+from vvlm_jax.data.media import TooLate, open_image, within
 from vvlm_jax.data.video import VideoError, probe
 
 _AT_ONCE = 8
@@ -27,6 +31,7 @@ class Checked:
     path: str
     """Below the root of all sources."""
     stamp: str = ""
+    """Empty for what is to be opened again the next time."""
     num_frames: int = 0
     duration_s: float = 0.0
     height: int = 0
@@ -47,7 +52,7 @@ def check_media(
 
     What stands in the journal and has not changed is not opened again. With `workers` 0 this
     process does all. A file whose reader takes longer than `seconds`, or ends its process, is
-    broken like one that cannot be read.
+    broken like one that cannot be read, but only for this time: a busy machine may be the reason.
     """
     paths = list(dict.fromkeys(paths))
     known = _read(journal)
@@ -56,6 +61,8 @@ def check_media(
     left = [one for one in paths if one[1] not in found]
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("a", encoding="utf-8") as lines:
+        if not _ends_a_line(journal):
+            lines.write("\n")
         progress(len(found), len(paths))
         for checked in _checked(root, left, workers, seconds):
             found[checked.path] = checked
@@ -63,6 +70,14 @@ def check_media(
             lines.flush()
             progress(len(found), len(paths))
     return {path: found[path] for _, path in paths}
+
+
+def _ends_a_line(journal: Path) -> bool:
+    with journal.open("rb") as file:
+        if not file.seek(0, os.SEEK_END):
+            return True
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _read(journal: Path) -> dict[str, Checked]:
@@ -91,7 +106,7 @@ def _checked(root: Path, left: list[tuple[str, str]], workers: int, seconds: flo
             if len(waiting) >= 2 * workers:
                 yield from _ready(waiting, alone)
             try:
-                waiting[pool.submit(_check_all, root, chunk, seconds)] = chunk
+                waiting[_submit(pool, _check_all, root, chunk, seconds)] = chunk
             except BrokenProcessPool:
                 alone += chunk
         while waiting:
@@ -99,17 +114,50 @@ def _checked(root: Path, left: list[tuple[str, str]], workers: int, seconds: flo
     for one in alone:  # beside one of these a process ended: each gets one of its own
         with _pool(1) as pool:
             try:
-                yield pool.submit(_check, root, one, seconds).result()
+                yield _submit(pool, _check, root, one, seconds).result()
             except BrokenProcessPool:
                 problem = "its decoder ends the process that reads it"
-                yield Checked(
-                    one[1], places.stamp(root / one[1]), problem=f"{root / one[1]}: {problem}"
-                )
+                yield Checked(one[1], problem=f"{root / one[1]}: {problem}")
 
 
-def _pool(workers: int) -> ProcessPoolExecutor:
-    # Fresh processes: decoders' threads and jax's do not survive a fork.
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+@contextmanager
+def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes that end with the block, at once when it is left by an error, and with this one,
+    however it ends.
+    """
+    before = {*multiprocessing.active_children()}
+    # Fresh ones: decoders' threads and jax's do not survive a fork.
+    fresh = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, mp_context=fresh, initializer=_end_with_parent)
+    try:
+        yield pool
+    except BaseException:
+        for child in {*multiprocessing.active_children()} - before:
+            child.terminate()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """A process that was killed cannot end those that it started."""
+
+    def watch():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _submit(pool: ProcessPoolExecutor, *call) -> Future:
+    """Ctrl-C is for this process alone, to end in a line: others inherit here that it is blocked,
+    before they can print what it did to them.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return pool.submit(*call)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ready(waiting: dict, alone: list):
@@ -134,6 +182,8 @@ def _check(root: Path, one: tuple[str, str], seconds: float) -> Checked:
         return Checked(name, problem=f"{path}: no such file")
     try:
         return within(seconds, str(path), _look, path, name, mark, kind)
+    except TooLate as e:
+        return Checked(name, problem=str(e))
     except VideoError as e:
         return Checked(name, mark, problem=str(e))
 

@@ -118,11 +118,15 @@ class FrameReader:
         return info.num_frames * self.image_size**2 * 3 <= _WHOLE_CLIP_BYTES
 
 
+class TooLate(VideoError):
+    """A file that took longer than it may, this time."""
+
+
 def within(seconds: float, name: str, read, *args):
     """`read(*args)`, in a thread of its own that is left behind when it takes longer: a decoder
     that hangs in one file cannot be stopped, and must hold up neither the run nor its end.
 
-    Raises what `read` raises, or VideoError naming the file.
+    Raises what `read` raises, or TooLate naming the file.
     """
     outcome = queue.SimpleQueue()
 
@@ -136,7 +140,7 @@ def within(seconds: float, name: str, read, *args):
     try:
         value, error = outcome.get(timeout=seconds)
     except queue.Empty:
-        raise VideoError(f"{name}: not read within {seconds:g} s (data.max_read_seconds)") from None
+        raise TooLate(f"{name}: not read within {seconds:g} s (data.max_read_seconds)") from None
     if error is not None:
         raise error
     return value

@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +44,19 @@ def _features():
     )
 
 
+def _serializer(features) -> Callable[[dict], bytes]:
+    """A record's bytes, the same in every process: by itself protobuf orders features by a hash."""
+    from tensorflow_datasets.core import example_serializer
+
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+
+    def serialized(record):
+        example = serializer.get_tf_example(features.encode_example(record))
+        return example.SerializeToString(deterministic=True)
+
+    return serialized
+
+
 def write(
     out: Path,
     name: str,
@@ -64,6 +77,7 @@ def write(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     features = _features()
+    serialized = _serializer(features)
     num_shards = max(1, -(-total // _SHARD))
     lengths = [len(part) for part in np.array_split(np.arange(total), num_shards)]
     rows, checksum, kinds, size, done = iter(rows), 0, set(), 0, 0
@@ -75,7 +89,7 @@ def write(
                 record = _record(next(rows), media)
                 checksum = zlib.crc32(_identity(record).encode(), checksum)
                 kinds.add((len(record["video"]), len(record["image"])))
-                data = features.serialize_example(record)
+                data = serialized(record)
                 writer.write(data)
                 size += len(data)
                 done += 1

@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import yaml
 
+from vvlm_jax.config import ConfigError
 from vvlm_jax.data import chat, places
 from vvlm_jax.data.datasets import KINDS, names_of, read_rows
 from vvlm_jax.data.mixture import MixtureConfig, SourceConfig, SubsetConfig, sample, validate
@@ -56,7 +57,10 @@ def from_file(path: Path) -> MixtureConfig:
         for name, (file, strategy) in zip(names, files, strict=True)
     )
     name = re.sub(r"[^a-z0-9]+", "_", path.name.rpartition(".")[0].lower()).strip("_")
-    return validate(MixtureConfig(name if name[:1].isalpha() else f"mixture_{name}", subsets))
+    try:
+        return validate(MixtureConfig(name if name[:1].isalpha() else f"mixture_{name}", subsets))
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from None
 
 
 def _whole(file: Path) -> str:
@@ -104,6 +108,8 @@ def _files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, So
             whole = places.is_remote(pattern) or Path(pattern).is_absolute()
             files = [places.place(pattern)] if whole else sorted(root.glob(pattern))
             files = [file for file in files if file.exists() and not file.is_dir()]
+            if not files and whole:
+                raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
             if not files:
                 where = f" (as {subset.published} is published)" if subset.published else ""
                 raise ValueError(

@@ -3,9 +3,14 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 from PIL import Image
 
@@ -74,8 +79,10 @@ def test_what_is_known_is_not_opened_again(root, tmp_path, monkeypatch):
     with journal.open("a") as file:
         file.write('{"path": "frames", "stam')  # cut short by a kill
     seen.clear()
-    journal.write_text(journal.read_text() + "\n")
     again = check_media(root, media(), journal)
+    assert [json.loads(line)["path"] for line in journal.read_text().splitlines()[5:]] == [
+        name for _, name in media()[4:]
+    ]
     assert {path: again[path] for path in first} == first
     assert not {str(root / path) for path in first} & {str(path) for path in seen}
     seen.clear()
@@ -102,6 +109,9 @@ def test_a_file_that_takes_too_long_is_broken(root, tmp_path, monkeypatch):
     found = check_media(root, media()[:1], tmp_path / "j.jsonl", seconds=0.05)
     stop.set()
     assert "not read within 0.05 s" in found["hevc.mp4"].problem
+    monkeypatch.undo()
+    found = check_media(root, media()[:1], tmp_path / "j.jsonl")  # the machine may have been busy
+    assert found["hevc.mp4"].problem == ""
 
 
 def _dies_at(root, chunk, seconds):
@@ -120,3 +130,64 @@ def test_a_file_that_ends_its_reader_is_named_and_the_others_are_not(root, tmp_p
     found = check_media(root, media()[:2], tmp_path / "j.jsonl", workers=1)
     assert "its decoder ends the process that reads it" in found["vp9.webm"].problem
     assert found["hevc.mp4"].problem == ""
+    monkeypatch.undo()
+    found = check_media(root, media()[:2], tmp_path / "j.jsonl")  # there may have been no memory
+    assert found["vp9.webm"].problem == ""
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from tools._shared import die_in_one_line
+from vvlm_jax.data.check import check_media
+
+if __name__ == "__main__":
+    root, journal = map(Path, sys.argv[1:])
+    paths = [("video", f"{i}.mp4") for i in range(400)]
+    die_in_one_line(lambda: check_media(root, paths, journal, workers=2))
+"""
+
+
+@pytest.fixture
+def started(root, tmp_path):
+    """started() -> the script's process, once some of 400 files are in the journal."""
+    for i in range(400):
+        (root / f"{i}.mp4").hardlink_to(root / "hevc.mp4")
+    (tmp_path / "script.py").write_text(SCRIPT)
+    journal, processes = tmp_path / "j.jsonl", []
+
+    def start():
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "script.py", root, journal],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        processes.append(process)
+        known = len(journal.read_text()) if journal.exists() else 0
+        while not journal.exists() or len(journal.read_text()) == known:
+            assert process.poll() is None
+            time.sleep(0.01)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def test_interrupts_and_kills_leave_what_is_known_and_nobody_behind(started, tmp_path):
+    process = started()
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
+    said = process.communicate(timeout=20)[1]
+    assert said.strip() == "interrupted; run the same command again to continue"
+    assert process.returncode == 130
+    process = started()
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert len(workers) >= 2
+    process.kill()
+    _, alive = psutil.wait_procs(workers, timeout=20)
+    assert alive == []
+    known = [json.loads(line)["path"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
+    assert len(known) == len({*known})  # none was opened twice

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from array_record.python import array_record_module
 
 from configs import mixtures
 from tests.testdata import make_sources
@@ -59,7 +60,11 @@ def as_json(rows, tmp_path_factory):
 def config(stage, root, folder):
     def make(*assignments, annotations=folder):
         return stage(
-            "unused", f"data.annotations={annotations}", f"data.media_root={root}", *assignments
+            "unused",
+            f"data.annotations={annotations}",
+            f"data.media_root={root}",
+            "data.frame_cache_mb=64",  # what is shown here is which rows come, not how they decode
+            *assignments,
         )
 
     return make
@@ -105,6 +110,17 @@ def test_records_are_the_rows_and_hold_no_pixels(folder, rows, root):
         assert about["num_frames"][0] in range(3, 7)
         assert about["duration_s"] == [about["num_frames"][0] / 2]
     assert sum(p.stat().st_size for p in folder.iterdir()) < 400_000
+
+
+def test_records_are_the_same_bytes_in_every_process(folder):
+    """Their features stand by name, and not by a hash that each process has of its own."""
+    reader = array_record_module.ArrayRecordReader(str(next(folder.glob("*array_record-00000*"))))
+    names = [b"conversations/from", b"conversations/value", b"duration_s", b"id", b"image"]
+    names = [bytes([10, len(name)]) + name for name in [*names, b"num_frames", b"subset", b"video"]]
+    for record in reader.read_all():
+        places = [record.index(name) for name in names]
+        assert places == sorted(places)
+    reader.close()
 
 
 def test_batches_are_those_of_the_rows(examples, as_json):

@@ -1,5 +1,6 @@
 """Public sets in their published layouts become rows; what cannot is told in one line."""
 
+import errno
 import json
 import re
 
@@ -86,7 +87,7 @@ def test_archives_are_extracted_once_where_rows_look(tmp_path):
         assert all((tmp_path / p).exists() for p in paths)
 
 
-def test_a_damaged_archive_is_named_and_taken_up_again(tmp_path):
+def test_a_damaged_archive_is_named_and_taken_up_again(tmp_path, monkeypatch):
     make_sources.make_sources(tmp_path, archives=True)
     folder = tmp_path / "LLaVA-Video-178K" / "0_30_s_nextqa"
     (archive,) = folder.glob("*.tar.gz")
@@ -96,6 +97,14 @@ def test_a_damaged_archive_is_named_and_taken_up_again(tmp_path):
     with pytest.raises(ValueError, match=rf"{archive.name}: damaged or cut short \(.*download it"):
         extract_all(archives, lambda done, total: None)
     archive.write_bytes(whole)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vvlm_jax.data.archives.shutil.copyfileobj", full)
+        with pytest.raises(OSError, match="No space left"):  # nothing to download again
+            extract_all(archives, lambda done, total: None)
     extract_all(archives, lambda done, total: None)
     assert len(list(folder.rglob("*.mp4"))) == ROWS
 
