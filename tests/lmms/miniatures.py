@@ -79,7 +79,8 @@ def _prompt(task: str, question: str, options: list[str]) -> str:
 
 def write_tasks(folder: Path, questions: dict[str, list[dict]], installed: Path) -> Path:
     """Writes a task file `mini_NAME` for each task, and its questions with their answers, in
-    LMMs-Eval's columns; the folder for its `--include_path`.
+    LMMs-Eval's columns; and `mini_likely`, which asks for likelihoods of letters. The folder for
+    its `--include_path`.
     """
     tasks = folder / "tasks"
     shutil.rmtree(tasks, ignore_errors=True)
@@ -95,6 +96,12 @@ def write_tasks(folder: Path, questions: dict[str, list[dict]], installed: Path)
             "dataset_name: null\n"
             f"dataset_kwargs:\n  data_files:\n    {split}: {data}\n"
         )
+    (tasks / "mini_likely.yaml").write_text(
+        f"include: {tasks / 'mini_mvbench_action_count.yaml'}\n"
+        "task: mini_likely\noutput_type: multiple_choice\ndoc_to_choice: [A, B, C, D]\n"
+        "doc_to_target: letter\nprocess_results: null\ngeneration_kwargs: null\n"
+        "metric_list:\n  - metric: acc\n    aggregation: mean\n    higher_is_better: true\n"
+    )
     return tasks
 
 
@@ -110,7 +117,8 @@ def _columns(task: str, i: int, q: dict) -> dict:
     if task.startswith("mvbench"):
         answer = q["options"]["ABCD".index(q["answer"])]
         name = Path(q["video"]).name
-        return dict(video=name, question=q["question"], candidates=q["options"], answer=answer)
+        row = dict(video=name, question=q["question"], candidates=q["options"], answer=answer)
+        return row | dict(letter=q["answer"])
     if task == "nextqa_mc_test":
         options = {f"a{n}": option for n, option in enumerate(q["options"])}
         return dict(

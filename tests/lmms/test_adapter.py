@@ -142,7 +142,7 @@ def test_a_likelihood_is_a_mean_loss(adapter, vlm):
         [
             likelihood("Who?", "A", 0),
             likelihood("Who?", lambda doc: "Bee", 1),
-            likelihood("Who?", "Bee", 0),
+            likelihood("Who?", " Bee", 0),
             SimpleNamespace(args=("", "Bee")),
         ]
     )

@@ -25,6 +25,8 @@ MAX_NEW_TOKENS = 1
 """Of the tasks that set no length: the last of several letters would count."""
 LENGTHS = {"videomme": 16, "nextqa_mc_test": MAX_NEW_TOKENS, "activitynetqa": 64}
 MVBENCH = 16
+LIKELY = "mvbench_action_count"
+"""Whose letters have likelihoods, too."""
 
 AS_INSTANCE = """
 import json, sys
@@ -86,7 +88,9 @@ def judge():
 
 @pytest.fixture(scope="module")
 def native(letters_model, judge, tmp_path_factory):
-    """(folder, {task: {id: reply}}, {(task, metric): score}, answers half of which are right)."""
+    """(folder, questions of each task, {task: {id: prediction}}, {(task, metric): score}); of four
+    answers three are right.
+    """
     from vvlm_jax.train.model_dir import load_model
 
     folder = tmp_path_factory.mktemp("mini")
@@ -99,7 +103,10 @@ def native(letters_model, judge, tmp_path_factory):
         file = folder / name / "predictions.jsonl"
         length = LENGTHS.get(task, MVBENCH)
         rows = questions[task]
-        runner.evaluate(model, params, tok, rows, file, config.model, data, max_new_tokens=length)
+        runner.evaluate(
+            model, params, tok, rows, file, config.model, data, max_new_tokens=length,
+            likelihood=task == LIKELY,
+        )  # fmt: skip
         return runner.read_predictions(file)
 
     for task, rows in questions.items():
@@ -110,7 +117,7 @@ def native(letters_model, judge, tmp_path_factory):
                 wrong = "ABCD"[("ABCD".index(letter) + 1) % 4]
                 q["answer"] = letter if i % 4 else wrong  # the first of four is wrong
         found = ask(task, task)
-        replies[task] = {id: row["reply"] for id, row in found.items()}
+        replies[task] = found
         grader = Judge(JudgeConfig(judge, key_env="", per_minute=6e4), folder / "judge")
         verdicts = scores.grade(rows, found, grader, folder / f"{task}.verdicts.jsonl")
         measured += scores.measure(rows, found, verdicts or None)
@@ -143,7 +150,8 @@ def lmms(native, judge):
 
 def check(results, samples, native):
     """Replies and scores are the native runner's."""
-    _, questions, replies, measured = native
+    _, questions, predictions, measured = native
+    replies = {task: {id: p["reply"] for id, p in of.items()} for task, of in predictions.items()}
     for task, rows in questions.items():
         got = {int(doc): first(reply) for doc, reply in samples[f"mini_{task}"]}
         assert [got[i] for i in range(len(rows))] == list(replies[task].values()), task
@@ -224,8 +232,16 @@ def test_by_name(native, lmms, letters_model, tmp_path):
 
 def test_as_an_instance(native, lmms, letters_model, tmp_path):
     run, include = lmms
-    tasks = [f"mini_{task}" for task in miniatures.TASKS]
+    tasks = ["mini_likely", *(f"mini_{task}" for task in miniatures.TASKS)]
     out = tmp_path / "found.json"
     run("-c", AS_INSTANCE, str(letters_model), str(include), str(out), *tasks)
     found = json.loads(out.read_text())
     check(found["results"], found["samples"], native)
+    _, questions, predictions, measured = native
+    for (_, losses), q in zip(found["samples"]["mini_likely"], questions[LIKELY], strict=True):
+        mine = predictions[LIKELY][q["id"]]
+        logprobs = pytest.approx(list(mine["logprobs"].values()), abs=1e-3)
+        assert [-loss for loss, _ in losses] == logprobs
+        assert "ABCD"[min(range(4), key=lambda i: losses[i][0])] == mine["likeliest"]
+    acc = float(found["results"]["mini_likely"]["acc,none"])
+    assert 100 * acc == measured[LIKELY, "likelihood"]

@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
+from lmms_eval.api.instance import GenerationResult
 from lmms_eval.api.model import lmms
 from PIL import Image
 
@@ -117,14 +118,15 @@ class VvlmJax(lmms):
 
         The loss is the mean over tokens of −log p: in LMMs-Eval a smaller number is better, as its
         `multiple_choice` tasks take the smallest, whatever its base class says. An empty context
-        is asked as a question mark, as no chat has an empty turn.
+        is asked as a question mark, as no chat has an empty turn; the space that tasks put between
+        context and continuation is cut, as no reply begins with one.
         """
         groups: dict[tuple, list] = {}
         for i, request in enumerate(requests):
             context, target, *rest = request.args
             visuals, doc_id, task, split = rest or (None, None, None, None)
             doc = self._doc(task, split, doc_id) if rest else None
-            text = target if isinstance(target, str) else str(target(doc))
+            text = (target if isinstance(target, str) else str(target(doc))).strip()
             paths = self._paths(visuals, doc)
             groups.setdefault((tuple(paths), context), []).append((i, text))
         found: list = [None] * len(requests)
@@ -141,7 +143,7 @@ class VvlmJax(lmms):
             )
             for key, values in zip(keys, likely, strict=True):
                 for (i, _), value in zip(groups[key], values, strict=True):
-                    found[i] = (-value.logprob / value.num_tokens, value.greedy)
+                    found[i] = _Loss((-value.logprob / value.num_tokens, value.greedy))
             progress.update(start + len(keys))
         progress.close()
         return found
@@ -296,6 +298,12 @@ def evaluate(
 def version() -> str:
     """LMMs-Eval's."""
     return importlib.metadata.version("lmms_eval")
+
+
+class _Loss(tuple, GenerationResult):
+    """(loss, greedy), and as its `text` the same: of a bare pair LMMs-Eval 0.7.3 makes a string, on
+    which its own tasks fail.
+    """
 
 
 class _Rounds:
