@@ -303,6 +303,7 @@ def test_costly_jobs_come_first_and_each_gives_its_memory_back(tmp_path, monkeyp
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pins cores on Linux only")
+@pytest.mark.filterwarnings("ignore:os.fork")  # other tests of this process may have used jax
 def test_a_worker_without_accelerators_keeps_to_one_core(tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     cores = sorted(os.sched_getaffinity(0))
