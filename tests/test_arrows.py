@@ -328,7 +328,7 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    optional = ("lmms", "trackers", "slurm", "parquet", "gcs", "s3")
+    optional = ("lmms", "trackers", "slurm", "parquet", "gs", "s3")
     optional = [line for name in optional for line in extras[name]]
     needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
