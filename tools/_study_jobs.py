@@ -200,7 +200,7 @@ def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> 
     init, after, tokens = (), tuple(job.id for job in _data_jobs(study)), 100
     if name == "vision":
         lm, tokens = _lm(stages.caption_llm(study)), 32
-        init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train",)
+        init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train", "data/captions")
     n = stage.data.num_examples
     argument = dict(stage=name, model={}, init=init, steps=sweep_config.num_steps(stage, n))
     cost = _cost(stage.model.llm, n * stage.epochs, tokens)
@@ -208,32 +208,32 @@ def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> 
 
 
 def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
-    """A job of the sweep with what else comes before it here, and with a cost that is right for
-    small models, of which a token takes longer than its FLOPs say.
+    """A job of the sweep with what else comes before it here, the data that it reads, too, and with
+    a cost that is right for small models, of which a token takes longer than its FLOPs say.
     """
     if point is None:  # stage 1
         llm = job.argument["model"]["llm"]
         examples = study.captions * stages.projector_stage(study, llm, "").epochs
-        before = ("vision/train", f"{_lm(llm)}/train")
+        before = ("vision/train", f"{_lm(llm)}/train", "data/captions")
         return dataclasses.replace(job, after=before, cost=_cost(llm, examples, 32, passes=2))
     if job.kind == "evaluate":
-        cost = _asking(study, point)
-        return dataclasses.replace(job, cost=cost)
+        after = (*job.after, "data/val")
+        return dataclasses.replace(job, after=after, cost=_asking(study, point))
     tokens = point.num_frames * point.tokens_per_frame + _TEXT
     cost = _cost(job.argument["model"]["llm"], point.num_examples, tokens)
-    return dataclasses.replace(job, cost=cost)
+    return dataclasses.replace(job, after=(*job.after, "data/train"), cost=cost)
 
 
 def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
     """Evaluations of what the largest run starts from, and of itself asked about other clips."""
     cost, run = _asking(study, center), center.run_id
-    prepared = ("vision/train", f"{_lm(_llms(study)[center.lm_params])}/train")
+    prepared = ("vision/train", f"{_lm(_llms(study)[center.lm_params])}/train", "data/val")
     return [
         *(
             Job(f"{run}/untrained-{i}", "untrained", {"seed": i}, prepared, cost)
             for i in range(UNTRAINED)
         ),
-        Job(f"{run}/other-clip", "other-clip", {}, (f"{run}/train",), cost),
+        Job(f"{run}/other-clip", "other-clip", {}, (f"{run}/train", "data/val"), cost),
     ]
 
 

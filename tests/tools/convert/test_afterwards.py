@@ -105,7 +105,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
     def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
         raise Exception("Encountered error while reading array") from ValueError("OUT_OF_RANGE")
 
-    monkeypatch.setattr(model_dir.ocp.PyTreeCheckpointer, "restore", fail)
+    monkeypatch.setattr(model_dir.ocp.Checkpointer, "restore", fail)
     with pytest.raises(
         CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
     ):
