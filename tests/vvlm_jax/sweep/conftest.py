@@ -14,6 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[3]
 
 
+def forget_clients():
+    from vvlm_jax.sweep import buckets
+
+    buckets._bucket.cache_clear()
+
+
 @pytest.fixture(scope="session")
 def object_server():
     """A process that serves gs:// and s3://; `ask(next=["lost"], …)` sets its faults, `ask()`
@@ -39,6 +45,7 @@ def object_server():
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.load(answer)
 
+    forget_clients()  # of another server: tests of other folders have one of their own
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL"):
             patch.setenv(variable, address)
@@ -47,6 +54,7 @@ def object_server():
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield ask
+    forget_clients()
     server.kill()
     server.communicate()
 

@@ -336,7 +336,8 @@ def test_a_manifest_that_cannot_be_written_is_told_and_its_step_not_offered(tmp_
 
 def measure(kind):
     command = [sys.executable, __file__, kind]
-    environ = os.environ | {"PYTHONPATH": str(ROOT)}
+    # One heap for all threads: each would keep some of what it once had, at no time one can tell.
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout)
@@ -350,9 +351,10 @@ def test_a_save_takes_half_again_its_size_of_memory_at_most():
 
 @pytest.mark.slow(reason="writes 80 checkpoints")
 def test_memory_is_flat_over_fifty_saves():
-    """After the first thirty, in which every thread gets its share of the heap."""
+    """The least of ten saves each, as writing goes on behind some of them."""
     found = measure("flat")
-    assert found["after_80"] - found["after_30"] < 4 * 2**20, found
+    early, late = (min(found[f"after_{i}"] for i in range(n, n + 10)) for n in (21, 71))
+    assert late - early < 4 * 2**20, found
 
 
 def _resident():
