@@ -208,8 +208,8 @@ def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> 
 
 
 def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
-    """A job of the sweep with what else comes before it here, the data that it reads, too, and with
-    a cost that is right for small models, of which a token takes longer than its FLOPs say.
+    """A job of the sweep with all that it reads before it, and with a cost that is right for small
+    models, of which a token takes longer than its FLOPs say.
     """
     if point is None:  # stage 1
         llm = job.argument["model"]["llm"]
@@ -219,9 +219,9 @@ def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
     if job.kind == "evaluate":
         after = (*job.after, "data/val")
         return dataclasses.replace(job, after=after, cost=_asking(study, point))
-    tokens = point.num_frames * point.tokens_per_frame + _TEXT
-    cost = _cost(job.argument["model"]["llm"], point.num_examples, tokens)
-    return dataclasses.replace(job, after=(*job.after, "data/train"), cost=cost)
+    llm, tokens = job.argument["model"]["llm"], point.num_frames * point.tokens_per_frame + _TEXT
+    before = (*job.after, "vision/train", f"{_lm(llm)}/train", "data/train")
+    return dataclasses.replace(job, after=before, cost=_cost(llm, point.num_examples, tokens))
 
 
 def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
