@@ -37,8 +37,9 @@ def run(stage, tmp_path_factory):
             time.sleep(0.1)
         return read(reader, name)
 
-    # No other test takes this eps, so that the step compiles here.
-    config = stage(folder / "run", "optim.eps=3e-7", log_every=2, checkpoint_every=3)
+    # No other test takes this eps, so that the step compiles here. One thread reads in order.
+    options = "optim.eps=3e-7", "data.read_threads=1"
+    config = stage(folder / "run", *options, log_every=2, checkpoint_every=3)
     (folder / "c.py").write_text(CONFIG.format(text=to_json(config)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(devices._PEAK_BF16, jax.devices()[0].device_kind, PEAK)
