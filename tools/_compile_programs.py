@@ -175,7 +175,7 @@ def measure(
 
 def _digest(lowered, topology: str, effort: float) -> str:
     versions = [metadata.version(p) for p in ("jax", "libtpu")]
-    given = (lowered.as_text(), topology, *versions, *([f"{effort}"] if effort else []))
+    given = (lowered.as_text(), topology, f"{effort}", *versions)
     return hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
 
 

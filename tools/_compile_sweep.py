@@ -199,8 +199,7 @@ class Compiles:
         own["data"] = config.data.max_text_tokens
         for name in ("out_dir", "init", "seed", "epochs", "log_every", "checkpoint_every"):
             own.pop(name, None)
-        effort = [self.args.effort] if self.args.effort else []
-        text = json.dumps([own, self.args.topology, self.code, *effort])
+        text = json.dumps([own, self.args.topology, self.code, self.args.effort])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

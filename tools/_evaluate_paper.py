@@ -10,6 +10,7 @@ from vvlm_jax.config import ConfigError, LlamaConfig, choose
 from vvlm_jax.eval import paper
 from vvlm_jax.eval.judge import Judge
 from vvlm_jax.eval.relay import GRADES, Relay
+from vvlm_jax.sweep.document import write_json
 
 LENGTH = 1024
 """Longest reply, in tokens, where a task sets none."""
@@ -148,7 +149,7 @@ def _evaluate(task: paper.Task, lm, relay: Relay, judge: Judge | None, args, out
     )
     for part in task.tasks:
         _write_lines(out / task.name / f"{part}.jsonl", samples[part])
-    _write(out / f"{task.name}.json", found)
+    write_json(out / f"{task.name}.json", found)
     return found
 
 
@@ -188,13 +189,6 @@ def _add_rows(args, out: Path, row: dict, scores: dict[str, float]) -> None:
 
 def _read(file: Path) -> dict | None:
     return json.loads(file.read_text()) if file.is_file() else None
-
-
-def _write(file: Path, value) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(f"{file.name}.partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    partial.replace(file)
 
 
 def _write_lines(file: Path, rows: list[dict]) -> None:

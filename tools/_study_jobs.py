@@ -12,7 +12,7 @@ from pathlib import Path
 from configs import study as stages
 from configs.study import StudyConfig
 from vvlm_jax import config as config_lib
-from vvlm_jax.config import TrainConfig, choose
+from vvlm_jax.config import ConfigError, TrainConfig, choose, tokens_side
 from vvlm_jax.flops import llm_params
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep import config as sweep_config
@@ -83,7 +83,6 @@ def star_center(points):
 
 def check(study: StudyConfig) -> None:
     """Raises ConfigError, before anything is written, for a study that cannot be run."""
-    from vvlm_jax.config import ConfigError, choose, tokens_side
     from vvlm_jax.data.synthetic import SIDE, TASKS
 
     def require(name: str, ok: bool, allowed: str):

@@ -74,6 +74,10 @@ def main(args: Args) -> None:
     if bool(args.tasks) == bool(args.questions):
         raise ConfigError("give a question file (--questions FILE) or benchmarks (--tasks paper)")
     if args.tasks:
+        for name in ("likelihood", "judge", "media_root"):
+            if getattr(args, name):
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(f"{flag}: is for a question file, not for --tasks")
         from tools import _evaluate_paper
 
         _evaluate_paper.evaluate(args)

@@ -2,7 +2,6 @@
 
 import pytest
 
-from tests.vvlm_jax.sweep.conftest import object_server, server  # noqa: F401
 from tools import sweep as command
 from tools._shared import die_in_one_line
 

@@ -78,3 +78,10 @@ def test_what_is_answered_outlives_a_judge_that_fails(args, tmp_path):
     with serving(graded) as (_, url):
         main(args(url))
     assert (tmp_path / "out/predictions.jsonl").read_text() == answered
+
+
+@pytest.mark.parametrize("option", [{"judge": True}, {"likelihood": True}, {"media_root": VIDEOS}])
+def test_options_of_question_files_are_refused_beside_benchmarks(option, tmp_path):
+    flag = f"--{next(iter(option)).replace('_', '-')}"
+    with pytest.raises(ConfigError, match=f"{flag}: is for a question file"):
+        main(Args(tmp_path, tasks=("paper",), **option))

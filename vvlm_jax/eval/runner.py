@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vvlm_jax.config import ConfigError, DataConfig, ModelConfig
-from vvlm_jax.data import chat
+from vvlm_jax.data import chat, places
 from vvlm_jax.data.datasets import read_jsonl
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
@@ -150,7 +150,7 @@ def evaluate(
     )
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
-        Path(data_config.media_root),
+        places.place(data_config.media_root),
         model_config.num_frames,
         model.vision_config.image_size,
         data_config.frame_sampling,

@@ -107,10 +107,12 @@ def not_there(config: SweepConfig) -> list[str]:
     named += [(f"init: {part}", folder) for part, folder in config.init]
     for size in sweep_config.used_sizes(config):
         named += [(f"sizes: {size.llm}: {part}", folder) for part, folder in size.init]
+    from vvlm_jax.data.places import place  # data may lie in a bucket
+
     # An .npz may be followed by where in it the parameters are.
     files = {re.sub(r"(\.npz):.*", r"\1", file): name for name, file in reversed(named)}
     return [
-        f"{file}: not there ({name})" for file, name in files.items() if not Path(file).exists()
+        f"{file}: not there ({name})" for file, name in files.items() if not place(file).exists()
     ]
 
 
@@ -150,9 +152,12 @@ def evaluate(context: Context) -> dict:
     from vvlm_jax.train import checkpoint, model_dir
 
     argument = context.job.argument
-    step, read = argument["step"], model_dir.load_params
-    if argument.get("milestone"):
-        read = lambda folder, like: checkpoint.load_params(folder, step, like)  # noqa: E731
+    step = argument["step"]
+
+    def of_milestone(folder, like):
+        return checkpoint.load_params(folder, step, like)
+
+    read = of_milestone if argument.get("milestone") else model_dir.load_params
     asked = evaluation(context, argument["evaluation"])
     with context.stop.anywhere():
         questions = runner.read_questions(asked.questions)

@@ -4,6 +4,7 @@ import pytest
 
 from configs.sweeps import mini, star
 from vvlm_jax.config import ConfigError, TrainConfig, validate
+from vvlm_jax.data import places
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.work import Context, Stop
@@ -74,3 +75,15 @@ def test_milestones_are_evaluated_by_jobs_of_their_own(tmp_path):
         "evaluate-s2-val": {"evaluation": "val", "step": 2, "milestone": True},
         "evaluate-s3-val": {"evaluation": "val", "step": 3},
     }
+
+
+def test_data_in_a_bucket_are_looked_for_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(places, "place", lambda file: tmp_path / file.replace("s3://", ""))
+    sweep = mini.sweep()
+    data = dataclasses.replace(sweep.finetune.data, annotations="s3://lab/train.json")
+    sweep = dataclasses.replace(sweep, finetune=dataclasses.replace(sweep.finetune, data=data))
+    missing = "s3://lab/train.json: not there (finetune.data.annotations)"
+    assert missing in jobs.not_there(sweep)
+    (tmp_path / "lab").mkdir()
+    (tmp_path / "lab/train.json").touch()
+    assert missing not in jobs.not_there(sweep)
