@@ -12,7 +12,7 @@ class JudgeServer:
 
     The script gives (status, headers, bytes), or a text, which is sent as a completion, or
     "stall", "drip" or "drop". `seen` keeps (time, body, headers) of every request, `busiest` how
-    many were under way at once.
+    many scripts ran at once: whoever has a reply may ask again before the server has let go of it.
     """
 
     def __init__(self, script):
@@ -28,10 +28,11 @@ class JudgeServer:
             self._busy += 1
             self.busiest = max(self.busiest, self._busy)
         try:
-            self._send(handler, self.script(body, number))
+            what = self.script(body, number)
         finally:
             with self.lock:
                 self._busy -= 1
+        self._send(handler, what)
 
     def _send(self, handler, what):
         if what == "drop":

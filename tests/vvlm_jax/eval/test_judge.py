@@ -78,10 +78,12 @@ def test_equal_requests_are_made_once(judge):
 
 
 def test_no_more_requests_are_under_way_than_allowed(judge):
-    wait = threading.Event()
+    together = threading.Barrier(3)  # however slow this machine is, three have to meet
 
     def slow(body, number):
-        wait.wait(0.05)
+        if number < 3:
+            together.wait(20)
+        time.sleep(0.05)
         return GOOD
 
     ask, server = judge(slow, concurrency=3)
@@ -98,10 +100,12 @@ def test_requests_keep_their_distance(judge):
 
 def test_many_may_ask_at_once(judge, tmp_path):
     """They share the slots, the rate and the limit, and equal requests are made once."""
-    wait = threading.Event()
+    together = threading.Barrier(3)
 
     def slow(body, number):
-        wait.wait(0.05)
+        if number < 3:
+            together.wait(20)
+        time.sleep(0.05)
         return reply_of_model(body)
 
     ask, server = judge(slow, concurrency=3)
