@@ -8,6 +8,7 @@ changed without changing the program costs seconds: the line also has a digest o
 was given.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import hashlib
@@ -85,7 +86,8 @@ def configurations_of(sweep: SweepConfig, base: TrainConfig) -> dict[tuple, Trai
 
 def known_fits(sweep: SweepConfig, topology: str, out: Path) -> dict[tuple, bool]:
     """{x: whether its train step fits} of the configurations that `tools.compile --sweep` has kept
-    in `out` for this topology, this base config and today's code; others are left out.
+    in `out` for this topology, this base config and today's code; others are left out. What the
+    compiler found with more effort is believed first.
     """
     from vvlm_jax.train.metrics import Progress
 
@@ -94,12 +96,13 @@ def known_fits(sweep: SweepConfig, topology: str, out: Path) -> dict[tuple, bool
     if not file.is_file():
         raise ConfigError(f"--compiled {out}: has no {file.name}; make it with tools.compile")
     args = SimpleNamespace(topology=topology, table=True, hbm=None, effort=0.0)
-    known, memory, fits = Compiles(file, args, Progress("plan", 0)), Memory(), {}
-    for x, config in configurations_of(sweep, sweep.finetune).items():
-        try:
-            fits[x] = choice(config, topology, known.limit, known, memory).measured.fits
-        except _Missing:
-            continue
+    compiles, fits = Compiles(file, args, Progress("plan", 0)), {}
+    for args.effort in sorted(compiles.efforts, reverse=True):
+        memory = Memory()
+        for x, config in configurations_of(sweep, sweep.finetune).items():
+            with contextlib.suppress(_Missing):
+                found = choice(config, topology, compiles.limit, compiles, memory).measured.fits
+                fits.setdefault(x, found)
     return fits
 
 
@@ -158,11 +161,12 @@ class Compiles:
 
     def __init__(self, file: Path, args, progress):
         self.file, self.args, self.progress, self.done = file, args, progress, 0
-        self.known = {}
+        self.known, self.efforts = {}, set()
         for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
                 self.known[row["key"]] = Measured(**row["measured"])
+                self.efforts.add(row["effort"])
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a line that an interruption cut
         self.code = _digest()
@@ -182,7 +186,8 @@ class Compiles:
             programs_known = {m.digest: m for m in self.known.values() if m.digest}
             measured = _compile(config, self.args, programs_known)
             self.known[key] = measured
-            row = {"key": key, "name": name, "measured": measured.as_dict()}
+            row = {"key": key, "name": name, "effort": self.args.effort}
+            row["measured"] = measured.as_dict()
             with self.file.open("a") as out:
                 out.write("\n" * self._cut() + json.dumps(row) + "\n")
         measured = self.known[key]

@@ -77,8 +77,8 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
     from tools import _compile_programs as programs
     from tools import _compile_sweep
 
-    def compile_one(config, args, known):  # 32 frames never fit
-        need = config.model.num_frames * 4 * programs.GIB
+    def compile_one(config, args, known):  # 32 frames never fit, 16 only with some effort
+        need = config.model.num_frames * (4 if args.effort == 0 else 7) * programs.GIB
         return programs.Measured(
             need < 100e9, 0, need, {"temporaries": 0.0}, {}, 1, [], 1.0, 1.0, 1.0, 1.0
         )
@@ -87,14 +87,13 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
     assert "has no v5p-2x2x4.jsonl; make it" in ask("plan", STAR, *options, code=2)[1]
     monkeypatch.setattr(_compile_sweep, "_compile", compile_one)
     monkeypatch.setattr(programs, "prepare_environment", lambda: None)
-    args = SimpleNamespace(
-        sweep="star", topology="v5p:2x2x4", out=tmp_path, table=False, hbm=None, effort=0.0
-    )
-    _compile_sweep.run(star.sweep().finetune, args)
-    out, _ = ask("plan", STAR, *options, "--csv")
-    rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
-    fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
-    assert fits == {(32, "no"), (16, "yes"), (12, "yes"), (8, "yes"), (4, "yes")}
+    args = dict(sweep="star", topology="v5p:2x2x4", out=tmp_path, table=False, hbm=None)
+    for effort, sixteen in ((-1.0, "no"), (0.0, "yes")):
+        _compile_sweep.run(star.sweep().finetune, SimpleNamespace(**args, effort=effort))
+        out, _ = ask("plan", STAR, *options, "--csv")
+        rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
+        fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
+        assert fits == {(32, "no"), (16, sixteen), (12, "yes"), (8, "yes"), (4, "yes")}
 
 
 # A store that is there.
