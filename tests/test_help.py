@@ -45,7 +45,7 @@ def ask_for_help(name):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     return done, processor_seconds() - before
 
