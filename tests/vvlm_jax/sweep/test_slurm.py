@@ -329,8 +329,10 @@ def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, mo
     ask("scancel", "--signal=USR2", ids["stops"])  # what Slurm does before the time limit
     pending = (ids["dies"], "PENDING")
     wait_until(
-        lambda: _sweep_clusters.slurm_states(store)["dies"] == pending
-        or events(store, "dies/train").count("claim") > 1
+        lambda: (
+            _sweep_clusters.slurm_states(store)["dies"] == pending
+            or events(store, "dies/train").count("claim") > 1
+        )
     )
     cluster("node", node)
     wait_until(lambda: "stopped" in events(store, "stops/train"))
