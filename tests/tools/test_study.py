@@ -45,6 +45,14 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def _environment_stays(monkeypatch):
+    """What the command tells its workers is not for the processes of other tests."""
+    for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
 def run(out, *assignments, **options):
     args = command.Args(out=out, set=assignments, **options)
     die_in_one_line(lambda: command.main(args))
