@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-SECONDS = 120  # that any one answer may take on a busy machine
+SECONDS = 600  # that any one answer may take on a busy machine
 
 
 class Browser:

@@ -65,7 +65,7 @@ def study(tmp_path_factory):
     workers = psutil.Process(first.pid).children(recursive=True)
     first.send_signal(signal.SIGKILL)
     first.communicate()
-    gone, alive = psutil.wait_procs(workers, timeout=20)
+    gone, alive = psutil.wait_procs(workers, timeout=600)
     assert gone
     assert not alive, "workers must end with their parent"
     before = trained(out)
@@ -128,7 +128,7 @@ def test_the_page_opens_in_a_browser(study, tmp_path):
         ],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "Is it learning?" in browser.stdout
     assert browser.stdout.count("<img") >= 6

@@ -21,7 +21,7 @@ def drive(
       on_look: called with the states of all jobs every now and then; what it returns is a line
         for the log.
     """
-    signal.signal(signal.SIGTERM, _terminated)
+    before = signal.signal(signal.SIGTERM, _terminated)
     progress = text.Watch(store)
 
     def look(states: dict[str, State]) -> None:
@@ -35,6 +35,7 @@ def drive(
         done = local.run(store, command, shares, look)
     finally:
         progress.close()
+    signal.signal(signal.SIGTERM, before)
     if not done:
         text.failures(store, store.states())
         sys.exit(1)

@@ -26,7 +26,7 @@ SlurmctldPort=$PORT
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
-AuthInfo=socket=$DIR/munge.socket,cred_expire=5
+AuthInfo=socket=$DIR/munge.socket,cred_expire=10
 CryptoType=crypto/munge
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
@@ -50,19 +50,19 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 JobRequeue=1
 ReturnToService=2
-SlurmdTimeout=4
-SlurmctldTimeout=4
+SlurmdTimeout=600
+SlurmctldTimeout=600
 InactiveLimit=0
-KillWait=5
+KillWait=60
 MinJobAge=300
-MessageTimeout=5
-TCPTimeout=2
+MessageTimeout=60
+TCPTimeout=60
 CompleteWait=0
 MaxArraySize=100
 NodeName=${NODES[0]} NodeHostname=$host NodeAddr=${NODES[0]} Port=$((PORT + 1)) CPUs=4 RealMemory=4000
 NodeName=${NODES[1]} NodeHostname=$host NodeAddr=${NODES[1]} Port=$((PORT + 2)) CPUs=4 RealMemory=4000
 PartitionName=batch Nodes=ALL Default=YES MaxTime=60 State=UP PriorityTier=2
-PartitionName=low Nodes=ALL MaxTime=60 State=UP PriorityTier=1 GraceTime=30
+PartitionName=low Nodes=ALL MaxTime=60 State=UP PriorityTier=1 GraceTime=300
 PartitionName=high Nodes=ALL MaxTime=60 State=UP PriorityTier=9
 CONF
     echo "CgroupPlugin=cgroup/v1" >"$DIR/cgroup.conf"
@@ -116,7 +116,11 @@ case ${1:-} in
         for node in "${NODES[@]}"; do start_node "$node"; done
         ;;
     node) start_node "${3:?"a node"}" ;;
-    kill) kill_node "${3:?"a node"}" ;;
+    kill)
+        kill_node "${3:?"a node"}"
+        # It would be missed by itself after a while, as would be one that is only slow.
+        SLURM_CONF=$DIR/slurm.conf scontrol update "NodeName=$3" State=DOWN Reason=killed
+        ;;
     stop) stop ;;
     *)
         echo "usage: $0 start DIR PORT | node DIR NAME | kill DIR NAME | stop DIR" >&2

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 import types
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import grain
 import pytest
 
+from tests.patience import LONG
 from tools.bench import bench_data as bench
 from tools.bench import other_decoders
 from tools.bench.bench_data import Args
@@ -119,50 +121,70 @@ def test_a_clip_is_made_once(clip):
     assert [p.name for p in clip.parent.iterdir()] == ["64x48-4s-30.mp4"]
 
 
-def test_waiting_is_what_is_spent_beside_steps_and_reading_ends_with_them():
+def test_waiting_is_what_is_spent_beside_steps_and_reading_ends_with_them(monkeypatch):
+    def pass_by(seconds):
+        now[0] += seconds
+
     def slow():
         try:
             for i in itertools.count():
-                time.sleep(0.02)
+                pass_by(4)
                 yield i
         finally:
             ended.append(True)
 
-    ended, opened = [], []
+    ended, opened, now = [], [], [7.0]
+    monkeypatch.setattr(bench, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
     def reading():
         batches = slow()
         opened.append(batches)  # else it would end with the last reference to it
         return batches, next(batches)
 
-    busy, idle = bench.run_steps(reading, lambda _: time.sleep(0.005), 10)
-    assert idle >= 0.2
-    assert 0.05 <= busy < idle
+    assert bench.run_steps(reading, lambda _: pass_by(1), 10) == (10.0, 40.0)
     assert ended
 
 
-def test_readers_that_were_closed_are_waited_for():
+@pytest.fixture
+def own_threads(monkeypatch):
+    """The threads that a test starts; readers that other tests have left may wait for ever."""
+    others = set(threading.enumerate())
+    own = types.SimpleNamespace(enumerate=lambda: set(threading.enumerate()) - others)
+    monkeypatch.setattr(bench, "threading", own)
+    return own.enumerate
+
+
+def test_readers_that_were_closed_are_waited_for(own_threads):
     """What they still do would be taken from the ones that are measured next."""
-    read = []
+    read, begun, goes_on = [], threading.Event(), threading.Event()
 
     def slowly(i):
-        time.sleep(0.2)
+        if i:
+            begun.set()
+            goes_on.wait(LONG)
         read.append(i)
         return i
 
     options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=8)
     batches = iter(grain.MapDataset.range(99).map(slowly).to_iter_dataset(options))
     next(batches)
+    assert begun.wait(LONG)
+    later = threading.Timer(0.3, goes_on.set)
+    later.start()
     batches.close()
     bench.wait_for_readers()
-    assert (now := len(read)) <= 3
+    assert goes_on.is_set()
+    later.join()
+    now = len(read)
+    assert 2 <= now <= 10, "those that were begun, but not all there are"
+    assert not [t for t in own_threads() if t.name.startswith("grain")]
     time.sleep(0.3)
     assert len(read) == now
 
 
 @pytest.mark.slow(reason="trains on files for some seconds")
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
-def test_a_small_run_prints_both_tables(clip, monkeypatch, capsys):
+def test_a_small_run_prints_both_tables(clip, own_threads, monkeypatch, capsys):
     monkeypatch.setattr(bench, "QUICK_CLIPS", ((64, 48, 4),))
     everywhere = os.sched_getaffinity(0)
     bench.main(Args(quick=True, gop=30, folder=clip.parent))

@@ -18,6 +18,7 @@ from fitting.runs import write_runs
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
 from tests.browser import CHROMIUM, browser
 from tests.fitting.synthetic import synthetic_table
+from tests.patience import LONG, wait_until
 from tools import _report_jobs as work
 from tools import report as command
 from tools._shared import die_in_one_line
@@ -267,13 +268,11 @@ def test_workers_end_with_a_parent_that_is_killed(tmp_path):
     def workers():
         return [p for p in parent.children() if "spawn_main" in " ".join(p.cmdline())]
 
-    until = time.monotonic() + 120
-    while len(found := workers()) < 2 and time.monotonic() < until:
-        time.sleep(0.05)
+    found = wait_until(lambda: len(w := workers()) == 2 and w, parent.is_running)
     time.sleep(1)  # until they are at work
     parent.kill()
     parent.wait()
-    gone, alive = psutil.wait_procs(found, timeout=60)
+    gone, alive = psutil.wait_procs(found, timeout=LONG)
     for process in alive:
         process.kill()
     assert (len(gone), alive) == (2, [])

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -129,7 +131,11 @@ def test_status_shows_progress_and_what_failed(ask, store):
 def test_watching_ends_when_everything_has(ask, store, monkeypatch):
     waits = []
 
+    me, real = threading.get_ident(), time.sleep
+
     def sleep(seconds):
+        if threading.get_ident() != me:  # of another test
+            return real(seconds)
         waits.append(seconds)
         store.cancel(f"{RUNS[len(waits) + 1]}/train")
 
@@ -222,7 +228,7 @@ def test_a_launch_that_cannot_be_changes_nothing(ask, store, options, line):
 
 
 def test_work_asks_for_a_store_and_a_job_that_are_there(ask, store, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
     assert "no sweep here" in ask("work", tmp_path, code=2)[1]
     assert "no job 'x/train'" in ask("work", store.path, "x/train", code=2)[1]
-    # In a process that listens to SIGTERM as before.
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -15,10 +15,13 @@ from vvlm_jax.sweep.store import Store
 from vvlm_jax.sweep.work import Interrupted, Stop, pull
 
 # A broken connection is left to the collector by requests and its urllib3.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
-    "ignore:unclosed <socket:ResourceWarning",
-)
+pytestmark = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+        "ignore:unclosed <socket:ResourceWarning",
+    ),
+]
 MINI = Path(mini.__file__)
 SWEEP = """
 import dataclasses

@@ -2,16 +2,15 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from configs.sweeps import mini
 from fitting.runs import read_runs
+from tests.patience import LONG, free_port, wait_until
 from tools._shared import load_config
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.config import SweepConfig
@@ -32,9 +31,25 @@ def sweep():
 pytestmark = pytest.mark.slow(reason="trains and evaluates in processes of their own")
 
 
+# As `sitecustomize`, in every process: a run of the star comes to its second checkpoint and no
+# further.
+HELD = """
+import sys, time
+
+
+def hook(event, args):
+    path = str(args[0]) if event == "open" else ""
+    while "/runs/star" in path and "/checkpoints/2/manifest.json" in path:
+        time.sleep(1)
+
+
+sys.addaudithook(hook)
+"""
+
+
 def start(folder, *argv):
     environ = os.environ | {
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{folder / 'held'}:{ROOT}",
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
@@ -50,7 +65,7 @@ def start(folder, *argv):
 
 
 def finish(process, code=0):
-    out, _ = process.communicate(timeout=600)
+    out, _ = process.communicate(timeout=LONG)
     assert process.returncode == code, out
     return out
 
@@ -59,12 +74,14 @@ def test_a_sweep_goes_from_its_file_to_its_table(tmp_path):
     (tmp_path / "mine.py").write_text(SWEEP)
     finish(start(tmp_path, "configs.sweeps.mini"))
     launch = ("tools.sweep", "launch", "mine.py", "--workers", "1", "--store", "s")
+    (tmp_path / "held").mkdir()
+    (tmp_path / "held" / "sitecustomize.py").write_text(HELD)
     driver = start(tmp_path, *launch)
-    while not list(tmp_path.glob("s/runs/star*/checkpoints/*")):
-        assert driver.poll() is None, driver.communicate()[0]
-        time.sleep(0.02)
+    saved = "s/runs/star*/checkpoints/1/manifest.json"
+    wait_until(lambda: list(tmp_path.glob(saved)), lambda: driver.poll() is None)
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
+    (tmp_path / "held" / "sitecustomize.py").unlink()
     out = finish(start(tmp_path, *launch))
     assert "2/2" in out
     states = Store.open(tmp_path / "s").states()
@@ -104,10 +121,8 @@ def test_a_sweep_whose_runs_have_two_hosts_each(tmp_path):
     evaluations = [f"{run}/evaluate-s{step}-val" for step in (2, 3)]
     assert list(store.jobs) == [f"{run}/train", *evaluations]
     for id in store.jobs:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            where = f"127.0.0.1:{s.getsockname()[1]}"
-        words = ("tools.sweep", "work", store.path, id, "--coordinator", where, "--processes", "2")
+        where = ("--coordinator", f"127.0.0.1:{free_port()}", "--processes", "2")
+        words = ("tools.sweep", "work", store.path, id, *where)
         both = [start(tmp_path, *words, "--process", i) for i in range(2)]
         told = [finish(process) for process in both]
         assert f"{id}: done" in told[0]

@@ -163,7 +163,7 @@ def test_print_config_prints_json_with_overrides_and_trains_nothing(config_file,
 def command(*args):
     return subprocess.run(
         [sys.executable, "-m", "tools.train", *args],
-        cwd=ROOT, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL,
+        cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
         env={**os.environ, "COLUMNS": "100"},
     )  # fmt: skip
 

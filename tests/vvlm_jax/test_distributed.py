@@ -1,11 +1,11 @@
 import os
-import socket
 import subprocess
 import sys
 
 import jax
 import pytest
 
+from tests.patience import LONG, free_port
 from vvlm_jax import distributed
 from vvlm_jax.config import ConfigError
 
@@ -38,9 +38,7 @@ def test_two_processes_become_one_machine(tmp_path):
         "told = distributed.gather({'é' * (1 + 99 * host): None})\n"
         "print(*[len(next(iter(x))) for x in told])"
     )
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        where = f"127.0.0.1:{s.getsockname()[1]}"
+    where = f"127.0.0.1:{free_port()}"
     both = [
         subprocess.Popen(
             [sys.executable, "-c", program, where, str(i)],
@@ -49,7 +47,7 @@ def test_two_processes_become_one_machine(tmp_path):
         for i in range(2)
     ]  # fmt: skip
     for process in both:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=LONG)
         assert out.split()[-4:] == ["2", "1", "1", "100"], err
 
 

@@ -234,7 +234,7 @@ class Store:
             if entry.event == journal.CLAIM:
                 if now is None:
                     now = self._now()
-                if self._is_alive(entry, now):
+                if self._is_alive(entry, now) or self._was_touched(id, entry, now):
                     phases[id] = "running"
             elif entry.event in journal.TERMINAL:
                 phases[id] = entry.event
@@ -255,6 +255,17 @@ class Store:
             return journal.now(self.path / "clock")
         except OSError:  # somebody who may only look: nothing is stale to them
             return 0.0
+
+    def _was_touched(self, id: str, entry: Entry, now: float) -> bool:
+        """Whether a claim that seems stale is not: it was touched between its reading and now."""
+        if journal.is_dead(entry.body.get("life")):
+            return False
+        job = self.jobs[id]
+        file = journal.file_of(self._journals(job.run), job.name, entry.number)
+        try:
+            return self._is_alive(journal.read(file, entry.number), now)
+        except FileNotFoundError:  # removed by hand
+            return False
 
     def _is_alive(self, entry: Entry, now: float) -> bool:
         lease = entry.body.get("lease", self.lease)

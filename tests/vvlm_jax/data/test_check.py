@@ -7,13 +7,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 from PIL import Image
 
+from tests.patience import LONG, wait_until
 from vvlm_jax.data import check
 from vvlm_jax.data.check import check_media
 from vvlm_jax.data.video import probe
@@ -105,7 +105,7 @@ def test_a_file_that_changed_is_opened_again(root, tmp_path, monkeypatch):
 
 def test_a_file_that_takes_too_long_is_broken(root, tmp_path, monkeypatch):
     stop = threading.Event()
-    monkeypatch.setattr(check, "_look", lambda *_: stop.wait(60))
+    monkeypatch.setattr(check, "_look", lambda *_: stop.wait(LONG))
     found = check_media(root, media()[:1], tmp_path / "j.jsonl", seconds=0.05)
     stop.set()
     assert "not read within 0.05 s" in found["hevc.mp4"].problem
@@ -136,40 +136,51 @@ def test_a_file_that_ends_its_reader_is_named_and_the_others_are_not(root, tmp_p
 
 
 SCRIPT = """
-import sys
+import sys, time
 from pathlib import Path
 from tools._shared import die_in_one_line
-from vvlm_jax.data.check import check_media
+from vvlm_jax.data import check
 
+root, journal, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+look = check._look
+
+def some(path, *rest):
+    while int(path.stem) >= last:  # however long nobody stops it, it does not come to an end
+        time.sleep(1)
+    return look(path, *rest)
+
+check._look = some  # in its workers, too, which import this file
 if __name__ == "__main__":
-    root, journal = map(Path, sys.argv[1:])
     paths = [("video", f"{i}.mp4") for i in range(400)]
-    die_in_one_line(lambda: check_media(root, paths, journal, workers=2))
+    die_in_one_line(lambda: check.check_media(root, paths, journal, workers=2))
 """
 
 
 @pytest.fixture
 def started(root, tmp_path):
-    """started() -> the script's process, once some of 400 files are in the journal."""
+    """started(last) -> the script's process, which comes to the last of 400 files and no further,
+    once some more are in the journal.
+    """
     for i in range(400):
         (root / f"{i}.mp4").hardlink_to(root / "hevc.mp4")
     (tmp_path / "script.py").write_text(SCRIPT)
     journal, processes = tmp_path / "j.jsonl", []
 
-    def start():
+    def start(last):
         process = subprocess.Popen(
-            [sys.executable, tmp_path / "script.py", root, journal],
+            [sys.executable, tmp_path / "script.py", root, journal, str(last)],
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
         )
         processes.append(process)
-        known = len(journal.read_text()) if journal.exists() else 0
-        while not journal.exists() or len(journal.read_text()) == known:
-            assert process.poll() is None
-            time.sleep(0.01)
+        known = size()
+        wait_until(lambda: size() > known, lambda: process.poll() is None)
         return process
+
+    def size():
+        return journal.stat().st_size if journal.exists() else 0
 
     yield start
     for process in processes:
@@ -178,16 +189,16 @@ def started(root, tmp_path):
 
 
 def test_interrupts_and_kills_leave_what_is_known_and_nobody_behind(started, tmp_path):
-    process = started()
+    process = started(100)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all of them
-    said = process.communicate(timeout=20)[1]
+    said = process.communicate(timeout=LONG)[1]
     assert said.strip() == "interrupted; run the same command again to continue"
     assert process.returncode == 130
-    process = started()
+    process = started(200)
     workers = psutil.Process(process.pid).children(recursive=True)
     assert len(workers) >= 2
     process.kill()
-    _, alive = psutil.wait_procs(workers, timeout=20)
+    _, alive = psutil.wait_procs(workers, timeout=LONG)
     assert alive == []
     known = [json.loads(line)["path"] for line in (tmp_path / "j.jsonl").read_text().splitlines()]
     assert len(known) == len({*known})  # none was opened twice

@@ -40,12 +40,12 @@ class JudgeServer:
             handler.connection.close()
             return
         if what == "stall":
-            self.stopped.wait(20)
+            self.stopped.wait(300)
             handler.close_connection = True
             return
         status, headers, data = what if isinstance(what, tuple) else (200, {}, completion(what))
         if what == "drip":
-            status, headers, data = 200, {}, completion("late" * 100)
+            status, headers, data = 200, {}, completion("late" * 2000)
         handler.send_response(status)
         for name, value in {"Content-Length": str(len(data)), **headers}.items():
             handler.send_header(name, value)

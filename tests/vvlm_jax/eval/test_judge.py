@@ -15,7 +15,8 @@ from vvlm_jax.eval.judge import Judge, JudgeConfig, JudgeError
 KEY = "sk-test-0123456789"
 GOOD = '{"correct": "yes", "score": 5}'
 ASKED = [grading("what ?", ["red"], f"reply {i}") for i in range(12)]
-FAST = dict(usd_per_million=(1.0, 2.0), per_minute=60000.0, first_wait_s=0.01, timeout_s=5.0)
+# No reply is late by itself: this machine may do something else for a while.
+FAST = dict(usd_per_million=(1.0, 2.0), per_minute=60000.0, first_wait_s=0.01, timeout_s=300.0)
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,14 @@ def kept(tmp_path, folder="cache"):
 def first_then(*first, then=GOOD):
     """A script that misbehaves at first."""
     return lambda body, number: first[number] if number < len(first) else then
+
+
+def assert_apart(server, start, seconds):
+    """Each request came so long after the one before as it may, counted from the first's permission
+    and not its arrival: that can be late, and the next one then soon after it.
+    """
+    times = [seen[0] - start for seen in server.seen]
+    assert all(time >= 0.9 * i * seconds for i, time in enumerate(times)), times
 
 
 # Asking.
@@ -82,7 +91,7 @@ def test_no_more_requests_are_under_way_than_allowed(judge):
 
     def slow(body, number):
         if number < 3:
-            together.wait(20)
+            together.wait(200)
         time.sleep(0.05)
         return GOOD
 
@@ -93,9 +102,9 @@ def test_no_more_requests_are_under_way_than_allowed(judge):
 
 def test_requests_keep_their_distance(judge):
     ask, server = judge(per_minute=1200.0)  # 50 ms
+    start = time.monotonic()
     ask.ask(ASKED[:6])
-    times = [seen[0] for seen in server.seen]
-    assert times[-1] - times[0] > 0.9 * 5 * 0.05
+    assert_apart(server, start, 0.05)
 
 
 def test_many_may_ask_at_once(judge, tmp_path):
@@ -104,7 +113,7 @@ def test_many_may_ask_at_once(judge, tmp_path):
 
     def slow(body, number):
         if number < 3:
-            together.wait(20)
+            together.wait(200)
         time.sleep(0.05)
         return reply_of_model(body)
 
@@ -124,13 +133,13 @@ def test_many_keep_the_rate_and_the_limit(judge):
         lambda body, number: (200, {}, completion(GOOD, usage=(10**6, 0))),  # a dollar each
         limit_usd=2.5, concurrency=1, per_minute=1200.0,
     )  # fmt: skip
+    start = time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         futures = [pool.submit(ask.ask, [message]) for message in ASKED[:6]]
     errors = [future.exception() for future in futures]
     assert len(server.seen) == 3
     assert sum(isinstance(e, JudgeError) for e in errors) == 3
-    times = [seen[0] for seen in server.seen]
-    assert times[-1] - times[0] > 0.9 * 2 * 0.05
+    assert_apart(server, start, 0.05)
 
 
 # What is kept.
@@ -210,12 +219,19 @@ def test_a_passing_failure_is_tried_again(judge, bad):
 
 
 @pytest.mark.parametrize("bad", ["stall", "drip"])
-def test_a_reply_that_does_not_end_is_given_up_in_time(judge, bad):
-    ask, server = judge(first_then(bad), timeout_s=0.3)
+def test_a_reply_that_does_not_end_is_given_up_in_time(judge, tmp_path, bad):
+    """Both go on for as long as they are listened to, and so does a busy machine: then the good
+    reply is late, too, and one more is asked for.
+    """
+    ask, server = judge(first_then(bad), timeout_s=0.3, tries=99)
     start = time.monotonic()
     assert ask.ask(ASKED[:1])[0].text == GOOD
-    assert 0.3 <= time.monotonic() - start < 3
-    assert len(server.seen) == 2
+    assert time.monotonic() - start >= 0.3
+    assert len(server.seen) >= 2
+    *late, good = kept(tmp_path)
+    assert [set(row) for row in late] == [{"name", "usd", "failed"}] * len(late)
+    assert {row["failed"] for row in late} == {"broke off: TimeoutError"}
+    assert good["reply"] == GOOD
 
 
 def test_waits_grow(judge):
@@ -228,12 +244,13 @@ def test_waits_grow(judge):
 
 @pytest.mark.parametrize("how", ["seconds", "date"])
 def test_a_rate_limit_makes_everyone_wait(judge, how):
-    date = email.utils.formatdate(time.time() + 2, usegmt=True)  # whole seconds: 1 s or more left
-    header = {"Retry-After": "1" if how == "seconds" else date}
+    when = int(time.time()) + 2  # dates have whole seconds: 1 s or more left
+    header = {"Retry-After": "1" if how == "seconds" else email.utils.formatdate(when, usegmt=True)}
     ask, server = judge(first_then((429, header, b"slow down")), concurrency=1)
+    until = time.monotonic() + when - time.time()
     assert [r.text for r in ask.ask(ASKED[:3])] == [GOOD] * 3
     times = [seen[0] for seen in server.seen]
-    assert times[1] - times[0] >= 0.9
+    assert times[1] >= (times[0] + 1 if how == "seconds" else until) - 0.1
     assert len(times) == 4
 
 

@@ -40,7 +40,7 @@ def ask(found, messages, key=None):
     headers = {"Authorization": f"Bearer {found['OPENAI_API_KEY'] if key is None else key}"}
     data = json.dumps(body).encode()
     sent = urllib.request.Request(found["OPENAI_API_URL"], data, headers, method="POST")
-    with urllib.request.urlopen(sent, timeout=10) as reply:
+    with urllib.request.urlopen(sent, timeout=300) as reply:
         return json.loads(reply.read())["choices"][0]["message"]["content"]
 
 

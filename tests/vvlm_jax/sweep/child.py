@@ -3,7 +3,8 @@
 python -m tests.vvlm_jax.sweep.child pull STORE          one worker, until nothing is left
 python -m tests.vvlm_jax.sweep.child job STORE JOB       one job; exits with its code
 python -m tests.vvlm_jax.sweep.child drive STORE N       a driver with N workers of `pull`
-python -m tests.vvlm_jax.sweep.child kill STORE N        N workers killed at random instants
+python -m tests.vvlm_jax.sweep.child kill STORE N        N workers killed at random instants, and
+                                                         one that is left to end
 python -m tests.vvlm_jax.sweep.child die STORE           workers that die before their first, second
                                                          … operation on files, until one does not
 """
@@ -23,7 +24,9 @@ from vvlm_jax.sweep.work import Interrupted, Stop, pull, run_job
 
 
 def square(context):
-    """In three steps, each kept, as a training keeps checkpoints. Notes that it ran."""
+    """In three steps, each kept, as a training keeps checkpoints. Notes that it ran. With a `gate`,
+    a file, the first step lasts until that is there, or somebody asks it to stop.
+    """
     argument = context.job.argument
     context.folder.mkdir(parents=True, exist_ok=True)
     with (context.folder / "ran").open("a") as ran:
@@ -34,6 +37,9 @@ def square(context):
         if context.should_stop(step):
             raise Interrupted
         time.sleep(argument.get("seconds", 0) / 3)
+        if gate := argument.get("gate"):
+            while not (step or context.stop.asked or os.path.exists(gate)):
+                time.sleep(0.005)
         steps.write_text("x" * (step + 1))
     return {"scores": {"task": argument["value"] ** 2}, "steps": 3}
 
@@ -66,14 +72,35 @@ def die_before(n: int) -> None:
     sys.addaudithook(hook)
 
 
-def fork(path: str, deaths: int | None = None) -> int:
+def fork(path: str, deaths: int | None = None, kinds=KINDS) -> int:
     """A worker that dies before its next but so many operation; its process id."""
     if (pid := os.fork()) == 0:
         if deaths is not None:
             die_before(deaths + 1)
-        pull(Store.open(path), KINDS, Stop(), poll=0.01)
+        pull(Store.open(path), kinds, Stop(), poll=0.01)
         os._exit(0)
     return pid
+
+
+def mortal() -> dict:
+    """Kinds of a worker that dies by itself when it has done a second job: however late its killer
+    comes, something is left to do.
+    """
+    done = 0
+
+    def do(context):
+        nonlocal done
+        result, done = square(context), done + 1
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    return KINDS | {"square": do}
+
+
+def has_ended(pid: int) -> bool:
+    """Whether a child has; it can still be waited for."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def kill(path: str, count: int) -> bool:
@@ -83,8 +110,8 @@ def kill(path: str, count: int) -> bool:
     rng = random.Random(7)
     for _ in range(count):
         before = entries(path)
-        pid = fork(path)
-        while entries(path) == before:
+        pid = fork(path, kinds=mortal())
+        while entries(path) == before and not has_ended(pid):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.25))
         os.kill(pid, signal.SIGKILL)
@@ -105,11 +132,11 @@ def kill_at_requests(path: str, count: int) -> bool:
     Store.open(path)  # what it imports is there for all forks
     for _ in range(count):
         made = answered()["created"]
-        pid = fork(path)
-        while answered()["created"] == made:
+        pid = fork(path, kinds=mortal())
+        while answered()["created"] == made and not has_ended(pid):
             time.sleep(0.005)
         last = answered()[""] + rng.randint(0, 24)
-        while answered()[""] < last:
+        while answered()[""] < last and not has_ended(pid):
             time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         if os.waitpid(pid, 0)[1] != signal.SIGKILL:
@@ -133,8 +160,11 @@ def main() -> int:
         print(deaths)
         return os.waitstatus_to_exitcode(status)
     if what == "kill":
+        store.MAX_DEATHS = 10**6  # one job may be begun again and again
         how = kill_at_requests if "://" in path else kill
-        return 0 if how(path, int(more[0])) else 1
+        if not how(path, int(more[0])):
+            return 1
+        return os.waitstatus_to_exitcode(os.waitpid(fork(path), 0)[1])
     opened, stop = Store.open(path), Stop()
     if what == "drive":
         command = [sys.executable, "-m", "tests.vvlm_jax.sweep.child", "pull", path]

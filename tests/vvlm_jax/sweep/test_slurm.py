@@ -14,6 +14,7 @@ import jax
 import pytest
 
 from configs.sweeps import mini
+from tests.patience import LONG
 from tools import _sweep_clusters
 from tools.sweep import kinds, load
 from vvlm_jax.config import ConfigError
@@ -102,7 +103,7 @@ def cluster():
         try:
             cluster("start", free_ports())
             idle = ("sinfo", "-h", "-t", "idle", "-o", "%D", "-p", "batch")
-            wait_until(lambda: ask(*idle) == "2", 30)
+            wait_until(lambda: ask(*idle) == "2")
             cluster.long = submit_long(folder / "long")
             yield cluster
         finally:
@@ -114,8 +115,8 @@ def ask(*command):
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
-def wait_until(true, seconds):
-    deadline = time.monotonic() + seconds
+def wait_until(true):
+    deadline = time.monotonic() + LONG
     while not (found := true()):
         assert time.monotonic() < deadline, ask("squeue", "--states=all") + ask("sinfo", "-N")
         time.sleep(0.1)
@@ -159,7 +160,7 @@ def test_an_array_ends_as_its_commands_do_and_what_is_claimed_comes_back(cluster
     ids = slurm.submit(runs, options, name="sweep", folder=tmp_path / "logs", cwd=tmp_path)
     quick, fails, claimed = ids
     assert len({job.partition("_")[0] for job in ids}) == 1
-    wait_until(lambda: ended(ids), 60)
+    wait_until(lambda: ended(ids))
     assert slurm.states(ids) == {quick: "COMPLETED", fails: "FAILED", claimed: "COMPLETED"}
     times = dict(quick=1, fails=1, claimed=2)
     assert {name: len(attempts(tmp_path, name)) for name in times} == times
@@ -182,7 +183,7 @@ folder, me = Path(sys.argv[1]), jax.process_index()
 saved = folder / "hosts.saved"
 first = int(saved.read_text()) if saved.exists() else 0
 (folder / f"host{me}.from{first}").write_text(str(jax.process_count()))
-for step in range(first, 3000):
+for step in range(first, 10**6):
     time.sleep(0.05)
     if agreed(step):
         (folder / f"host{me}.stopped").write_text(str(step))
@@ -203,14 +204,14 @@ def test_two_hosts_are_one_run_and_a_preemption_stops_both_at_one_step(cluster, 
     command = (sys.executable, str(tmp_path / "hosts.py"), str(tmp_path))
     low = SlurmOptions(partition="low", minutes=10, nodes=2, cpus_per_node=2)
     (job,) = slurm.submit([[command]], low, name="hosts", folder=tmp_path / "logs", cwd=tmp_path)
-    wait_until(lambda: len(list(tmp_path.glob("host?.from0"))) == 2, 60)
+    wait_until(lambda: len(list(tmp_path.glob("host?.from0"))) == 2)
     assert {p.read_text() for p in tmp_path.glob("host?.from0")} == {"2"}
 
     urgent = SlurmOptions(partition="high", minutes=10, nodes=2, cpus_per_node=3)
     (other,) = slurm.submit(
         jobs(tmp_path, ("urgent", 10)), urgent, name="high", folder=tmp_path / "l", cwd=tmp_path
     )
-    wait_until(lambda: ended([job, other]), 90)
+    wait_until(lambda: ended([job, other]))
     assert slurm.states([job, other]) == {job: "COMPLETED", other: "COMPLETED"}
     stopped = [(tmp_path / f"host{i}.stopped").read_text() for i in (0, 1)]
     assert stopped[0] == stopped[1]
@@ -225,13 +226,13 @@ def test_two_hosts_are_one_run_and_a_preemption_stops_both_at_one_step(cluster, 
 @pytest.mark.slow(reason="waits for a real cluster's queue")
 def test_a_cancelled_run_saves_and_does_not_come_back(cluster, tmp_path):
     options = SlurmOptions(minutes=10)
-    runs = jobs(tmp_path, ("long", 3000))
+    runs = jobs(tmp_path, ("long", 10**6))
     ids = slurm.submit(runs, options, name="sweep", folder=tmp_path / "logs", cwd=tmp_path)
-    wait_until(lambda: attempts(tmp_path, "long"), 20)
+    wait_until(lambda: attempts(tmp_path, "long"))
     time.sleep(0.5)  # so that it counts
     slurm.cancel(ids)
-    wait_until(lambda: (tmp_path / "long.saved").exists(), 20)
-    wait_until(lambda: slurm.states(ids) == dict.fromkeys(ids, "CANCELLED"), 20)
+    wait_until(lambda: (tmp_path / "long.saved").exists())
+    wait_until(lambda: slurm.states(ids) == dict.fromkeys(ids, "CANCELLED"))
     time.sleep(1)
     assert slurm.states([*ids, "99999_0"]) == {ids[0]: "CANCELLED", "99999_0": "GONE"}
     assert slurm.states(["99999"]) == {"99999": "GONE"}
@@ -244,7 +245,7 @@ def test_a_run_that_never_gets_on_is_not_requeued_for_ever(cluster, tmp_path):
     options = SlurmOptions(minutes=10, max_requeues=0)
     runs = jobs(tmp_path, ("claimed", 1))
     (job,) = slurm.submit(runs, options, name="sweep", folder=tmp_path / "logs", cwd=tmp_path)
-    wait_until(lambda: ended([job]), 20)
+    wait_until(lambda: ended([job]))
     assert slurm.states([job]) == {job: "FAILED"}
     assert "not requeued, after 0 times" in (tmp_path / "logs" / f"{job}_0_log.err").read_text()
 
@@ -262,6 +263,24 @@ def sweep():
     ids = {"dies": 12, "stops": 16, "fails": 8}  # the same x, so that one program is compiled
     points = [dataclasses.replace(point, run_id=id, num_examples=n) for id, n in ids.items()]
     return dataclasses.replace(config, points=points)
+"""
+
+
+# As `sitecustomize`, in every process: these two runs begin their steps once their gates are there,
+# or when they have been asked to stop.
+GATES = """
+import signal, sys, time
+from pathlib import Path
+
+
+def hook(event, args):
+    if event == "open" and str(args[0]).endswith(("/dies/metrics.jsonl", "/stops/metrics.jsonl")):
+        gate = Path(__file__).with_name(Path(args[0]).parent.name)
+        while not (gate.exists() or getattr(signal.getsignal(signal.SIGTERM), "asked", False)):
+            time.sleep(0.05)
+
+
+sys.addaudithook(hook)
 """
 
 
@@ -291,6 +310,10 @@ def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, mo
     here, config = swept(tmp_path / "here")
     pull(here, kinds(), Stop())
     store, _ = swept(tmp_path / "there")
+    gates = tmp_path / "gates"
+    gates.mkdir()
+    (gates / "sitecustomize.py").write_text(GATES)
+    monkeypatch.setenv("PYTHONPATH", f"{gates}:{ROOT}")
     asked = ("minutes=10", "grace_seconds=60", "cpus_per_node=4")
 
     _sweep_clusters.launch("slurm", store.path, config, asked, dry_run=False)
@@ -298,15 +321,23 @@ def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, mo
     _sweep_clusters.launch("slurm", store.path, config, asked, dry_run=False)
     assert "0 runs submitted, 4 were queued" in capsys.readouterr().out
     ids = _sweep_clusters.queued(store)
-    wait_until(lambda: "claim" in events(store, "dies/train"), 120)
+    wait_until(lambda: "claim" in events(store, "dies/train"))
     node = ask("squeue", "-h", "-j", ids["dies"], "-o", "%N")
     cluster("kill", node)
-    wait_until(lambda: "claim" in events(store, "stops/train"), 120)
+    (gates / "dies").touch()
+    wait_until(lambda: "claim" in events(store, "stops/train"))
     ask("scancel", "--signal=USR2", ids["stops"])  # what Slurm does before the time limit
     pending = (ids["dies"], "PENDING")
-    wait_until(lambda: _sweep_clusters.slurm_states(store)["dies"] == pending, 30)
+    wait_until(
+        lambda: (
+            _sweep_clusters.slurm_states(store)["dies"] == pending
+            or events(store, "dies/train").count("claim") > 1
+        )
+    )
     cluster("node", node)
-    wait_until(lambda: ended(list(ids.values())), 240)
+    wait_until(lambda: "stopped" in events(store, "stops/train"))
+    (gates / "stops").touch()
+    wait_until(lambda: ended(list(ids.values())))
 
     phases = {id: state.phase for id, state in store.states().items()}
     assert phases == {id: state.phase for id, state in here.states().items()}
@@ -324,7 +355,7 @@ def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, mo
 @pytest.mark.slow(reason="Slurm looks at time limits every 30 s")
 def test_at_its_time_limit_a_run_saves_and_goes_on_in_the_next_attempt(cluster):
     folder, (job,) = cluster.folder / "long", cluster.long
-    wait_until(lambda: ended([job]), 120)
+    wait_until(lambda: ended([job]))
     assert slurm.states([job]) == {job: "COMPLETED"}
     assert attempts(folder, "long") == [N1, N1]
     saved = int((folder / "long.saved").read_text())

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_a_number_is_made_once_with_and_without_hard_links(tmp_path, monkeypatch
 def test_a_claim_from_elsewhere_lasts_its_lease_by_the_stores_clock(sweep, monkeypatch):
     claim = claim_elsewhere(sweep, "a/train", monkeypatch)
     now = journal.now(sweep.path / "clock")
-    for age, phase in ((store.LEASE - 5, "running"), (store.LEASE + 5, "ready")):
+    for age, phase in ((store.LEASE / 2, "running"), (store.LEASE + 1, "ready")):
         os.utime(claim.file, (now - age, now - age))
         assert phases(sweep)["a/train"] == phase
     second = sweep.claim("a/train")
@@ -110,18 +111,40 @@ def test_hosts_clocks_play_no_part(sweep, monkeypatch, minutes):
         there = clock() + 60 * minutes - ago
         os.utime(path, (there, there))
 
+    me = threading.get_ident()  # others may have to do with other tests
+
     def no_clock():
-        raise AssertionError("a host's clock was read")
+        if threading.get_ident() == me:
+            raise AssertionError("a host's clock was read")
+        return clock()
 
     monkeypatch.setattr(places.Disk, "touch", touched)
     claim = claim_elsewhere(sweep, "a/train", monkeypatch)
-    for ago, phase in ((store.LEASE - 5, "running"), (store.LEASE + 5, "ready")):  # noqa: B007
+    for ago, phase in ((store.LEASE / 2, "running"), (store.LEASE + 1, "ready")):  # noqa: B007
         journal.touch(claim.file)
         ago = 0.0
         with monkeypatch.context() as patch:
             patch.setattr(time, "time", no_clock)
             assert sweep.states()["a/train"].phase == phase
             assert sweep.state("a/train").phase == phase
+
+
+def test_who_looks_slowly_takes_nobodys_claim_over(sweep, monkeypatch):
+    """Its worker touches a claim after it was read and before the clock is."""
+    claim, read = claim_elsewhere(sweep, "a/train", monkeypatch), journal.read
+
+    def slowly(*args):
+        entry = read(*args)
+        journal.touch(claim.file)
+        return entry
+
+    monkeypatch.setattr(journal, "read", slowly)
+    for look in (sweep.states, lambda: {"a/train": sweep.state("a/train")}):
+        os.utime(claim.file, (0, 0))
+        assert look()["a/train"].phase == "running"
+    os.utime(claim.file, (0, 0))
+    with pytest.raises(NotClaimed, match="claimed by"):
+        sweep.claim("a/train")
 
 
 def test_a_dead_process_of_this_machine_loses_its_claim_at_once(sweep, monkeypatch):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.patience import LONG
 from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import tpu, tpu_files, tpu_gcloud, tpu_pods
 from vvlm_jax.sweep.tpu import TpuOptions
@@ -140,7 +141,7 @@ def test_commands_run_in_a_row_and_the_worst_code_counts(bash):
 def test_a_job_that_somebody_has_is_asked_for_again(bash, tmp_path):
     once = f"test -e {tmp_path}/seen && exit 0; touch {tmp_path}/seen; exit 3"
     done = bash(hosts(("sh", "-c", once)), POLL_SECONDS="0.1")
-    assert done.communicate(timeout=60)[0] == f"sweep: {NAME}: exit 0\n"
+    assert done.communicate(timeout=LONG)[0] == f"sweep: {NAME}: exit 0\n"
 
 
 def test_sigterm_reaches_the_command_which_saves(bash):
@@ -148,16 +149,18 @@ def test_sigterm_reaches_the_command_which_saves(bash):
     done = bash(hosts(("bash", "-c", slow), ("echo", "never")))
     assert done.stdout.readline() == "up\n"
     done.send_signal(signal.SIGTERM)
-    assert done.communicate(timeout=60)[0] == f"saved\nsweep: {NAME}: exit 75\n"
+    assert done.communicate(timeout=LONG)[0] == f"saved\nsweep: {NAME}: exit 75\n"
     assert done.returncode == 75
 
 
-def test_sigterm_ends_waiting_for_somebody_else(bash):
-    done = bash(hosts(("sh", "-c", "echo up; exit 3")))
+@pytest.mark.parametrize("seconds", [0, 0.3])
+def test_sigterm_ends_waiting_for_somebody_else(bash, seconds):
+    """Whether it has begun or not."""
+    done = bash(hosts(("sh", "-c", "echo up; exit 3")), POLL_SECONDS="99999")
     assert done.stdout.readline() == "up\n"
-    time.sleep(0.3)
+    time.sleep(seconds)
     done.send_signal(signal.SIGTERM)
-    assert done.communicate(timeout=60)[0] == f"sweep: {NAME}: exit 75\n"
+    assert done.communicate(timeout=LONG)[0] == f"sweep: {NAME}: exit 75\n"
 
 
 # --- queued resources ---
@@ -220,7 +223,7 @@ def test_a_driver_asks_again_after_a_preemption_and_gives_the_slice_back(bash, t
     options = TpuOptions(project="p", zone="z")
     script = tpu_gcloud.driver_script(RUN, [("sh", "-c", f"echo working; exit {code}")], options)
     done = bash(script, path=str(tmp_path), CLOUD=str(tmp_path), POLL_SECONDS="0.01", NAME=NAME)
-    output = done.communicate(timeout=60)[0]
+    output = done.communicate(timeout=LONG)[0]
     assert done.returncode == code, output
     assert output.count("working") == 2
     calls = (tmp_path / "calls").read_text().splitlines()
@@ -238,7 +241,7 @@ def test_a_driver_gives_up_and_gives_the_slice_back(bash, tmp_path):
     options = TpuOptions(project="p", zone="z", max_restarts=2)
     script = tpu_gcloud.driver_script(RUN, [("sh", "-c", "exit 134")], options)
     done = bash(script, path=str(tmp_path), CLOUD=str(tmp_path), POLL_SECONDS="0.01", NAME=NAME)
-    done.communicate(timeout=60)
+    done.communicate(timeout=LONG)
     assert done.returncode == 75
     assert not (tmp_path / "state").exists()
     assert (tmp_path / "runs").read_text().count("run") == 3

@@ -2,7 +2,7 @@
 a fork that starts its own backend. Reads jobs as JSON lines, answers each with its process id and
 then with how it ended.
 
-Job: {"argv": of tools.train, "stderr": file, "record": file, "sleep": seconds a step,
+Job: {"argv": of tools.train, "stderr": file, "record": file, "hold": [step, file],
       "watch": folder of checkpoints, "kill_at": n, "kind": of operations there (`die_within`)}
 """
 
@@ -28,8 +28,10 @@ def digest(tree) -> int:
 
 
 def recorded(job):
-    """loop.compiled_step, with one line for each step that is begun."""
-    original = loop.compiled_step
+    """loop.compiled_step, with one line for each step that is begun; the one to hold, counted from
+    0, then waits for a file.
+    """
+    original, (held, gate) = loop.compiled_step, job.get("hold", (None, ""))
     file = os.open(job["record"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
 
     def compiled_step(*args):
@@ -40,7 +42,9 @@ def recorded(job):
                 step=int(state.step), batch=digest(batch), share=float(share), state=digest(state)
             )
             os.write(file, f"{json.dumps(line)}\n".encode())
-            time.sleep(job.get("sleep", 0))
+            if line["step"] == held:
+                while not os.path.exists(gate):
+                    time.sleep(0.005)
             return step_fn(state, batch, share)
 
         return step

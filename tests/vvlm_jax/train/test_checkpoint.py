@@ -18,14 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.patience import LONG
 from vvlm_jax.train import manifest
 from vvlm_jax.train.checkpoint import CheckpointError, Checkpoints, load_params
 
 ROOT = Path(__file__).parents[3]
 # After a write that failed, orbax lets the others of the same save end without their event loop.
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
-)
+pytestmark = [
+    pytest.mark.usefixtures("collected"),
+    pytest.mark.filterwarnings(
+        "ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning"
+    ),
+]
 
 
 class State(NamedTuple):
@@ -113,7 +117,7 @@ def test_training_is_held_for_the_copy_alone(tmp_path, monkeypatch):
     goes_on, write = threading.Event(), manifest.write
 
     def slowly(*args):
-        assert goes_on.wait(60)
+        assert goes_on.wait(LONG)
         write(*args)
 
     monkeypatch.setattr(manifest, "write", slowly)

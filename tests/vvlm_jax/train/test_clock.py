@@ -1,21 +1,24 @@
-import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import pytest
 
+from vvlm_jax.train import clock as module
 from vvlm_jax.train.clock import Clock
 
 
-def test_shares_are_of_the_time_since_the_last_call():
+def test_shares_are_of_the_time_since_the_last_call(monkeypatch):
+    now = [5.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
     clock = Clock()
-    with clock.timing("save"):
-        time.sleep(0.05)
-    time.sleep(0.05)
-    seconds, shares = clock.shares()
-    assert seconds == pytest.approx(0.1, abs=0.06)
-    assert shares == {"save": pytest.approx(0.05 / seconds, abs=0.2)}
-    assert clock.shares()[1] == {}
+    for part in (2.0, 1.0):
+        with clock.timing("save"):
+            now[0] += part
+    now[0] += 5.0
+    assert clock.shares() == (8.0, {"save": pytest.approx(3 / 8)})
+    now[0] += 4.0
+    assert clock.shares() == (4.0, {})
 
 
 def test_a_call_that_compiles_is_told_from_one_that_does_not():

@@ -1,9 +1,9 @@
 import struct
 import sys
-import time
 
 import pytest
 
+from tests.patience import wait_until
 from vvlm_jax.config import ConfigError
 from vvlm_jax.train.trackers import start_trackers
 
@@ -48,10 +48,8 @@ def test_wandb_continues_one_run(stage, tmp_path, monkeypatch):
     name = (tmp_path / "wandb-id").read_text()
     logs = list((tmp_path / "wandb").glob(f"offline-run-*-{name}/run-{name}.wandb"))
     assert logs
-    until = time.monotonic() + 60  # its own process writes them
-    while not all(b"loss" in log.read_bytes() for log in logs):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+    # Its own process writes them.
+    wait_until(lambda: all(b"loss" in log.read_bytes() for log in logs))
 
 
 def test_a_tracker_that_is_not_installed_is_one_line(stage, tmp_path, monkeypatch):
