@@ -53,6 +53,11 @@ def _check(args) -> None:
             "--tasks needs LMMs-Eval, which wants an older PyAV than the rest: make an environment "
             'of its own and there pip install -e ".[lmms]"'
         )
+    if "://" in (home := os.environ.get("HF_HOME", "")):
+        raise ConfigError(
+            f"HF_HOME={home}: must be a folder of this machine; LMMs-Eval itself looks there for "
+            "the benchmarks' questions and videos, and unpacks them"
+        )
     if args.limit is not None and args.limit < 1:
         raise ConfigError(f"--limit {args.limit}: must be at least 1")
     if args.task_files and not args.task_files.is_dir():
