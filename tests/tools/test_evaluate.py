@@ -126,6 +126,14 @@ def test_places_in_a_bucket_that_are_none_are_named(args, service):
         main(dataclasses.replace(args(), questions=f"{service}/no.jsonl"))
 
 
+def test_benchmarks_are_read_on_this_machine(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="--media-root: .*; LMMs-Eval finds videos by itself$"):
+        main(Args(tmp_path, tasks=("paper",), media_root="gs://bucket/videos"))
+    monkeypatch.setenv("HF_HOME", "gs://bucket/hf")
+    with pytest.raises(ConfigError, match="^HF_HOME=gs://bucket/hf: must be a folder of this"):
+        main(Args(tmp_path, tasks=("paper",)))
+
+
 @pytest.mark.parametrize("option", [{"judge": True}, {"likelihood": True}, {"media_root": VIDEOS}])
 def test_options_of_question_files_are_refused_beside_benchmarks(option, tmp_path):
     flag = f"--{next(iter(option)).replace('_', '-')}"
