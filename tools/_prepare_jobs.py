@@ -64,6 +64,8 @@ def prepare(mixture: MixtureConfig, root: Path, out: Path, options: Options) -> 
     hint = f"{len(archives):,} archives are not extracted: --extract; " if archives else ""
     _tell(out, seen, media, hint, options.drop_broken)
     card = _card(mixture, root, seen, media, sources.rows_of(mixture, root, stamps))
+    if not card["examples"]:
+        raise ValueError(f"{mixture.name}: no example is left of {seen.counts.total():,} rows")
     folder = out / mixture.name / prepared.VERSION
     if prepared.is_prepared(folder):
         there = json.loads((folder / prepared.CARD).read_text(encoding="utf-8"))
