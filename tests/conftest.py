@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import urllib.request
+import uuid
 from pathlib import Path
 
 # Before jax, matplotlib and the Hugging Face libraries are imported, here or in a child process:
@@ -189,6 +190,9 @@ def object_server():
             patch.setenv(variable, address)
         for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(variable, "nobody")
+        # No credentials of Google's are looked for, and gcsfs speaks JSON alone.
+        patch.setenv("NO_GCE_CHECK", "true")
+        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield ask
@@ -202,3 +206,15 @@ def server(object_server):
     object_server(share=0)
     yield object_server
     object_server(share=0)
+
+
+@pytest.fixture(params=["gs", "s3"])
+def service(request, server, tmp_path, monkeypatch):
+    """A folder of a bucket over HTTP, of its own for each test."""
+    from tests.buckets import forget_filesystems
+
+    pytest.importorskip({"gs": "gcsfs", "s3": "s3fs"}[request.param])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    forget_filesystems()
+    yield f"{request.param}://bucket/{uuid.uuid4().hex[:8]}"
+    forget_filesystems()

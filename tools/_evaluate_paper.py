@@ -48,6 +48,11 @@ def evaluate(args) -> None:
 
 
 def _check(args) -> None:
+    if "://" in (home := os.environ.get("HF_HOME", "")):
+        raise ConfigError(
+            f"HF_HOME={home}: must be a folder of this machine; LMMs-Eval itself looks there for "
+            "the benchmarks' questions and videos, and unpacks them"
+        )
     if importlib.util.find_spec("lmms_eval") is None:
         raise ConfigError(
             "--tasks needs LMMs-Eval, which wants an older PyAV than the rest: make an environment "

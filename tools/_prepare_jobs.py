@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -55,13 +56,16 @@ def prepare(mixture: MixtureConfig, root: Path, out: Path, options: Options) -> 
             )
         extract_all(archives, _progress("extracting", "archives"))
         archives = []
-    seen = _look(mixture, root, options.drop_broken)
+    stamps = places.stamps_below(root)
+    seen = _look(sources.rows_of(mixture, root, stamps), options.drop_broken)
     _compare(mixture, seen.counts, options.allow_counts)
-    media = _check(root, list(seen.media), out, options)
+    media = _check(root, list(seen.media), out, stamps, options)
     broken = {path for path, checked in media.items() if checked.problem}
     hint = f"{len(archives):,} archives are not extracted: --extract; " if archives else ""
     _tell(out, seen, media, hint, options.drop_broken)
-    card = _card(mixture, root, seen, media)
+    card = _card(mixture, root, seen, media, sources.rows_of(mixture, root, stamps))
+    if not card["examples"]:
+        raise ValueError(f"{mixture.name}: no example is left of {seen.counts.total():,} rows")
     folder = out / mixture.name / prepared.VERSION
     if prepared.is_prepared(folder):
         there = json.loads((folder / prepared.CARD).read_text(encoding="utf-8"))
@@ -71,7 +75,7 @@ def prepare(mixture: MixtureConfig, root: Path, out: Path, options: Options) -> 
                 "another --out"
             )
         return folder, there
-    rows = (row for row in sources.rows_of(mixture, root) if _is_good(row, broken))
+    rows = (row for row in sources.rows_of(mixture, root, stamps) if _is_good(row, broken))
     bar = _progress("writing", "examples")
     prepared.write(out, mixture.name, rows, media, card["examples"], card, bar)
     card = json.loads((folder / prepared.CARD).read_text(encoding="utf-8"))
@@ -95,9 +99,9 @@ def _progress(title: str, unit: str):
     return show
 
 
-def _look(mixture: MixtureConfig, root: Path, drop: bool) -> _Seen:
+def _look(rows: Iterable[sources.Row], drop: bool) -> _Seen:
     seen = _Seen()
-    for row in sources.rows_of(mixture, root):
+    for row in rows:
         seen.counts[row.subset] += 1
         if row.problem and not drop:
             raise ValueError(
@@ -121,13 +125,14 @@ def _compare(mixture: MixtureConfig, counts: Counter, allow: bool) -> None:
         raise ValueError(f"{'; '.join(wrong)}; go on all the same with --allow-counts")
 
 
-def _check(root: Path, media: list, out: Path, options: Options) -> dict[str, Checked]:
+def _check(root: Path, media: list, out: Path, stamps, options: Options) -> dict[str, Checked]:
     return check_media(
         root,
         media,
         out / JOURNAL,
         workers=options.workers,
         seconds=options.seconds,
+        stamps=stamps,
         progress=_progress("opening", "files"),
     )
 
@@ -150,11 +155,17 @@ def _is_good(row: sources.Row, broken) -> bool:
     return not row.problem and not any(path in broken for _, path in row.media)
 
 
-def _card(mixture: MixtureConfig, root: Path, seen: _Seen, media: dict[str, Checked]) -> dict:
+def _card(
+    mixture: MixtureConfig,
+    root: Path,
+    seen: _Seen,
+    media: dict[str, Checked],
+    rows: Iterable[sources.Row],
+) -> dict:
     """What the data set is: counts, durations and frames of videos, and what was left out."""
     broken = {path for path, checked in media.items() if checked.problem}
     kept, paths = Counter(), {subset.name: {} for subset in mixture.subsets}
-    for row in sources.rows_of(mixture, root):
+    for row in rows:
         if _is_good(row, broken):
             kept[row.subset] += 1
             paths[row.subset].update(dict.fromkeys(row.media))

@@ -10,8 +10,9 @@ that are right). Multiple choice has options too, and then the answer is a lette
 or a folder of frames. With --judge a language model grades the replies to open questions.
 
 --tasks runs LMMs-Eval (VDC AQA VCG LVB PT MV VMME NQA, its own names for them, or `paper` for all),
-which has to be installed; it reads questions and videos where HF_HOME says. Three of the eight are
-always judged. For every task there is a score of 0-100, and a row in the table of runs.
+which has to be installed; it reads questions and videos where HF_HOME says, a folder of this
+machine. Three of the eight are always judged. For every task there is a score of 0-100, and a row
+in the table of runs.
 
 Interrupted, the same command continues. The judge's key is read from the environment variable
 OPENAI_API_KEY. What the judge has said is kept: asked again, it costs nothing.
@@ -35,12 +36,13 @@ class Args:
 
     model: Path
     """Folder of a finished training stage."""
-    questions: Path | None = None
-    """JSONL file of questions."""
+    questions: str | None = None
+    """JSONL file of questions, also one in a bucket, gs:// or s3://."""
     tasks: tuple[str, ...] = ()
     """Benchmarks, instead of a question file."""
-    media_root: Path | None = None
-    """Folder that video paths are relative to; the question file's folder by default."""
+    media_root: str | None = None
+    """Folder that video paths are relative to, also one in a bucket, gs:// or s3://; the question
+    file's folder by default."""
     out: Path | None = None
     """Folder for replies and scores; MODEL/eval-NAME by default, MODEL/eval-paper for tasks."""
     max_new_tokens: int | None = None
@@ -77,7 +79,8 @@ def main(args: Args) -> None:
         for name in ("likelihood", "judge", "media_root"):
             if getattr(args, name):
                 flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(f"{flag}: is for a question file, not for --tasks")
+                why = "; LMMs-Eval finds videos by itself" if name == "media_root" else ""
+                raise ConfigError(f"{flag}: is for a question file, not for --tasks{why}")
         from tools import _evaluate_paper
 
         _evaluate_paper.evaluate(args)
@@ -86,17 +89,22 @@ def main(args: Args) -> None:
 
 
 def _evaluate_questions(args: Args) -> None:
+    from vvlm_jax.data import places
     from vvlm_jax.eval import runner, scores
     from vvlm_jax.eval.judge import Judge
 
-    questions = runner.read_questions(args.questions)
-    out = args.out or args.model / f"eval-{args.questions.stem}"
+    file = places.place(args.questions)
+    questions = runner.read_questions(file)
+    media_root = places.place(args.media_root) if args.media_root else file.parent
+    if not places.is_dir(media_root):
+        raise ConfigError(f"--media-root {media_root}: no such folder")
+    out = args.out or args.model / f"eval-{file.stem}"
     judge = None
     if args.judge and not all(q.get("options") for q in questions):
         judge = Judge(args.judge_at, args.judge_cache or out / "judge")
         if not _all_graded(questions, out / "predictions.jsonl", judge):
             judge.require_key()  # before hours of answering
-    by_task = _answer(args, questions, out)
+    by_task = _answer(args, questions, str(media_root), out)
     for message in runner.unreadable_files(out / "predictions.jsonl"):
         print(f"unreadable: {message}", file=sys.stderr)
     predictions, verdicts = runner.read_predictions(out / "predictions.jsonl"), None
@@ -123,7 +131,7 @@ def _all_graded(questions, predictions_file: Path, judge) -> bool:
     return plan.kept == plan.asked and all(q["id"] in predictions for q in questions)
 
 
-def _answer(args: Args, questions, out: Path):
+def _answer(args: Args, questions, media_root: str, out: Path):
     """{task: TaskScore}; fills predictions.jsonl."""
     from vvlm_jax.eval import runner
     from vvlm_jax.train.model_dir import load_model
@@ -131,7 +139,7 @@ def _answer(args: Args, questions, out: Path):
     model, params, tok, config = load_model(args.model)
     data = dataclasses.replace(
         config.data,
-        media_root=str(args.media_root or args.questions.parent),
+        media_root=media_root,
         max_unreadable=args.max_unreadable,
     )
     return runner.evaluate(

@@ -1,11 +1,15 @@
 """The command: what it prints and writes, and what it says when something is missing."""
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.buckets import upload
 from tests.vvlm_jax.eval.judge_server import reply_of_model, serving
+from tools._shared import die_in_one_line
 from tools.evaluate import Args, main
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.judge import JudgeConfig, JudgeError
@@ -78,6 +82,56 @@ def test_what_is_answered_outlives_a_judge_that_fails(args, tmp_path):
     with serving(graded) as (_, url):
         main(args(url))
     assert (tmp_path / "out/predictions.jsonl").read_text() == answered
+
+
+def test_videos_and_questions_may_lie_in_a_bucket(args, service, tmp_path):
+    main(args())
+    for name in (CLIP, OTHER):
+        shutil.copy(VIDEOS / name, tmp_path / "out")
+    shutil.copy(tmp_path / "q.jsonl", tmp_path / "out")
+    upload(tmp_path / "out", f"{service}/some")
+    there = dataclasses.replace(args(), out=tmp_path / "there", media_root=f"{service}/some")
+    main(there)
+    beside = dataclasses.replace(
+        there, out=tmp_path / "beside", media_root=None, questions=f"{service}/some/q.jsonl"
+    )
+    main(beside)
+    for name in ("predictions.jsonl", "scores.json"):
+        texts = [(tmp_path / out / name).read_text() for out in ("out", "there", "beside")]
+        assert texts[0] == texts[1] == texts[2]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"media_root": "no/where"}, "--media-root no/where: no such folder"),
+        ({"media_root": "ftp://a/b"}, "ftp://a/b: data are read from folders, and from gs://"),
+        ({"questions": "no/where.jsonl"}, "no/where.jsonl: no such question file"),
+        ({"questions": "."}, ".: no such question file"),
+    ],
+)
+def test_places_that_are_none_are_one_line(args, option, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stopped:
+        die_in_one_line(lambda: main(dataclasses.replace(args(), **option)))
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith(f"error: {message}")
+    assert not (tmp_path / "out").exists()
+
+
+def test_places_in_a_bucket_that_are_none_are_named(args, service):
+    with pytest.raises(ConfigError, match=f"--media-root {service}/no: no such folder"):
+        main(dataclasses.replace(args(), media_root=f"{service}/no"))
+    with pytest.raises(ValueError, match=f"^{service}/no.jsonl: no such question file"):
+        main(dataclasses.replace(args(), questions=f"{service}/no.jsonl"))
+
+
+def test_benchmarks_are_read_on_this_machine(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="--media-root: .*; LMMs-Eval finds videos by itself$"):
+        main(Args(tmp_path, tasks=("paper",), media_root="gs://bucket/videos"))
+    monkeypatch.setenv("HF_HOME", "gs://bucket/hf")
+    with pytest.raises(ConfigError, match="^HF_HOME=gs://bucket/hf: must be a folder of this"):
+        main(Args(tmp_path, tasks=("paper",)))
 
 
 @pytest.mark.parametrize("option", [{"judge": True}, {"likelihood": True}, {"media_root": VIDEOS}])

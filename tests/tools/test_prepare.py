@@ -109,6 +109,17 @@ def test_a_row_that_can_be_no_example_stops_it_or_is_left_out(root, tmp_path, ca
     assert (card["rows_left_out"], card["rows_wrong"]) == (1, 1)
 
 
+def test_a_set_of_nothing_is_refused(root, tmp_path, capsys):
+    (root / "none.jsonl").write_text("\n")
+    line = says(capsys, root, tmp_path / "out", mixture=str(root / "none.jsonl"))
+    assert line == "error: none: no example is left of 0 rows"
+    turns = [{"from": "human", "value": "<video> what?"}, {"from": "gpt", "value": "red"}]
+    (root / "gone.json").write_text(json.dumps([{"video": "gone.mp4", "conversations": turns}]))
+    options = {"mixture": str(root / "gone.json"), "drop_broken": True}
+    line = says(capsys, root, tmp_path / "out", **options)
+    assert line == "error: gone: no example is left of 1 rows"
+
+
 def test_archives_are_named_and_extracted(tmp_path, capsys):
     make_sources.make_sources(tmp_path / "root", archives=True)
     line = says(capsys, tmp_path / "root", tmp_path / "out")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from vvlm_jax.data.mixture import MixtureConfig
-from vvlm_jax.data.places import stamp
+from vvlm_jax.data.places import glob, stamp
 from vvlm_jax.data.sources import files_of
 
 _OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
@@ -27,7 +27,7 @@ def archives_of(mixture: MixtureConfig, root: Path) -> list[tuple[Path, Path]]:
         if source.archives and file.is_relative_to(root):
             folder = file.parent.relative_to(root).as_posix()
             into = root / source.media[0].replace("{folder}", folder)
-            for archive in sorted(root.glob(source.archives.replace("{folder}", folder))):
+            for archive in glob(root, source.archives.replace("{folder}", folder)):
                 found[archive, into] = None
     return [one for one in found if not _is_extracted(*one)]
 

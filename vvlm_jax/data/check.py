@@ -46,18 +46,20 @@ def check_media(
     *,
     workers: int = 0,
     seconds: float = 300.0,
+    stamps: Callable[[str], str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Checked]:
     """{path: what is known of it} for (kind, path)s below the root.
 
-    What stands in the journal and has not changed is not opened again. With `workers` 0 this
-    process does all. A file whose reader takes longer than `seconds`, or ends its process, is
-    broken like one that cannot be read, but only for this time: a busy machine may be the reason.
+    What stands in the journal and has not changed, by its `stamps`, is not opened again. With
+    `workers` 0 this process does all. A file whose reader takes longer than `seconds`, or ends its
+    process, is broken like one that cannot be read, but only for this time: a busy machine may be
+    the reason.
     """
-    paths = list(dict.fromkeys(paths))
+    paths, stamps = list(dict.fromkeys(paths)), stamps or places.stamps_below(root)
     known = _read(journal)
     found = {path: known[path] for _, path in paths if path in known}
-    found = {p: c for p, c in found.items() if c.stamp and c.stamp == places.stamp(root / p)}
+    found = {p: c for p, c in found.items() if c.stamp and c.stamp == stamps(p)}
     left = [one for one in paths if one[1] not in found]
     journal.parent.mkdir(parents=True, exist_ok=True)
     with journal.open("a", encoding="utf-8") as lines:

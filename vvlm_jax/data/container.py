@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vvlm_jax.data.places import Fetched
+from vvlm_jax.data.places import Fetched, exists
 
 File = Path | Fetched
 
@@ -173,7 +173,7 @@ def opened(path: File) -> Iterator[tuple[InputContainer, VideoStream]]:
     if isinstance(path, Fetched):
         path.seek(0)
         size = path.size
-    elif path.exists():
+    elif exists(path):
         size = path.stat().st_size
     else:
         raise VideoError(f"{path}: no such file; check the path")

@@ -42,7 +42,8 @@ def read_conversations(path: str | Path) -> list[dict]:
                 f"{path}: row {i + 1} has no `conversations` list of {{from, value}} turns"
             )
         for kind in KINDS:
-            if not all(isinstance(name, str) and name for name in names_of(row, kind)):
+            names = names_of(row, kind)
+            if not all(isinstance(name, str) and name and "\0" not in name for name in names):
                 raise ValueError(
                     f"{path}: row {i + 1}: {kind} = {row[kind]!r}: must be a path or a list of "
                     "paths"
@@ -99,21 +100,26 @@ def read_jsonl(path: str | Path) -> list[dict]:
     rows = []
     for number, line in enumerate(places.read_text(places.place(path)).split("\n"), 1):
         if line.strip():
-            try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{path}: line {number} is not JSON: {e.msg}") from None
+            rows.append(_parsed(path, line, number))
     return rows
 
 
 def _read_json_list(path: Path) -> list:
-    try:
-        rows = json.loads(places.read_text(path))
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{path}: line {e.lineno} is not JSON: {e.msg}") from None
+    rows = _parsed(path, places.read_text(path))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: must be a JSON list of examples")
     return rows
+
+
+def _parsed(path, text: str, line: int | None = None):
+    """A file's value, or that of one of its lines."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{path}: line {line or e.lineno} is not JSON: {e.msg}") from None
+    except (ValueError, RecursionError) as e:  # numbers of thousands of digits; endless brackets
+        where = f"line {line} is" if line else "is"
+        raise ValueError(f"{path}: {where} no JSON that can be read: {e}") from None
 
 
 def nested_subset(total: int, num_examples: int | None, seed: int) -> np.ndarray:

@@ -134,17 +134,16 @@ class Examples:
 
     def _room(self, places_B) -> int:
         """The longest is looked for among those with the most bytes, and no further than a longer
-        one could be: a host need not tokenise what the other hosts will.
+        one could be: a host need not read or tokenise what the other hosts will.
         """
         rooms = (*self.data.text_buckets, self.data.max_text_tokens)
         if len(rooms) == 1:
             return rooms[0]
-        room, rows = 0, [self.rows[place] for place in places_B]
-        bounds = [chat.most_tokens(row["conversations"], self.data.system) for row in rows]
+        room, bounds = 0, self.rows.most_tokens(places_B, self.data.system)
         for i in np.argsort(bounds)[::-1]:
             if bounds[i] <= room or room == rooms[-1]:
                 break
-            length = self._text(rows[i]).length
+            length = self._text(self.rows[places_B[i]]).length
             room = max(room, next(room for room in rooms if length <= room))
         return room
 

@@ -4,17 +4,23 @@ etils gives a bucket's places the ways of a pathlib.Path, fsspec reads them, and
 (extras `gs`, `s3`) know the service, its credentials and when to try again.
 """
 
+import fnmatch
 import functools
 import hashlib
 import io
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vvlm_jax.config import BUCKETS, Stopped
+
+_VERSIONS = ("generation", "ETag", "mtime")
+"""Of gs://, s3:// and what else fsspec reads."""
+_FOLDER = "folder"
+"""A bucket's folder has no version."""
 
 
 class Unreachable(Stopped):
@@ -55,6 +61,33 @@ def is_remote(path: str | os.PathLike) -> bool:
     return "://" in os.fspath(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether there is such a file or folder. Raises Unreachable, where libraries may say no."""
+    return bool(_kind(path)) if is_remote(path) else path.exists()
+
+
+def is_dir(path: Path) -> bool:
+    """Whether there is such a folder. Raises Unreachable."""
+    return _kind(path) == "directory" if is_remote(path) else path.is_dir()
+
+
+def glob(folder: Path, pattern: str) -> list[Path]:
+    """What a pattern names below a folder, sorted. Raises Unreachable: libraries pass over folders
+    that cannot be listed.
+    """
+    if not is_remote(folder):
+        return sorted(folder.glob(pattern))
+    found = [folder]
+    for part in pattern.split("/"):
+        if part == "**":
+            found = [below for one in found for below in _folders(one)]
+        elif {*"*?["} & {*part}:
+            found = [one / name for one in found for name in fnmatch.filter(_listing(one), part)]
+        else:
+            found = [one / part for one in found]
+    return sorted(one for one in found if exists(one))
+
+
 def read_text(path: Path) -> str:
     """A file's text. Raises ValueError naming the file and the byte that is not UTF-8."""
     try:
@@ -82,17 +115,32 @@ def fetched(path: Path) -> Path | Fetched:
 
 
 def stamp(path: Path) -> str:
-    """By which a change is noticed: size and time of change, or what a service has for it. Empty
-    for what is not there.
+    """By which a change is noticed: size and time of change, or the version that a service gives.
+    Empty for what is not there.
     """
     try:
         if is_remote(path):
             with reaching(path):
-                return str(_filesystem_of(path).ukey(os.fspath(path)))
+                return _stamp(_filesystem_of(path).info(os.fspath(path)))
         stat = path.stat()
     except OSError:
         return ""
     return f"{stat.st_size} {stat.st_mtime_ns}"
+
+
+def stamps_below(root: Path) -> Callable[[str], str]:
+    """`stamp` of paths below a root. A bucket's folders are listed as a whole, and once: that is a
+    request for a thousand files, in place of one for each.
+    """
+    if not is_remote(root):
+        return lambda name: stamp(root / name)
+    listed = functools.cache(lambda folder: _listing(root / folder))
+
+    def look(name: str) -> str:
+        folder, _, file = name.rpartition("/")
+        return listed(folder).get(file, "")
+
+    return look
 
 
 def local_copy(folder: Path, key: bytes) -> Path:
@@ -131,6 +179,45 @@ def reaching(path: str | os.PathLike) -> Iterator[None]:
             raise
         reason = f"{e}".split("\n")[0] or type(e).__name__
         raise Unreachable(f"{path}: cannot be read ({reason}); the same command goes on") from e
+
+
+def _kind(path: Path) -> str:
+    """`file` or `directory`; empty for what is not there."""
+    with reaching(path):
+        try:
+            return _filesystem_of(path).info(os.fspath(path))["type"]
+        except (FileNotFoundError, NotADirectoryError):
+            return ""
+
+
+def _listing(folder: Path) -> dict[str, str]:
+    """{name: stamp} of what a bucket's folder holds; nothing where there is none."""
+    files, address = _filesystem_of(folder), os.fspath(folder)
+    with reaching(folder):
+        try:
+            found = files.ls(address, detail=True, refresh=True)
+        except FileNotFoundError:
+            return {}
+        files.invalidate_cache(address)  # which holds a kilobyte a file
+    entries = {entry["name"].rstrip("/").rpartition("/")[2]: entry for entry in found}
+    entries = {name: e for name, e in entries.items() if not address.endswith(e["name"])}
+    return {name: _stamp(entry) for name, entry in entries.items()}
+
+
+def _folders(folder: Path) -> Iterator[Path]:
+    """A bucket's folder and all below it."""
+    yield folder
+    for name, mark in _listing(folder).items():
+        if mark == _FOLDER:
+            yield from _folders(folder / name)
+
+
+def _stamp(about: dict) -> str:
+    """Of what a listing and a question about one file both tell."""
+    if about["type"] == "directory":
+        return _FOLDER
+    version = next((f"{about[key]}" for key in _VERSIONS if about.get(key)), "")
+    return f"{about['size']} {version}"
 
 
 def _filesystem_of(path: str | os.PathLike):

@@ -14,13 +14,17 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.data import places
+from vvlm_jax.data import chat, places
 from vvlm_jax.data.check import Checked
 from vvlm_jax.data.sources import Row
 
 VERSION = "1.0.0"
 SPLIT = "train"
 CARD = "card.json"
+LENGTHS = "lengths.npy"
+"""`chat.most_tokens` of every example, int32 [examples]: batches are bucketed by it, and no host
+has to read what other hosts will.
+"""
 _SHARD = 65_536
 """Examples a shard."""
 _GROUP = "group_size:1"
@@ -81,6 +85,7 @@ def write(
     num_shards = max(1, -(-total // _SHARD))
     lengths = [len(part) for part in np.array_split(np.arange(total), num_shards)]
     rows, checksum, kinds, size, done = iter(rows), 0, set(), 0, 0
+    most_tokens = np.zeros(total, np.int32)
     for shard, length in enumerate(lengths):
         path = partial / f"{name}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
         writer = array_record_module.ArrayRecordWriter(str(path), _GROUP)
@@ -92,6 +97,7 @@ def write(
                 data = serialized(record)
                 writer.write(data)
                 size += len(data)
+                most_tokens[done] = chat.most_tokens(record["conversations"])
                 done += 1
                 progress(done, total)
         finally:
@@ -100,6 +106,7 @@ def write(
         raise RuntimeError("more rows than were counted")
     _write_metadata(partial, name, features, lengths, size)
     card = {**card, "fingerprint": checksum, "kinds": sorted(map(list, kinds))}
+    np.save(partial / LENGTHS, most_tokens)
     (partial / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
     os.replace(partial, final)
     return final
@@ -146,9 +153,7 @@ def _write_metadata(folder: Path, name: str, features, lengths: list[int], size:
 
 def is_prepared(folder: str | Path) -> bool:
     """Whether this is a folder that `write` made."""
-    card = places.place(folder) / CARD
-    with places.reaching(card):
-        return card.exists()
+    return places.exists(places.place(folder) / CARD)
 
 
 def _check_shard(path, length: int) -> None:
@@ -183,12 +188,14 @@ class PreparedRows(Sequence):
             for path, length in zip(split.filepaths, split.shard_lengths, strict=True):
                 _check_shard(path, length)
             self._source = builder.as_data_source(SPLIT)
+            self.most_tokens = np.load(copy / LENGTHS)
         except Exception as e:  # whatever TFDS and ArrayRecord say of files that are not there
             raise ValueError(f"{self.folder}: not a whole data set: {e}".split("\n")[0]) from e
-        if len(self) != self.card["examples"]:
-            raise ValueError(
-                f"{self.folder}: holds {len(self)} examples, its card says {self.card['examples']}"
-            )
+        for holds, what in ((len(self), "examples"), (len(self.most_tokens), "lengths")):
+            if holds != self.card["examples"]:
+                raise ValueError(
+                    f"{self.folder}: holds {holds} {what}, its card says {self.card['examples']}"
+                )
 
     def __len__(self) -> int:
         return len(self._source)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.data import places
+from vvlm_jax.data import chat, places
 from vvlm_jax.data.datasets import read_conversations
 from vvlm_jax.data.prepared import PreparedRows, is_prepared
 
@@ -16,9 +16,7 @@ def open_rows(annotations: str | Path) -> list[dict] | PreparedRows:
     path = places.place(annotations)
     if is_prepared(path):
         return PreparedRows(path)
-    with places.reaching(path):
-        is_folder = path.is_dir()
-    if is_folder:
+    if places.is_dir(path):
         raise ValueError(f"{path}: no data set that tools.prepare made (data.annotations)")
     return read_conversations(path)
 
@@ -45,6 +43,13 @@ class Chosen(Sequence):
         if self._prepared is not None:
             return self._prepared[self.numbers_N[place]]
         return self._rows[place]
+
+    def most_tokens(self, places, system: str) -> list[int]:
+        """`chat.most_tokens` of the rows at these places; of a prepared set none is read for it."""
+        if self._prepared is None:
+            return [chat.most_tokens(self[place]["conversations"], system) for place in places]
+        more = chat.most_tokens([], system) - chat.most_tokens([])
+        return (self._prepared.most_tokens[self.numbers_N[places]] + more).tolist()
 
     def kinds(self) -> Iterator[dict]:
         """Rows with as many media as any has: those of the choice, or one of each kind that the

@@ -7,7 +7,7 @@ its own order.
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,20 +94,15 @@ def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, Sou
     """Every annotation file of a mixture, in order. Raises ValueError naming the subset whose files
     are not there.
     """
-    with places.reaching(root):
-        if not root.is_dir():
-            raise ValueError(f"--source {root}: no such folder")
-        return _files_of(mixture, root)
-
-
-def _files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, SourceConfig, Path]]:
+    if not places.is_dir(root):
+        raise ValueError(f"--source {root}: no such folder")
     found = []
     for subset in mixture.subsets:
         for source in subset.sources:
             pattern = source.annotations
             whole = places.is_remote(pattern) or Path(pattern).is_absolute()
-            files = [places.place(pattern)] if whole else sorted(root.glob(pattern))
-            files = [file for file in files if file.exists() and not file.is_dir()]
+            files = [places.place(pattern)] if whole else places.glob(root, pattern)
+            files = [file for file in files if places.exists(file) and not places.is_dir(file)]
             if not files and whole:
                 raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
             if not files:
@@ -120,20 +115,24 @@ def _files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, So
     return found
 
 
-def rows_of(mixture: MixtureConfig, root: Path) -> Iterator[Row]:
+def rows_of(
+    mixture: MixtureConfig, root: Path, stamps: Callable[[str], str] | None = None
+) -> Iterator[Row]:
     """All rows of a mixture, in order, also those that can be no example; of each file, once it has
-    been read. Raises ValueError for files that hold no rows.
+    been read. `stamps` (`places.stamps_below`) says which media there are. Raises ValueError for
+    files that hold no rows.
     """
+    stamps = stamps or places.stamps_below(root)
     for subset, source, file in files_of(mixture, root):
         rows = read_rows(file)
         inside = file.is_relative_to(root)
         name = str(file.relative_to(root)) if inside else file.name
-        locate = _locator(root, source, file.parent)
+        locate = _locator(root, source, file.parent, stamps)
         for number in sample(len(rows), source.sampling, mixture.seed, name).tolist():
             yield _row(rows[number], subset.name, f"{file}: row {number + 1}", locate)
 
 
-def _locator(root: Path, source: SourceConfig, folder: Path):
+def _locator(root: Path, source: SourceConfig, folder: Path, stamps: Callable[[str], str]):
     """A function from a row's path to the one below the root."""
     inside = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else "."
     folders = [place.replace("{folder}", inside) for place in source.media]
@@ -141,8 +140,7 @@ def _locator(root: Path, source: SourceConfig, folder: Path):
     @functools.cache  # a video has many questions
     def locate(name: str) -> str:
         tried = [(Path(folder) / name).as_posix() for folder in folders]
-        with places.reaching(root):
-            return next((path for path in tried if (root / path).exists()), tried[0])
+        return next((path for path in tried if stamps(path)), tried[0])
 
     return locate
 
@@ -165,12 +163,16 @@ def problem_with(row) -> str:
         text = turn.get("value") if isinstance(turn, dict) else None
         if not isinstance(text, str) or turn.get("from") not in {*_ROLES[0], *_ROLES[1]}:
             return f"turn {i} is no {{from: human or gpt, value: text}}"
+        if not _is_unicode(text):
+            return f"turn {i} holds half a character, which no file of UTF-8 can"
         if turn["from"] in _ROLES[1] and not text.strip():
             return f"turn {i}: the answer is empty"
     if turns[-1]["from"] not in _ROLES[1]:
         return "has no answer at the end of the conversation"
+    if not _is_unicode(str(row.get("id", ""))):
+        return "id holds half a character"
     names = [name for kind in KINDS for name in names_of(row, kind)]
-    if not all(isinstance(name, str) and name for name in names):
+    if not all(isinstance(n, str) and n and "\0" not in n and _is_unicode(n) for n in names):
         return "video or image is no path and no list of paths"
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
         return f"{names[0]!r} leads out of the media's folder"
@@ -182,3 +184,8 @@ def problem_with(row) -> str:
             "or images"
         )
     return ""
+
+
+def _is_unicode(text: str) -> bool:
+    """JSON may hold halves of surrogate pairs, which are no text."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)

@@ -35,7 +35,7 @@ from vvlm_jax.data.container import (
     truncated,
 )
 from vvlm_jax.data.frames import resize_square
-from vvlm_jax.data.places import Fetched, fetched, place, reaching
+from vvlm_jax.data.places import Fetched, fetched, is_dir, place, reaching
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -267,10 +267,7 @@ def _stacked(path: File, images: list[np.ndarray], places: np.ndarray) -> np.nda
 
 
 def _is_folder(path: File) -> bool:
-    if isinstance(path, Fetched):
-        return False
-    with reaching(path):
-        return path.is_dir()
+    return not isinstance(path, Fetched) and is_dir(path)
 
 
 def _folder_images(path: Path) -> list[Path]:

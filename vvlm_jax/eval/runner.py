@@ -46,8 +46,8 @@ class TaskScore:
 
 def read_questions(path: str | Path) -> list[dict]:
     """Rows of a question file. ValueError names file, question and the missing or broken field."""
-    path = Path(path)
-    if not path.is_file():
+    path = places.place(path)
+    if not places.exists(path) or places.is_dir(path):
         raise ValueError(f"{path}: no such question file")
     rows, seen = read_jsonl(path), set()
     if not rows:

@@ -1,23 +1,22 @@
-"""Data in buckets read as they do from folders, over fsspec; where s3fs and moto are installed,
-from an S3 server over HTTP, too.
+"""Data in buckets read as they do from folders: over fsspec, and over HTTP from servers of both
+kinds.
 """
 
 import dataclasses
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
-from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import _registry
 from PIL import Image
 
 from configs import mixtures
+from tests.buckets import forget_filesystems, upload
 from tests.testdata import make_sources
 from tools import prepare
 from tools._shared import die_in_one_line
@@ -50,12 +49,6 @@ class FolderAsBucket(DirFileSystem):
         if self.fails:
             raise self.fails
         return super().cat_file(path, **options)
-
-
-def forget_filesystems():
-    places._filesystem.cache_clear()
-    backend.fsspec_backend._get_filesystem.cache_clear()
-    FolderAsBucket.clear_instance_cache()
 
 
 @pytest.fixture
@@ -163,7 +156,7 @@ def same_but_for_places(ours, theirs):
     cards = [json.loads((folder / "card.json").read_text()) for folder in (ours, theirs)]
     files = [card.pop("files") for card in cards]
     assert cards[0] == cards[1]
-    assert len(files[0]) == len(files[1]) > 20
+    assert len(files[0]) == len(files[1]) > 10
     for shard in ours.glob("*array_record*"):
         assert shard.read_bytes() == (theirs / shard.name).read_bytes()
 
@@ -244,43 +237,56 @@ def test_mistakes_in_a_bucket_are_told_in_one_line(bucket, tmp_path, capsys):
     assert "in s3://bucket/packed cannot be extracted there; extract them in a folder" in line
 
 
-@pytest.fixture
-def service(monkeypatch, tmp_path):
-    """An S3 server on this machine, and the address of an empty bucket in it."""
-    pytest.importorskip("s3fs")
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        server.start()
-    host, port = server.get_host_and_port()
-    for name, value in (
-        ("AWS_ENDPOINT_URL", f"http://{host}:{port}"),
-        ("AWS_ACCESS_KEY_ID", "any"),
-        ("AWS_SECRET_ACCESS_KEY", "any"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-        ("XDG_CACHE_HOME", str(tmp_path / "caches")),
-    ):
-        monkeypatch.setenv(name, value)
-    forget_filesystems()
-    fsspec.filesystem("s3").mkdir("bucket")
-    yield "s3://bucket"
-    server.stop()
-    forget_filesystems()
-
-
-@pytest.mark.filterwarnings("ignore")  # of botocore and moto
-def test_s3_over_http(service, sources, tmp_path):
-    storage = fsspec.filesystem("s3")
-    storage.put(str(sources), f"{service}/data", recursive=True)
-    ours = prepared(sources, tmp_path / "ours")
-    theirs = prepared(f"{service}/data", tmp_path / "theirs", workers=2)
+def test_buckets_over_http(service, sources, tmp_path, stage, tok):
+    """Sources, the prepared set and the media that are trained on, all of a bucket."""
+    kept = ("llava_hound", "next_qa", "videochat", "webvid")
+    options = {"without": [s.name for s in mixtures.paper().subsets if s.name not in kept]}
+    upload(sources, f"{service}/data")
+    ours = prepared(sources, tmp_path / "ours", **options)
+    theirs = prepared(f"{service}/data", tmp_path / "theirs", workers=2, **options)
     same_but_for_places(ours, theirs)
-    storage.put(str(theirs), f"{service}/set", recursive=True)
+    upload(theirs, f"{service}/set")
     here, there = open_rows(ours), open_rows(f"{service}/set")
     assert [here[i] for i in range(len(here))] == [there[i] for i in range(len(there))]
-    name = there[0]["video"][0]
-    frames = [FrameReader(root, 3, 16).video(name) for root in (sources, f"{service}/data")]
-    np.testing.assert_array_equal(*frames)
+
+    def first(annotations, media):
+        options = f"data.annotations={annotations}", f"data.media_root={media}"
+        config = stage("unused", *options, "data.num_examples=24")
+        examples = Examples(config.data, config.model, VISION["study/12"], tok, 0)
+        return list(batches(examples, 8, 1, 3))
+
+    here, there = first(ours, sources), first(f"{service}/set", f"{service}/data")
+    for a, b in zip(here, there, strict=True):
+        for name in a._fields:
+            np.testing.assert_array_equal(getattr(a, name), getattr(b, name), err_msg=name)
     with pytest.raises(VideoError, match="no such file"):
         FrameReader(f"{service}/data", 3, 16).video("no.mp4")
-    assert mixtures.paper().name in str(ours)
+
+
+def test_a_folder_of_media_is_asked_for_as_a_whole(service, server, tmp_path):
+    names = [f"videos/{i:02d}.mp4" for i in range(40)]
+    for i, name in enumerate(names):
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"x" * i)
+    upload(tmp_path / "data", service)
+    root = places.place(service)
+    server(share=0)  # counts from here
+    stamps = places.stamps_below(root)
+    found = [stamps(name) for name in names]
+    assert not stamps("videos/40.mp4")
+    assert not stamps("nowhere/40.mp4")
+    assert stamps("videos")  # as a folder of frames
+    assert server()[""] <= 6
+    assert found == [places.stamp(root / name) for name in names]  # as workers ask
+    assert len({*found}) == 40
+    assert places.glob(root, "v*/1?.mp4") == [root / name for name in names[10:20]]
+    assert places.glob(root, "**/1?.mp4") == [root / name for name in names[10:20]]
+
+
+def test_a_service_that_says_no_is_no_empty_folder(service, tmp_path):
+    scheme = service.partition(":")[0]
+    with pytest.raises(places.Unreachable, match=f"^{scheme}://forbidden/data: cannot be read"):
+        prepared(f"{scheme}://forbidden/data", tmp_path / "out")
+    with pytest.raises(ValueError, match="no such folder"):
+        prepared(f"{scheme}://bucket/nowhere", tmp_path / "out")

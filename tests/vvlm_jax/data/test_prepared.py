@@ -130,6 +130,22 @@ def test_batches_are_those_of_the_rows(examples, as_json):
     assert ours.fingerprint() != examples(seed=1).fingerprint()
 
 
+def test_a_bucket_is_found_without_reading_what_other_hosts_have(examples, as_json, monkeypatch):
+    options = "data.text_buckets=[20,28,36]", "data.system=Look twice."
+    ours, theirs = examples(*options), examples(*options, annotations=as_json)
+    expected = list(batches(theirs, 5, 1, 3))
+    assert len({batch.target_pos_BM.shape for batch in expected}) > 1
+    assert_same(list(batches(ours, 5, 1, 3)), expected)
+    read, get = [], prepared.PreparedRows.__getitem__
+    monkeypatch.setattr(
+        prepared.PreparedRows, "__getitem__", lambda self, i: read.append(int(i)) or get(self, i)
+    )
+    every = np.arange(len(ours))
+    (one,) = ours.load(every, slice(0, None, len(every))).index_B
+    assert one in read
+    assert len({*read}) < 20 < len(every)
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_hosts_share_the_batches_of_one(examples, hosts):
     whole = list(batches(examples(), 20, 1, 3))
@@ -183,4 +199,11 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
     card = json.loads((copy / "card.json").read_text())
     (copy / "card.json").write_text(json.dumps(card | {"examples": 5}))
     with pytest.raises(ValueError, match=f"holds {card['examples']} examples, its card says 5"):
+        open_rows(copy)
+    shutil.copy(folder / "card.json", copy)
+    np.save(copy / "lengths.npy", np.zeros(5, np.int32))
+    with pytest.raises(ValueError, match=f"holds 5 lengths, its card says {card['examples']}"):
+        open_rows(copy)
+    (copy / "lengths.npy").unlink()
+    with pytest.raises(ValueError, match=rf"^{copy}: not a whole data set: .*lengths.npy"):
         open_rows(copy)

@@ -133,6 +133,10 @@ def test_a_missing_root_or_set_is_named_with_what_to_do(root, tmp_path):
         (row(conversations=[]), "has no `conversations` list"),
         (row(conversations=[{"from": "bot", "value": "a"}]), "turn 1 is no {from: human or gpt"),
         (row(video=3), "video or image is no path"),
+        (row(video="a\0.mp4"), "video or image is no path"),
+        (row(video="\ud800.mp4"), "video or image is no path"),
+        (row(id="\ud800"), "id holds half a character"),
+        (row(conversations=said("<video>", "red \ude00")), "turn 2 holds half a character"),
         (row(video="/etc/a.mp4"), "'/etc/a.mp4' leads out of"),
         (row(video="../a.mp4"), "'../a.mp4' leads out of"),
         (row(video=None), "has 1 .* placeholder for 0 videos"),
@@ -156,6 +160,13 @@ def test_a_broken_line_is_named(tmp_path):
     (tmp_path / "b.json").write_text('[\n{"id": 3},\n{"id" 4}]')
     with pytest.raises(ValueError, match=r"b\.json: line 3 is not JSON"):
         list(sources.rows_of(mixture, tmp_path))
+    for text in ("[" * 10**6, f"[{'1' * 10_000}]"):
+        (tmp_path / "b.json").write_text(text)
+        with pytest.raises(ValueError, match=r"b\.json: is no JSON that can be read"):
+            list(sources.rows_of(mixture, tmp_path))
+    (tmp_path / "a.jsonl").write_text(f"\n{text}")
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 2 is no JSON that can be read"):
+        list(sources.rows_of(sources.from_file(tmp_path / "a.jsonl"), tmp_path))
 
 
 def test_a_mixture_file_of_llava(tmp_path):

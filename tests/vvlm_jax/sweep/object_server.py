@@ -124,9 +124,18 @@ class Google:
         return self.json(self.resource(about["name"]))
 
     def list(self, args):
-        names = sorted(n for n in self.blobs if n.startswith(args.get("prefix", "")))
+        prefix, delimiter = args.get("prefix", ""), args.get("delimiter")
+        names = sorted(n for n in self.blobs if n.startswith(prefix))
+        if delimiter:  # what is below a folder counts as one
+            tails = ((n, n.removeprefix(prefix).partition(delimiter)) for n in names)
+            names = sorted({prefix + tail + slash if slash else n for n, (tail, slash, _) in tails})
         start, size = int(args.get("pageToken", 0)), int(args.get("maxResults", 1000))
-        found = {"items": [self.resource(n) for n in names[start : start + size]]}
+        page = names[start : start + size]
+        found = {
+            "kind": "storage#objects",
+            "items": [self.resource(n) for n in page if n in self.blobs],
+            "prefixes": [n for n in page if n not in self.blobs],
+        }
         if start + size < len(names):
             found["nextPageToken"] = str(start + size)
         return self.json(found)

@@ -1,0 +1,143 @@
+"""Time, memory and disk of preparing a mixture, and what a kill in the middle of it costs.
+
+Example:
+    python -m tests.testdata.make_full_sources /tmp/full        # the whole of Table 3, made up
+    python -m tools.bench.bench_prepare --source /tmp/full
+
+`tools.prepare` runs three times, each a process of its own: to the end; until half of the examples
+are written, when it is killed; and again, to the end. What the first and the last have written must
+be the same to the byte.
+"""
+
+import dataclasses
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import tyro
+
+from tools._shared import die_in_one_line
+from vvlm_jax.config import Stopped
+
+_LOOK = 0.2
+"""Seconds between two looks at a process."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Args:
+    """Options of `tools.bench.bench_prepare`."""
+
+    source: Path
+    """Folder of the sources."""
+    mixture: str = "configs/mixtures.py:paper"
+    """As of `tools.prepare`."""
+    workers: int = 2
+    """Processes that open media."""
+    folder: Path | None = None
+    """Where data sets are written, and removed again; a temporary folder by default."""
+
+
+class Differs(Stopped):
+    """What was interrupted is another data set."""
+
+
+class Run(NamedTuple):
+    """What one process took, with the processes that it started."""
+
+    code: int
+    wall: float
+    cpu: float
+    parent_mib: float
+    worker_mib: float
+    """The largest worker's."""
+
+
+def main(args: Args) -> None:
+    """Prints a line a run."""
+    with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+        whole, cut = Path(scratch) / "whole", Path(scratch) / "cut"
+        first = run(args, whole)
+        files = [file for file in whole.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files if "record" in file.name)
+        tell("to the end", first)
+        print(f"{size / 2**20:,.0f} MiB of examples in {len(files)} files", flush=True)
+        tell("until it is killed", run(args, cut, kill=True))
+        tell("again, to the end", run(args, cut))
+        if digest(whole) != digest(cut):
+            raise Differs("the data set that was interrupted is another one")
+        print(f"both are the same: {digest(whole)[:16]}")
+
+
+def tell(name: str, run: Run) -> None:
+    """A line. Raises Stopped when the process failed."""
+    if run.code not in (0, -signal.SIGKILL):
+        raise Stopped(f"tools.prepare ended with {run.code}; what it said stands above")
+    killed = "" if run.code else ", and was through"
+    print(
+        f"{name}{killed if 'killed' in name else ''}: {run.wall:.0f} s, {run.cpu:.0f} s of CPU, "
+        f"{run.parent_mib:,.0f} MiB, a worker {run.worker_mib:,.0f} MiB",
+        flush=True,
+    )
+
+
+def run(args: Args, out: Path, kill: bool = False) -> Run:
+    """Prepares into `out`, or until half of the shards have been begun."""
+    command = [sys.executable, "-m", "tools.prepare", "--mixture", args.mixture, "--source",
+               str(args.source), "--out", str(out), "--workers", str(args.workers)]  # fmt: skip
+    start, peaks = time.perf_counter(), {}
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    while True:
+        done, status, used = os.wait4(process.pid, os.WNOHANG)
+        if done:
+            break
+        for pid in (process.pid, *_children(process.pid)):
+            peaks[pid] = max(peaks.get(pid, 0.0), _peak_mib(pid))
+        if kill and _half_written(out):
+            process.kill()
+        time.sleep(_LOOK)
+    process.returncode = os.waitstatus_to_exitcode(status)  # it has been waited for
+    wall, parent = time.perf_counter() - start, peaks.pop(process.pid, 0.0)
+    cpu = used.ru_utime + used.ru_stime
+    return Run(process.returncode, wall, cpu, parent, max(peaks.values(), default=0.0))
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(p) for p in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def _peak_mib(pid: int) -> float:
+    """The most memory that a process has had; 0 for one that has ended."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    sizes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM")]
+    return max(sizes, default=0) / 1024
+
+
+def _half_written(out: Path) -> bool:
+    shards = sorted(out.glob("*/.*.partial/*.array_record-*-of-*"))
+    return bool(shards) and 2 * len(shards) > int(shards[0].name.rpartition("-of-")[2])
+
+
+def digest(out: Path) -> str:
+    """Of all files of the data set, names and contents; what is known of media is beside it."""
+    found = hashlib.sha256()
+    for file in sorted(out.glob("*/*/*")):
+        found.update(f"{file.relative_to(out)}\n".encode())
+        with file.open("rb") as content:
+            found.update(hashlib.file_digest(content, "sha256").digest())
+    return found.hexdigest()
+
+
+if __name__ == "__main__":
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
