@@ -50,6 +50,8 @@ def write(store: Store, out: Path | None) -> None:
 
     found = gather(store)
     folder = out.parent if out else store.path
+    if out:
+        folder.mkdir(parents=True, exist_ok=True)
     with _written_into(folder) as here:
         for name in [out.name] if out else ["runs.csv", "runs.parquet"]:
             if name.endswith(".csv"):

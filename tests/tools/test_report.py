@@ -220,6 +220,10 @@ def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
     told, page = capsys.readouterr(), (out / "report.html").read_text()
     assert "star: 5 runs, 1 metrics" in page
     assert f"1 scores are missing, the first is {asked[-1].id}: " in page
+    assert "There is no law of these runs, so nothing says what to deploy within a budget." in page
+    best = "the 700k language model, 2 frames, 9 visual tokens a frame and 1k examples"
+    assert f"measured error of 5 runs is 49.4, with {best}: {asked[4].run}." in page
+    assert "<b>Figure 8</b>: not shown. It is Figure 7 of every metric, and there is one." in page
     assert "<b>no luck</b>" not in page
     assert "&lt;b&gt;no luck&lt;/b&gt;" in page
     assert f"missing: {asked[-1].id}: �[2J<b>no luck</b>\n" in told.err

@@ -180,10 +180,11 @@ def test_retry_and_cancel(ask, store):
 
 
 def test_collect_writes_the_table_and_lists_what_is_missing(ask, store, tmp_path):
-    out, last = ask("collect", store.path, "--out", tmp_path / "runs.csv")
-    assert out == f"{tmp_path / 'runs.csv'}: 3 scores, 3 missing\n"
+    file = tmp_path / "new" / "runs.csv"
+    out, last = ask("collect", store.path, "--out", file)
+    assert out == f"{file}: 3 scores, 3 missing\n"
     assert last.startswith(f"missing: {RUNS[3]}/evaluate-s3-val")
-    table = read_runs(tmp_path / "runs.csv")
+    table = read_runs(file)
     assert list(zip(table.metric, 100 - table.error, strict=True)) == [
         ("avg", 50.0), ("cell", 40.0), ("most", 60.0),
     ]  # fmt: skip
