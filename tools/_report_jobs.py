@@ -286,16 +286,13 @@ def _drawn(metric: str, mark: str, draw):
 
 def decisions(analysis, domain, most: int = 6) -> list[Choice]:
     """At round budgets within what the runs cost, with the runs' largest n."""
-    from fitting.canvas import round_ticks
     from fitting.uncertainty import decide, prediction_interval
     from tools.plan import outside
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n = None if law.examples is None else float(table.n.max())
-    ticks = round_ticks(cost(table.x))
-    spread = np.linspace(0, len(ticks) - 1, min(most, len(ticks))).round()
     found = []
-    for budget in ticks[np.unique(spread).astype(int)]:
+    for budget in budgets(cost(table.x), cost(domain.configurations()), most):
         decision = decide(law, domain, cost, float(budget), n)
         low, high = prediction_interval(law, decision.x[:1], n)
         found.append(
@@ -315,6 +312,17 @@ def decisions(analysis, domain, most: int = 6) -> list[Choice]:
             )
         )
     return found
+
+
+def budgets(measured, offered, most: int) -> np.ndarray:
+    """At most so many round costs between the least and the largest of the runs, none below the
+    cheapest configuration on offer.
+    """
+    from fitting.canvas import round_ticks
+
+    ticks = np.unique(np.maximum(round_ticks(measured), np.min(offered)))
+    spread = np.linspace(0, len(ticks) - 1, min(most, len(ticks))).round()
+    return ticks[np.unique(spread).astype(int)]
 
 
 def sensitivity_job(table: RunTable, law, cost: CostConstants) -> tuple[float, float, list]:

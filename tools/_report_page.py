@@ -8,6 +8,7 @@ from fitting.report import add_elasticity_tables
 from tools._report_jobs import Findings, Settings, Subject
 from tools._report_text import (
     CHOICE_HEADERS,
+    best_text,
     choice_row,
     choice_text,
     frontier_alt,
@@ -49,16 +50,19 @@ class Page:
     def summary(self) -> None:
         """The answer in words, for each metric."""
         report = self.report
-        report.section(
-            "In short",
+        intro = (
             "What to deploy within a budget: the configuration with the least predicted error among"
             " those between the runs (the measured language models; every number of frames and "
             "square number of tokens in the measured range). A budget is the compute of one video, "
-            "by the paper's equation 1.",
+            "by the paper's equation 1."
         )
+        if all(found.analysis is None for found in self.found.values()):
+            intro = "There is no law of these runs, so nothing says what to deploy within a budget."
+        report.section("In short", intro)
         for subject, found in self.each():
             if found.analysis is None:
                 report.absent(f"A law of {subject.metric}", subject.why)
+                report.paragraph(best_text(subject))
                 continue
             law = found.analysis.law
             report.paragraph(path_text(found.decisions))
@@ -135,7 +139,11 @@ class Page:
         drawings = [found.figures[name] for found in self.found.values()]
         drawings = [drawing for drawing in drawings if isinstance(drawing, Drawn)]
         if len(self.subjects) < 2 or not drawings:
-            self.report.absent(f"Figure {number}", "It shows several metrics; there are not two.")
+            one = name.partition("_")[0].removeprefix("figure")
+            why = "there is one" if len(self.subjects) < 2 else "none has it"
+            self.report.absent(
+                f"Figure {number}", f"It is Figure {one} of every metric, and {why}."
+            )
             return
         both, stem = stacked(drawings), f"figure{number}_{name.partition('_')[2]}_by_task"
         self.report.file(f"figures/{stem}.svg", both.files["svg"])

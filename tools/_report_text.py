@@ -60,6 +60,23 @@ def choice_text(choice: Choice, law) -> str:
     return text
 
 
+def best_text(subject: Subject) -> str:
+    """What was measured, where no law says more."""
+    runs = subject.table
+    least, count = runs.error.min(), len(runs)
+    best = np.flatnonzero(runs.error == least)
+    if len(best) == count > 1:
+        return f"All {count} runs have an error of {least:.1f}: nothing tells them apart."
+    size, frames, tokens = (units.count(value, 4) for value in runs.x[best[0]])
+    n = subject.one_n if runs.n is None else runs.n[best[0]]
+    others = f" (one of {len(best)} with this error)" if len(best) > 1 else ""
+    of = f"The least measured error of {count} runs" if count > 1 else "The error of the one run"
+    return (
+        f"{of} is {least:.1f}, with the {size} language model, {frames} frames, {tokens} visual "
+        f"tokens a frame and {units.count(n)} examples: {runs.run_id[best[0]]}{others}."
+    )
+
+
 def choice_row(choice: Choice, law) -> list[str]:
     """The same under `CHOICE_HEADERS`."""
     ends = [error_text(value, law.scale) for value in (choice.error, choice.low, choice.high)]
@@ -92,9 +109,12 @@ def runs_alt(runs) -> str:
         ]
         return f"{runs.error[r]:.1f} ({', '.join(parts)})"
 
+    ends = f"from {one(best)} to {one(worst)}"
+    if runs.error[best] == runs.error[worst]:
+        ends = f"all {runs.error[best]:.1f}"
     return (
-        f"Errors of {len(runs)} runs of {runs.metrics[0]} against each factor and cost, from "
-        f"{one(best)} to {one(worst)}. The values are in the table below."
+        f"Errors of {len(runs)} runs of {runs.metrics[0]} against each factor and cost, {ends}. "
+        "The values are in the table below."
     )
 
 

@@ -5,6 +5,7 @@ import importlib
 import importlib.util
 import os
 import re
+import select
 import sys
 import traceback
 from pathlib import Path
@@ -77,11 +78,14 @@ def die_in_one_line(command, *, continues: bool = True) -> None:
     """
     try:
         command()
+        sys.stdout.flush()
     except KeyboardInterrupt:
         what = "run the same command again to continue" if continues else "what was written stays"
         print(f"\ninterrupted; {what}", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
+        if isinstance(e, BrokenPipeError) and _nobody_reads():
+            sys.exit(141)
         # A failed job of a sweep carries its error as the cause.
         mine = any(isinstance(error, _PEOPLES) for error in (e, e.__cause__))
         if os.environ.get("VVLM_TRACEBACK") or not mine:
@@ -93,6 +97,23 @@ def die_in_one_line(command, *, continues: bool = True) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output goes to a program that has ended, such as `head`: then to nowhere."""
+    out, poll = sys.__stdout__.fileno(), select.poll()
+    poll.register(out, 0)
+    ended = bool(poll.poll(0))
+    if ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out)
+    return ended
+
+
+def check_is_here(flag: str, path: Path) -> None:
+    """ConfigError for an address: `Path` would make a folder of it, `gs:/BUCKET`."""
+    if address := re.fullmatch(r"([A-Za-z][\w+.-]*):/+(.*)", str(path)):
+        where = "://".join(address.groups())
+        raise ConfigError(f"{flag} {where}: must be on this machine, not in a bucket")
 
 
 def printable(line: str) -> str:

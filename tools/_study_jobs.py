@@ -17,6 +17,7 @@ from vvlm_jax.flops import llm_params
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep import jobs as sweep_jobs
+from vvlm_jax.sweep import plan
 from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig, SweepPoint
 from vvlm_jax.sweep.store import Job, State, Store
 from vvlm_jax.sweep.work import Context
@@ -179,7 +180,8 @@ def create(study: StudyConfig, work: Path) -> Store:
         *(_complete(study, job, points.get(job.run)) for job in sweep_jobs.jobs_of(config)),
         *_controls(study, star_center(config.points)),
     ]
-    return Store.renew(work, config.name, jobs, sweep_jobs.runs_of(config), shared)
+    runs, about = sweep_jobs.runs_of(config), plan.encoder(config)
+    return Store.renew(work, config.name, jobs, runs, shared, encoder=about)
 
 
 def _data_jobs(study: StudyConfig) -> list[Job]:

@@ -4,6 +4,7 @@ A run is one job there: its training, then what comes after it, each by `tools.s
 store alone says what is done, so that runs which are submitted twice are still done once.
 """
 
+import contextlib
 import json
 import shutil
 import sys
@@ -15,7 +16,6 @@ from vvlm_jax.sweep.slurm import SlurmOptions
 from vvlm_jax.sweep.store import Job, Store
 from vvlm_jax.sweep.tpu import TpuOptions
 
-ROOT = Path(__file__).parents[1]
 _IDS = "slurm/jobs.jsonl"
 _ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", slurm.GONE}
 
@@ -96,7 +96,7 @@ def _slurm(path: Path, config, options: SlurmOptions, dry_run: bool) -> None:
                 options,
                 name=name,
                 folder=folder,
-                cwd=ROOT,
+                cwd=Path.cwd(),  # from where paths of data have been looked at
                 after=[there[run] for run in after],
             )
             _remember(store, dict(zip(runs, ids, strict=True)))
@@ -107,7 +107,8 @@ def _slurm(path: Path, config, options: SlurmOptions, dry_run: bool) -> None:
 
 def _remember(store: Store, ids: dict[str, str]) -> None:
     with (store.path / _IDS).open("a") as file:
-        file.writelines(json.dumps({"run": run, "id": id}) + "\n" for run, id in ids.items())
+        lines = "".join(json.dumps({"run": run, "id": id}) + "\n" for run, id in ids.items())
+        file.write(f"\n{lines}")  # after a line that was cut, too
 
 
 def queued(store: Store) -> dict[str, str]:
@@ -130,8 +131,12 @@ def slurm_states(store: Store) -> dict[str, tuple[str, str]]:
 
 def _submitted(store: Store) -> dict[str, str]:
     file = store.path / _IDS
-    lines = file.read_text().splitlines() if file.exists() else []
-    return {entry["run"]: entry["id"] for entry in map(json.loads, lines)}
+    newest = {}
+    for line in file.read_text().splitlines() if file.exists() else []:
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # a line that was cut, or none
+            entry = json.loads(line)
+            newest[entry["run"]] = entry["id"]
+    return newest
 
 
 def cancel_queued(store: Store) -> None:

@@ -2,13 +2,14 @@
 
 import contextlib
 import csv
+import dataclasses
 import importlib.util
 import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools._shared import printable
+from tools._shared import check_is_here, printable
 from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep.buckets import Key
 from vvlm_jax.sweep.status import Collected, collect
@@ -17,6 +18,8 @@ from vvlm_jax.sweep.store import Store
 
 def check(out: Path | None) -> None:
     """ConfigError for a file that cannot be written here."""
+    if out:
+        check_is_here("--out", out)
     if out and out.suffix not in (".csv", ".parquet"):
         raise ConfigError(f"--out {out}: must end with .csv or .parquet")
     if out and out.suffix == ".parquet" and not _has_parquet():
@@ -24,7 +27,8 @@ def check(out: Path | None) -> None:
 
 
 def gather(store: Store) -> Collected:
-    """The scores there are; those that are missing are listed.
+    """The scores there are, to four decimals, sorted by run and metric; those that are missing are
+    listed. Files and reports are all made of these, and so the same.
 
     Raises ConfigError when there are none.
     """
@@ -33,7 +37,9 @@ def gather(store: Store) -> Collected:
         print(printable(f"missing: {what}: {why}"), file=sys.stderr)
     if not found.rows:
         raise ConfigError(f"{store.path}: no run has a score yet")
-    return found
+    rows = [{**row, "score": round(row["score"], 4)} for row in found.rows]
+    rows.sort(key=lambda row: (row["run_id"], row["metric"]))
+    return dataclasses.replace(found, rows=rows)
 
 
 def write(store: Store, out: Path | None) -> None:
@@ -44,6 +50,8 @@ def write(store: Store, out: Path | None) -> None:
 
     found = gather(store)
     folder = out.parent if out else store.path
+    if out:
+        folder.mkdir(parents=True, exist_ok=True)
     with _written_into(folder) as here:
         for name in [out.name] if out else ["runs.csv", "runs.parquet"]:
             if name.endswith(".csv"):
@@ -94,7 +102,6 @@ def _write_parquet(file: Path, rows: list[dict]) -> None:
 
     kinds = {"run_id": pyarrow.string(), "sweep": pyarrow.string(), "metric": pyarrow.string()}
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
-    rows = sorted(rows, key=lambda row: (row["run_id"], row["metric"]))
     partial = file.with_name(f"{file.name}.partial")
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)
     partial.replace(file)

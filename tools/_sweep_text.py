@@ -48,7 +48,7 @@ def plan_text(rows: list[dict], stage_1: list[dict], totals: dict, assumed: dict
             f"{r['train_flops']:.3g}",
             f"{r['steps']:,}",
             f"{r['device_hours']:,.4g}",
-            "" if r["cost"] is None else f"{r['cost']:,.0f}",
+            "" if r["cost"] is None else _money(r["cost"]),
             _FITS[r["fits"]],
         )
         for r in rows
@@ -71,8 +71,12 @@ def plan_text(rows: list[dict], stage_1: list[dict], totals: dict, assumed: dict
 
 
 def _work(r: dict) -> str:
-    cost = "" if r["cost"] is None else f", cost {r['cost']:,.0f}"
+    cost = "" if r["cost"] is None else f", cost {_money(r['cost'])}"
     return f"{r['train_flops']:.3g} FLOPs, {r['device_hours']:,.4g} device-hours{cost}"
+
+
+def _money(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _plain(value):

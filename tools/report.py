@@ -6,8 +6,9 @@ Examples:
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet where pyarrow is installed), a folder with runs.csv, or a sweep's
-store, which need not be over: the scores that are there are collected, into OUT/runs.csv. Costs are
-those of equation 1 with the paper's encoder, unless --vision-params and --features name another.
+store (a folder, or gs://BUCKET/FOLDER, s3://…), which need not be over: the scores that are there
+are collected, into OUT/runs.csv. Costs are those of equation 1 with the encoder of the sweep, if
+RUNS is a store, else of the paper, unless --vision-params and --features name another.
 Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
 how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, a metric at a time. OUT/figures and
 OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws; the same command takes up laws
@@ -31,7 +32,7 @@ from fitting.forms import FORMS, get_form
 from fitting.runs import FACTORS, RunTable, read_runs, write_runs
 from tools import _report_jobs as work
 from tools._report_jobs import Settings, Subject
-from tools._shared import die_in_one_line, printable
+from tools._shared import check_is_here, die_in_one_line, printable
 from tools.fit import page_cost
 from vvlm_jax.train.metrics import Progress
 
@@ -63,25 +64,30 @@ class Args:
     """iid, stratified (keeps all levels), wild (signs of residuals), bayesian (weights)."""
     seed: int = FitConfig.seed
     """Of resamples, starts and folds."""
+    scale: float | None = None
+    """100 or 1: the best score there could be, to be said where no score is above 1."""
     synthetic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Marks page, figures and CSVs as synthetic; a table that calls itself so needs no flag."""
-    vision_params: float = PAPER.vision_params
-    """x_M of equation 1, parameters of the vision model."""
-    features: int = PAPER.features_per_frame
-    """x_W of equation 1, features the vision model computes per frame."""
+    vision_params: float | None = None
+    """x_M of equation 1, parameters of the vision model: by default a store's own, else 4.3e8."""
+    features: int | None = None
+    """x_W of equation 1, features the vision model computes per frame; else 768."""
     workers: int = 0
     """Processes; 0 for one a core."""
 
 
 def main(args: Args) -> None:
     """Reads, fits, draws and writes."""
-    settings = settings_of(args)
-    if store := is_store(args.runs):
-        path, table = args.runs, of_store(args.runs)
+    store = open_store(args.runs)
+    settings = settings_of(args, store and store.encoder)
+    if store:
+        path, table = args.runs, of_store(store)
         table = table.select(metric=args.metric)
     else:
         path = table_file(args.runs)
-        table = read_runs(path, metric=args.metric, skip_missing=True)
+        table = read_runs(path, metric=args.metric, scale=args.scale, skip_missing=True)
+        if table.scale == 1:
+            table = dataclasses.replace(table, error=100 * table.error, scale=100.0)
     mark = SYNTHETIC if args.synthetic or is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)
@@ -100,8 +106,10 @@ def main(args: Args) -> None:
     print(f"{written}: {len(table)} scores of {len(subjects)} metrics{' (synthetic)' * bool(mark)}")
 
 
-def settings_of(args: Args) -> Settings:
-    """How much to compute; ValueError names the flag."""
+def settings_of(args: Args, encoder: dict | None) -> Settings:
+    """How much to compute, and what a video costs: by the flags, by `encoder`, or by the paper's.
+    ValueError names the flag.
+    """
     form = get_form(args.form)
     if not form.has_n:
         there = ", ".join(name for name, one in FORMS.items() if one.has_n)
@@ -121,30 +129,36 @@ def settings_of(args: Args) -> Settings:
         "quick": (law.replace(**QUICK), law.replace(**QUICK_BAG)),
         "full": (law, law),
     }[args.appendix]
-    return Settings(law, check, bag, page_cost(args))
+    known = CostConstants(**encoder) if encoder else PAPER
+    asked = dataclasses.replace(
+        args,
+        vision_params=known.vision_params if args.vision_params is None else args.vision_params,
+        features=known.features_per_frame if args.features is None else args.features,
+    )
+    return Settings(law, check, bag, page_cost(asked))
 
 
-def is_store(path: Path) -> bool:
-    """Whether a sweep is there, or its place has the form of a bucket's."""
-    from vvlm_jax.sweep.document import FILE
+def open_store(path: Path):
+    """The `Store` of a sweep that is there; None where none is. Addresses are those of stores."""
+    from vvlm_jax.sweep import buckets, document
+    from vvlm_jax.sweep.store import Store
 
-    return bool(re.match(r"\w+:/", str(path))) or (path / FILE).is_file()
+    if buckets.is_url(path) or (path / document.FILE).is_file():
+        return Store.open(path)
+    return None
 
 
-def of_store(path: Path) -> RunTable:
+def of_store(store) -> RunTable:
     """The scores that a sweep has by now, as its runs.csv would have them; a note says how many are
     missing.
     """
     from tools._sweep_table import gather
-    from vvlm_jax.sweep.store import Store
 
-    found = gather(Store.open(path))
-    rows = [{**row, "score": round(row["score"], 4)} for row in found.rows]
-    rows.sort(key=lambda row: (row["run_id"], row["metric"]))
-    table, notes = RunTable.from_rows(rows, path), ()
-    if found.missing:
+    found = gather(store)
+    table, notes = RunTable.from_rows(found.rows, store.path), ()
+    if count := len(found.missing):
         what, why = found.missing[0]
-        notes = (f"{path}: {len(found.missing)} scores are missing, the first is {what}: {why}",)
+        notes = (f"{store.path}: {count} scores are missing, the first is {what}: {why}",)
     return dataclasses.replace(table, notes=(*notes, *table.notes))
 
 
@@ -169,6 +183,7 @@ def is_synthetic(path: Path, table: RunTable) -> bool:
 
 def make_folder(folder: Path) -> None:
     """Before the work, so that a bad --out is known at once."""
+    check_is_here("--out", folder)
     try:
         for name in ("figures", "tables", "laws"):
             (folder / name).mkdir(parents=True, exist_ok=True)

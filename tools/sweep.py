@@ -155,7 +155,7 @@ def plan(args: Plan) -> None:
 
     if args.csv and args.json:
         raise ConfigError("--csv and --json: choose one")
-    config = load(args.sweep, args.set)
+    config = with_counts(load(args.sweep, args.set))
     known = {name: devices.peak_flops(name) for name in devices.known_devices()}
     peak = devices.peak_flops(args.device) or choose(known, args.device, "--device")
     if not 0 < args.mfu <= 1:
@@ -170,6 +170,11 @@ def plan(args: Plan) -> None:
     rate = dict(peak=peak, mfu=args.mfu, price=args.price)
     rows = plan.rows(config, inference_cost(config), fits=fits, **rate)
     stage_1 = plan.stage_1_rows(config, **rate)
+    if config.pretrain is not None and not stage_1:
+        text.note(
+            "warning: stage 1 is not counted: pretrain.data.num_examples is not set, and "
+            f"{config.pretrain.data.annotations} is not here"
+        )
     totals, assumed = plan.totals(rows, stage_1), {"device": args.device, **rate}
     if args.csv:
         text.plan_csv(rows)
@@ -188,23 +193,33 @@ def _data_size(config: SweepConfig) -> int | None:
     """Examples there are to finetune on; None when that cannot be known here."""
     if config.data_size is not None:
         return config.data_size
-    if not Path(config.finetune.data.annotations).exists():
+    return _count(config.finetune.data.annotations)
+
+
+def _count(annotations: str) -> int | None:
+    """Examples there are; None when they are not here."""
+    if not Path(annotations).exists():
         return None
     from vvlm_jax.data.rows import count_rows
 
-    return count_rows(config.finetune.data.annotations)
+    return count_rows(annotations)
+
+
+def with_counts(config: SweepConfig) -> SweepConfig:
+    """The same with stage 1's number of examples, where all are taken and can be counted."""
+    stage = config.pretrain
+    if stage is None or stage.data.num_examples is not None:
+        return config
+    data = dataclasses.replace(stage.data, num_examples=_count(stage.data.annotations))
+    return dataclasses.replace(config, pretrain=dataclasses.replace(stage, data=data))
 
 
 def inference_cost(config: SweepConfig):
     """Equation 1 with the sweep's constants, or its encoder's own: [(x_N, x_T, x_V)] → FLOPs."""
     from fitting.cost import CostConstants
-    from vvlm_jax import flops
-    from vvlm_jax.sweep.plan import sizes
+    from vvlm_jax.sweep.plan import encoder
 
-    vision, _ = sizes(config.finetune)
-    x_M, x_W = config.vision_params, config.features_per_frame
-    x_M = flops.vision_params(vision) if x_M is None else x_M
-    return CostConstants(x_M, vision.num_patches if x_W is None else x_W)
+    return CostConstants(**encoder(config))
 
 
 def launch(args: Launch) -> None:
@@ -231,7 +246,8 @@ def launch(args: Launch) -> None:
     if args.dry_run:
         done = sum(s.phase == "done" for s in store.states().values()) if store else 0
         text.dry_run(config.name, path, jobs.jobs_of(config), done, [s.text for s in shares])
-        print("\n".join(lacking))
+        for line in lacking:
+            print(line)
         return
     if lacking:
         raise ConfigError(lacking[0])

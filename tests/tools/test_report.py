@@ -1,6 +1,7 @@
 """`tools.report`: a page that stands alone, opened in a browser; one line for bad input."""
 
 import csv
+import dataclasses
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import tyro
@@ -199,27 +201,78 @@ def test_laws_are_taken_up_and_what_the_runs_do_not_support_is_said(made, tmp_pa
     assert "ynthetic" not in page
 
 
-def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
+def half_done(path):
+    """A store of six runs: five have scores, one has failed."""
     points = STAR[:6]
     rows = [{name: getattr(p, name) for name in HEADER.split(",")[:-2]} for p in points]
     asked = [Job(f"{p.run_id}/evaluate", "evaluate") for p in points]
-    store = Store.create(tmp_path / "star", "star", asked, rows)
+    store = Store.create(path, "star", asked, rows, encoder=dataclasses.asdict(COST))
     for i, job in enumerate(asked[:-1]):
         result = {"scores": {"acc": 50 + i / 7, "vqa": 0.25}}
         store.end(store.claim(job.id), journal.DONE, result=result)
     store.end(store.claim(asked[-1].id), journal.FAILED, error="\x1b[2J<b>no luck</b>")
+    return store, asked
+
+
+def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
+    store, asked = half_done(tmp_path / "star")
     out = tmp_path / "out"
-    report(store.path, "--out", out, *QUICK, *EQUATION, "--appendix", "none", "--metric", "acc")
+    report(store.path, "--out", out, *QUICK, "--appendix", "none", "--metric", "acc")
     told, page = capsys.readouterr(), (out / "report.html").read_text()
     assert "star: 5 runs, 1 metrics" in page
     assert f"1 scores are missing, the first is {asked[-1].id}: " in page
+    assert "There is no law of these runs, so nothing says what to deploy within a budget." in page
+    best = "the 700k language model, 2 frames, 9 visual tokens a frame and 1k examples"
+    assert f"measured error of 5 runs is 49.4, with {best}: {asked[4].run}." in page
+    assert "<b>Figure 8</b>: not shown. It is Figure 7 of every metric, and there is one." in page
     assert "<b>no luck</b>" not in page
     assert "&lt;b&gt;no luck&lt;/b&gt;" in page
     assert f"missing: {asked[-1].id}: �[2J<b>no luck</b>\n" in told.err
     assert "\x1b" not in told.err
     write_runs(tmp_path / "all.csv", collect(store, store.states()).rows)
+    assert "a vision model of 60k parameters and 16 features a frame" in page
     lines = [s for s in (tmp_path / "all.csv").read_text().splitlines() if ",acc," in s]
     assert (out / "runs.csv").read_text().splitlines() == [HEADER, *lines]
+
+
+# A broken connection is left to the collector by requests and its urllib3.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <socket:pytest.PytestUnraisableExceptionWarning",
+    "ignore:unclosed <socket:ResourceWarning",
+)
+@pytest.mark.parametrize("scheme", ["gs", "s3"])
+def test_a_store_in_a_bucket_gives_the_report_that_it_gives_here(scheme, tmp_path, server):
+    url = f"{scheme}://bucket/of-report/star"
+    for place, out in ((url, "there"), (tmp_path / "star", "here")):
+        half_done(place)
+        report(place, "--out", tmp_path / out, *QUICK, "--appendix", "none", "--metric", "acc")
+    here, there = (
+        {
+            path.relative_to(folder): path.read_text()
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        for folder in (tmp_path / "here", tmp_path / "there")
+    )
+    page = Path("report.html")
+    assert f"{url}: 1 scores are missing" in there[page]
+    assert there.pop(page).replace(url, f"{tmp_path}/star") == here.pop(page)
+    assert there == here
+    assert {str(name) for name in here} >= {"runs.csv", "figures/figure7_runs-acc.svg"}
+
+
+def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
+    lines = [line.rpartition(",") for line in lines_of(STAR[:6], "acc")]
+    shares = [f"{head},{float(score) / 100}" for head, _, score in lines]
+    runs = write(tmp_path / "runs.csv", shares)
+    words = (runs, "--out", tmp_path / "out", *QUICK, "--appendix", "none")
+    with pytest.raises(ValueError, match="say scale 1 if 1 is the most there is"):
+        report(*words)
+    report(*words, "--scale", "1")
+    _, rows = rows_of(tmp_path / "out" / "figures" / "figure7_runs-acc.csv")
+    errors = {head.partition(",")[0]: 100 - float(score) for head, _, score in lines}
+    shown = {row["run_id"]: float(row["error"]) for row in rows}
+    assert shown == pytest.approx(errors, abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +289,8 @@ def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
         (lambda t: t, ("--form", "li"), "--form li has no number of examples; there are mult"),
         (lambda t: t, ("--starts", "0"), "--starts must be an integer >= 1"),
         (lambda t: t, ("--resampling", "none"), "--resampling none: how sure a law is takes"),
+        (lambda t: t, ("--out", "gs://b/r"), "--out gs://b/r: must be on this machine, not in a"),
+        (lambda t: t, ("--scale", "10"), "scale must be 100 or 1, got 10.0"),
         (lambda t: t, ("--features", "0"), "--features must be a positive number, got 0"),
         (lambda t: t, ("--workers", "-1"), "--workers must be 0 or more, got -1"),
     ],
@@ -249,7 +304,7 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, capsys, chan
     others = {None: "nowhere.csv", "folder": "empty", "store": "star"}
     first = tmp_path / others[change] if change in others else runs
     with pytest.raises(SystemExit) as ended:
-        die_in_one_line(lambda: report(first, *words, "--out", tmp_path / "out"))
+        die_in_one_line(lambda: report(first, "--out", tmp_path / "out", *words))
     shown = capsys.readouterr().err
     assert ended.value.code == 2
     assert (shown.startswith("error: "), shown.count("\n")) == (True, 1)
@@ -300,6 +355,20 @@ def test_parquet_reads_as_the_csv_does(tmp_path):
     assert table.error.sum() == pytest.approx(
         sum(100 - float(row["score"]) for row in rows if row["score"])
     )
+
+
+@pytest.mark.parametrize(
+    ("measured", "offered", "found"),
+    [
+        ([3.0, 70.0], [3.0, 70.0], [5, 10, 20, 50]),
+        ([2.001, 9.0], [2.001, 9.0], [2.001, 5]),  # 2 would not pay for the cheapest
+        ([2.001, 9.0], [1.5, 9.0], [2, 5]),
+        ([4.0, 4.0], [4.0], [4.0]),
+        ([1.0, 9e6], [1.0], [1, 20, 500, 10_000, 200_000, 5e6]),
+    ],
+)
+def test_budgets_are_round_and_pay_for_something(measured, offered, found):
+    assert work.budgets(np.array(measured), np.array(offered), 6) == pytest.approx(found)
 
 
 def test_file_names_are_plain_and_apart():

@@ -5,6 +5,8 @@ import dataclasses
 import io
 import json
 import signal
+import subprocess
+import sys
 import threading
 import time
 from types import SimpleNamespace
@@ -43,6 +45,18 @@ def test_a_table_for_people_ends_with_totals_and_what_was_assumed(ask):
     assert lines[0].split()[:4] == ["run", "x_N", "x_T", "x_V"]
     assert "total: 4 runs and 2 stages 1" in lines[-2]
     assert "40% of 9.89e+14 FLOP/s, 2 for an hour" in lines[-1]
+
+
+def test_a_plan_without_the_size_of_stage_1_says_so_and_counts_it_where_it_can(ask, tmp_path):
+    options = ("--set", "pretrain.data.num_examples=null")
+    out, last = ask("plan", MINI, *options)
+    assert "4 runs and 0 stages 1" in out
+    assert last.startswith("warning: stage 1 is not counted: pretrain.data.num_examples is not set")
+    file = tmp_path / "captions.json"
+    turns = [{"from": "human", "value": "<image>"}, {"from": "gpt", "value": "red"}]
+    file.write_text(json.dumps([{"image": "a.png", "conversations": turns}] * 8))
+    out, last = ask("plan", MINI, *options, f"pretrain.data.annotations={file}")
+    assert (out, last) == (ask("plan", MINI)[0], "")
 
 
 @pytest.mark.parametrize(
@@ -96,6 +110,16 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
         rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
         fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
         assert fits == {(32, "no"), (16, sixteen), (12, "yes"), (8, "yes"), (4, "yes")}
+
+
+def test_who_reads_no_further_is_told_nothing():
+    code = "from tools._shared import die_in_one_line\ndie_in_one_line(lambda: print('x' * 2**20))"
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.read(3) == b"xxx"
+        process.stdout.close()  # as `head` does
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 # A store that is there.
@@ -161,26 +185,33 @@ def test_retry_and_cancel(ask, store):
 
 
 def test_collect_writes_the_table_and_lists_what_is_missing(ask, store, tmp_path):
-    out, last = ask("collect", store.path, "--out", tmp_path / "runs.csv")
-    assert out == f"{tmp_path / 'runs.csv'}: 3 scores, 3 missing\n"
+    file = tmp_path / "new" / "runs.csv"
+    out, last = ask("collect", store.path, "--out", file)
+    assert out == f"{file}: 3 scores, 3 missing\n"
     assert last.startswith(f"missing: {RUNS[3]}/evaluate-s3-val")
-    table = read_runs(tmp_path / "runs.csv")
+    table = read_runs(file)
     assert list(zip(table.metric, 100 - table.error, strict=True)) == [
         ("avg", 50.0), ("cell", 40.0), ("most", 60.0),
     ]  # fmt: skip
     assert set(table.run_id) == {RUNS[0]}
-    assert (
-        "must end with .csv or .parquet" in ask("collect", store.path, "--out", "x.h5", code=2)[1]
-    )
+    for file, line in (
+        ("x.h5", "must end with .csv or .parquet"),
+        ("gs://b/runs.csv", "must be on this machine, not in a bucket"),
+    ):
+        assert line in ask("collect", store.path, "--out", file, code=2)[1]
 
 
 def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
+    scores = {"scores": {"cell": 100 / 3, "most": 200 / 3}}
+    for name, result in (("train", {"loss": 1.0}), ("evaluate-s3-val", scores)):
+        store.end(store.claim(f"{RUNS[2]}/{name}"), journal.DONE, result=result)
     ask("collect", store.path)
     rows = parquet.read_table(store.path / "runs.parquet").to_pylist()
     with (store.path / "runs.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert list(rows[0]) == list(lines[0])
+    assert "33.3333" in {line["score"] for line in lines}
     for row, line in zip(rows, lines, strict=True):
         assert (row["run_id"], row["metric"]) == (line["run_id"], line["metric"])
         assert row["score"] == float(line["score"])

@@ -135,6 +135,35 @@ def test_status_has_slurms_own_states_of_runs_that_have_not_ended(ask, slurm_of_
     assert last.endswith(" · Slurm: 1 COMPLETED, 1 PENDING")
 
 
+def test_a_line_of_slurms_ids_that_was_cut_is_passed_over(slurm_of_files, submitted):
+    store, (a, b, c, d, *_) = submitted
+    file = store.path / "slurm" / "jobs.jsonl"
+    file.write_text(file.read_text()[:-4])  # a driver that died while it wrote
+    assert _sweep_clusters.queued(store) == {a: "7_0", b: "7_1"}
+    _sweep_clusters._remember(store, {c: "7_1", d: "9"})
+    assert _sweep_clusters._submitted(store) == {a: "7_0", b: "7_1", c: "7_1", d: "9"}
+
+
+def test_runs_are_done_where_paths_were_looked_at(submitted, tmp_path, monkeypatch, capsys):
+    store, runs = submitted
+    (store.path / "slurm" / "jobs.jsonl").unlink()
+    asked = []
+
+    def submit(jobs, options, **how):
+        asked.append((how["cwd"], len(jobs)))
+        return [f"{len(asked)}_{i}" for i in range(len(jobs))]
+
+    config = command.load(command.Path(MINI))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(_sweep_clusters.slurm, "check", lambda *a: 100)
+    monkeypatch.setattr(_sweep_clusters.slurm, "submit", submit)
+    monkeypatch.setattr(_sweep_clusters.jobs, "not_there", lambda config: [])
+    _sweep_clusters.launch("slurm", store.path, config, (), dry_run=False)
+    assert {cwd for cwd, _ in asked} == {tmp_path}
+    assert sum(count for _, count in asked) == len(runs)
+    assert capsys.readouterr().out.startswith(f"{len(runs)} runs submitted, 0 were queued")
+
+
 def test_where_no_slurm_is_status_does_without(ask, submitted, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "Slurm" not in ask("status", submitted[0].path)[0]

@@ -145,7 +145,8 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
         config_lib.choose(LLAMA, size.llm, "sizes: llm")
         if config.pretrain is not None:
             _checked("pretrain", pretrain_config(config, size), vision)
-    batch = config.finetune.batch_size
+    if (stage := config.pretrain) is not None and stage.data.num_examples is not None:
+        _check_batch("pretrain", stage.data.num_examples, stage)
     for point in config.points:
         config.size(point)
         if data_size is not None and point.num_examples > data_size:
@@ -153,11 +154,7 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
                 f"{point.run_id}: num_examples = {point.num_examples}: above the {data_size} "
                 "examples there are"
             )
-        if point.num_examples < batch:
-            raise ConfigError(
-                f"{point.run_id}: num_examples = {point.num_examples}: must be at least one batch, "
-                f"{batch}"
-            )
+        _check_batch(point.run_id, point.num_examples, config.finetune)
     # A combination of x is checked once: n plays no part in it.
     for point in {
         (p.lm_params, p.num_frames, p.tokens_per_frame): p for p in config.points
@@ -170,6 +167,11 @@ def _checked(name: str, config: TrainConfig, vision) -> None:
         config_lib.validate(config, vision)
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
+
+
+def _check_batch(name: str, n: int, stage: TrainConfig) -> None:
+    if n < (batch := stage.batch_size):
+        raise ConfigError(f"{name}: num_examples = {n}: must be at least one batch, {batch}")
 
 
 def _check_distinct(config: SweepConfig) -> None:

@@ -12,6 +12,7 @@ from vvlm_jax.sweep.buckets import Key
 
 VERSION = 1
 FILE = "sweep.json"
+_DAMAGED = "{}: damaged; choose another --store, or remove it"
 
 
 def folder(path: str | Path | Key) -> Path | Key:
@@ -21,21 +22,20 @@ def folder(path: str | Path | Key) -> Path | Key:
     return Key.of(path) if buckets.is_url(path) else Path(path)
 
 
-def of(name: str, rows: Iterable[list], runs, shared: dict, lease: float) -> dict:
+def of(name: str, rows: Iterable[list], runs, shared: dict, lease: float, encoder=None) -> dict:
     """A document as it is read again.
 
     Args:
       rows: a job each: id, kind, argument, what it comes after, cost.
-      runs, shared, lease: as `Store.create`.
+      runs, shared, lease, encoder: as `Store.create`.
 
     Raises ConfigError when two jobs have the same name.
     """
     rows = list(rows)
     if len({row[0] for row in rows}) < len(rows):
         raise ConfigError("two jobs have the same name")
-    document = dict(
-        version=VERSION, name=name, lease=lease, shared=shared, runs=list(runs), jobs=rows
-    )
+    document = dict(version=VERSION, name=name, lease=lease, encoder=encoder, shared=shared)
+    document |= dict(runs=list(runs), jobs=rows)
     return json.loads(json.dumps(document))  # lists for tuples
 
 
@@ -64,12 +64,14 @@ def read(path: Path | Key) -> dict:
         path.is_dir()  # OSError when there is no such bucket
         raise ConfigError(f"{path}: no sweep here (no {FILE})") from None
     except (ValueError, KeyError, TypeError):
-        raise ConfigError(f"{file}: damaged; choose another --store, or remove it") from None
+        raise ConfigError(_DAMAGED.format(file)) from None
     if version != VERSION:
         raise ConfigError(
             f"{file}: written by another version of this program (format {version}, here "
             f"{VERSION}); use that version, or choose another --store"
         )
+    if not {"name", "lease", "shared", "runs", "jobs"} <= document.keys():
+        raise ConfigError(_DAMAGED.format(file))
     return document
 
 
@@ -101,7 +103,9 @@ _COST = 4
 
 
 def check_same(path: Path | Key, there: dict, here: dict) -> bool:
-    """Whether jobs have been added. ConfigError when anything else differs."""
+    """Whether jobs have been added, or equation 1 is another now, which no job depends on.
+    ConfigError when anything else differs.
+    """
     for key in ("name", "shared"):
         if difference := _first_difference(there[key], here[key], key):
             name, old, new = difference
@@ -119,7 +123,7 @@ def check_same(path: Path | Key, there: dict, here: dict) -> bool:
             raise ConfigError(
                 f"{path} holds a sweep whose {id} has {was}, not {now}; choose another --store"
             )
-    return len(new) > len(old)
+    return len(new) > len(old) or there.get("encoder") != here["encoder"]
 
 
 def _first_difference(a, b, name: str):

@@ -14,7 +14,7 @@ from vvlm_jax import config as config_lib
 from vvlm_jax.config import TrainConfig
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import Evaluation, SweepConfig
-from vvlm_jax.sweep.plan import stage_1_cost, step_flops
+from vvlm_jax.sweep.plan import encoder, stage_1_cost, step_flops
 from vvlm_jax.sweep.store import Job, Store
 from vvlm_jax.sweep.work import Context, Interrupted
 
@@ -25,7 +25,7 @@ CONFIG_OF_STORE = ("out_dir", "init")
 def create(path: str | Path, config: SweepConfig, **options) -> Store:
     """The store of a sweep. ConfigError when the folder holds another one."""
     asked = (jobs_of(config), runs_of(config), shared_by(config))
-    return Store.create(path, config.name, *asked, **options)
+    return Store.create(path, config.name, *asked, encoder=encoder(config), **options)
 
 
 def shared_by(config: SweepConfig) -> dict:

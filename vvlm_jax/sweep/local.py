@@ -6,6 +6,7 @@ what the next takes up. Workers end with their driver, however it ends.
 
 import ctypes
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError, Stopped
-from vvlm_jax.sweep.store import Store
+from vvlm_jax.sweep.store import MAX_DEATHS, Store
 from vvlm_jax.sweep.work import AGAIN, TAKEN
 
 _PR_SET_PDEATHSIG = 1
@@ -87,11 +88,12 @@ def run(
       command: starts a worker, which pulls jobs of the store until none is left (`work.pull`).
       on_look: called with the states of all jobs every now and then, and when all have ended.
 
-    Raises Stopped when a worker gives up (a full disk), KeyboardInterrupt after Ctrl-C: the workers
-    have saved then what they had.
+    Raises Stopped when a worker gives up (a full disk), or all die again and again before they have
+    claimed anything; KeyboardInterrupt after Ctrl-C: the workers have saved then what they had.
     """
     workers: dict[int, subprocess.Popen | None] = dict.fromkeys(range(len(shares)))
     driver, next_look = os.getpid(), 0.0
+    entries, in_vain = 0, []
     try:
         while True:
             if time.monotonic() >= next_look:
@@ -99,6 +101,14 @@ def run(
                 states = store.states()
                 if on_look:
                     on_look(states)
+                before, entries = entries, sum(state.entry.number for state in states.values())
+                if entries != before:
+                    in_vain.clear()
+                elif len(in_vain) >= MAX_DEATHS * len(shares):
+                    raise Stopped(
+                        f"{len(in_vain)} workers in a row were ended by {in_vain[-1]} before they "
+                        f"began anything; try one: {shlex.join(command)}"
+                    )
                 # A store of thousands of runs takes a while to be looked at.
                 next_look = start + max(look_every, 20 * (time.monotonic() - start))
                 if all(state.is_final for state in states.values()):
@@ -108,6 +118,10 @@ def run(
                     workers[i], next_look = None, 0.0
                     if code > 0 and code not in (TAKEN, AGAIN):
                         raise Stopped("a worker gave up, and its last line says why")
+                    if code < 0:
+                        in_vain.append(_signal(-code))
+                        end = "\n" * sys.stderr.isatty()  # of a line of progress
+                        print(f"{end}a worker was ended by {in_vain[-1]}", file=sys.stderr)
             if next_look and any(state.phase in _TO_DO for state in states.values()):
                 for i, worker in workers.items():
                     if worker is None:
@@ -118,6 +132,13 @@ def run(
         raise
     finally:
         _stop([worker for worker in workers.values() if worker is not None])
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
 
 
 _TO_DO = ("ready", "waiting", "running")

@@ -64,7 +64,8 @@ def stage_1_rows(
     config: SweepConfig, *, peak: float, mfu: float, price: float | None = None
 ) -> list[dict]:
     """Stage 1 of each language-model size that the sweep uses; empty without one, or where the
-    size of its data is not known (`pretrain.data.num_examples`)."""
+    size of its data is not known (`pretrain.data.num_examples`).
+    """
     if config.pretrain is None or config.pretrain.data.num_examples is None:
         return []
     found = []
@@ -89,6 +90,18 @@ def totals(rows: list[dict], stage_1: list[dict]) -> dict:
     }
     return dict(
         runs=len(rows), stage_1=len(stage_1), unfit=sum(r["fits"] is False for r in rows), **sums
+    )
+
+
+def encoder(config: SweepConfig) -> dict:
+    """x_M and x_W of equation 1 for this sweep, its own or those it names: `vision_params` and
+    `features_per_frame`.
+    """
+    vision, _ = sizes(config.finetune)
+    x_M, x_W = config.vision_params, config.features_per_frame
+    return dict(
+        vision_params=flops.vision_params(vision) if x_M is None else x_M,
+        features_per_frame=vision.num_patches if x_W is None else x_W,
     )
 
 

@@ -45,7 +45,7 @@ class Overview:
 
 
 def overview(store: Store, states: dict[str, State]) -> Overview:
-    """The status of every run. Reads the metrics of running ones alone."""
+    """The status of every run. Reads metrics of those alone that have begun and are not done."""
     by_run: dict[str, list[Job]] = {}
     for job in store.jobs.values():
         by_run.setdefault(job.run, []).append(job)
@@ -59,7 +59,7 @@ def overview(store: Store, states: dict[str, State]) -> Overview:
             if state.phase == "done":
                 done, spent = done + job.cost, spent + state.entry.body.get("seconds", 0.0)
             elif not state.is_final:
-                left += job.cost * (1 - (_share(job, line) if state.phase == "running" else 0))
+                left += job.cost * (1 - (_share(job, line) if _has_begun(state) else 0))
             workers += state.phase == "running"
     known = done > 0 and spent > 0 and workers > 0
     seconds = left * spent / done / workers if known else None
@@ -75,8 +75,9 @@ def _run_status(store: Store, run: str, jobs: list[Job], states, line: dict) -> 
     for job, state in mine:
         total += job.cost
         done += job.cost if state.phase == "done" else 0
-        if state.phase == "running":
+        if _has_begun(state):
             done += job.cost * _share(job, line)
+        if state.phase == "running":
             doing, left = job.name, _seconds_left(store, job, line)
         elif state.phase == "failed":
             doing, error = job.name, state.entry.body.get("error", "?")
@@ -88,11 +89,16 @@ def _run_status(store: Store, run: str, jobs: list[Job], states, line: dict) -> 
 
 
 def _last_line(store: Store, jobs: list[Job], states) -> dict:
-    """The newest line of metrics of a training that runs; empty without one."""
+    """The newest line of metrics of a training that is not done; empty without one."""
     for job in jobs:
-        if job.kind == "train" and states[job.id].phase == "running":
+        if job.kind == "train" and _has_begun(states[job.id]):
             return last_metrics(store.folder(job.run) / "metrics.jsonl")
     return {}
+
+
+def _has_begun(state: State) -> bool:
+    """Whether somebody is at it, or left it with a part done."""
+    return state.entry.number > 0 and state.phase not in ("done", "cancelled")
 
 
 def last_metrics(file: Path | Key) -> dict:
@@ -112,7 +118,7 @@ def last_metrics(file: Path | Key) -> dict:
 
 
 def _share(job: Job, line: dict) -> float:
-    """Share of a running job that is done, as its metrics say."""
+    """Share of a job that is done, as its metrics say."""
     steps = job.argument.get("steps")
     return min(1.0, line.get("step", 0) / steps) if steps and job.kind == "train" else 0.0
 

@@ -103,7 +103,7 @@ class Store:
     def __init__(self, path: Path | Key, asked: dict):
         self.path, self.name = path, asked["name"]
         self.shared, self.runs = asked["shared"], asked["runs"]
-        self.lease = asked["lease"]
+        self.lease, self.encoder = asked["lease"], asked.get("encoder")
         self.jobs = {
             id: Job(id, kind, argument, tuple(after), cost)
             for id, kind, argument, after, cost in asked["jobs"]
@@ -120,6 +120,7 @@ class Store:
         runs: Iterable[dict] = (),
         shared: dict | None = None,
         lease: float = LEASE,
+        encoder: dict | None = None,
         dry_run: bool = False,
     ) -> "Store | None":
         """Makes the folder, or takes up the one that is there, to which jobs may have been added.
@@ -127,11 +128,12 @@ class Store:
         Args:
           runs: rows of the runs table without metric and score, one a run that is scored.
           shared: what all jobs need, as JSON.
+          encoder: x_M and x_W of equation 1 (`plan.encoder`), for who reports on the runs.
           dry_run: write nothing, and return the store that is there, or None.
 
         Raises ConfigError, with nothing changed, when the folder holds another sweep or no sweep.
         """
-        path, asked = document.folder(path), _asked(name, jobs, runs, shared, lease)
+        path, asked = document.folder(path), _asked(name, jobs, runs, shared, lease, encoder)
         if not document.is_there(path):
             if dry_run:
                 return None
@@ -149,13 +151,14 @@ class Store:
         runs: Iterable[dict] = (),
         shared: dict | None = None,
         lease: float = LEASE,
+        encoder: dict | None = None,
     ) -> "Store":
         """As `create`, but jobs may be left out, too, and the folder may hold other files. For who
         holds the folder alone and gives it a name of its own for all that jobs depend on: a job
         that was done is done, whatever is said of it now.
         """
         path = document.folder(path)
-        document.write_again(path, _asked(name, jobs, runs, shared, lease))
+        document.write_again(path, _asked(name, jobs, runs, shared, lease, encoder))
         return cls.open(path)
 
     @classmethod
@@ -353,9 +356,9 @@ def _why(state: State) -> str:
     }[state.phase]
 
 
-def _asked(name: str, jobs: Iterable[Job], runs, shared: dict | None, lease: float) -> dict:
+def _asked(name: str, jobs: Iterable[Job], runs, shared: dict | None, *about) -> dict:
     rows = [[job.id, job.kind, job.argument, list(job.after), job.cost] for job in jobs]
-    return document.of(name, rows, runs, shared or {}, lease)
+    return document.of(name, rows, runs, shared or {}, *about)
 
 
 def _near(word: str, known) -> str:

@@ -16,6 +16,13 @@ def changed(point=0, **values):
     return dataclasses.replace(config, points=tuple(points))
 
 
+def first(**values):
+    """The miniature with other data of stage 1."""
+    stage = mini.sweep().pretrain
+    stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, **values))
+    return dataclasses.replace(mini.sweep(), pretrain=stage)
+
+
 def test_a_sweep_comes_back_from_its_json():
     for config in (mini.sweep(), star.sweep()):
         assert sweep_config.from_json(to_json(config)) == config
@@ -35,6 +42,7 @@ def test_a_sweep_comes_back_from_its_json():
         (lambda: changed(tokens_per_frame=5), "model.tokens_per_frame = 5: must be a perfect"),
         (lambda: changed(run_id="../x"), "run_id = '../x': must be letters"),
         (lambda: changed(1, run_id=mini.sweep().points[0].run_id), "is there 2 times"),
+        (lambda: first(num_examples=3), "pretrain: num_examples = 3: must be at least one batch"),
         (lambda: dataclasses.replace(mini.sweep(), points=()), "needs at least one run"),
         (lambda: dataclasses.replace(mini.sweep(), exports=("h5",)), "exports: 'h5': unknown"),
     ],

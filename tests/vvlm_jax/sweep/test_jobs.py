@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -7,6 +8,7 @@ from vvlm_jax.config import ConfigError, TrainConfig, validate
 from vvlm_jax.data import places
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.store import Store
 from vvlm_jax.sweep.work import Context, Stop
 
 SWEEP = star.sweep()
@@ -63,6 +65,21 @@ def test_another_sweep_is_refused_by_the_option_that_differs(tmp_path):
     stage = dataclasses.replace(mini.sweep().finetune, seed=1)
     with pytest.raises(ConfigError, match=r"with shared.finetune.seed = 0, not 1"):
         jobs.create(tmp_path / "s", dataclasses.replace(mini.sweep(), finetune=stage))
+
+
+def test_a_store_knows_equation_1_of_its_sweep_and_one_of_before_learns_it(tmp_path):
+    config = mini.sweep()
+    own = {"vision_params": 59_472, "features_per_frame": 16}
+    assert jobs.create(tmp_path / "s", config).encoder == own
+    file = tmp_path / "s" / "sweep.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in before.items() if k != "encoder"}))
+    assert Store.open(tmp_path / "s").encoder is None
+    assert jobs.create(tmp_path / "s", config, dry_run=True).encoder is None
+    assert jobs.create(tmp_path / "s", config).encoder == own
+    assert json.loads(file.read_text()) == before
+    paper = jobs.create(tmp_path / "star", SWEEP).encoder
+    assert paper == {"vision_params": 0.43e9, "features_per_frame": 768}
 
 
 def test_milestones_are_evaluated_by_jobs_of_their_own(tmp_path):

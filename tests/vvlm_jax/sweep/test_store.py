@@ -211,6 +211,7 @@ def test_another_sweep_is_refused_and_nothing_changes(sweep, change, message):
         ('{"version": 2}', "written by another version of this program"),
         ("{", "damaged"),
         ("[]", "damaged"),
+        ('{"version": 1, "name": "test"}', "damaged"),
     ],
 )
 def test_a_store_of_another_version_or_a_damaged_one_is_refused(tmp_path, text, message):

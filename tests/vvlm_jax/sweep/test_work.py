@@ -18,7 +18,7 @@ import pytest
 from tests.patience import LONG, wait_until
 from tests.vvlm_jax.sweep.child import KINDS
 from vvlm_jax import devices
-from vvlm_jax.config import ConfigError
+from vvlm_jax.config import ConfigError, Stopped
 from vvlm_jax.sweep import journal, local
 from vvlm_jax.sweep.store import Job, Store
 from vvlm_jax.sweep.work import (
@@ -265,6 +265,16 @@ def test_workers_end_with_their_driver(tmp_path):
     assert not alive
     phases = [state.phase for state in Store.open(store.path).states().values()]
     assert "running" not in phases, "what they had is free at once"
+
+
+def test_workers_that_all_die_before_they_begin_end_the_driver(tmp_path, capfd):
+    store = squares(tmp_path / "s", 2)
+    share = local.Share({}, frozenset(os.sched_getaffinity(0)), "")
+    words = ("sh", "-c", "kill -9 $$")
+    with pytest.raises(Stopped, match="10 workers in a row were ended by SIGKILL before they"):
+        local.run(store, words, [share], look_every=0.001)
+    assert capfd.readouterr().err == "a worker was ended by SIGKILL\n" * 10
+    assert claims(store) == 0
 
 
 def test_an_interrupted_driver_lets_its_workers_save(tmp_path):
