@@ -72,7 +72,10 @@ def subject(table: RunTable, config: FitConfig) -> Subject:
     count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
     why, perfect = "", np.flatnonzero(table.error <= 0)
     if len(table) <= count:
-        why = f"{len(table)} runs do not determine the {count} parameters of {config.form}."
+        runs = f"{len(table)} run{'s do' if len(table) > 1 else ' does'}"
+        why = f"{runs} not determine the {count} parameters of {config.form}."
+    elif np.ptp(table.error) == 0:
+        why = f"All {len(table)} runs have the same error; there is nothing that a law could tell."
     elif perfect.size:
         name = table.run_id[perfect[0]]
         why = f"Run {name} has error 0, which has no logarithm; the law is of log error."

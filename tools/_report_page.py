@@ -1,7 +1,13 @@
 """The page of `tools.report`: what to deploy first, then every figure and table, by subject."""
 
 from fitting import units
-from fitting.analysis import deployment_headers, deployment_rows, findings, fitted_score
+from fitting.analysis import (
+    GOOD_R2,
+    deployment_headers,
+    deployment_rows,
+    findings,
+    fitted_score,
+)
 from fitting.canvas import Drawn, drawn, stacked
 from fitting.html import Report
 from fitting.report import add_elasticity_tables
@@ -65,6 +71,11 @@ class Page:
                 report.paragraph(best_text(subject))
                 continue
             law = found.analysis.law
+            if self.unseen_r2(found) < GOOD_R2:
+                report.warning(
+                    "Do not decide by this law: it predicts runs that it has not seen poorly (R² "
+                    f"{self.unseen_r2(found):.2f}). What follows is what it says."
+                )
             report.paragraph(path_text(found.decisions))
             report.items(choice_text(choice, law) for choice in found.decisions)
             report.paragraph(self.trust_text(found))
@@ -89,6 +100,13 @@ class Page:
             "is the mean relative error.",
             name="metrics",
         )
+
+    def unseen_r2(self, found: Findings) -> float:
+        """Of the law on runs that its fits have not seen; NaN where none were left out."""
+        if found.analysis.comparison is None:
+            return float("nan")
+        law = found.analysis.law
+        return found.analysis.comparison.entry(law.config.form).cross_validation.r2
 
     def trust_text(self, found: Findings) -> str:
         """How well the law does on runs, seen and unseen."""

@@ -9,7 +9,8 @@ from fitting.selection import bagging
 from tools._report_jobs import Choice, Findings, Subject
 
 ALMOST = 0.98  # share of the members from which all but agree
-SHAKY = 0.5  # below: near ties
+SHAKY = 0.5  # below: near ties, or members that disagree
+TIE = 0.02  # of the scale: what is no worse to 90% of the members is a near tie
 ISOFLOP_HEADERS = ["isoFLOP MSE", "isoFLOP E%", "isoFLOP R²"]
 CHOICE_HEADERS = (
     *("budget", "LM", "frames", "tokens", "cost", "error", "90% of runs", "best for", "regret ≤"),
@@ -23,10 +24,10 @@ def path_text(choices: list[Choice]) -> str:
     data = "" if first.num_examples is None else _data(first.num_examples)
     if len(choices) == 1:
         return f"The best configuration within one budget{data}:"
-    moves = []
-    for name, a, b in zip(("language model", "frames", "tokens"), first.x, last.x, strict=True):
-        ends = units.count(a, 4), units.count(b, 4)
-        moves.append(f"{name} {ends[0]} → {ends[1]}" if a != b else f"{name} stays at {ends[0]}")
+    moves, names = [], ("language model stays", "frames stay", "tokens stay")
+    for name, a, b in zip(names, first.x, last.x, strict=True):
+        ends, what = (units.count(a, 4), units.count(b, 4)), name.rpartition(" ")[0]
+        moves.append(f"{what} {ends[0]} → {ends[1]}" if a != b else f"{name} at {ends[0]}")
     return (
         f"From {units.flops(first.budget)} to {units.flops(last.budget)} a video{data}: "
         f"{', '.join(moves)}."
@@ -46,9 +47,12 @@ def choice_text(choice: Choice, law) -> str:
     elif choice.probability >= SHAKY:
         sure = f"{choice.probability:.0%} of the bootstrap members choose it."
     else:
+        near = choice.regret <= TIE * law.scale
+        few = f"{choice.probability:.0%} of the bootstrap members choose it"
+        few = few if choice.probability else "no bootstrap member has just this as its best"
         sure = (
-            f"A near tie: {choice.probability:.0%} of the bootstrap members choose it, but for 90% "
-            f"of them it is at most {points(choice.regret)} points worse than their own best."
+            f"{'A near tie' if near else 'Unsure'}: {few}, {'but' if near else 'and'} for 90% of "
+            f"them it is at most {points(choice.regret)} points worse than their own best."
         )
     text = (
         f"Within {units.flops(choice.budget)}: the {size} language model, {frames} frames, "

@@ -12,6 +12,7 @@ in the store alone: interrupted in any way, the same launch continues.
 
 import dataclasses
 import fnmatch
+import math
 import signal
 import sys
 import time
@@ -160,7 +161,7 @@ def plan(args: Plan) -> None:
     peak = devices.peak_flops(args.device) or choose(known, args.device, "--device")
     if not 0 < args.mfu <= 1:
         raise ConfigError(f"--mfu {args.mfu:g}: must be a share above 0, at most 1")
-    if args.price is not None and not args.price > 0:
+    if args.price is not None and not 0 < args.price < math.inf:
         raise ConfigError(f"--price {args.price:g}: must be above 0")
     fits = {}
     if args.topology:

@@ -9,12 +9,14 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
 import pytest
 import tyro
 
+from fitting.config import FitConfig
 from fitting.cost import CostConstants
 from fitting.runs import write_runs
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
@@ -22,6 +24,7 @@ from tests.browser import CHROMIUM, browser
 from tests.fitting.synthetic import synthetic_table
 from tests.patience import LONG, wait_until
 from tools import _report_jobs as work
+from tools import _report_text as words
 from tools import report as command
 from tools._shared import die_in_one_line
 from vvlm_jax.sweep import journal
@@ -354,6 +357,46 @@ def test_parquet_reads_as_the_csv_does(tmp_path):
     assert len(table) == len(rows) - 1
     assert table.error.sum() == pytest.approx(
         sum(100 - float(row["score"]) for row in rows if row["score"])
+    )
+
+
+def test_runs_that_are_all_alike_or_a_single_one_get_no_law_and_no_advice():
+    law = FitConfig(form="add", units="geomean")
+    table = synthetic_table("add", STAR, units=UNITS, metric="acc")
+    alike = work.subject(dataclasses.replace(table, error=np.full(len(table), 75.0)), law)
+    assert alike.why == "All 24 runs have the same error; there is nothing that a law could tell."
+    assert words.best_text(alike) == "All 24 runs have an error of 75.0: nothing tells them apart."
+    assert "all 75.0. The values" in words.runs_alt(alike.table)
+    one = work.subject(table.take([0]), law)
+    assert one.why == "1 run does not determine the 7 parameters of add."
+    assert words.best_text(one).endswith(
+        "700k language model, 8 frames, 9 visual tokens a frame and 1k examples: "
+        "star-N7e5-T8-V9-n1000."
+    )
+    assert words.best_text(one).startswith("The error of the one run is ")
+
+
+@pytest.mark.parametrize(
+    ("probability", "regret", "said"),
+    [
+        (0.99, 0.1, "Nearly all bootstrap members choose it."),
+        (0.6, 0.1, "60% of the bootstrap members choose it."),
+        (
+            0.2,
+            0.4,
+            "A near tie: 20% of the bootstrap members choose it, but for 90% of them it is ",
+        ),
+        (0.2, 7.0, "Unsure: 20% of the bootstrap members choose it, and for 90% of them it is at "),
+        (0.0, 0.4, "A near tie: no bootstrap member has just this as its best, but for 90% of "),
+    ],
+)
+def test_how_sure_a_choice_is_in_words(probability, regret, said):
+    numbers = dict(budget=1e12, cost=9e11, num_examples=1e6, x=(1e9, 8, 16), error=30.0, low=28.0)
+    more = dict(high=33.0, alike=1, affordable=9, outside=[])
+    choice = work.Choice(probability=probability, regret=regret, **numbers, **more)
+    assert said in words.choice_text(choice, SimpleNamespace(scale=100.0))
+    assert words.path_text([choice, choice._replace(budget=2e12, x=(1e9, 8, 36))]).endswith(
+        "language model stays at 1B, frames stay at 8, tokens 16 → 36."
     )
 
 

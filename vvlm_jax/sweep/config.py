@@ -5,6 +5,7 @@ A sweep's file is short Python that defines `sweep() -> SweepConfig`; configs/sw
 """
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
@@ -14,7 +15,9 @@ from vvlm_jax.config import ConfigError, TrainConfig, nearest
 
 EXPORTS = ("hf", "hf-llm", "hf-vision")
 """Hugging Face directories: the whole model (LlavaOnevision), or one tower."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")  # of folders and, with more, of files
+PARTS = ("vision", "projector", "llm", "quecc", "newline")
+"""Of a model, that may start from weights."""
 
 
 @dataclass(frozen=True)
@@ -133,10 +136,13 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
     named += [("evaluations", e.name) for e in config.evaluations]
     for field, name in named:
         if not _NAME.fullmatch(name):
-            raise ConfigError(f"{field} = {name!r}: must be letters, digits and . _ + -")
+            raise ConfigError(
+                f"{field} = {name!r}: must be letters, digits and . _ + -, at most 120 of them"
+            )
     if not config.points:
         raise ConfigError("points: none; a sweep needs at least one run")
     _check_distinct(config)
+    _check_values(config)
     for kind in config.exports:
         if kind not in EXPORTS:
             raise ConfigError(f"exports: {kind!r}: unknown; {nearest(kind, EXPORTS)}")
@@ -167,6 +173,33 @@ def _checked(name: str, config: TrainConfig, vision) -> None:
         config_lib.validate(config, vision)
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
+
+
+def _check_values(config: SweepConfig) -> None:
+    values = [("text_tokens", config.text_tokens), ("data_size", config.data_size)]
+    values += [(name, getattr(config, name)) for name in ("vision_params", "features_per_frame")]
+    values += [("sizes: lm_params", size.lm_params) for size in config.sizes]
+    values += [
+        (f"evaluations: {e.name}: max_new_tokens", e.max_new_tokens) for e in config.evaluations
+    ]
+    for name, value in values:
+        if value is not None and not 0 < value < math.inf:
+            raise ConfigError(f"{name} = {value}: must be above 0")
+    inits = [("init", config.init), *((f"sizes: {s.llm}: init", s.init) for s in config.sizes)]
+    for name, init in inits:
+        for part, _ in init:
+            config_lib.choose(dict.fromkeys(PARTS), part, name)
+    stage_1 = {stage_1_run(size) for size in config.sizes} if config.pretrain else ()
+    for point in config.points:
+        if point.run_id in stage_1:
+            raise ConfigError(
+                f"run_id = {point.run_id!r}: is the name of a stage 1; choose another"
+            )
+
+
+def stage_1_run(size: LmSize) -> str:
+    """The run that stage 1 of a language-model size is."""
+    return f"stage1-{size.llm}"
 
 
 def _check_batch(name: str, n: int, stage: TrainConfig) -> None:

@@ -59,7 +59,7 @@ def jobs_of(config: SweepConfig) -> list[Job]:
     for size in sweep_config.used_sizes(config):
         if config.pretrain is None:
             continue
-        run = f"stage1-{size.llm}"
+        run = sweep_config.stage_1_run(size)
         before[size.lm_params] = run
         n = config.pretrain.data.num_examples
         steps = n and sweep_config.num_steps(config.pretrain, n)

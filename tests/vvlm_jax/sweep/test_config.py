@@ -16,6 +16,10 @@ def changed(point=0, **values):
     return dataclasses.replace(config, points=tuple(points))
 
 
+def with_(**values):
+    return dataclasses.replace(mini.sweep(), **values)
+
+
 def first(**values):
     """The miniature with other data of stage 1."""
     stage = mini.sweep().pretrain
@@ -41,6 +45,11 @@ def test_a_sweep_comes_back_from_its_json():
         (lambda: changed(lm_params=1e9), r"lm_params = 1e\+09: sizes has 24736, 54000"),
         (lambda: changed(tokens_per_frame=5), "model.tokens_per_frame = 5: must be a perfect"),
         (lambda: changed(run_id="../x"), "run_id = '../x': must be letters"),
+        (lambda: changed(run_id="x" * 121), "at most 120 of them"),
+        (lambda: changed(run_id="stage1-study-m"), "'stage1-study-m': is the name of a stage 1"),
+        (lambda: with_(text_tokens=0), "text_tokens = 0: must be above 0"),
+        (lambda: with_(vision_params=float("nan")), "vision_params = nan: must be above 0"),
+        (lambda: with_(init=(("visoin", "x"),)), "init = 'visoin': unknown; did you mean 'vision'"),
         (lambda: changed(1, run_id=mini.sweep().points[0].run_id), "is there 2 times"),
         (lambda: first(num_examples=3), "pretrain: num_examples = 3: must be at least one batch"),
         (lambda: dataclasses.replace(mini.sweep(), points=()), "needs at least one run"),
