@@ -35,11 +35,11 @@ test: $(VENV)/.ready-torch  ## run all tests, and name those that cannot run her
 test-quick: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those left out
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-light: $(VENV)/.ready-tests  ## like test-quick, without the comparisons with PyTorch
-	$(PYTEST) -m 'not slow and not torch' $(ARGS)
+test-light: $(VENV)/.ready-tests  ## of each test that is neither slow nor with PyTorch, a case
+	$(PYTEST) -m 'not slow and not torch' --first-cases $(ARGS)
 
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
-	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu --dist load --maxschedchunk 1 $(ARGS)
 
 test-lmms: $(VENV)-lmms/.ready-lmms  ## run LMMs-Eval end to end, in an environment of its own (3 GB)
 	$(VENV)-lmms/bin/python -m pytest tests/lmms $(ARGS)

@@ -28,6 +28,7 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_LMMS = importlib.util.find_spec("lmms_eval") is not None
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
+MORE_CASES = pytest.StashKey[int]()
 
 # The same examples every time (others with --hypothesis-profile=others), however long they take:
 # the first one compiles.
@@ -45,10 +46,17 @@ def _machine():
     return hashlib.sha256(repr((platform.machine(), sorted(kinds))).encode()).hexdigest()[:12]
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--first-cases", action="store_true",
+        help="of a parametrized test only the first case that is neither slow nor with PyTorch",
+    )  # fmt: skip
+
+
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of background jobs; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.stash[LEFT_OUT] = {}
+    config.stash[LEFT_OUT], config.stash[MORE_CASES] = {}, 0
     if hasattr(config, "cache"):
         # By config and not by environment: child processes, which some tests kill, write none.
         cache = config.cache.mkdir(f"jax-{jax.__version__}-{_machine()}")
@@ -56,7 +64,7 @@ def pytest_configure(config):
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     for item in items:
         slow = item.get_closest_marker("slow")
         if slow is not None and not slow.kwargs.get("reason"):
@@ -68,6 +76,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.skip(reason="needs libtpu: make test-tpu"))
         if item.get_closest_marker("lmms") and not HAS_LMMS:
             item.add_marker(pytest.mark.skip(reason="needs LMMs-Eval: make test-lmms"))
+    # Files with slow tests first: with what is short at the end no process waits for another.
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+    if config.option.first_cases:
+        _keep_first_cases(config, items)
+
+
+def _keep_first_cases(config, items):
+    kept, more, seen = [], [], set()
+    for item in items:
+        if _why_left_out(item) is None:
+            name = item.nodeid.partition("[")[0]
+            (more if name in seen else kept).append(item)
+            seen.add(name)
+        else:
+            kept.append(item)
+    items[:] = kept
+    config.stash[MORE_CASES] = len(more)
+    config.hook.pytest_deselected(items=more)
 
 
 def pytest_deselected(items):
@@ -87,11 +114,14 @@ def pytest_sessionfinish(session):
     """With several processes (`pytest -n`) each worker leaves out the same tests."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
+        session.config.workeroutput["more_cases"] = session.config.stash[MORE_CASES]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
-    node.config.stash[LEFT_OUT].update(getattr(node, "workeroutput", {}).get("left_out", {}))
+    output = getattr(node, "workeroutput", {})
+    node.config.stash[LEFT_OUT].update(output.get("left_out", {}))
+    node.config.stash[MORE_CASES] = output.get("more_cases", 0)
 
 
 @pytest.hookimpl(trylast=True)
@@ -102,6 +132,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section(f"{len(left_out)} not run, by -m {config.option.markexpr!r}")
         for name, why in sorted(left_out.items()):
             terminalreporter.write_line(f"NOT RUN {name} - {why}")
+    if more := config.stash[MORE_CASES]:
+        terminalreporter.write_line(f"NOT RUN {more} further cases of tests, by --first-cases")
 
 
 @pytest.fixture(autouse=True, scope="module")

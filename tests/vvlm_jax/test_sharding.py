@@ -15,6 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
+from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.config import ConfigError, ModelConfig, OptimConfig, TrainConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import LLAMA, VISION
@@ -43,8 +44,6 @@ OTHERS = (
 """On 2, 4 and 8 devices, each axis alone (but replica, which is data by another name) and with
 others.
 """
-FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-"""Of how a program is split these change nothing; compiling is most of these tests."""
 EVERY_MESH = pytest.mark.parametrize(
     "sizes",
     [
@@ -144,8 +143,7 @@ def memory_on(devices):
 def in_child(*words):
     """What this file prints, from 8 simulated devices."""
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
-    if words[0] == "steps":
-        environ["XLA_FLAGS"] = FAST_TO_COMPILE
+    environ["XLA_FLAGS"] = FAST_TO_COMPILE
     command = [sys.executable, __file__, *words]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

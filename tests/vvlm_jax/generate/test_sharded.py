@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
+from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.config import LlamaConfig, VisionConfig
 from vvlm_jax.generate.generate import cache_sharding, laid_apart, programs
 from vvlm_jax.generate.video_vlm import VideoVLM
@@ -106,6 +107,7 @@ def kernels_for_tpus(mesh):
 @pytest.fixture(scope="module")
 def run(model_folder):
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
+    environ["XLA_FLAGS"] = FAST_TO_COMPILE
     command = [sys.executable, __file__, str(model_folder)]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.config import TrainConfig, from_json, override, to_json
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import AXES, make_mesh
@@ -31,6 +32,7 @@ TO = ((1, 1, 8), (2, 2, 2), (1, 4, 1), (1, 1, 4), (1, 2, 1), (1, 1, 1))
 def child(devices, *args):
     """What this file prints in a process with so many devices."""
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
+    environ["XLA_FLAGS"] = FAST_TO_COMPILE
     command = [sys.executable, __file__, *map(str, args)]
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
