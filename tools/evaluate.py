@@ -73,6 +73,8 @@ class Args:
 
 def main(args: Args) -> None:
     """Prints a line a task and metric, and writes replies and scores."""
+    if not 0 <= args.max_unreadable <= 1:
+        raise ConfigError(f"--max-unreadable {args.max_unreadable}: must be a share from 0 to 1")
     if bool(args.tasks) == bool(args.questions):
         raise ConfigError("give a question file (--questions FILE) or benchmarks (--tasks paper)")
     if args.tasks:

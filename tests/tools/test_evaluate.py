@@ -108,9 +108,11 @@ def test_videos_and_questions_may_lie_in_a_bucket(args, service, tmp_path):
         ({"media_root": "ftp://a/b"}, "ftp://a/b: data are read from folders, and from gs://"),
         ({"questions": "no/where.jsonl"}, "no/where.jsonl: no such question file"),
         ({"questions": "."}, ".: no such question file"),
+        ({"max_unreadable": -1.0}, "--max-unreadable -1.0: must be a share from 0 to 1"),
+        ({"max_unreadable": float("nan")}, "--max-unreadable nan: must be a share from 0 to 1"),
     ],
 )
-def test_places_that_are_none_are_one_line(args, option, message, tmp_path, monkeypatch, capsys):
+def test_what_cannot_work_is_one_line(args, option, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
         die_in_one_line(lambda: main(dataclasses.replace(args(), **option)))

@@ -56,6 +56,11 @@ def read_rows(path: Path) -> list:
     return read_jsonl(path) if path.suffix == ".jsonl" else _read_json_list(path)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether it can be written at all: JSON may hold halves of surrogate pairs."""
+    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
+
+
 def names_of(row: dict, kind: str) -> list:
     """A row's paths of one kind of medium: one, a list, or none."""
     names = row.get(kind)

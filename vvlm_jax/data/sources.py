@@ -15,7 +15,7 @@ import yaml
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data import chat, places
-from vvlm_jax.data.datasets import KINDS, names_of, read_rows
+from vvlm_jax.data.datasets import KINDS, is_unicode, names_of, read_rows
 from vvlm_jax.data.mixture import MixtureConfig, SourceConfig, SubsetConfig, sample, validate
 
 _ROLES = ({"human", "user"}, {"gpt", "assistant"})
@@ -163,16 +163,16 @@ def problem_with(row) -> str:
         text = turn.get("value") if isinstance(turn, dict) else None
         if not isinstance(text, str) or turn.get("from") not in {*_ROLES[0], *_ROLES[1]}:
             return f"turn {i} is no {{from: human or gpt, value: text}}"
-        if not _is_unicode(text):
+        if not is_unicode(text):
             return f"turn {i} holds half a character, which no file of UTF-8 can"
         if turn["from"] in _ROLES[1] and not text.strip():
             return f"turn {i}: the answer is empty"
     if turns[-1]["from"] not in _ROLES[1]:
         return "has no answer at the end of the conversation"
-    if not _is_unicode(str(row.get("id", ""))):
+    if not is_unicode(str(row.get("id", ""))):
         return "id holds half a character"
     names = [name for kind in KINDS for name in names_of(row, kind)]
-    if not all(isinstance(n, str) and n and "\0" not in n and _is_unicode(n) for n in names):
+    if not all(isinstance(n, str) and n and "\0" not in n and is_unicode(n) for n in names):
         return "video or image is no path and no list of paths"
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
         return f"{names[0]!r} leads out of the media's folder"
@@ -184,8 +184,3 @@ def problem_with(row) -> str:
             "or images"
         )
     return ""
-
-
-def _is_unicode(text: str) -> bool:
-    """JSON may hold halves of surrogate pairs, which are no text."""
-    return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)

@@ -63,8 +63,13 @@ class Tokenizer:
         return tuple(dict.fromkeys(known))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: nothing is added before or after."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Ids of plain text: nothing is added before or after. Raises ValueError for half a
+        character, which JSON may hold.
+        """
+        try:
+            return self.backend.encode(text, add_special_tokens=False).ids
+        except TypeError:
+            raise ValueError("holds half a character (a lone surrogate)") from None
 
     def decode(self, ids) -> str:
         """Text of ids, special tokens left out."""

@@ -16,7 +16,7 @@ import numpy as np
 
 from vvlm_jax.config import ConfigError, DataConfig, ModelConfig
 from vvlm_jax.data import chat, places
-from vvlm_jax.data.datasets import read_jsonl
+from vvlm_jax.data.datasets import is_unicode, read_jsonl
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import VideoError
@@ -76,10 +76,13 @@ def _what_is_wrong(row: dict) -> str:
     for name in (*FIELDS, "prompt"):
         if not isinstance(row.get(name, ""), str):
             return f"{name} = {row[name]!r}: must be a text"
+        if not is_unicode(row.get(name, "")):
+            return f"{name}: holds half a character"
     lists = ("options", len(mcq.LETTERS)), ("choices", math.inf), ("references", math.inf)
     for name, most in lists:
         texts = row.get(name, [])
-        if not isinstance(texts, list) or not all(isinstance(t, str) and t for t in texts):
+        good = isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)
+        if not good or not all(map(is_unicode, texts)):
             return f"{name} = {texts!r}: must be a list of texts"
         if name in row and not 1 <= len(texts) <= most:
             many = f"from 1 to {most}" if most < math.inf else "1 or more"

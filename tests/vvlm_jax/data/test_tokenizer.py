@@ -143,3 +143,8 @@ def test_a_tokenizer_for_a_model_has_no_id_that_is_not_embedded(tmp_path):
         ValueError, match=r"\.json: has 10 ids, and the language model embeds 9; put"
     ):
         tokenizer.load_for(tmp_path, "llama3", "none", 9)
+
+
+def test_half_a_character_is_no_text(tok):
+    with pytest.raises(ValueError, match="holds half a character"):
+        tok.encode("red \ud83d")

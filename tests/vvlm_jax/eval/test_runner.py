@@ -309,6 +309,8 @@ def test_a_missing_field_is_named(tmp_path, field, value):
             "references: must be 1 or more texts, got 0",
         ),
         ({**QUESTION, "id": "2", "options": "xy"}, "options = 'xy': must be a list of texts"),
+        ({**QUESTION, "id": "\ud800"}, "question 2: id: holds half a character"),
+        ({**QUESTION, "id": "2", "options": ["\udfff", "y"]}, "must be a list of texts"),
         ({**QUESTION, "id": "2", "options": list("abcdefghi")}, "from 1 to 8 texts, got 9"),
         ({**QUESTION, "id": "2", "question": "<video> ?"}, "question 2: holds a placeholder"),
         ('{"id": 2,', "line 2 is not JSON"),
