@@ -91,6 +91,12 @@ SCRIPT = """
     window.addEventListener("hashchange", follow);
     follow();
   }
+  let folded = [];
+  window.addEventListener("beforeprint", () => {  // paper has nothing to click on
+    folded = document.querySelectorAll("details:not([open])");
+    for (const one of folded) one.open = true;
+  });
+  window.addEventListener("afterprint", () => { for (const one of folded) one.open = false; });
   const tip = document.getElementById("tip");
   const place = (event) => {
     const text = event.target.dataset ? event.target.dataset.text : undefined;

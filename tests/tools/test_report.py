@@ -164,7 +164,11 @@ def test_the_page_works_in_a_browser(made, tmp_path):
         b.open(page, 360, 740, phone=True)
         b.ask(pick.format("''"))
         assert b.ask("[document.documentElement.scrollWidth, window.innerWidth]") == [360, 360]
+        opened = "document.querySelectorAll('details[open]').length"
+        b.ask(f"addEventListener('beforeprint', () => {{ window.printed = {opened}; }})")
         b.pdf(tmp_path / "page.pdf")
+        assert b.ask("window.printed") == b.ask("document.querySelectorAll('details').length") > 0
+        assert b.ask(opened) == 0
         b.screenshot(tmp_path / "page.png")
         assert b.ask("window.pwned") is None
         assert b.complaints == []

@@ -83,14 +83,18 @@ def write_first(path: Path | Key, document: dict) -> None:
         return
     path.mkdir(parents=True, exist_ok=True)
     partial = path / f"{FILE}.{socket.gethostname()}-{os.getpid()}"
-    partial.write_text(json.dumps(document) + "\n")
     try:
-        os.link(partial, path / FILE)
-    except FileExistsError:
-        pass
-    except OSError:  # a filesystem without hard links: the last of equals wins
-        os.replace(partial, path / FILE)
-    partial.unlink(missing_ok=True)
+        partial.write_text(json.dumps(document) + "\n")
+        try:
+            os.link(partial, path / FILE)
+        except FileExistsError:
+            pass
+        except OSError:  # a filesystem without hard links: the last of equals wins
+            os.replace(partial, path / FILE)
+    except OSError as e:  # of a full disk, which does not say which
+        raise OSError(e.errno, e.strerror, str(path / FILE)) from e
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def write_again(path: Path | Key, document: dict) -> None:

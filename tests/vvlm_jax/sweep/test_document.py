@@ -28,6 +28,7 @@ def test_a_write_that_is_cut_short_leaves_what_was_there(tmp_path, monkeypatch, 
     with pytest.raises(OSError, match="No space left"):
         write_json(file, {"scores": {"avg": 2.0}})
     monkeypatch.undo()
+    assert [p.name for p in tmp_path.iterdir()] == (["a.json"] if earlier else [])
     assert (json.loads(file.read_text()) if file.exists() else None) == earlier
 
 

@@ -224,6 +224,13 @@ def fill(disk):
             file.write(bytes(4096))
 
 
+def test_on_a_full_disk_no_store_is_begun(small_disk):
+    fill(small_disk)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/s/sweep.json'"):
+        squares(small_disk / "s", 3)
+    assert list((small_disk / "s").iterdir()) == []
+
+
 def test_a_full_disk_stops_the_driver_and_loses_nothing(small_disk, tmp_path):
     gate = tmp_path / "gate"
     store = squares(small_disk / "s", 6, gate=str(gate))
