@@ -29,6 +29,7 @@ def test_the_sources_have_the_mixture_s_layout_and_shares(full):
         assert sum(r.subset == subset.name for r in rows) == round(1e-4 * subset.examples)
 
 
+@pytest.mark.slow(reason="prepares three times, in processes of their own")
 def test_runs_are_timed_and_compared(full, tmp_path, capfd):
     file = next(full.glob("*/annotations/vqa_webvid_qa.json"))
     rows = json.loads(file.read_text())
