@@ -1,5 +1,6 @@
 """What fits, found by few compiles: where to look, and when to believe a prediction."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -26,8 +27,24 @@ def search(
     What is chosen has been compiled; that more does not fit has too, unless it was predicted far
     beyond (`SURE`).
     """
-    most, known = remats[-1], {}
+    at, most, known = functools.cache(at), remats[-1], {}
+
+    def foreseen(r: int, remats) -> int:
+        """Of the last remats, each predicted to fit, the first; none are predicted: the last."""
+        found = len(remats) - 1
+        for i in reversed(range(len(remats))):
+            expected = predict(r, remats[i])
+            if expected is None or expected >= limit:
+                break
+            found = i
+        return found
+
     low, high = -1, len(rows)  # rows[low] fits, rows[high] does not
+    # Less remat needs more: where all rows fit with some, they fit with the most.
+    if (first := foreseen(rows[-1], remats)) < len(remats) - 1:
+        measured = at(rows[-1], remats[first])
+        if measured.fits:
+            low, found, rest = len(rows) - 1, (remats[first], measured), list(remats[:first])
     while high - low > 1:
         expected = [predict(r, most) for r in rows]
         if None in expected:
@@ -39,16 +56,14 @@ def search(
         known[rows[guess]] = measured = at(rows[guess], most)
         low, high = (guess, high) if measured.fits else (low, guess)
     if low < 0:
-        return rows[0], most, known.get(rows[0]) or at(rows[0], most)
-    found, rest = (most, known[rows[low]]), list(remats[:-1])  # from the least on
+        return rows[0], most, at(rows[0], most)
+    if known:
+        found, rest = (most, at(rows[low], most)), list(remats[:-1])
     while rest:
-        expected = [predict(rows[low], remat) for remat in rest]
         # Each needs less than the one before: without predictions the next one after `found`.
-        guess = len(rest) - 1
-        if None not in expected:
-            guess = next((i for i, x in enumerate(expected) if x < limit), guess)
-            if expected[guess] > SURE * limit:
-                break
+        guess, expected = foreseen(rows[low], rest), predict(rows[low], rest[-1])
+        if expected is not None and expected > SURE * limit:
+            break
         measured = at(rows[low], rest[guess])
         if measured.fits:
             found, rest = (rest[guess], measured), rest[:guess]

@@ -174,6 +174,23 @@ def test_a_good_prediction_saves_compiles_and_a_bad_one_changes_nothing():
         assert search.search(choices, (False, True), 10.0, machine, wrong)[:2] == (4, True)
 
 
+def test_where_all_rows_are_foreseen_to_fit_with_little_remat_that_is_compiled_first():
+    policies = ("none", "some", "more", "most")
+    need = {"most": 4, "more": 6, "some": 8, "none": 20}
+    known = {**need, "none": None}
+    machine = Machine(lambda r, remat: need[remat] * r / 2)
+    predict = lambda r, remat: known[remat] and known[remat] * r / 2  # noqa: E731
+    assert search.search([1, 2], policies, 10.0, machine, predict)[:2] == (2, "some")
+    assert machine.asked == [(2, "some"), (2, "none")]
+    # Foreseen wrongly, it is found all the same.
+    known["none"] = 9
+    machine = Machine(lambda r, remat: need[remat] * r / 2)
+    assert search.search([1, 2], policies, 10.0, machine, predict)[:2] == (2, "some")
+    known = dict.fromkeys(policies, 1)
+    machine = Machine(lambda r, remat: need[remat] * r)
+    assert search.search([1, 2], policies, 10.0, machine, predict)[:2] == (2, "most")
+
+
 def test_memory_is_predicted_from_what_was_measured_of_the_same_model():
     base, memory = command.load_config(FINETUNE, TrainConfig), search.Memory()
 
