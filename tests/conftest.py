@@ -18,6 +18,7 @@ from pathlib import Path
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # the tests' server speaks JSON, no gRPC
 
 import hypothesis
 import jax
@@ -222,9 +223,7 @@ def object_server():
             patch.setenv(variable, address)
         for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             patch.setenv(variable, "nobody")
-        # No credentials of Google's are looked for, and gcsfs speaks JSON alone.
-        patch.setenv("NO_GCE_CHECK", "true")
-        patch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+        patch.setenv("NO_GCE_CHECK", "true")  # no credentials of Google's are looked for
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
         yield ask

@@ -63,10 +63,9 @@ def main(args: Args) -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         whole, cut = Path(scratch) / "whole", Path(scratch) / "cut"
         first = run(args, whole)
-        files = [file for file in whole.rglob("*") if file.is_file()]
-        size = sum(file.stat().st_size for file in files if "record" in file.name)
         tell("to the end", first)
-        print(f"{size / 2**20:,.0f} MiB of examples in {len(files)} files", flush=True)
+        sizes = [file.stat().st_size for file in whole.glob("*/*/*.array_record-*")]
+        print(f"{sum(sizes) / 2**20:,.0f} MiB of examples in {len(sizes)} shards", flush=True)
         tell("until it is killed", run(args, cut, kill=True))
         tell("again, to the end", run(args, cut))
         if digest(whole) != digest(cut):
