@@ -87,9 +87,11 @@ class Browser:
             f"(() => {{ const all = [...document.querySelectorAll({quoted})];"
             "const one = all.find((e) => e.getClientRects().length);"
             "one.scrollIntoView({block: 'center', inline: 'center'});"
-            "return new Promise((tell) => setTimeout(() => {"  # scrolling is told a frame later
+            # The page is told of the scrolling with the next frame, however late that is.
+            "const frame = () => new Promise(requestAnimationFrame);"
+            "return frame().then(frame).then(() => {"
             "const box = one.getBoundingClientRect();"
-            "tell([box.x + box.width / 2, box.y + box.height / 2]); }, 200)); })()"
+            "return [box.x + box.width / 2, box.y + box.height / 2]; }); })()"
         )
         for step in (3, 0):  # two moves: the first may only bring the pointer in
             self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + step, y=y + step)

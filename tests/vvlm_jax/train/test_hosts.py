@@ -175,10 +175,12 @@ def test_a_sigterm_to_one_host_stops_both_at_one_step_and_a_resume_goes_on_alike
     config = run_of("stopped", media=media, checkpoint_every=0)
     both = start_both(config, main=("-c", SLOW))
     metrics = Path(config.out_dir) / "metrics.jsonl"
-    wait_until(
-        lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 7,
-        lambda: both[0].poll() is None,
-    )
+
+    def is_alive():
+        assert both[0].poll() is None, both[0].communicate()
+        return True
+
+    wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 7, is_alive)
     both[1].send_signal(signal.SIGTERM)
     end(both, STOPPED)
     (saved,) = (Path(config.out_dir) / "checkpoints").iterdir()
