@@ -18,7 +18,7 @@ import pytest
 from tests.patience import LONG, wait_until
 from tests.vvlm_jax.sweep.child import KINDS
 from vvlm_jax import devices
-from vvlm_jax.config import ConfigError, Stopped
+from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import journal, local
 from vvlm_jax.sweep.store import MAX_DEATHS, Job, Store
 from vvlm_jax.sweep.work import (
@@ -274,16 +274,38 @@ def test_workers_end_with_their_driver(tmp_path):
     assert "running" not in phases, "what they had is free at once"
 
 
-@pytest.mark.filterwarnings("ignore:os.fork")  # other tests of this process may have used jax
-def test_workers_that_all_die_before_they_begin_end_the_driver(tmp_path, capfd):
+STILLBORN = """
+import os, sys
+from vvlm_jax.config import Stopped
+from vvlm_jax.sweep import local
+from vvlm_jax.sweep.store import Store
+
+share = local.Share({}, frozenset(os.sched_getaffinity(0)), "")
+try:
+    local.run(Store.open(sys.argv[1]), ("sh", "-c", "kill -9 $$"), [share], look_every=0.001)
+except Stopped as e:
+    print(e)
+"""
+
+
+def alone(script, *argv):
+    """What a script says in a process of its own: this one may have threads of jax's, beside which
+    nobody forks.
+    """
+    environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, *map(str, argv)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout, done.stderr
+
+
+def test_workers_that_all_die_before_they_begin_end_the_driver(tmp_path):
     store = squares(tmp_path / "s", 2)
-    share = local.Share({}, frozenset(os.sched_getaffinity(0)), "")
-    words = ("sh", "-c", "kill -9 $$")
-    with pytest.raises(Stopped, match="workers in a row were ended by SIGKILL before they") as e:
-        local.run(store, words, [share], look_every=0.001)
-    ended = int(str(e.value).split()[0])  # more than are allowed when it looks at the store seldom
+    out, err = alone(STILLBORN, store.path)
+    assert "workers in a row were ended by SIGKILL before they" in out
+    ended = int(out.split()[0])  # more than are allowed when it looks at the store seldom
     assert ended >= MAX_DEATHS
-    assert capfd.readouterr().err.count("a worker was ended by SIGKILL\n") == ended
+    assert err == "a worker was ended by SIGKILL\n" * ended
     assert claims(store) == 0
 
 
@@ -364,13 +386,7 @@ print(*cores)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pins cores on Linux only")
 def test_a_worker_without_accelerators_keeps_to_one_core():
-    """From a process of its own: this one may have threads of jax's, beside which nobody forks."""
-    environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-c", PINNED], env=environ, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    *first_two, cores = done.stdout.splitlines()
+    *first_two, cores = alone(PINNED)[0].splitlines()
     assert first_two == (cores.split() * 2)[:2]
 
 
