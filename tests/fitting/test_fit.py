@@ -260,6 +260,7 @@ def test_grid_members_and_quantiles_agree_with_predict(noisy, law):
     np.testing.assert_allclose(mean, members.mean(axis=0), rtol=1e-12)
 
 
+@pytest.mark.slow(reason="60 members, half of them without bounds")
 def test_with_free_exponents_the_mean_breaks_and_the_median_does_not():
     """Table 9. A resample that lost its runs between two levels cannot tell a slope from a step: a
     term with an exponent of 30 fits its own runs as well as any, and is off by millions elsewhere.

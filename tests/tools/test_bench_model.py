@@ -1,5 +1,6 @@
 """`python -m tools.bench.bench_model`: --help without jax, mistakes, one small run."""
 
+import os
 import re
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import FAST_TO_COMPILE
 from tools.bench import bench_model as bench
 from vvlm_jax.config import ConfigError
 from vvlm_jax.models.variants import LLAMA
@@ -58,7 +60,10 @@ def test_a_small_run_prints_both_sides_and_that_they_agree():
         "from tools.bench import bench_model as b\n"
         "b.main(b.Args(depth=2, width=128, vocab=300, batch=2, prompt=20, new=10, repeats=2))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True,
+        env=os.environ | {"XLA_FLAGS": FAST_TO_COMPILE},
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     shown = done.stdout
     assert re.search(r"2 x 20 tokens read, 10 written; jax .* torch .* median of 2", shown)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.processes import FAST_TO_COMPILE
 from tools.bench import bench_train as bench
 from tools.bench.bench_train import Args, Report, Step
 from vvlm_jax.config import ConfigError, override
@@ -148,7 +149,8 @@ def test_a_frozen_encoder_stays_as_it_is_in_torch():
 
 @pytest.mark.torch
 @pytest.mark.slow(reason="starts three processes, each of which compiles")
-def test_a_small_run_prints_all_sides_in_turn(capsys):
+def test_a_small_run_prints_all_sides_in_turn(capsys, monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", FAST_TO_COMPILE)
     bench.main(Args(quick=True, batch=2, sides=("sdpa",), repeats=1))
     shown = capsys.readouterr().out
     assert re.search(r"^vvlm_jax: losses \(gradient norms\) [\d.]+ \([\d.]+\), ", shown, re.M)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import FAST_TO_COMPILE
 from tools import train
 from tools._shared import die_in_one_line, load_config
 from vvlm_jax.config import TrainConfig, override, to_json, validate
@@ -164,7 +165,7 @@ def command(*args):
     return subprocess.run(
         [sys.executable, "-m", "tools.train", *args],
         cwd=ROOT, capture_output=True, text=True, timeout=600, stdin=subprocess.DEVNULL,
-        env={**os.environ, "COLUMNS": "100"},
+        env={**os.environ, "COLUMNS": "100", "XLA_FLAGS": FAST_TO_COMPILE},
     )  # fmt: skip
 
 

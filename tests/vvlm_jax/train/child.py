@@ -3,7 +3,8 @@ a fork that starts its own backend. Reads jobs as JSON lines, answers each with 
 then with how it ended.
 
 Job: {"argv": of tools.train, "stderr": file, "record": file, "hold": [step, file],
-      "watch": folder of checkpoints, "kill_at": n, "kind": of operations there (`die_within`)}
+      "compile": true for a step that it compiles itself, "watch": folder of checkpoints,
+      "kill_at": n, "kind": of operations there (`die_within`)}
 """
 
 import json
@@ -84,6 +85,8 @@ def run(job):
     os.dup2(stderr, 2)
     os.dup2(stderr, 1)
     os.close(0)
+    if job.get("compile"):
+        jax.config.update("jax_enable_compilation_cache", False)
     if "record" in job:
         loop.compiled_step = recorded(job)
     if "kill_at" in job:

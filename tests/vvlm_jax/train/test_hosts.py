@@ -15,6 +15,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.patience import LONG, free_port, wait_until
+from tests.processes import FAST_TO_COMPILE
 from tools.train import STOPPED
 from vvlm_jax.config import to_json
 from vvlm_jax.train import manifest
@@ -46,7 +47,7 @@ def start(config, devices=1, *flags, main=("-m", "tools.train")):
     # "Two processes" are then told from one by what they print, so nothing else may.
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{FAST_TO_COMPILE} --xla_force_host_platform_device_count={devices}",
         "JAX_CPU_ENABLE_ASYNC_DISPATCH": "false",
         "JAX_COMPILATION_CACHE_DIR": str(Path(config.out_dir).parent / "cache"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -1,18 +1,13 @@
 import itertools
 import json
 import math
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from vvlm_jax.config import ConfigError, TrainConfig, from_json, to_json
+from vvlm_jax.config import ConfigError, TrainConfig, from_json
 from vvlm_jax.data import pipeline
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import VISION
@@ -22,8 +17,6 @@ from vvlm_jax.train.log import SPEEDS, TrainingDiverged
 from vvlm_jax.train.loop import train
 from vvlm_jax.train.model_dir import CheckpointError, load_model
 from vvlm_jax.train.program import compiled_step, initial_state
-
-ROOT = Path(__file__).parents[3]
 
 
 class Stopped(Exception):
@@ -312,54 +305,6 @@ def test_unreadable_files_are_still_reported_after_an_interruption(stage, world,
         assert lines(tmp_path / name)[-1]["unreadable"] == 3
     assert len(reports["whole"]) == 3
     assert reports["stopped"] == reports["whole"]
-
-
-TRAIN_SLOWLY = """
-import sys, time
-from pathlib import Path
-from vvlm_jax.config import TrainConfig, from_json
-from vvlm_jax.train.loop import train
-
-config = from_json(TrainConfig, Path(sys.argv[1]).read_text())
-train(config, on_step=lambda *_: time.sleep(0.1))
-"""
-
-
-@pytest.mark.slow(reason="starts and kills the trainer three times")
-def test_a_killed_run_ends_as_if_it_was_not(stage, whole, tmp_path):
-    folder = tmp_path / "run"
-    file = tmp_path / "config.json"
-    file.write_text(to_json(stage(folder, epochs=2, checkpoint_every=1)))
-    command = [sys.executable, "-c", TRAIN_SLOWLY, str(file)]
-
-    def steps():
-        return len(lines_so_far(folder))
-
-    def saving():  # orbax has begun a checkpoint of a step later than 4
-        names = [p.name.split(".")[0] for p in (folder / "checkpoints").glob("*")]
-        return steps() < 11 and any(n.isdigit() and int(n) > 4 for n in names)
-
-    instants = [lambda: steps() >= 1, lambda: steps() >= 4, saving]
-    for instant in instants:
-        child = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-        deadline = time.monotonic() + 300
-        while not instant():
-            assert child.poll() is None, child.stderr.read()
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        os.kill(child.pid, signal.SIGKILL)
-        child.communicate()
-        assert child.returncode == -signal.SIGKILL
-        assert not model_dir.is_finished(folder)
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
-    assert_same_run(folder, whole)
-
-
-def lines_so_far(folder):
-    """Whole lines only: the last one may be half-written."""
-    file = folder / "metrics.jsonl"
-    text = file.read_text() if file.exists() else ""
-    return text[: text.rfind("\n") + 1].splitlines()
 
 
 # Parts of other runs.

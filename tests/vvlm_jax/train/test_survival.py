@@ -21,6 +21,7 @@ import pytest
 
 from tests import patience
 from tests.patience import LONG
+from tests.processes import FAST_TO_COMPILE
 from tests.vvlm_jax.train.test_loop import assert_same_run, lines
 from vvlm_jax.config import to_json
 from vvlm_jax.train import model_dir
@@ -34,7 +35,7 @@ class Children:
     """Runs tools.train in forks of one process that has imported jax."""
 
     def __init__(self, folder):
-        environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
+        environ = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_TO_COMPILE}
         self.server = subprocess.Popen(
             [sys.executable, "-m", "tests.vvlm_jax.train.child", str(folder / "cache")],
             cwd=ROOT, env=environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -131,14 +132,16 @@ def whole_steps(folder):
 
 @pytest.mark.parametrize("every", [1, 5])
 def test_k_steps_and_a_resume_are_n_steps(children, job, straight, tmp_path, every):
-    """Stopped while a step accumulates, at a save (every 1) or between two of them (every 5)."""
+    """Stopped while a step accumulates, at a save (every 1; what continues then compiles the step
+    anew) or between two of them (every 5).
+    """
     held = dict(hold=hold(tmp_path, 8))
     pid = children.start(**job(tmp_path, f"checkpoint_every={every}", **held))
     wait_until(lambda: len(records(tmp_path)) == 9 and whole_steps(tmp_path), children)
     os.kill(pid, signal.SIGKILL)
     assert children.end() == -signal.SIGKILL
     begun, newest = len(records(tmp_path)), whole_steps(tmp_path)[-1]
-    children.start(**job(tmp_path, f"checkpoint_every={every}"))
+    children.start(**job(tmp_path, f"checkpoint_every={every}", compile=every == 1))
     assert children.end() == 0, (tmp_path / "stderr").read_text()
     assert records(tmp_path)[begun]["step"] == newest
     assert_ends_alike(tmp_path, straight)
@@ -253,6 +256,7 @@ def test_ctrl_c_is_prompt_and_loses_nothing_that_was_saved(children, job, straig
 # A config that changes on the way.
 
 
+@pytest.mark.slow(reason="starts a trainer four times")
 def test_another_option_needs_to_be_allowed_and_the_story_keeps_the_earlier(
     children, job, tmp_path
 ):
