@@ -12,9 +12,9 @@ def config() -> StudyConfig:
     """
     return StudyConfig(
         train_videos=96,
-        val_videos=24,
-        captions=128,
-        stories=256,
+        val_videos=12,
+        captions=64,
+        stories=128,
         num_frames_levels=(2, 4),
         tokens_levels=(4, 16),
         num_examples=(16, 32, 64),

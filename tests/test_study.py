@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from fitting.runs import read_runs
+from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.sweep.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,8 @@ def start(out, workers):
     return subprocess.Popen(
         [*command, "--out", str(out), "--workers", str(workers)],
         cwd=ROOT,
-        env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled")},
+        env=os.environ
+        | {"JAX_COMPILATION_CACHE_DIR": str(out.parent / "compiled"), "XLA_FLAGS": FAST_TO_COMPILE},
         stderr=subprocess.PIPE,
         text=True,
     )

@@ -11,6 +11,7 @@ import pytest
 from configs.sweeps import mini
 from fitting.runs import read_runs
 from tests.patience import LONG, free_port, wait_until
+from tests.processes import FAST_TO_COMPILE
 from tools._shared import load_config
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.config import SweepConfig
@@ -50,6 +51,7 @@ sys.addaudithook(hook)
 def start(folder, *argv):
     environ = os.environ | {
         "PYTHONPATH": f"{folder / 'held'}:{ROOT}",
+        "XLA_FLAGS": FAST_TO_COMPILE,
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     }
