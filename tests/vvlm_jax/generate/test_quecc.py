@@ -36,6 +36,7 @@ def folder(model_folder, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow(reason="compiles several programs")
 def test_layers_apart_answer_as_layers_that_are_scanned(folder):
     vlm = VideoVLM.load(folder)
     model, params, tok, _ = load_model(folder)

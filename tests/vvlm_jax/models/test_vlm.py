@@ -297,6 +297,7 @@ def memory_of_gradients(model, frames=4, length=96):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow(reason="compiles several programs")
 def test_every_policy_needs_less_memory_than_the_one_before():
     models = [dataclasses.replace(MODEL, remat=policy, frame_chunk=1) for policy in REMAT]
     sizes = [memory_of_gradients(model) for model in models]

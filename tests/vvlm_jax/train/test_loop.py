@@ -236,6 +236,7 @@ def test_skips_are_counted_over_an_interruption(stage, tmp_path, poison):
 # One compile a bucket.
 
 
+@pytest.mark.slow(reason="compiles several programs")
 def test_one_compile_a_bucket_and_none_more_after_a_resume(stage, uneven, tok, tmp_path):
     texts = [f"data.annotations={uneven}", "data.text_buckets=[115]", "optim.eps=1e-7"]
     config = stage(tmp_path / "run", *texts, epochs=2, checkpoint_every=3)

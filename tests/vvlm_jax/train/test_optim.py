@@ -315,6 +315,7 @@ def test_a_step_that_is_no_number_leaves_everything_as_it_was(stage, tok, batch,
     assert same(skipping.state.opt_state, plain.state.opt_state)
 
 
+@pytest.mark.slow(reason="compiles several programs")
 def test_spikes_are_skipped_when_asked(stage, tok, batch):
     small = OptimConfig(((".*", 1e-4),), spike_factor=1.05)
     trainer = Trainer(stage, tok, small)
