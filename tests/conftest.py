@@ -20,6 +20,10 @@ os.environ["MPLBACKEND"] = "Agg"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"  # the tests' server speaks JSON, no gRPC
 
+from tests.processes import NO_EMITTERS
+
+os.environ.setdefault("XLA_FLAGS", NO_EMITTERS)
+
 import hypothesis
 import jax
 import pytest
@@ -28,6 +32,7 @@ TESTS = Path(__file__).resolve().parent
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_LMMS = importlib.util.find_spec("lmms_eval") is not None
+COMPILED_QUICKLY = ("data", "eval", "generate", "train")
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 MORE_CASES = pytest.StashKey[int]()
 
@@ -143,6 +148,17 @@ def _no_silent_broadcast(request):
     if TESTS / "vvlm_jax" in request.path.parents:
         with jax.numpy_rank_promotion("raise"):
             yield
+    else:
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_optimisations(request):
+    """In rooms where programs are many and their steps few, compiling is most of the time."""
+    if any(TESTS / "vvlm_jax" / room in request.path.parents for room in COMPILED_QUICKLY):
+        jax.config.update("jax_disable_most_optimizations", True)
+        yield
+        jax.config.update("jax_disable_most_optimizations", False)
     else:
         yield
 

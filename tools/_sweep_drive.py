@@ -35,7 +35,7 @@ def drive(
         done = local.run(store, command, shares, look)
     finally:
         progress.close()
-    signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, before)
     if not done:
         text.failures(store, store.states())
         sys.exit(1)

@@ -25,7 +25,8 @@ from vvlm_jax.sweep.work import Interrupted, Stop, pull, run_job
 
 def square(context):
     """In three steps, each kept, as a training keeps checkpoints. Notes that it ran. With a `gate`,
-    a file, the first step lasts until that is there, or somebody asks it to stop.
+    a file, the first step lasts until that is there, or somebody asks it to stop; it notes that it
+    is in that step (`at_gate`).
     """
     argument = context.job.argument
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -38,6 +39,7 @@ def square(context):
             raise Interrupted
         time.sleep(argument.get("seconds", 0) / 3)
         if gate := argument.get("gate"):
+            (context.folder / "at_gate").touch()
             while not (step or context.stop.asked or os.path.exists(gate)):
                 time.sleep(0.005)
         steps.write_text("x" * (step + 1))

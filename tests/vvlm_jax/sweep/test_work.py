@@ -198,7 +198,7 @@ def test_exit_codes(tmp_path):
 def test_sigterm_saves_and_the_next_goes_on(tmp_path):
     store, gate = one_job(tmp_path, lease=120.0)
     worker = start("job", store.path, "r/train")
-    wait_until(lambda: (store.folder("r") / "ran").exists())
+    wait_until(lambda: (store.folder("r") / "at_gate").exists())
     worker.send_signal(signal.SIGTERM)
     finish(worker, AGAIN)
     assert store.state("r/train").phase == "ready"
