@@ -30,46 +30,62 @@ def search(
     at, most, known = functools.cache(at), remats[-1], {}
 
     def foreseen(r: int, remats) -> int:
-        """Of the last remats, each predicted to fit, the first; none are predicted: the last."""
+        """The least remat that is predicted to fit, where all with more are, or are unknown; the
+        most when none is.
+        """
         found = len(remats) - 1
         for i in reversed(range(len(remats))):
             expected = predict(r, remats[i])
-            if expected is None or expected >= limit:
+            if expected is not None and expected >= limit:
                 break
-            found = i
+            if expected is not None:
+                found = i
         return found
 
-    low, high = -1, len(rows)  # rows[low] fits, rows[high] does not
+    def compiled(r: int):
+        """(Index of a remat, Measured): as foreseen, or else with the most."""
+        first = foreseen(r, remats)
+        measured = at(r, remats[first])
+        if measured.fits or first == len(remats) - 1:
+            return first, measured
+        return len(remats) - 1, at(r, most)
+
+    low, high, found = -1, len(rows), None  # rows[low] fits, rows[high] does not
     # Less remat needs more: where all rows fit with some, they fit with the most.
     if (first := foreseen(rows[-1], remats)) < len(remats) - 1:
         measured = at(rows[-1], remats[first])
         if measured.fits:
-            low, found, rest = len(rows) - 1, (remats[first], measured), list(remats[:first])
+            low, found = len(rows) - 1, (first, measured)
     while high - low > 1:
         expected = [predict(r, most) for r in rows]
         if None in expected:
             expected = _extrapolated(known, rows)
         guess = low + 1
-        if known and expected[guess] > SURE * limit:
+        if (known or found) and expected[guess] > SURE * limit:
             break
         guess = max([guess, *(i for i in range(low + 1, high) if expected[i] < limit)])
-        known[rows[guess]] = measured = at(rows[guess], most)
-        low, high = (guess, high) if measured.fits else (low, guess)
-    if low < 0:
+        first, measured = compiled(rows[guess])
+        if remats[first] == most:
+            known[rows[guess]] = measured
+        if measured.fits:
+            low, found = guess, (first, measured)
+        else:
+            high = guess
+    if found is None:
         return rows[0], most, at(rows[0], most)
-    if known:
-        found, rest = (most, at(rows[low], most)), list(remats[:-1])
+    first, measured = found
+    remat, rest = remats[first], list(remats[:first])
     while rest:
-        # Each needs less than the one before: without predictions the next one after `found`.
+        # Each needs less than the one before: without predictions the next one after `remat`.
         guess, expected = foreseen(rows[low], rest), predict(rows[low], rest[-1])
         if expected is not None and expected > SURE * limit:
             break
-        measured = at(rows[low], rest[guess])
-        if measured.fits:
-            found, rest = (rest[guess], measured), rest[:guess]
+        less = at(rows[low], rest[guess])
+        if less.fits:
+            remat, measured, rest = rest[guess], less, rest[:guess]
         else:
             rest = rest[guess + 1 :]
-    return rows[low], *found
+    return rows[low], remat, measured
 
 
 def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:
@@ -85,25 +101,39 @@ def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:
 
 class Memory:
     """Predicts what a step needs from those measured before, of the same language model and remat:
-    a part that stays, one a frame, and one a position of the microbatch's rows.
+    a part that the chips share, one a frame, and one a position of the microbatch's rows.
+
+    Args:
+      chips: that share the first part.
+      elsewhere: what was measured on another topology, for where too little is known of this one.
     """
 
-    def __init__(self):
+    def __init__(self, chips: int, elsewhere: "Memory | None" = None):
+        self.chips, self.elsewhere = chips, elsewhere
         self._measured: dict = {}
 
     def add(self, config: TrainConfig, rows: int, needed: float) -> None:
         """Learns from a compile."""
         if math.isfinite(needed):
             of_kind = self._measured.setdefault(self._kind(config), {})
-            of_kind[self._features(config, rows)] = needed
+            of_kind[self._features(config, rows, self.chips)] = needed
 
-    def predict(self, config: TrainConfig, rows: int) -> float | None:
+    def predict(self, config: TrainConfig, rows: int, chips: int | None = None) -> float | None:
         """Bytes; None before enough is known, or far from what is."""
+        chips = chips or self.chips
+        expected = self._fitted(config, rows, chips)
+        if expected is None and self.elsewhere is not None:
+            return self.elsewhere.predict(config, rows, chips)
+        return expected
+
+    def _fitted(self, config: TrainConfig, rows: int, chips: int) -> float | None:
         known = self._measured.get(self._kind(config), {})
+        if (itself := known.get(self._features(config, rows, chips))) is not None:
+            return itself
         if len(known) <= 3:
             return None
         features, scale = np.array(list(known)), np.array(list(known)).max(axis=0)
-        features, here = features / scale, np.array(self._features(config, rows)) / scale
+        features, here = features / scale, np.array(self._features(config, rows, chips)) / scale
         if np.linalg.matrix_rank(features, tol=1e-3) < 3:
             return None
         inverse = np.linalg.pinv(features)
@@ -114,7 +144,7 @@ class Memory:
     def _kind(self, config: TrainConfig):
         return config.model.llm, config.model.remat
 
-    def _features(self, config: TrainConfig, rows: int):
+    def _features(self, config: TrainConfig, rows: int, chips: int):
         c = config.model
         length = visual_length(c.num_frames, c.tokens_per_frame, c.newline)
-        return 1.0, rows * c.num_frames, rows * (length + config.data.max_text_tokens)
+        return 1 / chips, rows * c.num_frames, rows * (length + config.data.max_text_tokens)

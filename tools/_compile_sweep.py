@@ -2,10 +2,10 @@
 least remat, that fits.
 
 Every compile is a line of OUT/KIND-SHAPE.jsonl under a key of everything that it depends on: the
-config, the topology, the versions, the code that is compiled. A table is made from those lines
-alone, so that an interrupted sweep continues and a changed program starts afresh. Code that has
-changed without changing the program costs seconds: the line also has a digest of what the compiler
-was given.
+config, the topology, the versions, the code that is compiled; and so is every row that was chosen.
+A table is made from those lines alone, so that an interrupted sweep continues and a changed program
+starts afresh. Code that has changed without changing the program costs seconds: the line also has a
+digest of what the compiler was given. Other topologies' files say where to look first.
 """
 
 import contextlib
@@ -14,7 +14,6 @@ import fcntl
 import hashlib
 import json
 import math
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -53,17 +52,43 @@ def run(config: TrainConfig, args) -> None:
     progress = Progress(f"{args.sweep} on {args.topology}", len(configs), "rows")
     with file.open("a") as lock:
         _claim(lock, file)
-        compiles, memory, choices = Compiles(file, args, progress), Memory(), []
+        compiles, choices = Compiles(file, args, progress), []
+        memory = None if args.table else remembered(config, compiles)
         try:
             for done, one in enumerate(configs):
                 compiles.done = done
-                choices.append(choice(one, args.topology, compiles.limit, compiles, memory))
-        except _Missing:
-            command = "the same command without --table goes on"
-            raise ConfigError(f"{file}: {len(choices)} of {len(configs)} rows; {command}") from None
+                row = compiles.choice(one)
+                if row is None and args.table:
+                    rest = f"{len(choices)} of {len(configs)} rows; the same command without"
+                    raise ConfigError(f"{file}: {rest} --table goes on")
+                choices.append(row or compiles.keep(one, choose_row(one, compiles, memory)))
         finally:
             progress.close()
     print(markdown(choices, args.topology))
+
+
+def remembered(base: TrainConfig, compiles: "Compiles") -> Memory:
+    """What Table 6's steps needed, as far as it is known of this topology and of others beside."""
+
+    def of(known: Compiles, elsewhere: Memory | None) -> Memory:
+        memory = Memory(math.prod(programs.parse_topology(known.args.topology)[1]), elsewhere)
+        for config in (*configurations(base, "star"), *configurations(base, "isoflop")):
+            parts = row_parts(config, known.args.topology)
+            for rows in row_counts(config, parts):
+                for remat in REMAT:
+                    one = with_rows(config, parts, rows, remat)
+                    if measured := known.known.get(known.key(one)):
+                        memory.add(one, rows, measured.needed)
+        return memory
+
+    memory = None
+    for file in sorted(compiles.file.parent.glob("*.jsonl")):
+        topology = file.stem.replace("-", ":", 1)
+        with contextlib.suppress(ConfigError):
+            if file != compiles.file and base.batch_size % row_parts(base, topology) == 0:
+                args = SimpleNamespace(**{**vars(compiles.args), "topology": topology})
+                memory = of(Compiles(file, args, None), memory)
+    return of(compiles, memory)
 
 
 def configurations(base: TrainConfig, sweep: str):
@@ -89,54 +114,52 @@ def known_fits(sweep: SweepConfig, topology: str, out: Path) -> dict[tuple, bool
     in `out` for this topology, this base config and today's code; others are left out. What the
     compiler found with more effort is believed first.
     """
-    from vvlm_jax.train.metrics import Progress
-
     programs.parse_topology(topology)
     file = out / f"{topology.replace(':', '-')}.jsonl"
     if not file.is_file():
         raise ConfigError(f"--compiled {out}: has no {file.name}; make it with tools.compile")
-    args = SimpleNamespace(topology=topology, table=True, hbm=None, effort=0.0)
-    compiles, fits = Compiles(file, args, Progress("plan", 0)), {}
+    args = SimpleNamespace(topology=topology, hbm=None, effort=0.0)
+    compiles, fits = Compiles(file, args, None), {}
     for args.effort in sorted(compiles.efforts, reverse=True):
-        memory = Memory()
         for x, config in configurations_of(sweep, sweep.finetune).items():
-            with contextlib.suppress(_Missing):
-                found = choice(config, topology, compiles.limit, compiles, memory).measured.fits
-                fits.setdefault(x, found)
+            if row := compiles.choice(config):
+                fits.setdefault(x, row.measured.fits)
     return fits
 
 
-def choice(
-    config: TrainConfig,
-    topology: str,
-    limit: float,
-    measure: Callable[[TrainConfig], Measured],
-    memory: Memory,
-) -> Choice:
-    """The row of one configuration, on chips of `limit` bytes. `memory` learns from it."""
-    parts = row_parts(config, topology)
+def choose_row(config: TrainConfig, compiles: "Compiles", memory: Memory) -> Choice:
+    """The row of one configuration, by as few compiles as `memory`, which learns, makes do with."""
+    parts = row_parts(config, compiles.args.topology)
     if config.batch_size % parts:
         raise ConfigError(
             f"batch_size = {config.batch_size}: must be divisible by the {parts} data-parallel "
-            f"chips of {topology}"
+            f"chips of {compiles.args.topology}"
         )
-    most = config.batch_size // parts
-    rows = [r for r in range(1, most + 1) if most % r == 0]
-
-    def with_(r: int, remat) -> TrainConfig:
-        model = dataclasses.replace(config.model, remat=remat)
-        return dataclasses.replace(config, model=model, microbatches=most // r)
 
     def at(r: int, remat) -> Measured:
-        measured = measure(with_(r, remat))
-        memory.add(with_(r, remat), r, measured.needed)
+        one = with_rows(config, parts, r, remat)
+        measured = compiles(one)
+        memory.add(one, r, measured.needed)
         return measured
 
     def predict(r: int, remat) -> float | None:
-        return memory.predict(with_(r, remat), r)
+        return memory.predict(with_rows(config, parts, r, remat), r)
 
-    r, remat, measured = search(rows, REMAT, limit, at, predict)
-    return Choice(with_(r, remat), r, measured)
+    rows = row_counts(config, parts)
+    r, remat, measured = search(rows, REMAT, compiles.limit, at, predict)
+    return Choice(with_rows(config, parts, r, remat), r, measured)
+
+
+def row_counts(config: TrainConfig, parts: int) -> list[int]:
+    """What a microbatch may have of a batch's rows on each of its data-parallel parts."""
+    most = config.batch_size // parts
+    return [r for r in range(1, most + 1) if most % r == 0]
+
+
+def with_rows(config: TrainConfig, parts: int, rows: int, remat) -> TrainConfig:
+    """The config with so many rows a part and microbatch, and this remat."""
+    model = dataclasses.replace(config.model, remat=remat)
+    return dataclasses.replace(config, model=model, microbatches=config.batch_size // parts // rows)
 
 
 def row_parts(config: TrainConfig, topology: str) -> int:
@@ -152,21 +175,22 @@ def row_parts(config: TrainConfig, topology: str) -> int:
 # --- what is kept ---
 
 
-class _Missing(Exception):
-    """A compile that a table needs is not there."""
-
-
 class Compiles:
-    """Compiles by their key: looked up in a file, and written there when they are new."""
+    """Compiles, and rows that were chosen, by their keys: looked up in a file, and written there
+    when they are new.
+    """
 
     def __init__(self, file: Path, args, progress):
         self.file, self.args, self.progress, self.done = file, args, progress, 0
-        self.known, self.efforts = {}, set()
+        self.known, self.chosen, self.efforts = {}, {}, set()
         for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
-                self.known[row["key"]] = Measured(**row["measured"])
-                self.efforts.add(row["effort"])
+                if "chosen" in row:
+                    self.chosen[row["chosen"]] = row["rows"], row["remat"]
+                else:
+                    self.known[row["key"]] = Measured(**row["measured"])
+                    self.efforts.add(row["effort"])
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a line that an interruption cut
         self.code = _digest()
@@ -179,24 +203,42 @@ class Compiles:
         key = self.key(config)
         c, rows = config.model, config.batch_size // config.microbatches
         name = f"{c.llm} {c.num_frames} x {c.tokens_per_frame}, {rows} rows, remat {c.remat}"
-        self.progress.update(self.done, name)
+        if self.progress:
+            self.progress.update(self.done, name)
         if key not in self.known:
-            if self.args.table:
-                raise _Missing
             programs_known = {m.digest: m for m in self.known.values() if m.digest}
             measured = _compile(config, self.args, programs_known)
             self.known[key] = measured
             row = {"key": key, "name": name, "effort": self.args.effort}
-            row["measured"] = measured.as_dict()
-            with self.file.open("a") as out:
-                out.write("\n" * self._cut() + json.dumps(row) + "\n")
+            self._write(**row, measured=measured.as_dict())
         measured = self.known[key]
         fits = not measured.refusal and measured.needed < self.limit
         return dataclasses.replace(measured, hbm=self.limit, fits=fits)
 
-    def _cut(self) -> bool:
+    def choice(self, config: TrainConfig) -> Choice | None:
+        """The row that was chosen for a configuration with this much memory."""
+        rows, remat = self.chosen.get(self._row(config), (0, None))
+        parts = row_parts(config, self.args.topology)
+        one = rows and with_rows(config, parts, rows, remat)
+        if not rows or self.key(one) not in self.known:
+            return None
+        return Choice(one, rows, self(one))
+
+    def keep(self, config: TrainConfig, row: Choice) -> Choice:
+        """Writes down that this row was chosen."""
+        name = self._row(config)
+        self.chosen[name] = row.rows, row.config.model.remat
+        self._write(chosen=name, rows=row.rows, remat=row.config.model.remat)
+        return row
+
+    def _row(self, config: TrainConfig) -> str:
+        return f"{self.key(with_rows(config, 1, 1, REMAT[0]))} of {self.limit:.0f} bytes"
+
+    def _write(self, **row) -> None:
         text = self.file.read_bytes()
-        return bool(text) and not text.endswith(b"\n")
+        cut = bool(text) and not text.endswith(b"\n")
+        with self.file.open("a") as out:
+            out.write("\n" * cut + json.dumps(row) + "\n")
 
     def key(self, config: TrainConfig) -> str:
         """Of all that the compiled program depends on."""

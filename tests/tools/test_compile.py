@@ -179,7 +179,15 @@ def test_where_all_rows_are_foreseen_to_fit_with_little_remat_that_is_compiled_f
     need = {"most": 4, "more": 6, "some": 8, "none": 20}
     known = {**need, "none": None}
     machine = Machine(lambda r, remat: need[remat] * r / 2)
-    predict = lambda r, remat: known[remat] and known[remat] * r / 2  # noqa: E731
+
+    def predict(r, remat):
+        return known[remat] and known[remat] * r / 2
+
+    assert search.search([1, 2], policies, 10.0, machine, predict)[:2] == (2, "some")
+    assert machine.asked == [(2, "some"), (2, "none")]
+    # Though nothing is known of most.
+    known["most"] = None
+    machine = Machine(lambda r, remat: need[remat] * r / 2)
     assert search.search([1, 2], policies, 10.0, machine, predict)[:2] == (2, "some")
     assert machine.asked == [(2, "some"), (2, "none")]
     # Foreseen wrongly, it is found all the same.
@@ -192,7 +200,7 @@ def test_where_all_rows_are_foreseen_to_fit_with_little_remat_that_is_compiled_f
 
 
 def test_memory_is_predicted_from_what_was_measured_of_the_same_model():
-    base, memory = command.load_config(FINETUNE, TrainConfig), search.Memory()
+    base, memory = command.load_config(FINETUNE, TrainConfig), search.Memory(16)
 
     def config(frames, tokens, llm="llama3.2-1b"):
         return override(
@@ -210,6 +218,12 @@ def test_memory_is_predicted_from_what_was_measured_of_the_same_model():
     assert memory.predict(config(16, 100), 2) == pytest.approx(need(16, 100, 2))
     assert memory.predict(config(16, 100, "llama3.2-3b"), 2) is None
     assert memory.predict(config(128, 625), 16) is None, "far from all that was measured"
+    # On another topology, too, until more is known there; more chips share what they share.
+    larger = search.Memory(64, memory)
+    assert larger.predict(config(16, 100), 2) == pytest.approx(need(16, 100, 2) - 5.0 * 3 / 4)
+    for frames, tokens, rows in ((32, 196, 1), (32, 196, 2), (8, 49, 4), (16, 4, 8)):
+        larger.add(config(frames, tokens), rows, 2 * need(frames, tokens, rows))
+    assert larger.predict(config(16, 100), 2) == pytest.approx(2 * need(16, 100, 2))
 
 
 def test_the_sweeps_are_the_62_configurations_of_table_6():
@@ -239,7 +253,7 @@ def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, c
     arguments = ("--config", FINETUNE, "--topology", "v5p:2x2x4", "--sweep", "star", "--out")
     ask(capsys, *arguments, tmp_path, code=130)
     file = tmp_path / "v5p-2x2x4.jsonl"
-    assert len(file.read_text().splitlines()) == stop
+    assert file.read_text().count("needed") == stop
     with file.open("a") as cut:
         cut.write('{"key": "half of a li')
     _, err = ask(capsys, *arguments, tmp_path, "--table")
@@ -255,6 +269,15 @@ def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, c
     # Half the memory: the same compiles give another table.
     half, _ = ask(capsys, *arguments, tmp_path, "--hbm", "48", code=0)
     assert "2 x 8" in half.splitlines()[2]
+    again, _ = ask(capsys, *arguments, tmp_path, "--table", code=0)
+    assert again == out
+    # Another topology with chips as large: what this one needed says where to look first.
+    first = len(compiled)
+    compiled.clear()
+    arguments = [a.replace("v5p:2x2x4", "v5p:4x2x2") for a in map(str, arguments)]
+    there, _ = ask(capsys, *arguments, tmp_path, code=0)
+    assert there == out
+    assert len(compiled) < first / 2
 
 
 def test_a_key_depends_on_the_program_and_not_on_where_it_is_written(tmp_path):
