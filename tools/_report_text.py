@@ -38,9 +38,18 @@ def _data(n: float) -> str:
     return f", finetuned on {units.count(n)} examples, the most there are runs of"
 
 
+def model_text(x) -> str:
+    """x = (x_N, x_T, x_V) in words."""
+    size, *counts = (units.count(value, 4) for value in x)
+    frames, tokens = (
+        f"{count} {what}{'s' * (count != '1')}"
+        for count, what in zip(counts, ("frame", "visual token"), strict=True)
+    )
+    return f"the {size} language model, {frames}, {tokens} a frame"
+
+
 def choice_text(choice: Choice, law) -> str:
     """One budget's answer in a few short sentences."""
-    size, frames, tokens = (units.count(value, 4) for value in choice.x)
     low, high = error_text(choice.low, law.scale), error_text(choice.high, law.scale)
     if choice.probability >= ALMOST:
         sure = "Nearly all bootstrap members choose it."
@@ -55,9 +64,9 @@ def choice_text(choice: Choice, law) -> str:
             f"them it is at most {points(choice.regret)} points worse than their own best."
         )
     text = (
-        f"Within {units.flops(choice.budget)}: the {size} language model, {frames} frames, "
-        f"{tokens} visual tokens a frame. Predicted error {error_text(choice.error, law.scale)}; "
-        f"nine in ten such runs would lie between {low} and {high}. {sure}"
+        f"Within {units.flops(choice.budget)}: {model_text(choice.x)}. Predicted error "
+        f"{error_text(choice.error, law.scale)}; nine in ten such runs would lie between {low} "
+        f"and {high}. {sure}"
     )
     if choice.outside:
         return f"{text} This extrapolates: {'; '.join(choice.outside)}."
@@ -71,13 +80,12 @@ def best_text(subject: Subject) -> str:
     best = np.flatnonzero(runs.error == least)
     if len(best) == count > 1:
         return f"All {count} runs have an error of {least:.1f}: nothing tells them apart."
-    size, frames, tokens = (units.count(value, 4) for value in runs.x[best[0]])
     n = subject.one_n if runs.n is None else runs.n[best[0]]
     others = f" (one of {len(best)} with this error)" if len(best) > 1 else ""
     of = f"The least measured error of {count} runs" if count > 1 else "The error of the one run"
     return (
-        f"{of} is {least:.1f}, with the {size} language model, {frames} frames, {tokens} visual "
-        f"tokens a frame and {units.count(n)} examples: {runs.run_id[best[0]]}{others}."
+        f"{of} is {least:.1f}, with {model_text(runs.x[best[0]])} and {units.count(n)} examples: "
+        f"{runs.run_id[best[0]]}{others}."
     )
 
 

@@ -222,6 +222,10 @@ def half_done(path):
     return store, asked
 
 
+def test_one_of_a_kind_is_named_so():
+    assert words.model_text((7e5, 1, 1)) == "the 700k language model, 1 frame, 1 visual token a frame"
+
+
 def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
     store, asked = half_done(tmp_path / "star")
     out = tmp_path / "out"
