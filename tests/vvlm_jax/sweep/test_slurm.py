@@ -254,8 +254,6 @@ SWEEP = """
 import dataclasses
 from configs.sweeps import mini
 
-mini.DATA = "DATA"
-
 
 def sweep():
     config = mini.sweep()
@@ -303,8 +301,9 @@ def events(store, job):
 @needs_submitit
 @pytest.mark.slow(reason="trains four times and waits for a node to be missed")
 def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, monkeypatch, capsys):
-    mini.write_data(tmp_path / "data")
-    (tmp_path / "mine.py").write_text(SWEEP.replace('DATA"', f'{tmp_path / "data"}"'))
+    monkeypatch.setattr(mini, "DATA", str(tmp_path / "data"))
+    mini.write_data(Path(mini.DATA))
+    (tmp_path / "mine.py").write_text(SWEEP)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
     here, config = swept(tmp_path / "here")
