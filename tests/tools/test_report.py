@@ -223,7 +223,8 @@ def half_done(path):
 
 
 def test_one_of_a_kind_is_named_so():
-    assert words.model_text((7e5, 1, 1)) == "the 700k language model, 1 frame, 1 visual token a frame"
+    text = "the 700k language model, 1 frame, 1 visual token a frame"
+    assert words.model_text((7e5, 1, 1)) == text
 
 
 def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
