@@ -58,13 +58,14 @@ def search(
             low, found = len(rows) - 1, (first, measured)
     while high - low > 1:
         expected = [predict(r, most) for r in rows]
-        if None in expected:
+        if guessing := None in expected:
             expected = _extrapolated(known, rows)
         guess = low + 1
         if (known or found) and expected[guess] > SURE * limit:
             break
         guess = max([guess, *(i for i in range(low + 1, high) if expected[i] < limit)])
-        first, measured = compiled(rows[guess])
+        r = rows[guess]
+        first, measured = (len(remats) - 1, at(r, most)) if guessing else compiled(r)
         if remats[first] == most:
             known[rows[guess]] = measured
         if measured.fits:
