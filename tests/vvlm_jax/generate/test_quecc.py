@@ -57,6 +57,7 @@ def test_layers_apart_answer_as_layers_that_are_scanned(folder):
     assert len(set(expected)) == len(ASKED)
 
 
+@pytest.mark.slow(reason="compiles several programs")
 def test_the_question_reaches_the_reply_through_the_video_alone(folder, monkeypatch):
     """Two rows of one text and one video, asked in different words: what is seen differs."""
     vlm = VideoVLM.load(folder)

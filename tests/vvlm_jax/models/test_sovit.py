@@ -105,6 +105,7 @@ def test_outputs_of_several_blocks_are_those_of_shallower_towers(remat):
         np.testing.assert_allclose(got, shallow.apply({"params": cut}, pixels()), atol=1e-5)
 
 
+@pytest.mark.slow(reason="compiles several encoders")
 def test_with_the_head_a_frame_is_one_token():
     model = vlm.VLM(WHOLE, LLAMA, 1, 5, jnp.float32)
     params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(0))

@@ -143,6 +143,7 @@ def test_newlines_are_their_own_embedding(params, inputs):
     np.testing.assert_array_equal(spliced[tokens != NEWLINE], plain[tokens != NEWLINE])
 
 
+@pytest.mark.slow(reason="compiles several models")
 def test_newlines_change_nothing_else_that_is_initialised():
     init = jax.jit(vlm.init, static_argnums=0)
     made = flatten_dict(init(MODEL, jax.random.key(3)), sep="/")
@@ -305,6 +306,7 @@ def test_every_policy_needs_less_memory_than_the_one_before():
         assert smaller < 0.95 * larger, dict(zip(REMAT, sizes, strict=True))
 
 
+@pytest.mark.slow(reason="compiles several models")
 def test_frames_in_chunks_need_less_memory():
     again = dataclasses.replace(MODEL, remat="full")
     whole, chunked = (
@@ -313,6 +315,7 @@ def test_frames_in_chunks_need_less_memory():
     assert chunked < 0.8 * whole
 
 
+@pytest.mark.slow(reason="compiles several models")
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_frames_in_chunks_are_the_frames_at_once(params, chunk):
     """Of 5 frames, which 2 does not divide."""
@@ -335,6 +338,7 @@ def test_frames_in_chunks_are_the_frames_at_once(params, chunk):
     assert_same_gradients(grads_again, grads)
 
 
+@pytest.mark.slow(reason="compiles several models")
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters(params, inputs):
     model = dataclasses.replace(MODEL, dtype=jnp.bfloat16)
     made = vlm.shapes(model)

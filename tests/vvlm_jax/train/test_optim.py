@@ -111,6 +111,7 @@ def test_every_group_has_its_norm(one_step):
     assert frozen["grad_norm/.*"] == pytest.approx(frozen["grad_norm"])
 
 
+@pytest.mark.slow(reason="compiles a train step twice")
 def test_the_first_moment_may_be_bfloat16(one_step):
     halved = dataclasses.replace(GROUPS, mu_dtype="bfloat16")
     (_, after, _), (_, exact, _) = one_step(halved), one_step(GROUPS)
@@ -124,6 +125,7 @@ def test_the_first_moment_may_be_bfloat16(one_step):
         np.testing.assert_allclose(after.trainable[path], x, rtol=0, atol=5e-3 / 100)
 
 
+@pytest.mark.slow(reason="compiles a train step twice")
 def test_the_norm_counts_trained_parameters_only(one_step):
     before, after, metrics = one_step(LINEAR)
     squares = {}
@@ -231,6 +233,7 @@ def test_splitting_a_batch_changes_nothing_but_rounding(one_step, microbatches, 
         np.testing.assert_allclose(after.trainable[path], x, atol=2e-6 * size, err_msg=path)
 
 
+@pytest.mark.slow(reason="compiles a train step twice")
 def test_token_and_sample_weighting_differ(one_step, batch):
     losses = [one_step(LINEAR, 1, weighting)[2]["loss"] for weighting in ("token", "sample")]
     assert abs(losses[0] - losses[1]) > 1e-4

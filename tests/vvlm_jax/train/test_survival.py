@@ -130,6 +130,7 @@ def whole_steps(folder):
 # Resumed in another process.
 
 
+@pytest.mark.slow(reason="starts a trainer several times")
 @pytest.mark.parametrize("every", [1, 5])
 def test_k_steps_and_a_resume_are_n_steps(children, job, straight, tmp_path, every):
     """Stopped while a step accumulates, at a save (every 1; what continues then compiles the step
