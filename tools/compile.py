@@ -51,7 +51,9 @@ class Args:
     sweep: Literal["star", "isoflop"] | None = None
     """The table of Table 6's star (13 configurations) or isoFLOP curves (49)."""
     out: Path = Path("runs/compile")
-    """Of a sweep: where every compile is kept, one line each."""
+    """Of a sweep: where every compile is kept, one line each. Another topology's compiles there save
+    about half of this one's, as they say where to look first.
+    """
     table: bool = False
     """Of a sweep: print the Markdown table of what is kept, and compile nothing."""
 
