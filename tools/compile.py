@@ -51,8 +51,8 @@ class Args:
     sweep: Literal["star", "isoflop"] | None = None
     """The table of Table 6's star (13 configurations) or isoFLOP curves (49)."""
     out: Path = Path("runs/compile")
-    """Of a sweep: where every compile is kept, one line each. Another topology's compiles there save
-    about half of this one's, as they say where to look first.
+    """Of a sweep: where every compile is kept, one line each. Those of another topology there say
+    where to look first, which saves compiles.
     """
     table: bool = False
     """Of a sweep: print the Markdown table of what is kept, and compile nothing."""
