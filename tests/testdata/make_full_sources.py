@@ -1,6 +1,6 @@
 """Make annotations for the whole of Table 3's mixture, in the layouts in which it is published.
 
-    python -m tests.testdata.make_full_sources DIR    # 2,192,374 rows, 1.3 GB; a few minutes
+    python -m tests.testdata.make_full_sources DIR    # 2,192,374 rows, 1.4 GB; a few minutes
 
 Folders, files and the shape of rows are those of `make_sources`; what is said are words drawn with
 a seed, in lengths like the real ones'. Every file's rows are about the same few clips, which are
