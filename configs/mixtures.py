@@ -6,7 +6,7 @@ ROOT holds a folder a repository, named as the repository is: `LLaVA-Pretrain`, 
 `VideoGPT-plus_Training_Dataset`. Counts are those of the paper's Table 3.
 """
 
-from vvlm_jax.data.mixture import MixtureConfig, SourceConfig, SubsetConfig
+from vvlm_jax.data.prepare.mixture import MixtureConfig, SourceConfig, SubsetConfig
 
 _LLAVA_VIDEO = "LLaVA-Video-178K"
 _VIDEOGPT = "VideoGPT-plus_Training_Dataset"

@@ -12,8 +12,9 @@ Cells of s x s patches must tile the grid. Theirs is 24 x 24, V = (24 / s)^2 = 1
 
 import dataclasses
 
-from configs import finetune
 from vvlm_jax.config import TrainConfig
+
+from . import finetune
 
 LAYERS = (14, 18, 25, 26)
 

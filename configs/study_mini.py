@@ -3,7 +3,7 @@
 python -m tools.study --config configs/study_mini.py --out runs/mini
 """
 
-from configs.study import StudyConfig
+from .study import StudyConfig
 
 
 def config() -> StudyConfig:

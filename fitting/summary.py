@@ -1,13 +1,13 @@
 """The report of one fit as a page of text: what was done, the values, how far to trust them.
 
-Takes a `fitting.fit.BaggedFit`; pure text, no computation that the fit does not keep the data for.
+Takes a `fitting.fits.BaggedFit`; pure text, no computation that the fit does not keep the data for.
 """
 
 import numpy as np
 
-from fitting import objective
 from fitting.forms import factor_labels
-from fitting.objective import Loss
+from fitting.optimise import objective
+from fitting.optimise.objective import Loss
 
 WIDE = 2.0  # 90% range of an exponent or a log coefficient from which it counts as undetermined
 SELDOM = 0.05  # share of members: a term absent in fewer is there, in all but so few is not

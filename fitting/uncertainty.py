@@ -11,9 +11,9 @@ from statistics import NormalDist
 
 import numpy as np
 
-from fitting.frontier import by_cost
+from fitting.frontiers import by_cost
 from fitting.law import BaggedFit
-from fitting.solve import FAILED
+from fitting.optimise.search import FAILED
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
@@ -57,7 +57,7 @@ def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> De
 
     Args:
       law: a `BaggedFit`.
-      domain, cost: as in `fitting.frontier.frontier`.
+      domain, cost: as in `fitting.frontiers.frontier`.
       budget: in the unit of the cost.
       num_examples: n; None for a law without n.
 

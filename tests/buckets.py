@@ -5,13 +5,13 @@ from pathlib import Path
 import fsspec
 from etils.epath import backend
 
-from vvlm_jax.data import places
-from vvlm_jax.sweep.buckets import Key
+from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import Key
 
 
 def forget_filesystems() -> None:
     """So that the next one asks for credentials and addresses again, and has no listing."""
-    places._filesystem.cache_clear()
+    files._filesystem.cache_clear()
     backend.fsspec_backend._get_filesystem.cache_clear()
     for scheme in ("gs", "s3"):
         try:

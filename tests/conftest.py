@@ -226,7 +226,7 @@ def object_server():
         if not importlib.util.find_spec(parent) or not importlib.util.find_spec(name):
             pytest.skip(f"needs {name}: pip install -r tests/requirements.txt")
     server = subprocess.Popen(
-        [sys.executable, "-m", "tests.vvlm_jax.sweep.object_server"],
+        [sys.executable, "-m", "tests.vvlm_jax.storage.object_server"],
         env=os.environ | {"PYTHONPATH": str(TESTS.parent)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

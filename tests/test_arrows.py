@@ -1,7 +1,6 @@
 """The arrows between the rooms, read from the import statements and held.
 
-A room is a module or a folder directly inside a package: `vvlm_jax.models`, `fitting.solve`. A
-room may import itself, the floors below its own, and its neighbours as long as no circle comes of
+A room is a module or a folder directly inside a package: `vvlm_jax.models`, `fitting.law`. A room may import itself, the floors below its own, and its neighbours as long as no circle comes of
 it. The checker works on source text, so that it can be tested on planted violations; the last part
 of this file applies it to the tree.
 """
@@ -32,26 +31,27 @@ TREE_MAY_IMPORT = {
 # One row a floor, from the ground up. A room may import the floors below its own.
 FLOORS = {
     "vvlm_jax": [
-        "types config sharding devices distributed",
-        "data models",
-        "weights train generate flops",
-        "eval",
+        "types config config_check override sharding devices distributed progress atomic",
+        "storage",
+        "data models flops",
+        "weights train generate",
+        "eval compile costs",
         "sweep",
     ],
     "fitting": [
         "config",
-        "units sweeps cost runs forms objective canvas web",
-        "solve descent bootstrap starts summary",
-        "fit law",
-        "selection frontier",
-        "elasticity uncertainty design",
-        "plots html analysis",
-        "report",
+        "formatting sweeps cost runs forms",
+        "optimise bootstrap summary",
+        "fits law",
+        "validation frontiers",
+        "elasticities uncertainty",
+        "planner planner_text",
+        "figures report",
     ],
 }
 # Rooms that see less than their floor does.
 NARROWER = {
-    "vvlm_jax.data": "types config data",
+    "vvlm_jax.data": "types config progress atomic storage data",
     "vvlm_jax.models": "types config sharding models",
     "fitting.sweeps": "config sweeps",
     "fitting.cost": "config cost",
@@ -59,9 +59,9 @@ NARROWER = {
 
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")
 ONLY_IN = {
-    "jaxopt": "fitting.solve",
+    "jaxopt": "fitting.optimise.search",
     "lmms_eval": "vvlm_jax.eval.lmms vvlm_jax.eval.lmms_entry",
-    "submitit": "vvlm_jax.sweep.slurm",
+    "submitit": "vvlm_jax.sweep.launch.slurm",
     "torch": "tools.bench.torch_train tools.bench.bench_model",  # what they measure against
 }
 
@@ -212,7 +212,7 @@ print(json.dumps(failed))
 @pytest.mark.parametrize(
     ("module", "line", "why"),
     [
-        ("vvlm_jax.train.loop", "import fitting.fit", "stay apart"),
+        ("vvlm_jax.train.loop", "import fitting.fits", "stay apart"),
         ("fitting.cost", "from vvlm_jax.flops import prefill", "stay apart"),
         ("vvlm_jax.sweep.jobs", "from configs import study", "not for vvlm_jax"),
         ("configs.study", "from tools.study import main", "not for configs"),
@@ -221,15 +221,19 @@ print(json.dumps(failed))
         ("vvlm_jax.models.vlm", "from vvlm_jax.data.video import decode", "not below"),
         ("vvlm_jax.data.frames", "from vvlm_jax.sharding import mesh", "not below"),
         ("vvlm_jax.data.frames", "def f():\n    import vvlm_jax.models.vlm", "not below"),
-        ("vvlm_jax.generate.generate", "import vvlm_jax.eval.mcq", "not below"),
-        ("fitting.fit", "from fitting import report", "not below"),
-        ("fitting.fit", "from . import report", "not below"),
-        ("fitting.fit", "import importlib\nimportlib.import_module('fitting.plots')", "not below"),
-        ("fitting.frontier", "from fitting.design import next_run", "not below"),
+        ("vvlm_jax.generate.generate", "import vvlm_jax.eval.answers", "not below"),
+        ("fitting.fits", "from fitting import report", "not below"),
+        ("fitting.fits", "from . import report", "not below"),
+        (
+            "fitting.fits",
+            "import importlib\nimportlib.import_module('fitting.figures')",
+            "not below",
+        ),
+        ("fitting.frontiers", "from fitting.uncertainty import decide", "not below"),
         ("fitting.sweeps", "from fitting.cost import flops", "not below"),
-        ("fitting.fit", "from fitting import FitConfig", "hides where"),
-        ("fitting.fit", "import fitting", "hides where"),
-        ("fitting.fit", "import jaxopt", "alone"),
+        ("fitting.fits", "from fitting import FitConfig", "hides where"),
+        ("fitting.fits", "import fitting", "hides where"),
+        ("fitting.fits", "import jaxopt", "alone"),
         ("vvlm_jax.eval.runner", "from lmms_eval import api", "alone"),
         ("vvlm_jax.weights.huggingface", "import torch", "bench_model alone"),
         ("tools.prepare", "import tensorflow as tf", "nowhere"),
@@ -253,8 +257,8 @@ def test_a_planted_violation_is_caught(module, line, why):
         ("vvlm_jax.models.vlm", "from .llama import Llama"),
         ("vvlm_jax.train.step", "import jax\nfrom vvlm_jax.models.vlm import Vlm"),
         ("vvlm_jax.train.loop", "from vvlm_jax import flops"),
-        ("fitting.solve", "import jaxopt"),
-        ("fitting.report", "from fitting.plots import curves"),
+        ("fitting.optimise.search", "import jaxopt"),
+        ("fitting.report.page", "from fitting.figures import curves"),
         ("tools.study", "import fitting\nfrom configs import study\nfrom vvlm_jax import flops"),
         ("tools.convert", "import tensorflow_datasets"),
     ],
@@ -265,17 +269,17 @@ def test_an_allowed_import_passes(module, line):
 
 def test_a_circle_between_neighbours_is_caught():
     sources = {
-        "fitting.report": "from fitting import plots",
-        "fitting.plots": "from fitting.report import text",
+        "fitting.report.page": "from fitting import figures",
+        "fitting.figures": "from fitting.report.page import text",
     }
-    assert set(circle_of_rooms(sources, set(), "fitting")) == {"report", "plots"}
-    sources["fitting.plots"] = "import matplotlib"
+    assert set(circle_of_rooms(sources, set(), "fitting")) == {"report", "figures"}
+    sources["fitting.figures"] = "import matplotlib"
     assert circle_of_rooms(sources, set(), "fitting") is None
 
 
 def test_loading_jax_is_noticed():
-    failed = failures_without_jax(["json", "flax.linen", "fitting.solve"])
-    assert failed.keys() == {"flax.linen", "fitting.solve"}
+    failed = failures_without_jax(["json", "flax.linen", "fitting.optimise.search"])
+    assert failed.keys() == {"flax.linen", "fitting.optimise.search"}
 
 
 # The tree.

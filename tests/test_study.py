@@ -15,7 +15,7 @@ import pytest
 
 from fitting.runs import read_runs
 from tests.processes import FAST_TO_COMPILE
-from vvlm_jax.sweep.store import Store
+from vvlm_jax.sweep.store.store import Store
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = [

@@ -2,8 +2,8 @@
 
 import math
 
-from fitting.units import aligned
-from tools._compile_programs import GIB, Measured, parse_topology
+from fitting.formatting import aligned
+from vvlm_jax.compile.programs import GIB, Measured, parse_topology
 from vvlm_jax.config import TrainConfig
 
 

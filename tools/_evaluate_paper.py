@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError, LlamaConfig, choose
-from vvlm_jax.eval import paper
+from vvlm_jax.eval import benchmarks
 from vvlm_jax.eval.judge import Judge
-from vvlm_jax.eval.relay import GRADES, Relay
-from vvlm_jax.sweep.document import write_json
+from vvlm_jax.eval.judge_server import GRADES, Relay
+from vvlm_jax.sweep.store.sweep_json import write_json
 
 LENGTH = 1024
 """Longest reply, in tokens, where a task sets none."""
@@ -22,7 +22,7 @@ def evaluate(args) -> None:
 
     Raises ConfigError for options that cannot work, and where LMMs-Eval is not installed.
     """
-    tasks = paper.choose(args.tasks)
+    tasks = benchmarks.choose(args.tasks)
     _check(args)
     _set(HF_HOME=str(Path("~/.cache/huggingface").expanduser()), LOGURU_LEVEL="WARNING")
     out = args.out or args.model / "eval-paper"
@@ -41,7 +41,7 @@ def evaluate(args) -> None:
                 found[task.name] = _evaluate(task, lm, relay, judge, args, out)
     for task in tasks:
         _tell(task.name, found[task.name])
-    scores = paper.average({task.name: found[task.name]["score"] for task in tasks})
+    scores = benchmarks.average({task.name: found[task.name]["score"] for task in tasks})
     if "avg" in scores:
         print(f"{'avg':6s} {scores['avg']:6.2f}")
     _add_rows(args, out, row, scores)
@@ -124,7 +124,9 @@ def _model(args, out: Path):
     )
 
 
-def _evaluate(task: paper.Task, lm, relay: Relay, judge: Judge | None, args, out: Path) -> dict:
+def _evaluate(
+    task: benchmarks.Task, lm, relay: Relay, judge: Judge | None, args, out: Path
+) -> dict:
     """{score, parts, questions, unreadable, ungraded}; kept in out, beside the samples."""
     from vvlm_jax.eval import lmms
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting.analysis import Analysis, examine, findings
 from fitting.cost import CostConstants
-from fitting.html import Report
-from fitting.report import add_law, add_tasks
+from fitting.report.compute import Analysis, examine, findings
+from fitting.report.html import Report
+from fitting.report.page import add_law, add_tasks
 from fitting.runs import FACTORS, RunTable
 from fitting.sweeps import Domain
 

@@ -1,11 +1,12 @@
 """The page's last sections: which form to trust, and what the options are worth."""
 
-from fitting import units
-from fitting.canvas import drawn
+from fitting import formatting
+from fitting.figures.style import drawn
 from fitting.forms import factor_labels
-from tools._report_jobs import Subject
-from tools._report_page import Page
-from tools._report_text import absent_forms, bagging_table, comparison_table, named, signed
+
+from ._report_jobs import Subject
+from ._report_page import Page
+from ._report_text import absent_forms, bagging_table, comparison_table, named, signed
 
 FOLDS_TEXT = "CV: 5 random folds; isoFLOP: runs predicted by fits to the star alone"
 
@@ -33,7 +34,7 @@ def add_forms(page: Page, draw_errors) -> None:
             if not found.extrapolation:
                 report.absent("Star → isoFLOP", "It needs runs of both sweeps.")
             if subject.one_n is not None:
-                why = f"All runs have n = {units.count(subject.one_n)}."
+                why = f"All runs have n = {formatting.count(subject.one_n)}."
                 report.absent("Forms in which factors and n interact", why)
             rows += named(subject.metric, headers, table)
     _save(page, "table2", rows)
@@ -81,14 +82,14 @@ def add_appendix(page: Page, tables8: dict, tables9: dict, tables10: dict) -> No
             continue
         top, unit, rows = ten
         heads = ("changed", "to", *factor_labels(len(subject.table.factors)))
-        rows = [(w, units.count(v), *map(signed, e)) for w, v, e in rows]
+        rows = [(w, formatting.count(v), *map(signed, e)) for w, v, e in rows]
         report.table(
             heads,
             rows,
             "As the paper's Table 10: mean elasticity of x* to n where one choice differs from "
-            f"300 budgets of {units.flops(top / 100)} to {units.flops(top)}, 100 data sizes "
-            f"of {units.count(unit)} to {units.count(10 * unit)}, and a step of "
-            f"{units.count(5 * unit)}. n above {units.count(subject.table.n.max())} "
+            f"300 budgets of {formatting.flops(top / 100)} to {formatting.flops(top)}, 100 data sizes "
+            f"of {formatting.count(unit)} to {formatting.count(10 * unit)}, and a step of "
+            f"{formatting.count(5 * unit)}. n above {formatting.count(subject.table.n.max())} "
             "extrapolates.",
         )
         saved["table10"] += named(metric, heads, rows)

@@ -146,7 +146,7 @@ def _end_with_parent() -> None:
 
 def law_job(table: RunTable, config: FitConfig):
     """A `BaggedFit`, or why there is none."""
-    from fitting.fit import fit
+    from fitting.fits import fit
 
     try:
         return fit(table, config)
@@ -160,16 +160,16 @@ def entries_job(tables: dict[str, RunTable], name: str, config: FitConfig) -> di
 
 
 def _entry(table: RunTable, name: str, config: FitConfig):
-    from fitting import selection
+    from fitting import validation
 
-    splits = [selection.random_folds(table, FOLDS, config.seed)]
+    splits = [validation.random_folds(table, FOLDS, config.seed)]
     if extrapolates(table):
-        splits.append(selection.column_split(table, "sweep=star", "sweep=isoflop"))
+        splits.append(validation.column_split(table, "sweep=star", "sweep=isoflop"))
     try:
-        law, validations = selection.validate(table, config, splits)
+        law, validations = validation.validate(table, config, splits)
     except ValueError as e:
         return str(e)
-    return selection.Entry(name, law, validations)
+    return validation.Entry(name, law, validations)
 
 
 def extrapolates(table: RunTable) -> bool:
@@ -179,7 +179,7 @@ def extrapolates(table: RunTable) -> bool:
 
 def comparison(table: RunTable, entries: list):
     """A `Comparison` of the entries that there are; None of none."""
-    from fitting.selection import Comparison
+    from fitting.validation import Comparison
 
     entries = tuple(entry for entry in entries if not isinstance(entry, str))
     split = entries[0].validations[-1].name if entries and extrapolates(table) else None
@@ -231,8 +231,9 @@ class Choice(NamedTuple):
 
 def metric_job(subject: Subject, law, compared, settings: Settings) -> Findings:
     """Frontier, elasticity, decisions and all the figures of one metric."""
-    from fitting.analysis import examine
-    from tools._fit_page import measured_domain
+    from fitting.report.compute import examine
+
+    from ._fit_page import measured_domain
 
     if isinstance(law, str):
         return Findings(None, figures(subject, law, None, None, settings), [])
@@ -246,11 +247,11 @@ def metric_job(subject: Subject, law, compared, settings: Settings) -> Findings:
 
 def figures(subject: Subject, why: str, analysis, compared, settings: Settings) -> dict:
     """name -> `Drawn`, or why there is none."""
-    from fitting import plots
+    from fitting import figures
 
     table, cost, one_n = subject.table, settings.cost, subject.one_n
     draw = functools.partial(_drawn, subject.metric, settings.mark)
-    found = {"figure7_runs": draw(lambda: plots.all_runs(table, cost))}
+    found = {"figure7_runs": draw(lambda: figures.all_runs(table, cost))}
     names = ("figure1_performance", "figure2_isoflop", "figure3a_parameters", "figure3b_predicted")
     if analysis is None:
         return found | dict.fromkeys((*names, "figure4_frontier"), why)
@@ -262,26 +263,28 @@ def figures(subject: Subject, why: str, analysis, compared, settings: Settings) 
         predictions = {v.name: v.predicted for v in validations}
     fitted_n = (0.0, np.inf) if change is None else tuple(law.ranges[-1])
     ways = (
-        lambda: plots.iso_performance(law, table),
-        lambda: plots.isoflop_curves(law, table, cost),
-        lambda: plots.parameter_boxes(law),
-        lambda: plots.predicted_vs_actual(table, predictions),
+        lambda: figures.iso_performance(law, table),
+        lambda: figures.isoflop_curves(law, table, cost),
+        lambda: figures.parameter_boxes(law),
+        lambda: figures.predicted_vs_actual(table, predictions),
     )
     found |= {name: draw(way) for name, way in zip(names, ways, strict=True)}
     if one_n is not None and isinstance(found["figure1_performance"], str):
         found["figure1_performance"] += f" All runs have n = {one_n:g}."
     return found | {
         "figure4_frontier": draw(
-            lambda: plots.frontier_paths(analysis.frontier, law.factors, change, fitted_n=fitted_n)
+            lambda: figures.frontier_paths(
+                analysis.frontier, law.factors, change, fitted_n=fitted_n
+            )
         )
     }
 
 
 def _drawn(metric: str, mark: str, draw):
-    from fitting import canvas
+    from fitting.figures import style
 
     try:
-        return canvas.drawn(draw(), title=metric, mark=mark)
+        return style.drawn(draw(), title=metric, mark=mark)
     except ValueError as e:
         text = str(e)
         return text[:1].upper() + text[1:] + "." * (not text.endswith("."))
@@ -290,7 +293,8 @@ def _drawn(metric: str, mark: str, draw):
 def decisions(analysis, domain, most: int = 6) -> list[Choice]:
     """At round budgets within what the runs cost, with the runs' largest n."""
     from fitting.uncertainty import decide, prediction_interval
-    from tools.plan import outside
+
+    from .plan import outside
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n = None if law.examples is None else float(table.n.max())
@@ -321,7 +325,7 @@ def budgets(measured, offered, most: int) -> np.ndarray:
     """At most so many round costs between the least and the largest of the runs, none below the
     cheapest configuration on offer.
     """
-    from fitting.canvas import round_ticks
+    from fitting.figures.style import round_ticks
 
     ticks = np.unique(np.maximum(round_ticks(measured), np.min(offered)))
     spread = np.linspace(0, len(ticks) - 1, min(most, len(ticks))).round()
@@ -334,8 +338,9 @@ def sensitivity_job(table: RunTable, law, cost: CostConstants) -> tuple[float, f
     The largest budget is the dearest run's cost, the least n half the largest of the runs, to one
     digit: for the paper's runs 100 TFLOPs and 1M, Appendix E's grid.
     """
-    from fitting.elasticity import sensitivity
-    from tools._fit_page import measured_domain
+    from fitting.elasticities import sensitivity
+
+    from ._fit_page import measured_domain
 
     top, unit = float(f"{cost(table.x).max():.0e}"), float(f"{table.n.max():.0e}") / 2
     return top, unit, sensitivity(law, measured_domain(table), cost, top, unit)

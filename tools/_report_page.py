@@ -1,18 +1,19 @@
 """The page of `tools.report`: what to deploy first, then every figure and table, by subject."""
 
-from fitting import units
-from fitting.analysis import (
+from fitting import formatting
+from fitting.figures.style import Drawn, drawn, stacked
+from fitting.report.compute import (
     GOOD_R2,
     deployment_headers,
     deployment_rows,
     findings,
     fitted_score,
 )
-from fitting.canvas import Drawn, drawn, stacked
-from fitting.html import Report
-from fitting.report import add_elasticity_tables
-from tools._report_jobs import Findings, Settings, Subject
-from tools._report_text import (
+from fitting.report.html import Report
+from fitting.report.page import add_elasticity_tables
+
+from ._report_jobs import Findings, Settings, Subject
+from ._report_text import (
     CHOICE_HEADERS,
     best_text,
     choice_row,
@@ -135,8 +136,8 @@ class Page:
         scores = ["-", "-"]
         if analysis.comparison:
             unseen = analysis.comparison.entry(analysis.law.config.form).cross_validation
-            scores = [units.number(unseen.r2), units.number(unseen.percent)]
-        fitted = units.number(fitted_score(analysis).r2)
+            scores = [formatting.number(unseen.r2), formatting.number(unseen.percent)]
+        fitted = formatting.number(fitted_score(analysis).r2)
         name = analysis.law.config.form
         doubts = len(findings(analysis))
         return [subject.metric, len(subject.table), name, *scores, fitted, doubts]
@@ -289,7 +290,7 @@ class Page:
             if analysis.elasticity is not None:
                 add_elasticity_tables(report, analysis.elasticity, analysis.law)
             elif subject.one_n is not None:
-                why = f"All runs have n = {units.count(subject.one_n)}."
+                why = f"All runs have n = {formatting.count(subject.one_n)}."
                 report.absent("Elasticity to the number of examples", why)
 
     def tasks(self, draw_elasticity, draw_vision) -> None:
@@ -332,8 +333,8 @@ class Page:
             f"{law.starts} starts, seed {law.seed}, |exponent| at most {law.exponent_cap:g}; the "
             "paper uses 100 resamples and 500 starts. They are kept in laws/, for "
             "python -m tools.plan.",
-            f"Costs: equation 1 with a vision model of {units.count(cost.vision_params)} "
-            f"parameters and {units.count(cost.features_per_frame)} features a frame; text and "
+            f"Costs: equation 1 with a vision model of {formatting.count(cost.vision_params)} "
+            f"parameters and {formatting.count(cost.features_per_frame)} features a frame; text and "
             "decoding are not counted, and FLOPs are not seconds.",
         ]
         if check is not None and check.resampling == "none":

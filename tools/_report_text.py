@@ -2,11 +2,12 @@
 
 import numpy as np
 
-from fitting import units
-from fitting.analysis import error_text
+from fitting import formatting
 from fitting.forms import PAPER_FORMS
-from fitting.selection import bagging
-from tools._report_jobs import Choice, Findings, Subject
+from fitting.report.compute import error_text
+from fitting.validation import bagging
+
+from ._report_jobs import Choice, Findings, Subject
 
 ALMOST = 0.98  # share of the members from which all but agree
 SHAKY = 0.5  # below: near ties, or members that disagree
@@ -26,21 +27,21 @@ def path_text(choices: list[Choice]) -> str:
         return f"The best configuration within one budget{data}:"
     moves, names = [], ("language model stays", "frames stay", "tokens stay")
     for name, a, b in zip(names, first.x, last.x, strict=True):
-        ends, what = (units.count(a, 4), units.count(b, 4)), name.rpartition(" ")[0]
+        ends, what = (formatting.count(a, 4), formatting.count(b, 4)), name.rpartition(" ")[0]
         moves.append(f"{what} {ends[0]} → {ends[1]}" if a != b else f"{name} at {ends[0]}")
     return (
-        f"From {units.flops(first.budget)} to {units.flops(last.budget)} a video{data}: "
+        f"From {formatting.flops(first.budget)} to {formatting.flops(last.budget)} a video{data}: "
         f"{', '.join(moves)}."
     )
 
 
 def _data(n: float) -> str:
-    return f", finetuned on {units.count(n)} examples, the most there are runs of"
+    return f", finetuned on {formatting.count(n)} examples, the most there are runs of"
 
 
 def model_text(x) -> str:
     """x = (x_N, x_T, x_V) in words."""
-    size, *counts = (units.count(value, 4) for value in x)
+    size, *counts = (formatting.count(value, 4) for value in x)
     frames, tokens = (
         f"{count} {what}{'s' * (count != '1')}"
         for count, what in zip(counts, ("frame", "visual token"), strict=True)
@@ -64,7 +65,7 @@ def choice_text(choice: Choice, law) -> str:
             f"them it is at most {points(choice.regret)} points worse than their own best."
         )
     text = (
-        f"Within {units.flops(choice.budget)}: {model_text(choice.x)}. Predicted error "
+        f"Within {formatting.flops(choice.budget)}: {model_text(choice.x)}. Predicted error "
         f"{error_text(choice.error, law.scale)}; nine in ten such runs would lie between {low} "
         f"and {high}. {sure}"
     )
@@ -84,7 +85,7 @@ def best_text(subject: Subject) -> str:
     others = f" (one of {len(best)} with this error)" if len(best) > 1 else ""
     of = f"The least measured error of {count} runs" if count > 1 else "The error of the one run"
     return (
-        f"{of} is {least:.1f}, with {model_text(runs.x[best[0]])} and {units.count(n)} examples: "
+        f"{of} is {least:.1f}, with {model_text(runs.x[best[0]])} and {formatting.count(n)} examples: "
         f"{runs.run_id[best[0]]}{others}."
     )
 
@@ -93,9 +94,9 @@ def choice_row(choice: Choice, law) -> list[str]:
     """The same under `CHOICE_HEADERS`."""
     ends = [error_text(value, law.scale) for value in (choice.error, choice.low, choice.high)]
     return [
-        units.flops(choice.budget),
-        *(units.count(value, 4) for value in choice.x),
-        units.flops(choice.cost),
+        formatting.flops(choice.budget),
+        *(formatting.count(value, 4) for value in choice.x),
+        formatting.flops(choice.cost),
         ends[0],
         f"{ends[1]} to {ends[2]}",
         f"{choice.probability:.0%}",
@@ -116,7 +117,7 @@ def runs_alt(runs) -> str:
 
     def one(r):
         parts = [
-            f"{units.short(f)} {units.count(v)}"
+            f"{formatting.short(f)} {formatting.count(v)}"
             for f, v in zip(runs.factors, runs.x[r], strict=True)
         ]
         return f"{runs.error[r]:.1f} ({', '.join(parts)})"
@@ -137,10 +138,10 @@ def frontier_alt(found: Findings) -> str:
     first, last = found.decisions[0], found.decisions[-1]
     factors = found.analysis.law.factors
     moves = [
-        f"{units.label(name)} from {units.count(a)} to {units.count(b)}"
+        f"{formatting.label(name)} from {formatting.count(a)} to {formatting.count(b)}"
         for name, a, b in zip(factors, first.x, last.x, strict=True)
     ]
-    ends = f"{units.flops(first.budget)} to {units.flops(last.budget)}"
+    ends = f"{formatting.flops(first.budget)} to {formatting.flops(last.budget)}"
     return f"Best value of each factor against the budget: from {ends}, {', '.join(moves)}."
 
 
@@ -150,11 +151,11 @@ def values(table, cost) -> tuple[list[str], list[list]]:
     keys = {}
     for r in range(len(table)):
         sweep = table.columns["sweep"][r] if "sweep" in table.columns else ""
-        n = () if table.n is None else (units.count(table.n[r]),)
-        x = [units.count(v, 4) for v in table.x[r]]
-        head = (table.run_id[r], sweep, *x, *n, units.flops(float(cost(table.x[r]))))
+        n = () if table.n is None else (formatting.count(table.n[r]),)
+        x = [formatting.count(v, 4) for v in table.x[r]]
+        head = (table.run_id[r], sweep, *x, *n, formatting.flops(float(cost(table.x[r]))))
         keys.setdefault(head, {})[table.metric[r]] = f"{table.error[r]:.2f}"
-    names = [units.short(name) for name in table.factors] + ["n"] * (table.n is not None)
+    names = [formatting.short(name) for name in table.factors] + ["n"] * (table.n is not None)
     rows = [[*head, *(errors.get(m, "-") for m in metrics)] for head, errors in keys.items()]
     return ["run", "sweep", *names, "cost", *metrics], rows
 
@@ -166,7 +167,7 @@ def comparison_table(found, what: str) -> tuple[tuple, list]:
     for entry in found.entries:
         scores = list(entry.cross_validation)
         scores += found.score(entry.name, found.extrapolation) if found.extrapolation else ()
-        rows.append([entry.name, entry.num_parameters, *map(units.number, scores)])
+        rows.append([entry.name, entry.num_parameters, *map(formatting.number, scores)])
     return tuple(heads), rows
 
 
@@ -178,7 +179,7 @@ def bagging_table(compared) -> tuple[tuple, list]:
     for line in bagging(compared):
         scores = [*line.train, *line.cross_validation]
         scores += line.extrapolation if compared.extrapolation else ()
-        rows.append([line.resamples, line.aggregate, *map(units.number, scores)])
+        rows.append([line.resamples, line.aggregate, *map(formatting.number, scores)])
     return tuple(heads), rows
 
 

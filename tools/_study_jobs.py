@@ -9,8 +9,6 @@ import json
 import math
 from pathlib import Path
 
-from configs import study as stages
-from configs.study import StudyConfig
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, TrainConfig, choose, tokens_side
 from vvlm_jax.flops import llm_params
@@ -19,8 +17,14 @@ from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep import jobs as sweep_jobs
 from vvlm_jax.sweep import plan
 from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig, SweepPoint
-from vvlm_jax.sweep.store import Job, State, Store
-from vvlm_jax.sweep.work import Context
+from vvlm_jax.sweep.store.store import Job, State, Store
+from vvlm_jax.sweep.worker import Context
+
+from .common import shipped
+
+stages = shipped("study")
+"""Training stages of the study; `StudyConfig` is defined there, too."""
+StudyConfig = stages.StudyConfig
 
 UNTRAINED = 3
 """One random projector may by chance turn what is seen into a preference for wrong answers; the
@@ -308,7 +312,7 @@ def ask_untrained(context: Context) -> dict:
     from vvlm_jax.models import vlm
     from vvlm_jax.sharding import make_mesh
     from vvlm_jax.train import optim
-    from vvlm_jax.train.program import initial_state
+    from vvlm_jax.train.compiled import initial_state
 
     seed, run = context.job.argument["seed"], context.store.job(f"{context.job.run}/train")
     config = sweep_jobs.train_config(dataclasses.replace(context, job=run))

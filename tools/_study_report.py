@@ -7,17 +7,17 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from configs.study import StudyConfig
-from fitting.analysis import analyse
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
-from fitting.html import Report
-from fitting.report import add_law
+from fitting.report.compute import analyse
+from fitting.report.html import Report
+from fitting.report.page import add_law
 from fitting.runs import read_runs, write_runs
-from tools._study_jobs import Results, star_center
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
 from vvlm_jax.sweep.config import SweepPoint
+
+from ._study_jobs import Results, star_center
 
 MADE_FOR = {
     "num_frames": "flash",
@@ -59,7 +59,7 @@ class Effect:
         return self.drop / max(np.hypot(*self.stderrs), 1e-9)
 
 
-def write(study: StudyConfig, points, rows, results: Results, work: Path, out: Path, cost, domain):
+def write(study, points, rows, results: Results, work: Path, out: Path, cost, domain):
     """Writes OUT/runs.csv, OUT/fit, OUT/figures and OUT/report.html.
 
     Args:

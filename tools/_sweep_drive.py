@@ -4,9 +4,10 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from tools import _sweep_text as text
-from vvlm_jax.sweep import local
-from vvlm_jax.sweep.store import State, Store
+from vvlm_jax.sweep.launch import local
+from vvlm_jax.sweep.store.store import State, Store
+
+from . import _sweep_text as text
 
 
 def drive(
@@ -30,7 +31,7 @@ def drive(
             text.note(line)
         progress(states)
 
-    command = [sys.executable, "-m", "tools.sweep", "work", str(store.path)]
+    command = [sys.executable, "-m", "vvlm", "sweep", "work", str(store.path)]
     try:
         done = local.run(store, command, shares, look)
     finally:

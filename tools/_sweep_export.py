@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from vvlm_jax.sweep.work import Context
+from vvlm_jax.sweep.worker import Context
 
 ROOT = Path(__file__).parents[1]
 
@@ -16,7 +16,7 @@ def export(context: Context) -> dict:
     out = context.folder / context.job.name
     _, _, part = context.job.argument["to"].partition("-")
     shutil.rmtree(out, ignore_errors=True)  # of a worker that died before it could say so
-    command = [sys.executable, "-m", "tools.convert", str(context.folder), str(out), "--to", "hf"]
+    command = [sys.executable, "-m", "vvlm", "convert", str(context.folder), str(out), "--to", "hf"]
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     with context.stop.anywhere():
         done = subprocess.run(

@@ -9,11 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from tools._shared import check_is_here, printable
 from vvlm_jax.config import ConfigError
-from vvlm_jax.sweep.buckets import Key
+from vvlm_jax.storage.bucket import Key
 from vvlm_jax.sweep.status import Collected, collect
-from vvlm_jax.sweep.store import Store
+from vvlm_jax.sweep.store.store import Store
+
+from .common import check_is_here, printable
 
 
 def check(out: Path | None) -> None:

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from tools._shared import printable
+from vvlm_jax.progress import duration
 from vvlm_jax.sweep.plan import COLUMNS
 from vvlm_jax.sweep.status import Overview, overview
-from vvlm_jax.train.metrics import duration
+
+from .common import printable
 
 _HEAD = (
     *("run", "x_N", "x_T", "x_V", "n", "c(x), TFLOPs", "parameters", "train FLOPs", "steps"),

@@ -24,8 +24,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tools._shared import die_in_one_line, load_config
 from vvlm_jax.config import ConfigError, TrainConfig, choose, override, validate
+
+from .common import die_in_one_line, load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,17 +61,17 @@ class Args:
 
 def main(args: Args) -> None:
     """Compiles, prints and exits with 1 when it does not fit."""
-    from tools import _compile_programs as programs
+    from vvlm_jax.compile import programs as programs
 
     config = check(args)
     programs.parse_topology(args.topology)
     if args.sweep:
-        from tools import _compile_sweep as sweep
+        from vvlm_jax.compile import table as sweep
 
         sweep.run(config, args)
         return
     programs.prepare_environment()
-    from tools._compile_text import report
+    from ._compile_text import report
 
     measured = programs.measure(
         config, args.topology, args.program, args.hbm, args.prompts, effort=args.effort
@@ -100,5 +101,10 @@ def check(args: Args) -> TrainConfig:
     return config
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

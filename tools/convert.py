@@ -24,10 +24,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tools._shared import die_in_one_line
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, DataConfig, ModelConfig, TrainConfig
-from vvlm_jax.train.metrics import Progress
+from vvlm_jax.progress import Progress
+
+from .common import die_in_one_line
 
 CAME = "came_from.json"
 """In a converted folder: config.json and prefixes of the Hugging Face directory it came from."""
@@ -299,5 +300,10 @@ def _names(names: list[str]) -> str:
     return f"{len(names)} tensors ({', '.join(names[:3])}{', …' if len(names) > 3 else ''})"
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

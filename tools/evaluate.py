@@ -25,9 +25,10 @@ from pathlib import Path
 
 import tyro
 
-from tools._shared import die_in_one_line
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.judge import JudgeConfig
+
+from .common import die_in_one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,7 +84,7 @@ def main(args: Args) -> None:
                 flag = f"--{name.replace('_', '-')}"
                 why = "; LMMs-Eval finds videos by itself" if name == "media_root" else ""
                 raise ConfigError(f"{flag}: is for a question file, not for --tasks{why}")
-        from tools import _evaluate_paper
+        from . import _evaluate_paper
 
         _evaluate_paper.evaluate(args)
     else:
@@ -91,14 +92,14 @@ def main(args: Args) -> None:
 
 
 def _evaluate_questions(args: Args) -> None:
-    from vvlm_jax.data import places
     from vvlm_jax.eval import runner, scores
     from vvlm_jax.eval.judge import Judge
+    from vvlm_jax.storage import files
 
-    file = places.place(args.questions)
+    file = files.place(args.questions)
     questions = runner.read_questions(file)
-    media_root = places.place(args.media_root) if args.media_root else file.parent
-    if not places.is_dir(media_root):
+    media_root = files.place(args.media_root) if args.media_root else file.parent
+    if not files.is_dir(media_root):
         raise ConfigError(f"--media-root {media_root}: no such folder")
     out = args.out or args.model / f"eval-{file.stem}"
     judge = None
@@ -159,7 +160,7 @@ def _answer(args: Args, questions, media_root: str, out: Path):
 
 
 def _report(by_task, measured, out: Path) -> None:
-    from vvlm_jax.sweep.document import write_json
+    from vvlm_jax.sweep.store.sweep_json import write_json
 
     values: dict[str, dict] = {task: dataclasses.asdict(s) for task, s in by_task.items()}
     for s in measured:
@@ -175,5 +176,10 @@ def _report(by_task, measured, out: Path) -> None:
     write_json(out / "scores.json", values)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

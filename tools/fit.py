@@ -27,13 +27,14 @@ from typing import Annotated, Literal
 
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.forms import FORMS, PAPER_FORMS, get_form
 from fitting.runs import FACTORS, RunTable, read_runs
-from tools._shared import die_in_one_line
-from vvlm_jax.train.metrics import Progress
+from vvlm_jax.progress import Progress
+
+from .common import die_in_one_line
 
 STALE = ("report.html", "compare.csv", "ablate.csv")  # beside fit.json; made anew when asked for
 FOLDS = 5
@@ -143,11 +144,11 @@ def main(args: Args) -> None:
     tables = tables_by_folder(table, args)
     for folder in {args.out, *tables}:
         make_folder(folder)
-    from fitting.fit import fit_many
-    from fitting.selection import column_split
+    from fitting.fits import fit_many
+    from fitting.validation import column_split
 
     if args.page.report:
-        from tools import _fit_page
+        from . import _fit_page
 
     if args.train:
         for one in tables.values():
@@ -315,12 +316,12 @@ def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
 
     Returns the `Comparison` of forms, None without --compare.
     """
-    from fitting import selection
+    from fitting import validation
 
     found, asked = None, dict(seed=args.fit.seed, train=args.train, test=args.test)
     scale = f"MSE on the scale 0 to {table.scale:g}"
     if args.train and (args.compare or args.ablate):
-        split = selection.column_split(table, args.train, args.test)
+        split = validation.column_split(table, args.train, args.test)
         say_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
         names = [
@@ -329,13 +330,13 @@ def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
         names = dict.fromkeys((*names, config.form))
         configs = {name: config.replace(form=name) for name in names}
         with live("compare") as say:
-            found = selection.compare(table, configs, on_progress=say, **asked)
+            found = validation.compare(table, configs, on_progress=say, **asked)
         print(f"\nForms on runs they have not seen, {table.metrics[0]}; {scale}, E% relative.\n")
         print(comparison_text(found))
         write_rows(folder / "compare.csv", found.rows())
     if args.ablate:
         with live("ablate") as say:
-            ablation = selection.ablate(table, config, on_progress=say, **asked)
+            ablation = validation.ablate(table, config, on_progress=say, **asked)
         print(f"\nOne option at a time, {config.form} on {table.metrics[0]}; {scale}.\n")
         print(comparison_text(ablation.variations))
         print("\nFewer members, and their mean (of the fits as asked).\n")
@@ -343,11 +344,11 @@ def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
         write_rows(folder / "ablate.csv", ablation.rows())
     if args.train and not (args.compare or args.ablate):
         with live("test") as say:
-            split = [selection.column_split(table, args.train, args.test)]
+            split = [validation.column_split(table, args.train, args.test)]
             say_if_few(args.train, int(split[0].train.sum()), config, table)
-            _, (test,) = selection.validate(table, config, split, whole=False, on_progress=say)
+            _, (test,) = validation.validate(table, config, split, whole=False, on_progress=say)
         print(f"\n{test.name}: {test.train.sum()} runs predict {test.test.sum()}; {scale}.")
-        print(units.aligned(("MSE", "E%", "R²"), [score_cells(test.score)]))
+        print(formatting.aligned(("MSE", "E%", "R²"), [score_cells(test.score)]))
     return found
 
 
@@ -363,16 +364,16 @@ def comparison_text(found) -> str:
         cells.append("best" if entry.name == found.best else f"{above:.2g} ± {spread:.2g}")
         cells += score_cells(found.score(entry.name, chosen)) if chosen else []
         alike = (entry.law.config.space, entry.law.config.loss) == (basis.space, basis.loss)
-        rows.append([*cells, units.number(entry.law.aicc, 4) if alike else "-"])
+        rows.append([*cells, formatting.number(entry.law.aicc, 4) if alike else "-"])
     others = [
         [f"{split}, {found.entries[0].validation(split).test.sum()} runs"]
-        + [units.number(found.score(entry.name, split).mse) for entry in found.entries]
+        + [formatting.number(found.score(entry.name, split).mse) for entry in found.entries]
         for split in found.splits
     ]
     names = [entry.name for entry in found.entries]
     return (
-        f"{units.aligned([*headers, 'AICc'], rows)}\n\n"
-        f"{units.aligned(['MSE on runs not seen', *names], others)}"
+        f"{formatting.aligned([*headers, 'AICc'], rows)}\n\n"
+        f"{formatting.aligned(['MSE on runs not seen', *names], others)}"
     )
 
 
@@ -386,12 +387,16 @@ def bagging_text(ablation) -> str:
         scores = [line.train, line.cross_validation]
         scores += [line.extrapolation] if found.extrapolation else []
         rows.append([str(line.resamples), line.aggregate, *sum(map(score_cells, scores), [])])
-    return units.aligned(headers, rows)
+    return formatting.aligned(headers, rows)
 
 
 def score_cells(score) -> list[str]:
     """MSE, E% and R²."""
-    return [units.number(score.mse), units.number(score.percent), units.number(score.r2)]
+    return [
+        formatting.number(score.mse),
+        formatting.number(score.percent),
+        formatting.number(score.r2),
+    ]
 
 
 def write_rows(path: Path, rows: list[dict]) -> None:
@@ -403,8 +408,13 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     print(f"\n{path}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(
         lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)),
         continues=False,
     )
+
+
+if __name__ == "__main__":
+    cli()

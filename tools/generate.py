@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from tools._shared import die_in_one_line
+from .common import die_in_one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,5 +104,10 @@ def tame(text: str) -> str:
     )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

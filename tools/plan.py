@@ -23,13 +23,14 @@ from typing import Annotated
 import numpy as np
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
-from fitting.elasticity import BUDGETS, DELTA, NUM_EXAMPLES, elasticity
-from fitting.frontier import agreement, by_cost, frontier, member_frontiers
+from fitting.elasticities import BUDGETS, DELTA, NUM_EXAMPLES, elasticity
+from fitting.frontiers import agreement, by_cost, frontier, member_frontiers
+from fitting.planner_text import amount, as_text, span, words
 from fitting.runs import FACTORS
-from tools._plan_text import amount, as_text, span, words
-from tools._shared import die_in_one_line
+
+from .common import die_in_one_line
 
 TERA = 1e12
 COUNTED = ("num_frames", "tokens_per_frame")
@@ -342,7 +343,7 @@ def outside(law, x, n) -> list[str]:
     """Which of the values lie outside the fitted ranges, in words."""
     values = x if n is None else (*x, n)
     return [
-        f"{name} {units.count(value, 4)} is outside the fitted {span(low, high)}"
+        f"{name} {formatting.count(value, 4)} is outside the fitted {span(low, high)}"
         for name, value, (low, high) in zip(law.columns, values, law.ranges, strict=True)
         if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9)
     ]
@@ -494,8 +495,13 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(
         lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)),
         continues=False,
     )
+
+
+if __name__ == "__main__":
+    cli()

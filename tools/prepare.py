@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from tools._shared import die_in_one_line, load_config
+from .common import die_in_one_line, load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +45,11 @@ class Args:
 
 def main(args: Args) -> None:
     """Prints a line a subset and where the data set is."""
-    from tools import _prepare_jobs
-    from vvlm_jax.data import mixture, places, sources
-    from vvlm_jax.data.mixture import MixtureConfig
+    from vvlm_jax.data.prepare import mixture, run, sources
+    from vvlm_jax.data.prepare.mixture import MixtureConfig
+    from vvlm_jax.storage import files
 
-    if places.is_remote(args.out):
+    if files.is_remote(args.out):
         raise ValueError(
             f"--out {args.out}: must be a folder of this machine; its data set can be copied into "
             "the bucket afterwards"
@@ -67,16 +67,21 @@ def main(args: Args) -> None:
     elif args.mixture.endswith(".py"):
         config = load_config(Path(args.mixture), MixtureConfig, "config", "--mixture ")
     else:
-        config = sources.from_file(places.place(args.mixture))
+        config = sources.from_file(files.place(args.mixture))
     config = mixture.without(mixture.validate(config), args.without)
-    options = _prepare_jobs.Options(
+    options = run.Options(
         args.allow_counts, args.drop_broken, args.extract, args.workers, args.seconds
     )
-    root = places.place(args.source)
-    folder, card = _prepare_jobs.prepare(config, root, Path(args.out), options)
-    print(_prepare_jobs.text(card), end="")
+    root = files.place(args.source)
+    folder, card = run.prepare(config, root, Path(args.out), options)
+    print(run.text(card), end="")
     print(f"data.annotations={folder} data.media_root={args.source}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

@@ -30,15 +30,16 @@ from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.forms import FORMS, get_form
 from fitting.runs import FACTORS, RunTable, read_runs, write_runs
-from tools import _report_jobs as work
-from tools._report_jobs import Settings, Subject
-from tools._shared import check_is_here, die_in_one_line, printable
-from tools.fit import page_cost
-from vvlm_jax.train.metrics import Progress
+from vvlm_jax.progress import Progress
+
+from . import _report_jobs as work
+from ._report_jobs import Settings, Subject
+from .common import check_is_here, die_in_one_line, printable
+from .fit import page_cost
 
 SYNTHETIC = "Synthetic data: made up by a program, not measured."
 QUICK = {"resampling": "none", "starts": 50}  # of checks: one fit each
-AS_ASKED = "as asked"  # of Tables 8 and 9, as `fitting.selection.variations` names it
+AS_ASKED = "as asked"  # of Tables 8 and 9, as `fitting.validation.variations` names it
 QUICK_BAG = {"resamples": 20, "starts": 50}  # of Table 9
 
 
@@ -140,10 +141,11 @@ def settings_of(args: Args, encoder: dict | None) -> Settings:
 
 def open_store(path: Path):
     """The `Store` of a sweep that is there; None where none is. Addresses are those of stores."""
-    from vvlm_jax.sweep import buckets, document
-    from vvlm_jax.sweep.store import Store
+    from vvlm_jax.storage import bucket
+    from vvlm_jax.sweep.store import sweep_json
+    from vvlm_jax.sweep.store.store import Store
 
-    if buckets.is_url(path) or (path / document.FILE).is_file():
+    if bucket.is_url(path) or (path / sweep_json.FILE).is_file():
         return Store.open(path)
     return None
 
@@ -152,7 +154,7 @@ def of_store(store) -> RunTable:
     """The scores that a sweep has by now, as its runs.csv would have them; a note says how many are
     missing.
     """
-    from tools._sweep_table import gather
+    from ._sweep_table import gather
 
     found = gather(store)
     table, notes = RunTable.from_rows(found.rows, store.path), ()
@@ -276,8 +278,8 @@ def compute(args: Args, subjects: list[Subject], slugs, settings: Settings) -> R
 
 def lay_out(table: RunTable, results: Results, slugs, settings: Settings):
     """The `Page`, filled; it opens with the first metric that has a law."""
-    from tools._report_checks import add_appendix, add_forms
-    from tools._report_page import Page
+    from ._report_checks import add_appendix, add_forms
+    from ._report_page import Page
 
     subjects, findings, compared, appendix = results
     first = next((s.metric for s in subjects if not s.why), subjects[0].metric)
@@ -297,7 +299,7 @@ def lay_out(table: RunTable, results: Results, slugs, settings: Settings):
 
 def first_jobs(ready, chosen, laws, settings: Settings) -> dict:
     """Forms on unseen runs, variations and Table 9, then laws; the short ones last."""
-    from fitting.selection import variations
+    from fitting.validation import variations
 
     jobs = {}
     for name in reversed(work.PAPER_FORMS) if settings.check else ():
@@ -372,7 +374,7 @@ def kept_law(folder: Path, subject: Subject):
 
 def elasticity_figure(findings: dict):
     """Draws Figure 5; a text says why it cannot be."""
-    from fitting import plots
+    from fitting import figures
 
     changes = {
         metric: found.analysis.elasticity
@@ -381,12 +383,12 @@ def elasticity_figure(findings: dict):
     }
     if not changes:
         return "No metric has a law and runs of several n."
-    return lambda: plots.elasticity_by_task(changes, FACTORS)
+    return lambda: figures.elasticity_by_task(changes, FACTORS)
 
 
 def errors_figure(compared: dict):
     """Draws Figure 3c; a text says why it cannot be."""
-    from fitting import plots
+    from fitting import figures
 
     there = {metric: found for metric, found in compared.items() if found is not None}
     if not there:
@@ -394,20 +396,25 @@ def errors_figure(compared: dict):
     shapes = {(tuple(e.name for e in c.entries), c.splits) for c in there.values()}
     if len(shapes) > 1:
         return "The metrics were tested on different forms or splits; Table 2 has the numbers."
-    return lambda: plots.errors_by_task(there)
+    return lambda: figures.errors_by_task(there)
 
 
 def vision_figure(table: RunTable, cost: CostConstants):
     """Draws Figure 6; a text says why it cannot be."""
-    from fitting import plots
+    from fitting import figures
 
     _, first = np.unique(table.x, axis=0, return_index=True)
     once = table.take(np.sort(first))
     for column, name in ((0, "language-model size"), (2, "number of visual tokens")):
         if len(np.unique(table.x[:, column])) < 2:
             return f"All runs have the same {name}."
-    return lambda: plots.vision_share(cost, table.x[:, 0], table.x[:, 2], once)
+    return lambda: figures.vision_share(cost, table.x[:, 0], table.x[:, 2], once)
+
+
+def cli() -> None:
+    """Read the command line and run the command."""
+    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    cli()

@@ -23,17 +23,20 @@ from pathlib import Path
 
 import tyro
 
-from configs.study import StudyConfig
-from tools._shared import die_in_one_line, load_config
 from vvlm_jax.config import ConfigError, override, to_json
+
+from .common import die_in_one_line, load_config, shipped
+
+StudyConfig = shipped("study").StudyConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class Args:
     """Options of `tools.study`."""
 
-    config: Path = Path("configs/study.py")
-    """A Python file with `config() -> StudyConfig`; configs/study_mini.py takes a few minutes."""
+    config: Path = Path("study")
+    """A Python file with `config() -> StudyConfig`, or a shipped one: study_mini takes a few
+    minutes."""
     out: Path = Path("runs/study")
     """Where everything goes. Prepared models and finished runs are kept in OUT/work."""
     workers: int = 0
@@ -46,8 +49,9 @@ class Args:
 
 def main(args: Args) -> None:
     """Checks the study and runs every phase that is not done yet."""
-    from tools import _study_jobs as jobs
-    from vvlm_jax.sweep import local
+    from vvlm_jax.sweep.launch import local
+
+    from . import _study_jobs as jobs
 
     study = override(load_config(args.config, StudyConfig), args.set)
     if args.workers < 0:
@@ -65,10 +69,11 @@ def main(args: Args) -> None:
 
 def run_phases(study: StudyConfig, work: Path, out: Path, shares) -> None:
     """Data, preparation, sweep, fits and report; `work` keeps what was made, `out` gets results."""
-    from tools import _study_jobs as jobs
-    from tools import _study_report
-    from tools._sweep_drive import drive
     from vvlm_jax.sweep.status import collect
+
+    from . import _study_jobs as jobs
+    from . import _study_report
+    from ._sweep_drive import drive
 
     store, clock = jobs.create(study, work), Clock(work / "phases.json")
     (work / "study.json").write_text(to_json(study))
@@ -187,5 +192,10 @@ class Clock:
         )
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command."""
     die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+
+
+if __name__ == "__main__":
+    cli()

@@ -21,10 +21,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from tools._shared import die_in_one_line, load_config
 from vvlm_jax.config import ConfigError, choose, nearest, override
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import SweepConfig
+
+from .common import die_in_one_line, load_config
 
 _SWEEP = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="SWEEP")]
 _STORE = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="STORE")]
@@ -66,7 +67,7 @@ class Launch:
     """Where: worker processes on this machine, jobs of a Slurm cluster, or files for TPU pods."""
     cluster: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """What to ask the cluster for, such as partition=gpu minutes=600 nodes=2 gpus_per_node=8, or
-    topology=v5p:2x2x4 project=lab zone=us-east5-a; vvlm_jax/sweep/slurm.py and tpu.py have all.
+    topology=v5p:2x2x4 project=lab zone=us-east5-a; vvlm_jax/sweep/launch/slurm.py and tpu.py have all.
     """
     workers: int = 0
     """Local worker processes: 0 takes one with all accelerators or, without any, one a core."""
@@ -150,9 +151,10 @@ class Collect:
 
 def plan(args: Plan) -> None:
     """Prints what a sweep will take."""
-    from tools import _sweep_text as text
     from vvlm_jax import devices
     from vvlm_jax.sweep import plan
+
+    from . import _sweep_text as text
 
     if args.csv and args.json:
         raise ConfigError("--csv and --json: choose one")
@@ -165,7 +167,7 @@ def plan(args: Plan) -> None:
         raise ConfigError(f"--price {args.price:g}: must be above 0")
     fits = {}
     if args.topology:
-        from tools._compile_sweep import known_fits
+        from vvlm_jax.compile.table import known_fits
 
         fits = known_fits(config, args.topology, args.compiled)
     rate = dict(peak=peak, mfu=args.mfu, price=args.price)
@@ -225,23 +227,26 @@ def inference_cost(config: SweepConfig):
 
 def launch(args: Launch) -> None:
     """Runs the jobs that are left. Exit code 1 when some have failed, 75 after SIGTERM."""
-    from tools import _sweep_text as text
-    from tools._sweep_drive import drive
-    from vvlm_jax.sweep import document, jobs, local
-    from vvlm_jax.sweep.store import Store
+    from vvlm_jax.sweep import jobs
+    from vvlm_jax.sweep.launch import local
+    from vvlm_jax.sweep.store import sweep_json
+    from vvlm_jax.sweep.store.store import Store
+
+    from . import _sweep_text as text
+    from ._sweep_drive import drive
 
     if args.workers < 0:
         raise ConfigError(f"--workers {args.workers}: must be 0 (all there is) or above")
     config = load(args.sweep, args.set)
     path = args.store or Path("runs/sweeps") / config.name
     if args.on != "local":
-        from tools import _sweep_clusters
+        from vvlm_jax.sweep import clusters
 
-        _sweep_clusters.launch(args.on, path, config, args.cluster, args.dry_run)
+        clusters.launch(args.on, path, config, args.cluster, args.dry_run)
         return
     if args.cluster:
         raise ConfigError("--cluster: is for --on slurm and --on tpu")
-    path = document.folder(path)
+    path = sweep_json.folder(path)
     shares = local.shares(args.workers)
     store, lacking = jobs.create(path, config, dry_run=True), jobs.not_there(config)
     if args.dry_run:
@@ -262,9 +267,9 @@ def work(args: Work) -> None:
     from vvlm_jax import devices
 
     devices.keep_freed_memory()
-    from vvlm_jax.sweep.store import Store
-    from vvlm_jax.sweep.work import AGAIN, Interrupted, Stop, pull, run_job
-    from vvlm_jax.train.metrics import Progress
+    from vvlm_jax.progress import Progress
+    from vvlm_jax.sweep.store.store import Store
+    from vvlm_jax.sweep.worker import AGAIN, Interrupted, Stop, pull, run_job
 
     store, stop = Store.open(args.store), Stop()
     if args.job is not None:
@@ -285,9 +290,10 @@ def work(args: Work) -> None:
 
 def kinds() -> dict:
     """What jobs of a sweep, or of the study, may be."""
-    from tools import _study_jobs
-    from tools._sweep_export import export
     from vvlm_jax.sweep.jobs import KINDS
+
+    from . import _study_jobs
+    from ._sweep_export import export
 
     return {**KINDS, **_study_jobs.KINDS, "export": export}
 
@@ -295,7 +301,7 @@ def kinds() -> dict:
 def _hosts(args: Work):
     """This process among those of the job."""
     from vvlm_jax import distributed
-    from vvlm_jax.sweep.work import Hosts
+    from vvlm_jax.sweep.worker import Hosts
 
     agreed = distributed.join(args.coordinator, args.processes, args.process)
     if agreed is None:
@@ -312,9 +318,10 @@ def _hosts(args: Work):
 
 def status(args: Status) -> None:
     """Prints a table, again and again with --watch."""
-    from tools import _sweep_text as text
     from vvlm_jax.sweep.status import overview
-    from vvlm_jax.sweep.store import Store
+    from vvlm_jax.sweep.store.store import Store
+
+    from . import _sweep_text as text
 
     store = Store.open(args.store)
     while True:
@@ -337,7 +344,7 @@ def _is_on_slurm(store) -> bool:
 def _slurm_states(store) -> dict[str, tuple[str, str]]:
     if not _is_on_slurm(store):
         return {}
-    from tools._sweep_clusters import slurm_states
+    from vvlm_jax.sweep.clusters import slurm_states
 
     return slurm_states(store)
 
@@ -355,7 +362,7 @@ def cancel(args: Cancel) -> None:
 
 
 def _change(path: Path, names, what: str, told: str) -> None:
-    from vvlm_jax.sweep.store import Store
+    from vvlm_jax.sweep.store.store import Store
 
     store = Store.open(path)
     chosen = [id for name in names for id in _named(store, name)]
@@ -367,7 +374,7 @@ def _change(path: Path, names, what: str, told: str) -> None:
     chosen = [id for id in dict.fromkeys(chosen) if states[id].phase in phases]
     count = sum(getattr(store, what)(id) for id in chosen)
     if what == "cancel":
-        from tools._sweep_clusters import cancel_queued
+        from vvlm_jax.sweep.clusters import cancel_queued
 
         cancel_queued(store)
     print(f"{count} jobs {told}")
@@ -388,8 +395,9 @@ def _named(store, name: str) -> list[str]:
 
 def collect(args: Collect) -> None:
     """Writes the table and lists what is missing."""
-    from tools import _sweep_table
-    from vvlm_jax.sweep.store import Store
+    from vvlm_jax.sweep.store.store import Store
+
+    from . import _sweep_table
 
     _sweep_table.check(args.out)
     _sweep_table.write(Store.open(args.store), args.out)
@@ -409,8 +417,8 @@ def main(args) -> None:
 def cli() -> None:
     """Reads the command line and runs the command."""
     kinds = {kind.__name__.lower(): kind for kind in COMMANDS}
-    main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__))
+    die_in_one_line(lambda: main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__)))
 
 
 if __name__ == "__main__":
-    die_in_one_line(cli)
+    cli()

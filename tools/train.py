@@ -21,8 +21,9 @@ from typing import Annotated
 
 import tyro
 
-from tools._shared import die_in_one_line, load_config
 from vvlm_jax.config import ConfigError, TrainConfig, override, to_json
+
+from .common import die_in_one_line, load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,8 @@ def _leave_at_once(code: int) -> None:
     os._exit(code)
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Read the command line and run the command; end at once, or soon, after Ctrl-C and errors."""
     try:
         die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
     except SystemExit as e:
@@ -129,3 +131,7 @@ if __name__ == "__main__":
     except Exception:
         _leave_soon(1)
         raise
+
+
+if __name__ == "__main__":
+    cli()

@@ -5,9 +5,10 @@
 Curves of your own: `fitting.sweeps.isoflop_sweep(PAPER_DOMAIN, budgets, n, PAPER)` searches them.
 """
 
-from configs.sweeps import table6
 from fitting.sweeps import PAPER_ISOFLOP
 from vvlm_jax.sweep.config import SweepConfig
+
+from . import table6
 
 
 def sweep() -> SweepConfig:

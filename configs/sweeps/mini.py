@@ -9,13 +9,14 @@ It learns nothing; it shows every part of a sweep at work.
 import dataclasses
 from pathlib import Path
 
-from configs import study as stages
-from configs.study import StudyConfig
 from fitting.sweeps import Domain, star_sweep
 from vvlm_jax.config import TrainConfig
 from vvlm_jax.flops import llm_params
 from vvlm_jax.models.variants import LLAMA
 from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig
+
+from .. import study as stages
+from ..study import StudyConfig
 
 DATA = "runs/mini-sweep-data"
 LLMS = ("study-s", "study-m")

@@ -8,9 +8,10 @@ A star of your own names its centre, levels and data sizes:
     table6.config("mine", star_sweep((2.8e9, 32, 196), levels, num_examples=(100_000, 200_000)))
 """
 
-from configs.sweeps import table6
 from fitting.sweeps import PAPER_STAR, star_sweep
 from vvlm_jax.sweep.config import SweepConfig
+
+from . import table6
 
 
 def sweep() -> SweepConfig:

@@ -6,10 +6,11 @@ from your own stages. Paths are relative to where the commands run.
 
 import dataclasses
 
-from configs import finetune, pretrain
 from fitting import cost
 from fitting.sweeps import PAPER_LM_PARAMS
 from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig
+
+from .. import finetune, pretrain
 
 EXAMPLES = 2_192_374
 """Table 3: the whole mixture."""

@@ -5,8 +5,8 @@ import numpy as np
 from fitting.config import FitConfig
 from fitting.forms import get_form
 from fitting.law import BaggedFit, FittedRuns, Members
+from fitting.optimise.search import CONVERGED, FAILED
 from fitting.runs import FACTORS
-from fitting.solve import CONVERGED, FAILED
 from tests.fitting.synthetic import PAPER_POINTS, PAPER_UNITS, true_theta
 
 PAPER_Z = np.array([(*point.x, point.num_examples) for point in PAPER_POINTS], float)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fitting import objective
 from fitting.forms import FORMS, get_form
-from fitting.objective import Loss
+from fitting.optimise import objective
+from fitting.optimise.objective import Loss
 from tests.fitting.synthetic import true_theta
 
 X = np.random.default_rng(0).uniform(0.3, 3.0, size=(7, 3))

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fitting.cost import PAPER
-from fitting.frontier import agreement, frontier, member_frontiers
+from fitting.frontiers import agreement, frontier, member_frontiers
 from fitting.sweeps import Domain
 from fitting.uncertainty import decide, prediction_interval, run_noise
 from tests.fitting.laws import any_law, made_up_law

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from vvlm_jax.data.video import write_video
-from vvlm_jax.eval import paper
+from vvlm_jax.eval import benchmarks
 
 LETTER = "Answer with the option's letter from the given choices directly."
 VIDEOMME = (
@@ -137,7 +137,7 @@ def write_paper(folder: Path, installed: Path, count: int = 4) -> Path:
     hf, tasks = folder / "hf", folder / "tasks"
     tasks.mkdir(parents=True)
     named = _task_files(installed / "tasks")
-    for part in (part for task in paper.TASKS for part in task.tasks):
+    for part in (part for task in benchmarks.TASKS for part in task.tasks):
         subtask = part.removeprefix("mvbench_")
         rows, split = [], yaml.safe_load(_plain(named[part]))["test_split"]
         for i in range(count if subtask == part else 1):
@@ -150,7 +150,7 @@ def write_paper(folder: Path, installed: Path, count: int = 4) -> Path:
             f"dataset_kwargs:\n  data_files:\n    {split}: {tasks / part}.jsonl\n"
             f"task: {part}\ngeneration_kwargs:\n  max_new_tokens: 2\n"
         )
-    for task in paper.TASKS:
+    for task in benchmarks.TASKS:
         if len(task.tasks) > 1:
             parts = "".join(f"  - {part}\n" for part in task.tasks)
             (tasks / f"{task.asked}.yaml").write_text(f"group: {task.asked}\ntask:\n{parts}")

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from tests.lmms import miniatures
-from tests.vvlm_jax.eval.judge_server import serving
-from vvlm_jax.eval import mcq, runner, scores
+from tests.vvlm_jax.eval.fake_judge import serving
+from vvlm_jax.eval import answers, runner, scores
 from vvlm_jax.eval.judge import Judge, JudgeConfig
 
 pytestmark = pytest.mark.lmms
@@ -113,7 +113,7 @@ def native(letters_model, judge, tmp_path_factory):
         before = ask(task, f"first-{task}")
         for i, q in enumerate(rows):
             if "options" in q:
-                letter = mcq.parse_letter(before[q["id"]]["reply"], 4)
+                letter = answers.parse_letter(before[q["id"]]["reply"], 4)
                 wrong = "ABCD"[("ABCD".index(letter) + 1) % 4]
                 q["answer"] = letter if i % 4 else wrong  # the first of four is wrong
         found = ask(task, task)
@@ -201,7 +201,7 @@ def test_letters_are_those_that_lmms_eval_finds(monkeypatch, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    mine = [mcq.parse_letter(reply, 4) for *_, reply in replies]
+    mine = [answers.parse_letter(reply, 4) for *_, reply in replies]
     assert mine == [letter for letter, *_ in replies]
     assert len(found) == 5
     for task, letters in found.items():

@@ -12,11 +12,11 @@ import pytest
 import tyro
 
 from tests.lmms import miniatures
-from tests.vvlm_jax.eval.judge_server import serving
-from tools._shared import die_in_one_line
+from tests.vvlm_jax.eval.fake_judge import serving
+from tools.common import die_in_one_line
 from tools.evaluate import Args, main
-from vvlm_jax.eval.paper import TASKS
-from vvlm_jax.eval.relay import GRADES
+from vvlm_jax.eval.benchmarks import TASKS
+from vvlm_jax.eval.judge_server import GRADES
 
 pytestmark = pytest.mark.lmms
 

@@ -3,7 +3,7 @@
 import pytest
 
 from tools import sweep as command
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 
 
 @pytest.fixture

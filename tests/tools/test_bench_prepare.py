@@ -7,7 +7,7 @@ from tests.testdata.make_full_sources import make_full_sources
 from tools.bench import bench_prepare
 from tools.bench.bench_prepare import Args, Differs
 from vvlm_jax.config import Stopped
-from vvlm_jax.data import sources
+from vvlm_jax.data.prepare import sources
 
 
 @pytest.fixture(scope="module")

@@ -40,7 +40,7 @@ def test_our_side_needs_nothing_that_a_bare_gpu_machine_lacks():
     lacking = ("tyro", "grain", "av", "PIL", "tokenizers", "jaxopt", "tensorflow_datasets")
     done = run(
         f"import sys; sys.modules.update(dict.fromkeys({lacking!r}))\n"
-        "import tools.bench.bench_model, vvlm_jax.train.program\n"
+        "import tools.bench.bench_model, vvlm_jax.train.compiled\n"
         "from tools.bench.bench_train import Args, check, described, rates\n"
         "check(Args(device='gpu')); print(sorted(rates(described(Args(quick=True)))))"
     )

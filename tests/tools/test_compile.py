@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 
 from fitting import sweeps
-from tools import _compile_programs as programs
-from tools import _compile_search as search
-from tools import _compile_sweep as sweep
 from tools import compile as command
-from tools._compile_programs import GIB, Measured
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
+from vvlm_jax.compile import programs as programs
+from vvlm_jax.compile import search as search
+from vvlm_jax.compile import table as sweep
+from vvlm_jax.compile.programs import GIB, Measured
 from vvlm_jax.config import TrainConfig, override
 
 ROOT = Path(__file__).parents[2]
@@ -337,8 +337,8 @@ def test_a_train_step_fits_and_holds_kernels_in_place_of_scores(small):
 KNOWN = """
 import dataclasses, sys
 from pathlib import Path
-from tools import _compile_programs as programs
-from tools._shared import load_config
+from vvlm_jax.compile import programs as programs
+from tools.common import load_config
 from vvlm_jax.config import TrainConfig, override
 
 programs.prepare_environment()

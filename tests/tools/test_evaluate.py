@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.buckets import upload
-from tests.vvlm_jax.eval.judge_server import reply_of_model, serving
-from tools._shared import die_in_one_line
+from tests.vvlm_jax.eval.fake_judge import reply_of_model, serving
+from tools.common import die_in_one_line
 from tools.evaluate import Args, main
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.judge import JudgeConfig, JudgeError

@@ -16,7 +16,7 @@ from fitting.sweeps import Domain, star_sweep
 from tests.fitting.synthetic import synthetic_table
 from tools import _fit_page
 from tools import fit as command
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 
 ROOT = Path(__file__).parents[2]
 POINTS = star_sweep((1e9, 8, 49), Domain((1e9, 4e9), (2, 4, 8), (4, 16, 49)), (1e5, 1e6))

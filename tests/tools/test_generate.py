@@ -8,7 +8,7 @@ import tyro
 
 from tests.vvlm_jax.byte_level import save_byte_level
 from tools import generate
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 from vvlm_jax.data import tokenizer
 
 VIDEOS = Path(__file__).parents[1] / "testdata" / "videos"

@@ -13,8 +13,8 @@ import pytest
 import tyro
 
 from fitting.cost import PAPER, ActualFlops
-from fitting.elasticity import elasticity
-from fitting.frontier import agreement, frontier, member_frontiers
+from fitting.elasticities import elasticity
+from fitting.frontiers import agreement, frontier, member_frontiers
 from fitting.law import FittedRuns
 from fitting.sweeps import PAPER_DOMAIN
 from fitting.uncertainty import decide, prediction_interval

@@ -8,8 +8,8 @@ import pytest
 from configs import mixtures
 from tests.testdata import make_sources
 from tools import prepare
-from tools._shared import die_in_one_line
-from vvlm_jax.data import check
+from tools.common import die_in_one_line
+from vvlm_jax.data.prepare import check_media
 
 PAPER = "configs/mixtures.py:paper"
 ROWS = make_sources.ROWS
@@ -129,7 +129,7 @@ def test_archives_are_named_and_extracted(tmp_path, capsys):
 
 
 def test_an_interrupted_call_goes_on_and_a_finished_one_stays(root, tmp_path, monkeypatch, capsys):
-    seen, real = [], check._look
+    seen, real = [], check_media._look
 
     def look(path, *rest):
         if len(seen) == 20:
@@ -137,12 +137,12 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_stays(root, tmp_path, mo
         seen.append(path)
         return real(path, *rest)
 
-    monkeypatch.setattr(check, "_look", look)
+    monkeypatch.setattr(check_media, "_look", look)
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "out")
     known = {*seen}
     seen.clear()
-    monkeypatch.setattr(check, "_look", lambda p, *rest: seen.append(p) or real(p, *rest))
+    monkeypatch.setattr(check_media, "_look", lambda p, *rest: seen.append(p) or real(p, *rest))
     card = run(root, tmp_path / "out")
     assert not known & {*seen}
     assert len(known) + len(seen) == 29 * ROWS

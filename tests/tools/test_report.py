@@ -27,10 +27,10 @@ from tests.patience import LONG, wait_until
 from tools import _report_jobs as work
 from tools import _report_text as words
 from tools import report as command
-from tools._shared import die_in_one_line
-from vvlm_jax.sweep import journal
+from tools.common import die_in_one_line
 from vvlm_jax.sweep.status import collect
-from vvlm_jax.sweep.store import Job, Store
+from vvlm_jax.sweep.store import journal
+from vvlm_jax.sweep.store.store import Job, Store
 
 COST = CostConstants(vision_params=60_000, features_per_frame=16)
 DOMAIN = Domain((20_000, 120_000, 700_000), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 9, 16))
@@ -69,7 +69,7 @@ def report(*words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A report of three metrics with the appendix, of two forms and two variations."""
-    from fitting import selection
+    from fitting import validation
 
     folder = tmp_path_factory.mktemp("report")
     lines = [line for seed, m in enumerate(METRICS) for line in lines_of(POINTS, m, seed)]
@@ -78,8 +78,8 @@ def made(tmp_path_factory):
     runs = write(folder / "runs.csv", lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "PAPER_FORMS", ("mult", "add"))  # the others compile for long
-        some = selection.variations
-        patch.setattr(selection, "variations", lambda c: dict(list(some(c).items())[2:4]))
+        some = validation.variations
+        patch.setattr(validation, "variations", lambda c: dict(list(some(c).items())[2:4]))
         report(runs, "--out", folder / "out", *QUICK, *EQUATION)
     return folder
 

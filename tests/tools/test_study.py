@@ -12,12 +12,12 @@ import pytest
 from configs import study, study_mini
 from tools import _study_jobs as jobs
 from tools import study as command
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 from vvlm_jax.config import override
-from vvlm_jax.sweep import journal
 from vvlm_jax.sweep.jobs import train_config
-from vvlm_jax.sweep.store import State
-from vvlm_jax.sweep.work import Context, Stop
+from vvlm_jax.sweep.store import journal
+from vvlm_jax.sweep.store.store import State
+from vvlm_jax.sweep.worker import Context, Stop
 
 MISTAKES = [
     ("train_video=3", "train_video: no such option; did you mean 'train_videos'"),

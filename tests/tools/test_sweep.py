@@ -16,7 +16,8 @@ import pytest
 from configs.sweeps import mini, star
 from fitting.runs import read_runs
 from tools import sweep as command
-from vvlm_jax.sweep import jobs, journal
+from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.store import journal
 
 STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"
 
@@ -90,8 +91,8 @@ def test_a_budget_no_configuration_meets_is_told_in_one_line(ask, tmp_path):
 
 
 def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
-    from tools import _compile_programs as programs
-    from tools import _compile_sweep
+    from vvlm_jax.compile import programs as programs
+    from vvlm_jax.compile import table
 
     def compile_one(config, args, known):  # 32 frames never fit, 16 only with some effort
         need = config.model.num_frames * (4 if args.effort == 0 else 7) * programs.GIB
@@ -101,11 +102,11 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
 
     options = ("--topology", "v5p:2x2x4", "--compiled", tmp_path)
     assert "has no v5p-2x2x4.jsonl; make it" in ask("plan", STAR, *options, code=2)[1]
-    monkeypatch.setattr(_compile_sweep, "_compile", compile_one)
+    monkeypatch.setattr(table, "_compile", compile_one)
     monkeypatch.setattr(programs, "prepare_environment", lambda: None)
     args = dict(sweep="star", topology="v5p:2x2x4", out=tmp_path, table=False, hbm=None)
     for effort, sixteen in ((-1.0, "no"), (0.0, "yes")):
-        _compile_sweep.run(star.sweep().finetune, SimpleNamespace(**args, effort=effort))
+        table.run(star.sweep().finetune, SimpleNamespace(**args, effort=effort))
         out, _ = ask("plan", STAR, *options, "--csv")
         rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
         fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
@@ -113,7 +114,7 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
 
 
 def test_who_reads_no_further_is_told_nothing():
-    code = "from tools._shared import die_in_one_line\ndie_in_one_line(lambda: print('x' * 2**20))"
+    code = "from tools.common import die_in_one_line\ndie_in_one_line(lambda: print('x' * 2**20))"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout.read(3) == b"xxx"

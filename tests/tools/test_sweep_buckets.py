@@ -1,5 +1,5 @@
 """A sweep with real trainings in a bucket, over HTTP: interrupted, taken up elsewhere, and with the
-table of a local one. (Workers that are killed: tests/vvlm_jax/sweep/test_buckets.py.)
+table of a local one. (Workers that are killed: tests/vvlm_jax/storage/test_bucket.py.)
 """
 
 import json
@@ -11,8 +11,8 @@ import pytest
 from configs.sweeps import mini
 from tools import sweep as command
 from vvlm_jax.sweep import jobs
-from vvlm_jax.sweep.store import Store
-from vvlm_jax.sweep.work import Interrupted, Stop, pull
+from vvlm_jax.sweep.store.store import Store
+from vvlm_jax.sweep.worker import Interrupted, Stop, pull
 
 # A broken connection is left to the collector by requests and its urllib3.
 pytestmark = [

@@ -8,9 +8,9 @@ import subprocess
 
 import pytest
 
-from tools import _sweep_clusters
 from tools import sweep as command
-from vvlm_jax.sweep.store import Job, Store
+from vvlm_jax.sweep import clusters
+from vvlm_jax.sweep.store.store import Job, Store
 
 MINI = "configs/sweeps/mini.py"
 
@@ -25,13 +25,13 @@ def test_runs_come_after_those_that_they_need():
         Job("c/train", "train", after=("s1/train",)),
         Job("d/train", "train", after=("gone/train",)),  # done, so not among what is left
     ]
-    first, second = _sweep_clusters.waves(jobs)
+    first, second = clusters.waves(jobs)
     assert first == {(): {"s1": ["s1/train"], "s2": ["s2/train"], "d": ["d/train"]}}
     assert second == {
         ("s1",): {"a": ["a/train", "a/evaluate"], "c": ["c/train"]},
         ("s2",): {"b": ["b/train"]},
     }
-    assert _sweep_clusters.waves([]) == []
+    assert clusters.waves([]) == []
 
 
 @pytest.mark.skipif(importlib.util.find_spec("submitit") is None, reason="needs submitit")
@@ -109,16 +109,16 @@ def slurm_of_files(tmp_path, monkeypatch):
 @pytest.fixture
 def submitted(tmp_path):
     """A store of which three runs were submitted."""
-    store = _sweep_clusters.jobs.create(tmp_path / "s", command.load(command.Path(MINI)))
+    store = clusters.jobs.create(tmp_path / "s", command.load(command.Path(MINI)))
     runs = list(dict.fromkeys(job.run for job in store.jobs.values()))
     (store.path / "slurm").mkdir()
-    _sweep_clusters._remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))
+    clusters._remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))
     return store, runs
 
 
 def test_cancelled_runs_leave_the_queue(ask, slurm_of_files, submitted):
     store, (a, b, *_) = submitted
-    assert _sweep_clusters.queued(store) == {a: "7_0", b: "7_1"}
+    assert clusters.queued(store) == {a: "7_0", b: "7_1"}
     assert "1 jobs cancelled" in ask("cancel", store.path, a)[0]
     assert slurm_of_files.read_text() == "7_0\n"
 
@@ -139,9 +139,9 @@ def test_a_line_of_slurms_ids_that_was_cut_is_passed_over(slurm_of_files, submit
     store, (a, b, c, d, *_) = submitted
     file = store.path / "slurm" / "jobs.jsonl"
     file.write_text(file.read_text()[:-4])  # a driver that died while it wrote
-    assert _sweep_clusters.queued(store) == {a: "7_0", b: "7_1"}
-    _sweep_clusters._remember(store, {c: "7_1", d: "9"})
-    assert _sweep_clusters._submitted(store) == {a: "7_0", b: "7_1", c: "7_1", d: "9"}
+    assert clusters.queued(store) == {a: "7_0", b: "7_1"}
+    clusters._remember(store, {c: "7_1", d: "9"})
+    assert clusters._submitted(store) == {a: "7_0", b: "7_1", c: "7_1", d: "9"}
 
 
 def test_runs_are_done_where_paths_were_looked_at(submitted, tmp_path, monkeypatch, capsys):
@@ -155,10 +155,10 @@ def test_runs_are_done_where_paths_were_looked_at(submitted, tmp_path, monkeypat
 
     config = command.load(command.Path(MINI))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(_sweep_clusters.slurm, "check", lambda *a: 100)
-    monkeypatch.setattr(_sweep_clusters.slurm, "submit", submit)
-    monkeypatch.setattr(_sweep_clusters.jobs, "not_there", lambda config: [])
-    _sweep_clusters.launch("slurm", store.path, config, (), dry_run=False)
+    monkeypatch.setattr(clusters.slurm, "check", lambda *a: 100)
+    monkeypatch.setattr(clusters.slurm, "submit", submit)
+    monkeypatch.setattr(clusters.jobs, "not_there", lambda config: [])
+    clusters.launch("slurm", store.path, config, (), dry_run=False)
     assert {cwd for cwd, _ in asked} == {tmp_path}
     assert sum(count for _, count in asked) == len(runs)
     assert capsys.readouterr().out.startswith(f"{len(runs)} runs submitted, 0 were queued")

@@ -12,11 +12,11 @@ from configs.sweeps import mini
 from fitting.runs import read_runs
 from tests.patience import LONG, free_port, wait_until
 from tests.processes import FAST_TO_COMPILE
-from tools._shared import load_config
+from tools.common import load_config
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.config import SweepConfig
 from vvlm_jax.sweep.status import collect
-from vvlm_jax.sweep.store import Store
+from vvlm_jax.sweep.store.store import Store
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """

@@ -11,7 +11,7 @@ import pytest
 
 from tests.processes import FAST_TO_COMPILE
 from tools import train
-from tools._shared import die_in_one_line, load_config
+from tools.common import die_in_one_line, load_config
 from vvlm_jax.config import TrainConfig, override, to_json, validate
 from vvlm_jax.models.variants import LLAMA, VISION
 

@@ -29,7 +29,7 @@ from vvlm_jax.sharding import (
     spec_for,
     split_microbatches,
 )
-from vvlm_jax.train import program
+from vvlm_jax.train import compiled
 from vvlm_jax.types import Batch
 
 ROOT = Path(__file__).parents[2]
@@ -76,7 +76,7 @@ def batch():
 
 def first_state(mesh):
     """A first state, sharded from birth."""
-    return program.initial_state(CONFIG, vlm.build(CONFIG.model, 4), mesh)
+    return compiled.initial_state(CONFIG, vlm.build(CONFIG.model, 4), mesh)
 
 
 @functools.cache
@@ -86,7 +86,7 @@ def on_one():
 
 def moved(mesh):
     """The same without compiling for this mesh."""
-    shardings = program.state_shardings(vlm.build(CONFIG.model, 4), CONFIG.optim, mesh)
+    shardings = compiled.state_shardings(vlm.build(CONFIG.model, 4), CONFIG.optim, mesh)
     return jax.device_put(on_one(), shardings, may_alias=False)  # the step takes its buffers
 
 
@@ -97,7 +97,7 @@ def steps_on(sizes):
     mesh = make_mesh(tuple(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
     model = vlm.build(dataclasses.replace(CONFIG.model, remat=policy, frame_chunk=chunk), 4)
     state = first_state(mesh) if sizes in (ONE, QUICK) else moved(mesh)
-    step = program.compiled_step(model, CONFIG.optim, mesh, microbatches, "token", 2 * chunk)
+    step = compiled.compiled_step(model, CONFIG.optim, mesh, microbatches, "token", 2 * chunk)
     on_mesh = jax.device_put(batch(), jax.sharding.NamedSharding(mesh, BATCH))
     metrics, born = [], jax.tree.map(lambda x: x.sharding, state)
     for i in range(STEPS):
@@ -124,8 +124,8 @@ def memory_on(devices):
     model = vlm.build(ModelConfig("study/12", "study-l", 16, 16, "float32", frame_chunk=4), 4)
     state = jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(lambda: program.initial_state(CONFIG, model, mesh)),
-        program.state_shardings(model, CONFIG.optim, mesh),
+        jax.eval_shape(lambda: compiled.initial_state(CONFIG, model, mesh)),
+        compiled.state_shardings(model, CONFIG.optim, mesh),
     )
     rows = jax.sharding.NamedSharding(mesh, BATCH)
     small = batch()
@@ -134,9 +134,9 @@ def memory_on(devices):
         frames_BTHWC=np.tile(small.frames_BTHWC, (1, 8, 1, 1, 1)),
     )
     large = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), large)
-    step = program.compiled_step(model, CONFIG.optim, mesh, 2, "token", 2)
-    compiled = step.lower(state, large, np.float32(1)).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
+    step = compiled.compiled_step(model, CONFIG.optim, mesh, 2, "token", 2)
+    program = step.lower(state, large, np.float32(1)).compile()
+    return program.memory_analysis().temp_size_in_bytes
 
 
 @functools.cache

@@ -15,11 +15,11 @@ import time
 
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
-from tools._shared import die_in_one_line
 from tools.bench.bench_frontier import peak_gib, twin
+from tools.common import die_in_one_line
 from tools.fit import bagging_text, comparison_text, live
 
 SPLIT = dict(train="sweep=star", test="sweep=isoflop", leave_out=False)
@@ -47,7 +47,7 @@ def main(args: Args) -> None:
     rows.append(
         ("all of it", *(sum(column) for column in zip(*[r[1:] for r in rows], strict=True)))
     )
-    print("\n" + units.aligned(("", "seconds", "CPU seconds"), as_text(rows)))
+    print("\n" + formatting.aligned(("", "seconds", "CPU seconds"), as_text(rows)))
     print(f"peak memory {peak_gib():.2f} GiB")
     print("\nTable 9 with free exponents (the paper's)\n")
     found, _, _ = timed("free exponents", ablate, config.replace(exponent_cap=None))
@@ -66,17 +66,17 @@ def appendix(config: FitConfig) -> list[tuple[str, float, float]]:
 
 def compare(config: FitConfig, say):
     """Table 2's procedure."""
-    from fitting import selection
+    from fitting import validation
 
     forms = {name: config.replace(form=name) for name in PAPER_FORMS}
-    return selection.compare(twin(), forms, on_progress=say, **SPLIT)
+    return validation.compare(twin(), forms, on_progress=say, **SPLIT)
 
 
 def ablate(config: FitConfig, say):
     """Those of Tables 8 and 9."""
-    from fitting import selection
+    from fitting import validation
 
-    return selection.ablate(twin(), config, on_progress=say, **SPLIT)
+    return validation.ablate(twin(), config, on_progress=say, **SPLIT)
 
 
 def timed(title: str, work, config: FitConfig):
@@ -89,7 +89,7 @@ def timed(title: str, work, config: FitConfig):
 
 def as_text(rows) -> list[tuple[str, ...]]:
     """Numbers as text."""
-    return [(name, *map(units.number, values)) for name, *values in rows]
+    return [(name, *map(formatting.number, values)) for name, *values in rows]
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import dataclasses
 import numpy as np
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.config import RESAMPLINGS, FitConfig
 from fitting.cost import PAPER
 from fitting.sweeps import PAPER_DOMAIN
-from tools._shared import die_in_one_line
 from tools.bench.bench_frontier import NOISE, twin, twin_law
-from vvlm_jax.train.metrics import Progress
+from tools.common import die_in_one_line
+from vvlm_jax.progress import Progress
 
 SIZES = 1e6, 2e6, 5e6
 LEVEL = 0.9
@@ -70,12 +70,12 @@ def main(args: Args) -> None:
         f"synthetic tables; {args.form}, {args.resamples} resamples x {args.starts} starts"
     )
     headers = ("resampling", "law, at runs", "law, elsewhere", "new run, at runs", "new run, else")
-    print(units.aligned((*headers, "width / true"), rows))
+    print(formatting.aligned((*headers, "width / true"), rows))
 
 
 def covered(config: FitConfig, seeds) -> list[list[float]]:
     """[law at runs, law elsewhere, run at runs, run elsewhere, width ratio] of each table."""
-    from fitting.fit import fit_many
+    from fitting.fits import fit_many
     from fitting.uncertainty import prediction_interval
 
     tables = [twin(seed) for seed in seeds]

@@ -28,8 +28,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools._shared import die_in_one_line
 from tools.bench import other_decoders
+from tools.common import die_in_one_line
 from vvlm_jax.config import (
     ConfigError,
     DataConfig,
@@ -146,7 +146,7 @@ def decoding(args: Args, clips: list[Path]) -> str:
     """The table of frames a second of a core."""
     import av
 
-    from fitting import units
+    from fitting import formatting
 
     others, missing = other_decoders.installed()
     rows = []
@@ -170,7 +170,7 @@ def decoding(args: Args, clips: list[Path]) -> str:
     return (
         f"distinct frames delivered a CPU second, one thread; best of {args.repeats}, in turn; "
         f"PyAV {av.__version__}\n"
-        + units.aligned(header, rows)
+        + formatting.aligned(header, rows)
         + "".join(f"\n{line}" for line in missing)
     )
 
@@ -306,12 +306,12 @@ def stage(clips: list[Path], folder: Path) -> TrainConfig:
 def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) -> str:
     import jax
 
-    from fitting import units
+    from fitting import formatting
     from tools.bench.bench_train import step_program
     from vvlm_jax.data import pipeline, tokenizer
     from vvlm_jax.models import vlm
     from vvlm_jax.sharding import make_mesh
-    from vvlm_jax.train.program import initial_state
+    from vvlm_jax.train.compiled import initial_state
 
     tok = tokenizer.load(config.data.tokenizer)
     vision = config.model.vision
@@ -351,7 +351,7 @@ def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) ->
     return (
         f"{config.batch_size} videos a step, {config.model.num_frames} frames; one core decodes "
         f"({config.batch_size / decoder:.1f} videos/s alone), one steps ({one * 1e3:.1f} ms an "
-        f"update, repeated); {args.steps} steps\n" + units.aligned(header, rows)
+        f"update, repeated); {args.steps} steps\n" + formatting.aligned(header, rows)
     )
 
 

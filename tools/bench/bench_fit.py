@@ -25,12 +25,12 @@ import time
 import numpy as np
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.config import FitConfig
 from fitting.cost import PAPER
 from fitting.sweeps import PAPER_DOMAIN
-from tools._shared import die_in_one_line
 from tools.bench.bench_frontier import measure, peak_gib, twin
+from tools.common import die_in_one_line
 
 PROCESSES = 2
 WORSE = 1e-4
@@ -63,7 +63,7 @@ def main(args: Args) -> None:
 def once() -> None:
     """A whole bagged fit in a fresh process: its seconds and its memory, as JSON."""
     start = float(os.environ["BENCH_START"])
-    from fitting.fit import fit
+    from fitting.fits import fit
 
     fit(twin(), FitConfig(**json.loads(os.environ["BENCH_CONFIG"])))
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -88,7 +88,7 @@ def speed(config: FitConfig, args: Args) -> None:
     colds = [cold(config) for _ in range(args.repeats)]
     import jax
 
-    from fitting.fit import fit
+    from fitting.fits import fit
 
     table = twin()
     fit(table, config)  # compiles
@@ -109,9 +109,9 @@ def speed(config: FitConfig, args: Args) -> None:
         scaled = seconds * config.resamples / args.scipy_resamples
         rows.append((f"scipy L-BFGS-B, {PROCESSES} processes, scaled", scaled, float("nan"), 0.0))
     print(
-        units.aligned(
+        formatting.aligned(
             ("", "seconds", "CPU seconds", "peak GiB"),
-            [(name, *(units.number(v or np.nan) for v in values)) for name, *values in rows],
+            [(name, *(formatting.number(v or np.nan) for v in values)) for name, *values in rows],
         )
     )
     print(f"members: {np.bincount(law.status, minlength=3)} converged, stopped, failed")
@@ -129,8 +129,8 @@ def speed(config: FitConfig, args: Args) -> None:
 def setup(table, config: FitConfig):
     """What the fit hands to its solver: the normalised case, its resamples and the bounds."""
     from fitting.bootstrap import resample_weights
-    from fitting.fit import _bounds, _case
-    from fitting.solve import Problem
+    from fitting.fits import _bounds, _case
+    from fitting.optimise.search import Problem
 
     case = _case(table, None, config, len(table))
     weights_BR = resample_weights(len(table), config.resamples, config.seed, rows=case.rows)
@@ -141,8 +141,8 @@ def setup(table, config: FitConfig):
 
 def quality(law, case, problem, bounds, config: FitConfig, count: int) -> None:
     """Objectives and predictions against so many other starts a resample, run to convergence."""
-    from fitting.fit import _case
-    from fitting.solve import solve
+    from fitting.fits import _case
+    from fitting.optimise.search import solve
 
     other = _case(case.table, None, config.replace(starts=count, seed=config.seed + 1000), 88)
     start = time.perf_counter()

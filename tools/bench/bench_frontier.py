@@ -19,13 +19,13 @@ from pathlib import Path
 import numpy as np
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.cost import PAPER
-from fitting.elasticity import elasticity
-from fitting.frontier import frontier, member_frontiers
+from fitting.elasticities import elasticity
+from fitting.frontiers import frontier, member_frontiers
 from fitting.runs import RunTable
 from fitting.sweeps import PAPER_ISOFLOP, PAPER_STAR, Domain, star_sweep
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 
 NOISE = 0.01
 LEVELS = (1e9, 2.8e9, 7.5e9, 2e10, 7e10), range(1, 129), [side * side for side in range(1, 29)]
@@ -46,7 +46,7 @@ class Args:
 def main(args: Args) -> None:
     """Prints a table and whether both agree."""
     from fitting.config import FitConfig
-    from fitting.fit import fit
+    from fitting.fits import fit
     from fitting.law import BaggedFit
 
     law = BaggedFit.load(args.law) if args.law else fit(twin(), FitConfig(starts=50))
@@ -67,10 +67,10 @@ def main(args: Args) -> None:
     ):
         found, walls, busy = measure(work, args.repeats)
         best = best or found
-        rows.append((name, *map(units.number, (walls, busy, peak_gib()))))
+        rows.append((name, *map(formatting.number, (walls, busy, peak_gib()))))
     (error, index), walls, busy = measure(lambda: brute_force(*task), 1)
-    rows.append(("brute force", *map(units.number, (walls, busy, peak_gib()))))
-    print(units.aligned(("", "seconds", "CPU seconds", "peak GiB so far"), rows))
+    rows.append(("brute force", *map(formatting.number, (walls, busy, peak_gib()))))
+    print(formatting.aligned(("", "seconds", "CPU seconds", "peak GiB so far"), rows))
 
     np.testing.assert_allclose(best.error, error, rtol=1e-12)
     same = (best.x == domain.configurations()[index]).all(axis=-1)

@@ -26,7 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig, choose
 from vvlm_jax.flops import llm_flops, llm_params
 
@@ -113,7 +113,7 @@ def compare(args: Args, config: LlamaConfig) -> None:
     import jax
     import torch
 
-    from fitting import units
+    from fitting import formatting
 
     torch.set_num_threads(args.threads or len(os.sched_getaffinity(0)))
     params = weights(config, args.dtype)
@@ -148,7 +148,7 @@ def compare(args: Args, config: LlamaConfig) -> None:
     ]
     header = ("", "prefill tokens/s", "of product", "ours / it", "decode tokens/s", "of copy",
               "ours / it")  # fmt: skip
-    print(units.aligned(header, rows))
+    print(formatting.aligned(header, rows))
     for side, reply in zip(sides[1:], replies[1:], strict=True):
         same = (reply == replies[0]).mean()
         print(f"tokens equal to ours, {side.name}: {same:.1%}")

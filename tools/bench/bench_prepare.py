@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import tyro
 
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 from vvlm_jax.config import Stopped
 
 _LOOK = 0.2

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import tyro
 
-from fitting import units
+from fitting import formatting
 from fitting.runs import write_runs
-from tools._shared import die_in_one_line
 from tools.bench.bench_frontier import twin
+from tools.common import die_in_one_line
 
 METRICS = ("avg", "aqa", "lvb", "mv", "nqa", "pt", "vcg", "vdc", "vmme")
 BAR = 60.0
@@ -52,12 +52,15 @@ def main(args: Args) -> None:
         page = (folder / "report" / "report.html").stat().st_size
         files = sum(1 for path in (folder / "report").rglob("*") if path.is_file())
     print(
-        units.aligned(
+        formatting.aligned(
             ("metrics", "seconds", "CPU seconds", "largest process, GiB", "page, MB", "files"),
             [
                 (
                     str(args.metrics),
-                    *(units.number(v) for v in (wall, busy, after.ru_maxrss / 2**20, page / 1e6)),
+                    *(
+                        formatting.number(v)
+                        for v in (wall, busy, after.ru_maxrss / 2**20, page / 1e6)
+                    ),
                     str(files),
                 )
             ],

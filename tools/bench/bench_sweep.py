@@ -20,9 +20,10 @@ from pathlib import Path
 import tyro
 
 from configs.sweeps import mini
-from tools._shared import die_in_one_line
-from vvlm_jax.sweep import jobs, journal
-from vvlm_jax.sweep.store import Store
+from tools.common import die_in_one_line
+from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.store import journal
+from vvlm_jax.sweep.store.store import Store
 
 TASKS = ("cell", "flash", "most")
 

@@ -30,7 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools._shared import die_in_one_line
+from tools.common import die_in_one_line
 from vvlm_jax import devices
 from vvlm_jax.config import (
     ConfigError,
@@ -341,7 +341,7 @@ def built_model(config: TrainConfig):
 
 def step_program(config: TrainConfig, model, mesh):
     """Our train step, as the trainer calls it."""
-    from vvlm_jax.train.program import compiled_step
+    from vvlm_jax.train.compiled import compiled_step
 
     weighting, chunk = config.loss_weighting, config.loss_chunk
     return compiled_step(model, config.optim, mesh, config.microbatches, weighting, chunk)
@@ -353,7 +353,7 @@ def ours(config: TrainConfig) -> dict:
     from jax.sharding import NamedSharding
 
     from vvlm_jax.sharding import BATCH, check_batch, make_mesh
-    from vvlm_jax.train.program import initial_state
+    from vvlm_jax.train.compiled import initial_state
 
     mesh = make_mesh(config.mesh)
     check_batch(config.batch_size, mesh)
@@ -475,7 +475,7 @@ def rates(config: TrainConfig) -> dict[str, float]:
 
 def table(args: Args, config: TrainConfig, reports, rate: float, kind: str, versions: str) -> str:
     """What came of it, as text."""
-    from fitting import units
+    from fitting import formatting
     from vvlm_jax.devices import peak_flops
 
     os.environ["JAX_PLATFORMS"] = "cpu"  # only shapes are needed here
@@ -513,7 +513,7 @@ def table(args: Args, config: TrainConfig, reports, rate: float, kind: str, vers
         "of the maker's",
         "peak GiB",
     )
-    return head + "\n" + units.aligned(header, [row(r) for r in reports])
+    return head + "\n" + formatting.aligned(header, [row(r) for r in reports])
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vvlm_jax.data.places import Fetched, exists
+from vvlm_jax.storage.files import Fetched, exists
 
 File = Path | Fetched
 

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.data import chat, places
+from vvlm_jax.data import chat
+from vvlm_jax.storage import files
 
 KINDS = ("video", "image")
 
@@ -27,7 +28,7 @@ def read_conversations(path: str | Path) -> list[dict]:
     Raises ValueError naming the file and the row when the JSON is broken, a row lacks its
     conversation, or a path is no text.
     """
-    path = places.place(path)
+    path = files.place(path)
     try:
         rows = read_rows(path)
     except FileNotFoundError:
@@ -103,14 +104,14 @@ def row_media(row: dict, num_frames: int) -> list[Medium]:
 def read_jsonl(path: str | Path) -> list[dict]:
     """One JSON value a line; empty lines are passed over. ValueError names file and line."""
     rows = []
-    for number, line in enumerate(places.read_text(places.place(path)).split("\n"), 1):
+    for number, line in enumerate(files.read_text(files.place(path)).split("\n"), 1):
         if line.strip():
             rows.append(_parsed(path, line, number))
     return rows
 
 
 def _read_json_list(path: Path) -> list:
-    rows = _parsed(path, places.read_text(path))
+    rows = _parsed(path, files.read_text(path))
     if not isinstance(rows, list):
         raise ValueError(f"{path}: must be a JSON list of examples")
     return rows

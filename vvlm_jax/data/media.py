@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vvlm_jax.data import places
 from vvlm_jax.data.frames import choose_frames, resize_square
 from vvlm_jax.data.video import VideoError, VideoInfo, read_frames
+from vvlm_jax.storage import files
 
 _WHOLE_CLIP_BYTES = 2**20
 """Clips up to this size (decoded, resized) are kept whole, so that any x_T is served from
@@ -27,7 +27,7 @@ memory.
 def open_image(path: Path) -> Iterator[Image.Image]:
     """A still image, whole. Raises VideoError naming the file."""
     try:
-        with Image.open(places.fetched(path)) as image:
+        with Image.open(files.fetched(path)) as image:
             image.load()
             yield image
     except FileNotFoundError:
@@ -80,7 +80,7 @@ class FrameReader:
 
     def video(self, name: str) -> np.ndarray:
         """The video's frames, chosen by `sampling`. Raises VideoError naming the file."""
-        path = places.place(self.root) / name
+        path = files.place(self.root) / name
         if not self.cache_mb:
             return read_frames(path, self._choose, size=self.image_size)
         key = (str(path), self.image_size)
@@ -96,7 +96,7 @@ class FrameReader:
         """An image as a video of one frame, repeated to `num_frames` (the reader's own by default).
         Raises VideoError naming the file.
         """
-        with open_image(places.place(self.root) / name) as image:
+        with open_image(files.place(self.root) / name) as image:
             pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
         return np.repeat(pixels[None], num_frames or self.num_frames, axis=0)
 

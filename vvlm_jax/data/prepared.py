@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.data import chat, places
-from vvlm_jax.data.check import Checked
-from vvlm_jax.data.sources import Row
+from vvlm_jax.data import chat
+from vvlm_jax.data.prepare.check_media import Checked
+from vvlm_jax.data.prepare.sources import Row
+from vvlm_jax.storage import files
 
 VERSION = "1.0.0"
 SPLIT = "train"
@@ -153,7 +154,7 @@ def _write_metadata(folder: Path, name: str, features, lengths: list[int], size:
 
 def is_prepared(folder: str | Path) -> bool:
     """Whether this is a folder that `write` made."""
-    return places.exists(places.place(folder) / CARD)
+    return files.exists(files.place(folder) / CARD)
 
 
 def _check_shard(path, length: int) -> None:
@@ -178,10 +179,10 @@ class PreparedRows(Sequence):
     def __init__(self, folder: str | Path):
         import tensorflow_datasets as tfds
 
-        self.folder = places.place(folder)
-        card = places.read_bytes(self.folder / CARD)
+        self.folder = files.place(folder)
+        card = files.read_bytes(self.folder / CARD)
         self.card = json.loads(card)
-        copy = places.local_copy(self.folder, card)
+        copy = files.local_copy(self.folder, card)
         try:
             builder = tfds.builder_from_directory(copy)
             split = builder.info.splits[SPLIT]

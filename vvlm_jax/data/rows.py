@@ -6,17 +6,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.data import chat, places
+from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import read_conversations
 from vvlm_jax.data.prepared import PreparedRows, is_prepared
+from vvlm_jax.storage import files
 
 
 def open_rows(annotations: str | Path) -> list[dict] | PreparedRows:
     """Rows of a LLaVA-style file, or of a folder that `tools.prepare` made."""
-    path = places.place(annotations)
+    path = files.place(annotations)
     if is_prepared(path):
         return PreparedRows(path)
-    if places.is_dir(path):
+    if files.is_dir(path):
         raise ValueError(f"{path}: no data set that tools.prepare made (data.annotations)")
     return read_conversations(path)
 

@@ -35,7 +35,7 @@ from vvlm_jax.data.container import (
     truncated,
 )
 from vvlm_jax.data.frames import resize_square
-from vvlm_jax.data.places import Fetched, fetched, is_dir, place, reaching
+from vvlm_jax.storage.files import Fetched, fetched, is_dir, place, reaching
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.endpoint import Endpoint, Failed
-from vvlm_jax.train.metrics import JsonlWriter, Progress
+from vvlm_jax.progress import JsonlWriter, Progress
 
 _USD_PER_MILLION = {"gpt-4o-mini-2024-07-18": (0.15, 0.60)}
 """What a million tokens (read, written) cost, as public price tables have it in November 2026.

@@ -28,7 +28,7 @@ from PIL import Image
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data.video import VideoError
-from vvlm_jax.train.metrics import JsonlWriter, Progress
+from vvlm_jax.progress import JsonlWriter, Progress
 
 
 class VvlmJax(lmms):

@@ -15,16 +15,17 @@ from pathlib import Path
 import numpy as np
 
 from vvlm_jax.config import ConfigError, DataConfig, ModelConfig
-from vvlm_jax.data import chat, places
+from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import is_unicode, read_jsonl
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import VideoError
-from vvlm_jax.eval import mcq
+from vvlm_jax.eval import answers
 from vvlm_jax.generate.generate import generate, programs
 from vvlm_jax.generate.likelihood import loglikelihoods
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.train.metrics import JsonlWriter, Progress
+from vvlm_jax.progress import JsonlWriter, Progress
+from vvlm_jax.storage import files
 from vvlm_jax.types import Prompts
 
 FIELDS = ("id", "task", "video", "question", "answer")
@@ -46,8 +47,8 @@ class TaskScore:
 
 def read_questions(path: str | Path) -> list[dict]:
     """Rows of a question file. ValueError names file, question and the missing or broken field."""
-    path = places.place(path)
-    if not places.exists(path) or places.is_dir(path):
+    path = files.place(path)
+    if not files.exists(path) or files.is_dir(path):
         raise ValueError(f"{path}: no such question file")
     rows, seen = read_jsonl(path), set()
     if not rows:
@@ -78,7 +79,7 @@ def _what_is_wrong(row: dict) -> str:
             return f"{name} = {row[name]!r}: must be a text"
         if not is_unicode(row.get(name, "")):
             return f"{name}: holds half a character"
-    lists = ("options", len(mcq.LETTERS)), ("choices", math.inf), ("references", math.inf)
+    lists = ("options", len(answers.LETTERS)), ("choices", math.inf), ("references", math.inf)
     for name, most in lists:
         texts = row.get(name, [])
         good = isinstance(texts, list) and all(isinstance(t, str) and t for t in texts)
@@ -87,14 +88,14 @@ def _what_is_wrong(row: dict) -> str:
         if name in row and not 1 <= len(texts) <= most:
             many = f"from 1 to {most}" if most < math.inf else "1 or more"
             return f"{name}: must be {many} texts, got {len(texts)}"
-    if "options" in row and row["answer"] not in list(mcq.LETTERS[: len(row["options"])]):
+    if "options" in row and row["answer"] not in list(answers.LETTERS[: len(row["options"])]):
         return f"answer {row['answer']!r} is no letter of its options"
     if any(place in prompt_text(row) for place in chat.PLACEHOLDERS):
         return "holds a placeholder; the video is put before the question by itself"
     return ""
 
 
-def answers(row: dict) -> list[str]:
+def right_answers(row: dict) -> list[str]:
     """The replies that are right."""
     return row.get("references") or [row["answer"]]
 
@@ -107,7 +108,7 @@ def prompt_text(row: dict) -> str:
         return row["prompt"]
     if not row.get("options"):
         return row["question"]
-    return f"{row['question']}\n{mcq.format_options(row['options'])}\n{mcq.LETTER_PROMPT}"
+    return f"{row['question']}\n{answers.format_options(row['options'])}\n{answers.LETTER_PROMPT}"
 
 
 def evaluate(
@@ -153,7 +154,7 @@ def evaluate(
     )
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
-        places.place(data_config.media_root),
+        files.place(data_config.media_root),
         model_config.num_frames,
         model.vision_config.image_size,
         data_config.frame_sampling,
@@ -197,7 +198,7 @@ def evaluate(
 
 def _prediction(q: dict, reply: str, **more) -> dict:
     options = len(q.get("options") or ())
-    correct = any(mcq.is_correct(reply, answer, options) for answer in answers(q))
+    correct = any(answers.is_correct(reply, answer, options) for answer in right_answers(q))
     answer = q.get("references") or q["answer"]
     return dict(id=q["id"], task=q["task"], reply=reply, answer=answer, correct=correct, **more)
 
@@ -294,7 +295,7 @@ class _Answerer:
         return found
 
     def _add_likelihoods(self, found, rows, prompts, visual_BVD):
-        letters = [mcq.LETTERS[: len(row.get("options") or "A")] for row in rows]
+        letters = [answers.LETTERS[: len(row.get("options") or "A")] for row in rows]
         likely = loglikelihoods(
             self.model, self.params, self.tokenizer, prompts, visual_BVD, letters
         )

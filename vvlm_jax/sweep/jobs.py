@@ -15,8 +15,8 @@ from vvlm_jax.config import TrainConfig
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import Evaluation, SweepConfig
 from vvlm_jax.sweep.plan import encoder, stage_1_cost, step_flops
-from vvlm_jax.sweep.store import Job, Store
-from vvlm_jax.sweep.work import Context, Interrupted
+from vvlm_jax.sweep.store.store import Job, Store
+from vvlm_jax.sweep.worker import Context, Interrupted
 
 CONFIG_OF_STORE = ("out_dir", "init")
 """Options that change when a store is moved, and nothing else does."""
@@ -107,7 +107,7 @@ def not_there(config: SweepConfig) -> list[str]:
     named += [(f"init: {part}", folder) for part, folder in config.init]
     for size in sweep_config.used_sizes(config):
         named += [(f"sizes: {size.llm}: {part}", folder) for part, folder in size.init]
-    from vvlm_jax.data.places import place  # data may lie in a bucket
+    from vvlm_jax.storage.files import place  # data may lie in a bucket
 
     # An .npz may be followed by where in it the parameters are.
     files = {re.sub(r"(\.npz):.*", r"\1", file): name for name, file in reversed(named)}

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.sweep import places
-from vvlm_jax.sweep.buckets import Key
-from vvlm_jax.sweep.store import Job, State, Store
+from vvlm_jax.storage.bucket import Key
+from vvlm_jax.sweep.store import backends
+from vvlm_jax.sweep.store.store import Job, State, Store
 
 _TAIL = 8192
 """Bytes at the end of a run's metrics that hold its last line."""
@@ -104,7 +104,7 @@ def _has_begun(state: State) -> bool:
 def last_metrics(file: Path | Key) -> dict:
     """The last whole line of a file of metrics; empty when there is none."""
     try:
-        text = places.of(file).tail(file, _TAIL)
+        text = backends.of(file).tail(file, _TAIL)
     except OSError:
         return {}
     for line in reversed(text[: text.rfind(b"\n") + 1].splitlines()):

@@ -10,8 +10,8 @@ import numpy as np
 
 from vvlm_jax.config import Stopped, TrainConfig
 from vvlm_jax.devices import peak_flops
-from vvlm_jax.train.clock import Clock
-from vvlm_jax.train.metrics import JsonlWriter, Progress
+from vvlm_jax.progress import JsonlWriter, Progress
+from vvlm_jax.train.timing import Clock
 from vvlm_jax.train.trackers import start_trackers
 from vvlm_jax.types import Batch
 

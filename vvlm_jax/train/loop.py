@@ -28,11 +28,11 @@ from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
 from vvlm_jax.train import checkpoint, model_dir, optim, preflight, run_dir
-from vvlm_jax.train.abstract import abstract_state
-from vvlm_jax.train.clock import Clock, Trace
+from vvlm_jax.train.compiled import compiled_step, initial_state
 from vvlm_jax.train.cost import batch_cost
 from vvlm_jax.train.log import StepLog
-from vvlm_jax.train.program import compiled_step, initial_state
+from vvlm_jax.train.shapes import abstract_state
+from vvlm_jax.train.timing import Clock, Trace
 
 
 class Preempted(Stopped):

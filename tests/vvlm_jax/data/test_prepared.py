@@ -11,9 +11,10 @@ from array_record.python import array_record_module
 
 from configs import mixtures
 from tests.testdata import make_sources
-from vvlm_jax.data import prepared, sources
-from vvlm_jax.data.check import check_media
+from vvlm_jax.data import prepared
 from vvlm_jax.data.pipeline import Examples, batches
+from vvlm_jax.data.prepare import sources
+from vvlm_jax.data.prepare.check_media import check_media
 from vvlm_jax.data.rows import count_rows, open_rows
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.train.loop import train

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.vvlm_jax.eval.judge_server import completion, reply_of_model, serving
+from tests.vvlm_jax.eval.fake_judge import completion, reply_of_model, serving
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.grading import grading
 from vvlm_jax.eval.judge import Judge, JudgeConfig, JudgeError

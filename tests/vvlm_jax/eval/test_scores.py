@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from tests.vvlm_jax.eval.judge_server import reply_of_model, serving
+from tests.vvlm_jax.eval.fake_judge import reply_of_model, serving
 from vvlm_jax.eval import scores
 from vvlm_jax.eval.grading import Verdict
 from vvlm_jax.eval.judge import Judge, JudgeConfig

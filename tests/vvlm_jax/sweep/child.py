@@ -18,9 +18,10 @@ import time
 import urllib.request
 from pathlib import Path
 
-from vvlm_jax.sweep import local, store
-from vvlm_jax.sweep.store import Store
-from vvlm_jax.sweep.work import Interrupted, Stop, pull, run_job
+from vvlm_jax.sweep.launch import local
+from vvlm_jax.sweep.store import store
+from vvlm_jax.sweep.store.store import Store
+from vvlm_jax.sweep.worker import Interrupted, Stop, pull, run_job
 
 
 def square(context):

@@ -5,11 +5,11 @@ import pytest
 
 from configs.sweeps import mini, star
 from vvlm_jax.config import ConfigError, TrainConfig, validate
-from vvlm_jax.data import places
 from vvlm_jax.models.variants import VISION
+from vvlm_jax.storage import files
 from vvlm_jax.sweep import jobs
-from vvlm_jax.sweep.store import Store
-from vvlm_jax.sweep.work import Context, Stop
+from vvlm_jax.sweep.store.store import Store
+from vvlm_jax.sweep.worker import Context, Stop
 
 SWEEP = star.sweep()
 RUN = "star-N2.8e9-T32-V196-n250000"
@@ -95,7 +95,7 @@ def test_milestones_are_evaluated_by_jobs_of_their_own(tmp_path):
 
 
 def test_data_in_a_bucket_are_looked_for_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "place", lambda file: tmp_path / file.replace("s3://", ""))
+    monkeypatch.setattr(files, "place", lambda file: tmp_path / file.replace("s3://", ""))
     sweep = mini.sweep()
     data = dataclasses.replace(sweep.finetune.data, annotations="s3://lab/train.json")
     sweep = dataclasses.replace(sweep, finetune=dataclasses.replace(sweep.finetune, data=data))

@@ -4,8 +4,9 @@ import pytest
 
 from configs.sweeps import mini
 from vvlm_jax.config import ConfigError
-from vvlm_jax.sweep import jobs, journal, status
+from vvlm_jax.sweep import jobs, status
 from vvlm_jax.sweep.config import Evaluation
+from vvlm_jax.sweep.store import journal
 
 A, B, C, D = (p.run_id for p in mini.sweep().points)
 

@@ -18,7 +18,7 @@ import zlib
 import jax
 import numpy as np
 
-from tools import _shared  # noqa: F401 imported before the forks, and not tools.train, which they run
+from tools import common  # noqa: F401 imported before the forks, and not tools.train, which they run
 from vvlm_jax.train import loop
 
 

@@ -13,10 +13,10 @@ from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import loop, model_dir, optim
+from vvlm_jax.train.compiled import compiled_step, initial_state
 from vvlm_jax.train.log import SPEEDS, TrainingDiverged
 from vvlm_jax.train.loop import train
 from vvlm_jax.train.model_dir import CheckpointError, load_model
-from vvlm_jax.train.program import compiled_step, initial_state
 
 
 class Stopped(Exception):

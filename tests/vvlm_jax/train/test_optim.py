@@ -11,11 +11,11 @@ from vvlm_jax.config import ConfigError, OptimConfig
 from vvlm_jax.data import pipeline
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import VISION
+from vvlm_jax.progress import JsonlWriter, Progress, duration
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import optim
+from vvlm_jax.train.compiled import compiled_step, initial_state
 from vvlm_jax.train.loss import answer_loss, chunked_losses, token_losses
-from vvlm_jax.train.metrics import JsonlWriter, Progress, duration
-from vvlm_jax.train.program import compiled_step, initial_state
 
 GROUPS = OptimConfig((("vision/.*", 1e-3), ("(projector|llm)/.*", 5e-3)))
 FROZEN = OptimConfig((("llm/.*", 0.0), (".*", 5e-3)))

@@ -19,7 +19,7 @@ from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.config import TrainConfig, from_json, override, to_json
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import AXES, make_mesh
-from vvlm_jax.train import loop, program
+from vvlm_jax.train import compiled, loop
 from vvlm_jax.train.checkpoint import Checkpoints
 from vvlm_jax.train.loop import Preempted, train
 
@@ -65,7 +65,7 @@ def test_all_leaves_come_back_on_every_mesh(file, tmp_path):
 
 def restore(config, folder):
     model = vlm.build(config.model, 4)
-    state = program.initial_state(config, model, mesh_of(FROM))
+    state = compiled.initial_state(config, model, mesh_of(FROM))
     rng = np.random.default_rng(0)
     # Moments are zeros at first, which would come back equal from anywhere.
     state = jax.tree.map(
@@ -76,7 +76,7 @@ def restore(config, folder):
     saves.wait()
     found = {"before": describe(state)}
     for sizes in TO:
-        shardings = program.state_shardings(model, config.optim, mesh_of(sizes))
+        shardings = compiled.state_shardings(model, config.optim, mesh_of(sizes))
         like = jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, shardings
         )

@@ -13,7 +13,7 @@ from tools import train as tool
 from vvlm_jax import devices
 from vvlm_jax.config import to_json
 from vvlm_jax.data.media import FrameReader
-from vvlm_jax.train.clock import Clock
+from vvlm_jax.train.timing import Clock
 
 STEPS, PEAK, SLOW = 6, 1e12, 0.1
 CONFIG = """

@@ -1,0 +1,1 @@
+"""Experiments as short Python files: stages, data mixtures, sweeps, the study."""

@@ -1,0 +1,1 @@
+"""Sweeps: files that define `sweep() -> SweepConfig`."""

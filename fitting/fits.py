@@ -1,0 +1,334 @@
+"""Fits one law to a table of runs: resamples x starts -> a `BaggedFit` that keeps its members.
+
+Each bootstrap resample gives one member, the best optimum over all starts (Appendix D). Starts are
+drawn in `FitConfig.units`; inside, factors and errors are divided by their geometric means over the
+runs, which conditions the solver and changes no result.
+"""
+
+import contextlib
+import difflib
+import platform
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fitting.bootstrap import fewest_levels, lost_levels, resample_weights, wild_targets
+from fitting.config import FitConfig
+from fitting.forms import Layout, get_form
+from fitting.law import BaggedFit, FittedRuns, Members
+from fitting.optimise import objective, starts
+from fitting.optimise.objective import Loss
+from fitting.optimise.search import BASIN, EXACT, FAILED, SCREEN, Problem, solve
+from fitting.runs import RunTable
+
+FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
+VERSIONS = ("vvlm_jax", "jax", "jaxlib", "jaxopt", "numpy")
+
+
+def fit(
+    table: RunTable,
+    config: FitConfig | None = None,
+    *,
+    rows=None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> BaggedFit:
+    """Fits the law of `config.form` to the errors of one metric.
+
+    Args:
+      table: runs of a single metric.
+      config: options, the defaults if None; its seed decides resamples and starts, so the fit is
+        deterministic.
+      rows: bool [R], the runs to use; all by default.
+      on_progress: called with (members done, members in all).
+
+    Raises:
+      ValueError: one line; several metrics, no error to take the log of, a form that needs n, a
+        unit of an unknown column, or no descent that stayed finite.
+    """
+    return fit_many([(table, rows)], config, on_progress=on_progress)[0]
+
+
+def fit_many(
+    problems: Sequence[tuple[RunTable, object]],
+    config: FitConfig | None = None,
+    *,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[BaggedFit]:
+    """Several fits with one config as lanes of one batch: metrics, folds, splits.
+
+    Each is the fit that `fit` gives alone (to rounding, where tables differ in length); together
+    they fill the machine better.
+
+    Args:
+      problems: (table, rows) pairs as for `fit`; as many factors in each, all with n or none.
+      config: options, for all.
+      on_progress: called with (members done, members in all).
+
+    Raises:
+      ValueError: as `fit`, or tables of different kinds.
+    """
+    config = FitConfig() if config is None else config
+    problems = list(problems)
+    if not problems:
+        return []
+    size = max(len(table) for table, _ in problems)
+    cases = [_case(table, rows, config, size) for table, rows in problems]
+    kinds = {(case.layout, case.log_z.shape[1], case.table.scale) for case in cases}
+    if len(kinds) > 1:
+        raise ValueError("fit_many needs tables with as many factors, n in all or none, one scale")
+    layout, scale = cases[0].layout, cases[0].table.scale
+    delta = config.huber_delta / _unit(config, scale) if config.loss == "huber" else None
+    loss = Loss(config.space, delta, config.free_floor)
+    lower, upper = _bounds(layout, config)
+    options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
+    wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
+    lost = [{}] * len(cases)
+    if config.resampling != "none":
+        resampled = [
+            _resampled(case, config, whole, loss) for case, whole in zip(cases, wholes, strict=True)
+        ]
+        batch, lost = zip(*resampled, strict=True)
+        bags = solve(batch, on_progress=on_progress, **options)
+    return [
+        _bagged(case, config, whole, bag, losses)
+        for case, whole, bag, losses in zip(cases, wholes, bags, lost, strict=True)
+    ]
+
+
+class _Case(NamedTuple):
+    """One table made ready: normalised, padded to the batch's number of runs."""
+
+    table: RunTable
+    rows: np.ndarray  # bool [len(table)]
+    layout: Layout
+    units: np.ndarray  # [C], of starts and reports
+    typical: np.ndarray  # [C], geometric means
+    log_z: np.ndarray  # [R, C]
+    target: np.ndarray  # [R]
+    weights: np.ndarray  # [R]
+    starts: np.ndarray  # [I, P]
+
+    def problem(self) -> Problem:
+        """The fit to all runs from all starts."""
+        return Problem(self.log_z, self.target[None], self.weights[None], self.starts)
+
+    def to_inner(self, theta, free_floor: bool) -> np.ndarray:
+        """theta [I, P] in `units`, all coefficients as logs, to the solver's."""
+        design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
+        inner, terms = theta.copy(), self.layout.num_terms
+        inner[:, :terms] = theta @ design_MP.T - np.log(self.table.scale)
+        if free_floor:
+            inner[:, self.layout.floor] = np.exp(inner[:, self.layout.floor])
+        return inner
+
+    def to_outer(self, theta, free_floor: bool) -> np.ndarray:
+        """The solver's theta [B, P] to `units`."""
+        design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
+        outer, terms = theta.copy(), self.layout.num_terms
+        outer[:, :terms] = theta @ design_MP.T + np.log(self.table.scale)
+        if free_floor:
+            outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.table.scale
+        return outer
+
+
+def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
+    rows_R = np.ones(len(table), bool) if rows is None else np.asarray(rows, bool)
+    _check(table, rows_R, config)
+    rows_R = rows_R & (table.weights > 0)
+    with_n = table.examples is not None
+    layout = get_form(config.form).layout(len(table.factors), with_n)
+    columns = (*table.factors, *[table.examples] * with_n)
+    z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
+    typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
+    case = _Case(
+        table=table,
+        rows=rows_R,
+        layout=layout,
+        units=typical if config.units == "geomean" else _units(columns, config, table.source),
+        typical=typical,
+        log_z=_padded(np.log(z_RC / typical), size),
+        target=_padded(_to_space(table.error / table.scale, rows_R, config.space), size),
+        weights=_padded(np.where(rows_R, table.weights, 0.0), size),
+        starts=np.empty(0),
+    )
+    drawn = case.to_inner(starts.draw(layout, config, table.scale), False)
+    if config.init == "projected":
+        error = _padded(np.where(rows_R, table.error / table.scale, 1.0), size)
+        drawn = starts.project(drawn, case.log_z, error, case.weights, layout)
+    if config.free_floor:
+        drawn[:, layout.floor] = np.exp(drawn[:, layout.floor])
+    return case._replace(starts=drawn)
+
+
+def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
+    """The whole fit again as row 0 and then every resample; and of each column, how many resamples
+    lost one of its levels.
+    """
+    size, table, kind = len(case.weights), case.table, config.resampling
+    level_R = table.x[:, fewest_levels(table.x)]
+    if kind == "wild":
+        weights_BR = np.tile(case.weights, (config.resamples, 1))
+        ones = np.ones((1, size))
+        plain = Loss(loss.space, None, loss.free_floor)
+        fitted, jacobian = objective.residuals_and_jacobian(
+            whole.theta, case.log_z.T[None], 0 * ones, ones, case.layout, plain
+        )
+        target_BR = wild_targets(
+            fitted[0], case.target, jacobian[0].T, case.weights, config.resamples, config.seed
+        )
+    else:
+        strata = _strata(table, level_R, case.rows) if kind == "stratified" else None
+        counts_BR = resample_weights(
+            len(table),
+            config.resamples,
+            config.seed,
+            rows=case.rows,
+            strata=strata,
+            kind="dirichlet" if kind == "bayesian" else "count",
+        )
+        weights_BR = _padded((counts_BR * table.weights).T, size).T
+        target_BR = np.tile(case.target, (config.resamples, 1))
+    named = {**dict(zip(table.factors, table.x.T, strict=True)), table.examples: table.n}
+    lost = {
+        name: int(lost_levels(weights_BR[:, : len(table)], column_R).sum())
+        for name, column_R in named.items()
+        if column_R is not None
+    }
+    begin = case.starts
+    if config.solver == "lm":
+        begin = np.concatenate([whole.theta, whole.arrivals])
+        begin = begin[np.isfinite(begin).all(axis=1)]
+    problem = Problem(
+        case.log_z,
+        np.concatenate([case.target[None], target_BR]),
+        np.concatenate([case.weights[None], weights_BR]),
+        begin,
+    )
+    return problem, lost
+
+
+def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) -> BaggedFit:
+    """A `BaggedFit` of what the solver found: `first` on all runs, `bag` on them and resamples."""
+    table, rows = case.table, case.rows
+    if (bag.status == FAILED).all() or bag.status[0] == FAILED:
+        raise ValueError(
+            f"{table.source}: form {config.form!r}: no descent stayed finite on {rows.sum()} runs"
+        )
+    unit = _unit(config, table.scale) ** 2
+    share = bag.basin_share.copy()
+    reached = first.objective[0] <= (1 + BASIN) * bag.objective[0] + EXACT
+    share[0] = first.basin_share[0] if reached else 0.0
+    everyone = Members(
+        case.to_outer(bag.theta, config.free_floor),
+        bag.objective * unit,
+        bag.gradient_norm,
+        bag.status,
+        share,
+    )
+    z = table.x if table.n is None else np.column_stack([table.x, table.n])
+    alone = config.resampling == "none"
+    return BaggedFit(
+        config=config,
+        metric=table.metrics[0],
+        factors=tuple(table.factors),
+        examples=table.examples,
+        scale=float(table.scale),
+        source=Path(table.source).name,
+        units=case.units,
+        bag=Members(*(column[0 if alone else 1 :] for column in everyone)),
+        whole=Members(*(column[:1] for column in everyone)),
+        runs=FittedRuns(table.run_id[rows], z[rows], table.error[rows], table.weights[rows]),
+        lost=lost,
+        versions=_versions(),
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of what computes; a package that runs from a checkout has none."""
+    found = {"python": platform.python_version()}
+    for name in VERSIONS:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def _unit(config: FitConfig, scale: float) -> float:
+    """What a residual of 1 inside the solver is worth outside."""
+    return 1.0 if config.space == "log" else scale
+
+
+def _bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Bounds [P] of the solver's theta; a log coefficient ends where its term is nothing."""
+    cap = np.inf if config.exponent_cap is None else config.exponent_cap
+    gone = -1000.0 if config.exponent_cap is None else -60.0 - 10.0 * cap
+    lower = np.full(layout.num_parameters, 0.0 if config.bound_exponents else -cap)
+    upper = np.full(layout.num_parameters, cap)
+    lower[: layout.num_terms], upper[: layout.num_terms] = gone, np.inf
+    if config.free_floor:
+        lower[layout.floor], upper[layout.floor] = -FLOOR, FLOOR
+    return lower, upper
+
+
+def _units(columns: tuple[str, ...], config: FitConfig, source: str) -> np.ndarray:
+    for name in config.units or ():
+        if name not in columns:
+            near = difflib.get_close_matches(name, columns, n=1)
+            hint = f" (the nearest is {near[0]!r})" if near else ""
+            raise ValueError(
+                f"{source}: units of {name!r}{hint}, which is no factor: {', '.join(columns)}"
+            )
+    return np.array([config.unit(name) for name in columns])
+
+
+def _to_space(error, rows, space: str) -> np.ndarray:
+    return np.log(np.where(rows, error, 1.0)) if space == "log" else np.where(rows, error, 0.0)
+
+
+def _padded(values, size: int) -> np.ndarray:
+    """values [R, ...] with zeros appended to `size` rows."""
+    missing = np.zeros((size - len(values), *np.shape(values)[1:]))
+    return np.concatenate([values, missing])
+
+
+def _strata(table: RunTable, level_R, rows_R) -> np.ndarray:
+    """Labels [R]: the sweep, where there is one, and the level.
+
+    Raises:
+      ValueError: no stratum holds two runs, so that every resample would be the table itself.
+    """
+    sweep_R = table.columns.get("sweep", np.full(len(table), ""))
+    pairs = np.char.add(np.char.add(sweep_R.astype(str), " "), level_R.astype(str))
+    strata_R = np.unique(pairs, return_inverse=True)[1]
+    if np.bincount(strata_R[rows_R]).max() < 2:
+        raise ValueError(
+            f"{table.source}: resampling 'stratified' draws within each level of "
+            f"{table.factors[fewest_levels(table.x)]}, and each holds a single run; 'wild' and "
+            "'bayesian' can do without"
+        )
+    return strata_R
+
+
+def _check(table: RunTable, rows_R, config: FitConfig) -> None:
+    if len(table.metrics) != 1:
+        raise ValueError(
+            f"{table.source}: a law describes one metric; the table has "
+            f"{', '.join(table.metrics)}: use table.select(metric=...)"
+        )
+    if rows_R.shape != (len(table),) or not (rows_R & (table.weights > 0)).any():
+        raise ValueError(f"rows must be a mask of {len(table)} runs, with one of weight or more")
+    perfect = np.flatnonzero((table.error <= 0) & rows_R & (table.weights > 0))
+    if config.space == "log" and perfect.size:
+        others = f" (and {perfect.size - 1} more)" if perfect.size > 1 else ""
+        raise ValueError(
+            f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has error 0, a score "
+            f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
+        )
+    form = get_form(config.form)
+    if table.n is not None and not form.has_n:
+        raise ValueError(
+            f"{table.source}: form {config.form!r} has no number of examples; leave out "
+            f"{table.examples}"
+        )

@@ -1,0 +1,167 @@
+"""The answers of `tools.plan` as a page of text."""
+
+import math
+
+import numpy as np
+
+from fitting import formatting
+
+SHOWN = 5  # data sizes at which equation 10 is printed
+
+
+def as_text(answer: dict, law, unit: str) -> str:
+    """The answer as a page."""
+    head = answer["law"]
+    lines = [
+        f"{head['form']} on {head['metric']}: {head['runs']} runs, {head['members']} members; "
+        f"{answer['offer']['configurations']:,} configurations on offer",
+        *(f"Warning: {doubt}" for doubt in head["doubts"]),
+    ]
+    if "plan" in answer:
+        lines += ["", *plan_lines(answer["plan"], law, unit)]
+    if "elasticity" in answer:
+        lines += ["", *elasticity_lines(answer["elasticity"], law, unit)]
+    if "frontier" in answer:
+        lines += ["", *frontier_lines(answer["frontier"])]
+    return "\n".join(lines)
+
+
+def plan_lines(plan: dict, law, unit: str) -> list[str]:
+    """Of one budget."""
+    best, regret, compute = plan["best"], plan["regret_set"], plan["flops"]
+    with_n = f" and {formatting.count(plan['examples'])} examples" if plan["examples"] else ""
+    error = "{:.2f}" if law.scale == 100 else "{:.4f}"
+    noise = plan["run_noise"] * (100 if law.config.space == "log" else 1)
+    lines = [
+        f"Within {amount(plan['budget'], unit)}{with_n}, {plan['affordable']:,} affordable:",
+        f"  {words(law.factors, best['x'].values())}, which costs {amount(best['cost'], unit)}",
+        f"  predicted error {error.format(best['error'])}; 90% of runs fall in "
+        f"{bounds(best['interval'], error)}, the law in {bounds(best['law_interval'], error)}",
+        f"  run noise {formatting.number(noise)}{'%' if law.config.space == 'log' else ' points'}; "
+        f"the best of all for {best['best_for']:.0%} of the members",
+        *(f"  Extrapolates: {text}." for text in best["extrapolates"]),
+        *(
+            f"  Impossible: no run has an error outside 0 to {law.scale:g}; the law does not hold "
+            "there."
+            for _ in range(best["impossible"])
+        ),
+        "",
+    ]
+    table = [option_cells(o, unit, error) for o in (best, *plan["next_best"])]
+    headers = ["", *law.factors, "error", "90% of runs", "cost", "best for", "regret ≤", "range"]
+    rows = [[str(i), *cells] for i, cells in enumerate(table, start=1)]
+    lines += [formatting.aligned(headers, rows), ""]
+    ranges = ", ".join(f"{name} {span(*ends)}" for name, ends in regret["ranges"].items())
+    lines.append(
+        f"Regret at most {regret['tolerance']:g} points with {regret['confidence']:.0%} of the "
+        f"members: {regret['configurations']:,} of {plan['affordable']:,} configurations"
+        f"{': ' * bool(ranges)}{ranges}"
+    )
+    if compute:
+        lines.append(flops_line(compute))
+    if "serving" in plan:
+        lines += serving_lines(plan["serving"], best["cost"], plan["examples"], unit)
+    return lines
+
+
+def option_cells(option: dict, unit: str, error: str) -> list[str]:
+    """One line of the table of alternatives."""
+    return [
+        *(formatting.count(value, 4) for value in option["x"].values()),
+        error.format(option["error"]),
+        bounds(option["interval"], error),
+        amount(option["cost"], unit),
+        f"{option['best_for']:.0%}",
+        error.format(option["regret"]),
+        "impossible" if option["impossible"] else "outside" if option["extrapolates"] else "fitted",
+    ]
+
+
+def flops_line(compute: dict) -> str:
+    """Equation 1 beside what is really computed."""
+    text = f"FLOPs of the best: equation 1 {formatting.flops(compute['equation_1'], 4)}; "
+    if compute["actual"] is None:
+        return f"{text}actual unknown: {compute['why']}"
+    parts = ", ".join(f"{k} {formatting.flops(compute[k])}" for k in ("vision", "projector", "lm"))
+    return (
+        f"{text}actual {formatting.flops(compute['actual'], 4)} ({parts}; "
+        f"{compute['features_per_frame']} features, {compute['text_tokens']} text tokens, "
+        "attention)"
+    )
+
+
+def serving_lines(serving: dict, cost: float, n: float, unit: str) -> list[str]:
+    """Appendix A.1."""
+    totals = ""
+    if serving["serving_flops"] is not None:
+        totals = (
+            f" = {serving['serving_flops']:.3g} / {serving['finetuning_flops']:.3g} FLOPs"
+            f" at c = {amount(cost, unit)}"
+        )
+    return [
+        f"Serving / finetuning = videos c / (3 c n) = {formatting.count(serving['videos'])} / "
+        f"(3 x {formatting.count(n)}){totals} = {serving['ratio']:.3g}; even after "
+        f"{serving['even_after_days']:.3g} days"
+    ]
+
+
+def elasticity_lines(change: dict, law, unit: str) -> list[str]:
+    """Equation 11 with intervals, and equation 10 at some data sizes."""
+    low, high, count = change["budgets"]
+    rows = change["by_examples"]
+    shown = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, SHOWN).round().astype(int))]
+    table = [
+        [
+            name,
+            formatting.number(change["mean"][name]),
+            " to ".join(formatting.number(change[end][name]) for end in ("low", "high")),
+            *(formatting.number(row[name]) for row in shown),
+        ]
+        for name in law.factors
+    ]
+    headers = ["", "elasticity", "90% of members"]
+    headers += [f"n = {formatting.count(row['examples'])}" for row in shown]
+    return [
+        f"Elasticity of x* to n: {count} budgets, {amount(low, unit)} to {amount(high, unit)}; "
+        f"{change['examples'][2]} data sizes, {span(*change['examples'][:2])}; "
+        f"step {formatting.count(change['delta'])}",
+        formatting.aligned(headers, table),
+        f"{change['undefined']} of {change['pairs']} pairs of budget and n are undefined and left "
+        "out",
+        *(
+            f"Extrapolates: {change['sizes_outside']} of {change['examples'][2]} data sizes; n or "
+            f"n plus the step lies outside the fitted {span(*change['fitted_examples'])}."
+            for _ in range(min(1, change["sizes_outside"]))
+        ),
+    ]
+
+
+def frontier_lines(found: dict) -> list[str]:
+    """What was written."""
+    return [
+        f"{found['file']}: {found['rows']} rows, of which {found['extrapolate']} extrapolate; "
+        f"{found['unaffordable']} of {found['budgets']} budgets are below the cheapest "
+        f"configuration; half of the rows have an agreement of {found['agreement']:.0%} or more"
+    ]
+
+
+def amount(value: float, unit: str) -> str:
+    """A cost with its unit."""
+    return formatting.flops(value, 4) if unit == "FLOPs" else f"{value:.4g} {unit}"
+
+
+def words(names, values) -> str:
+    """lm_params 7.5B, num_frames 32, ..."""
+    return ", ".join(f"{k} {formatting.count(v, 4)}" for k, v in zip(names, values, strict=True))
+
+
+def span(low: float, high: float) -> str:
+    """4 to 40, or 4."""
+    first, last = formatting.count(low, 4), formatting.count(high, 4)
+    return first if first == last else f"{first} to {last}"
+
+
+def bounds(ends, pattern: str) -> str:
+    """low to high; '-' where undefined."""
+    texts = [pattern.format(float(end)) if math.isfinite(end) else "-" for end in ends]
+    return " to ".join(texts) if "-" not in texts else "-"

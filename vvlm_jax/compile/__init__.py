@@ -1,0 +1,1 @@
+"""Compile a step for chips that are not there."""

@@ -1,0 +1,151 @@
+"""What fits, found by few compiles: where to look, and when to believe a prediction."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from vvlm_jax.compile.programs import Measured
+from vvlm_jax.config import TrainConfig, visual_length
+
+SURE = 1.15
+"""A need predicted at so many times the memory is believed without a compile."""
+
+
+def search(
+    rows: list[int],
+    remats,
+    limit: float,
+    at: Callable[[int, object], Measured],
+    predict: Callable[[int, object], float | None] = lambda r, remat: None,
+):
+    """(rows, remat, Measured): the largest rows that fit with the most remat, then the least remat
+    that fits with these; the smallest with the most, not fitting, when none does.
+
+    Memory is nearly affine in the rows, so that a prediction, or two compiles, say where to look.
+    What is chosen has been compiled; that more does not fit has too, unless it was predicted far
+    beyond (`SURE`).
+    """
+    at, most, known = functools.cache(at), remats[-1], {}
+
+    def foreseen(r: int, remats) -> int:
+        """The least remat that is predicted to fit, where all with more are, or are unknown; the
+        most when none is.
+        """
+        found = len(remats) - 1
+        for i in reversed(range(len(remats))):
+            expected = predict(r, remats[i])
+            if expected is not None and expected >= limit:
+                break
+            if expected is not None:
+                found = i
+        return found
+
+    def compiled(r: int):
+        """(Index of a remat, Measured): as foreseen, or else with the most."""
+        first = foreseen(r, remats)
+        measured = at(r, remats[first])
+        if measured.fits or first == len(remats) - 1:
+            return first, measured
+        return len(remats) - 1, at(r, most)
+
+    low, high, found = -1, len(rows), None  # rows[low] fits, rows[high] does not
+    # Less remat needs more: where all rows fit with some, they fit with the most.
+    if (first := foreseen(rows[-1], remats)) < len(remats) - 1:
+        measured = at(rows[-1], remats[first])
+        if measured.fits:
+            low, found = len(rows) - 1, (first, measured)
+    while high - low > 1:
+        expected = [predict(r, most) for r in rows]
+        if guessing := None in expected:
+            expected = _extrapolated(known, rows)
+        guess = low + 1
+        if (known or found) and expected[guess] > SURE * limit:
+            break
+        guess = max([guess, *(i for i in range(low + 1, high) if expected[i] < limit)])
+        r = rows[guess]
+        first, measured = (len(remats) - 1, at(r, most)) if guessing else compiled(r)
+        if remats[first] == most:
+            known[rows[guess]] = measured
+        if measured.fits:
+            low, found = guess, (first, measured)
+        else:
+            high = guess
+    if found is None:
+        return rows[0], most, at(rows[0], most)
+    first, measured = found
+    remat, rest = remats[first], list(remats[:first])
+    while rest:
+        # Each needs less than the one before: without predictions the next one after `remat`.
+        guess, expected = foreseen(rows[low], rest), predict(rows[low], rest[-1])
+        if expected is not None and expected > SURE * limit:
+            break
+        less = at(rows[low], rest[guess])
+        if less.fits:
+            remat, measured, rest = rest[guess], less, rest[:guess]
+        else:
+            rest = rest[guess + 1 :]
+    return rows[low], remat, measured
+
+
+def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:
+    """Bytes for each of `rows`, through the two largest known. Nothing is sure below two, or where
+    the compiler gave no number.
+    """
+    known = {r: m.needed for r, m in sorted(known.items()) if math.isfinite(m.needed)}
+    if len(known) < 2:
+        return [1.0 if i == 0 and not known else math.nan for i in range(len(rows))]
+    (r1, n1), (r2, n2) = list(known.items())[-2:]
+    return [n2 + (n2 - n1) / (r2 - r1) * (r - r2) for r in rows]
+
+
+class Memory:
+    """Predicts what a step needs from those measured before, of the same language model and remat:
+    a part that the chips share, one a frame, and one a position of the microbatch's rows.
+
+    Args:
+      chips: that share the first part.
+      elsewhere: what was measured on another topology, for where too little is known of this one.
+    """
+
+    def __init__(self, chips: int, elsewhere: "Memory | None" = None):
+        self.chips, self.elsewhere = chips, elsewhere
+        self._measured: dict = {}
+
+    def add(self, config: TrainConfig, rows: int, needed: float) -> None:
+        """Learns from a compile."""
+        if math.isfinite(needed):
+            of_kind = self._measured.setdefault(self._kind(config), {})
+            of_kind[self._features(config, rows, self.chips)] = needed
+
+    def predict(self, config: TrainConfig, rows: int, chips: int | None = None) -> float | None:
+        """Bytes; None before enough is known, or far from what is."""
+        chips = chips or self.chips
+        expected = self._fitted(config, rows, chips)
+        if expected is None and self.elsewhere is not None:
+            return self.elsewhere.predict(config, rows, chips)
+        return expected
+
+    def _fitted(self, config: TrainConfig, rows: int, chips: int) -> float | None:
+        known = self._measured.get(self._kind(config), {})
+        if (itself := known.get(self._features(config, rows, chips))) is not None:
+            return itself
+        if len(known) <= 3:
+            return None
+        features, scale = np.array(list(known)), np.array(list(known)).max(axis=0)
+        features, here = features / scale, np.array(self._features(config, rows, chips)) / scale
+        if np.linalg.matrix_rank(features, tol=1e-3) < 3:
+            return None
+        inverse = np.linalg.pinv(features)
+        if here @ inverse @ inverse.T @ here > 4:  # its leverage: how far from all that is known
+            return None
+        return float(here @ inverse @ np.array(list(known.values())))
+
+    def _kind(self, config: TrainConfig):
+        return config.model.llm, config.model.remat
+
+    def _features(self, config: TrainConfig, rows: int, chips: int):
+        c = config.model
+        length = visual_length(c.num_frames, c.tokens_per_frame, c.newline)
+        return 1 / chips, rows * c.num_frames, rows * (length + config.data.max_text_tokens)

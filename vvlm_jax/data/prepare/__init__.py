@@ -1,0 +1,1 @@
+"""Public sets, prepared once before training."""

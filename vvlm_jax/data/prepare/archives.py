@@ -1,0 +1,92 @@
+"""Archives of media, extracted where rows look for their files; taken up again after a kill."""
+
+import errno
+import os
+import shutil
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from vvlm_jax.data.prepare.mixture import MixtureConfig
+from vvlm_jax.data.prepare.sources import files_of
+from vvlm_jax.storage.files import glob, stamp
+
+_OWN_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+_DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError)
+
+
+def archives_of(mixture: MixtureConfig, root: Path) -> list[tuple[Path, Path]]:
+    """(archive, folder to extract it into) of all that a mixture's sources have and that have not
+    been extracted yet.
+    """
+    found = {}
+    for _, source, file in files_of(mixture, root):
+        if source.archives and file.is_relative_to(root):
+            folder = file.parent.relative_to(root).as_posix()
+            into = root / source.media[0].replace("{folder}", folder)
+            for archive in glob(root, source.archives.replace("{folder}", folder)):
+                found[archive, into] = None
+    return [one for one in found if not _is_extracted(*one)]
+
+
+def extract(archive: Path, into: Path) -> None:
+    """Extracts a `.tar`, `.tar.gz` or `.zip`; files that are there in their full size stay.
+
+    Raises ValueError naming the archive when it is damaged, cut short, or leads out of the folder.
+    """
+    members = _zipped if archive.suffix == ".zip" else _tarred
+    into.mkdir(parents=True, exist_ok=True)
+    try:
+        for name, size, read in members(archive):
+            path = (into / name).resolve()
+            if not path.is_relative_to(into.resolve()):
+                raise ValueError(f"{archive}: {name!r} leads out of {into}; nothing of it is used")
+            if not path.exists() or path.stat().st_size != size:
+                _write(path, read())
+    except _DAMAGED as e:
+        if getattr(e, "errno", None) in _OWN_DISK:
+            raise
+        raise ValueError(f"{archive}: damaged or cut short ({e}); download it again") from e
+    _marker(archive, into).write_text(stamp(archive))
+
+
+def extract_all(archives: list[tuple[Path, Path]], progress: Callable[[int, int], None]) -> None:
+    """`extract` for each, one after another: their disk is what takes the time."""
+    for done, (archive, into) in enumerate(archives):
+        progress(done, len(archives))
+        extract(archive, into)
+    progress(len(archives), len(archives))
+
+
+def _marker(archive: Path, into: Path) -> Path:
+    return into / f".{archive.name}.extracted"
+
+
+def _is_extracted(archive: Path, into: Path) -> bool:
+    marker = _marker(archive, into)
+    return marker.is_file() and marker.read_text() == stamp(archive)
+
+
+def _write(path: Path, source: BinaryIO) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with source, partial.open("wb") as file:
+        shutil.copyfileobj(source, file, 2**20)
+    os.replace(partial, path)
+
+
+def _tarred(archive: Path) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
+    with tarfile.open(archive, "r|*") as tar:  # a stream: gzip cannot go back cheaply
+        for member in tar:
+            if member.isfile():
+                yield member.name, member.size, lambda member=member: tar.extractfile(member)
+
+
+def _zipped(archive: Path) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
+    with zipfile.ZipFile(archive) as file:
+        for member in file.infolist():
+            if not member.is_dir():
+                yield member.filename, member.file_size, lambda member=member: file.open(member)

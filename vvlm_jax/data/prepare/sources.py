@@ -1,0 +1,193 @@
+"""Annotation files of public sets, as they are published, to checked rows.
+
+A row keeps its conversation and `id`; its media become paths below the root of all sources. The
+rows of a mixture come in a fixed order: subset by subset, source by source, files by name, each in
+its own order.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.data import chat
+from vvlm_jax.data.datasets import KINDS, is_unicode, names_of, read_rows
+from vvlm_jax.data.prepare.mixture import (
+    MixtureConfig,
+    SourceConfig,
+    SubsetConfig,
+    sample,
+    validate,
+)
+from vvlm_jax.storage import files
+
+_ROLES = ({"human", "user"}, {"gpt", "assistant"})
+
+
+class Row(NamedTuple):
+    """An example of a mixture."""
+
+    subset: str
+    place: str
+    """`FILE: row 3`, for messages."""
+    id: str
+    conversations: list[dict]
+    media: tuple[tuple[str, str], ...]
+    """(kind, path below the root), videos first."""
+    problem: str
+    """Why it can be no example; empty for one that can."""
+
+
+def from_file(path: Path) -> MixtureConfig:
+    """The mixture that a LLaVA mixture file says, `.yaml` with `datasets: [{json_path,
+    sampling_strategy}]`, or of one `.json` or `.jsonl`, or of several, `folder/{a,b}.json`; a
+    subset a file. Media paths are relative to the root of sources, or to the file's own folder.
+
+    Raises ValueError naming the file and what is wrong with it.
+    """
+    braces = re.fullmatch(r"(.*)\{(.*)\}(\.jsonl?)", str(path))
+    if braces:
+        folder, names, suffix = braces.groups()
+        found = [(files.place(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
+    elif path.suffix in (".yaml", ".yml"):
+        found = _listed(path)
+    else:
+        found = [(path, "all")]
+    stems = [file.stem for file, _ in found]
+    names = [f"{stem}_{i}" if stems.count(stem) > 1 else stem for i, stem in enumerate(stems, 1)]
+    subsets = tuple(
+        SubsetConfig(name, (SourceConfig(_whole(file), (".", "{folder}"), sampling=strategy),))
+        for name, (file, strategy) in zip(names, found, strict=True)
+    )
+    name = re.sub(r"[^a-z0-9]+", "_", path.name.rpartition(".")[0].lower()).strip("_")
+    try:
+        return validate(MixtureConfig(name if name[:1].isalpha() else f"mixture_{name}", subsets))
+    except ConfigError as e:
+        raise ConfigError(f"{path}: {e}") from None
+
+
+def _whole(file: Path) -> str:
+    return str(file if files.is_remote(file) else file.resolve())
+
+
+def _listed(path: Path) -> list[tuple[Path, str]]:
+    try:
+        entries = yaml.safe_load(files.read_text(path))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such mixture file") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        line = f"line {mark.line + 1} " if mark else ""
+        raise ValueError(f"{path}: {line}is not YAML") from None
+    entries = entries.get("datasets") if isinstance(entries, dict) else None
+    if not isinstance(entries, list) or not entries:
+        raise ValueError(f"{path}: must hold `datasets:`, a list of json_path, sampling_strategy")
+    found = []
+    for i, entry in enumerate(entries, 1):
+        if not isinstance(entry, dict) or not isinstance(entry.get("json_path"), str):
+            raise ValueError(f"{path}: entry {i} of datasets has no json_path")
+        strategy = str(entry.get("sampling_strategy", "all"))
+        file = entry["json_path"]
+        whole = files.is_remote(file) or Path(file).is_absolute()
+        found.append((files.place(file) if whole else path.parent / file, strategy))
+    return found
+
+
+def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, SourceConfig, Path]]:
+    """Every annotation file of a mixture, in order. Raises ValueError naming the subset whose files
+    are not there.
+    """
+    if not files.is_dir(root):
+        raise ValueError(f"--source {root}: no such folder")
+    found = []
+    for subset in mixture.subsets:
+        for source in subset.sources:
+            pattern = source.annotations
+            whole = files.is_remote(pattern) or Path(pattern).is_absolute()
+            files = [files.place(pattern)] if whole else files.glob(root, pattern)
+            files = [file for file in files if files.exists(file) and not files.is_dir(file)]
+            if not files and whole:
+                raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
+            if not files:
+                where = f" (as {subset.published} is published)" if subset.published else ""
+                raise ValueError(
+                    f"subset {subset.name}: no {pattern} in {root}{where}; get it, or leave the "
+                    f"subset out: --without {subset.name}"
+                )
+            found += [(subset, source, file) for file in files]
+    return found
+
+
+def rows_of(
+    mixture: MixtureConfig, root: Path, stamps: Callable[[str], str] | None = None
+) -> Iterator[Row]:
+    """All rows of a mixture, in order, also those that can be no example; of each file, once it has
+    been read. `stamps` (`places.stamps_below`) says which media there are. Raises ValueError for
+    files that hold no rows.
+    """
+    stamps = stamps or files.stamps_below(root)
+    for subset, source, file in files_of(mixture, root):
+        rows = read_rows(file)
+        inside = file.is_relative_to(root)
+        name = str(file.relative_to(root)) if inside else file.name
+        locate = _locator(root, source, file.parent, stamps)
+        for number in sample(len(rows), source.sampling, mixture.seed, name).tolist():
+            yield _row(rows[number], subset.name, f"{file}: row {number + 1}", locate)
+
+
+def _locator(root: Path, source: SourceConfig, folder: Path, stamps: Callable[[str], str]):
+    """A function from a row's path to the one below the root."""
+    inside = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else "."
+    folders = [place.replace("{folder}", inside) for place in source.media]
+
+    @functools.cache  # a video has many questions
+    def locate(name: str) -> str:
+        tried = [(Path(folder) / name).as_posix() for folder in folders]
+        return next((path for path in tried if stamps(path)), tried[0])
+
+    return locate
+
+
+def _row(row, subset: str, place: str, locate) -> Row:
+    problem, media = problem_with(row), ()
+    if not problem:
+        media = tuple((kind, locate(name)) for kind in KINDS for name in names_of(row, kind))
+    row = row if isinstance(row, dict) else {}
+    turns = [] if problem else row["conversations"]
+    return Row(subset, place, str(row.get("id", "")), turns, media, problem)
+
+
+def problem_with(row) -> str:
+    """Why a LLaVA-style row can be no example, or nothing."""
+    turns = row.get("conversations") if isinstance(row, dict) else None
+    if not isinstance(turns, list) or not turns:
+        return "has no `conversations` list of {from, value} turns"
+    for i, turn in enumerate(turns, 1):
+        text = turn.get("value") if isinstance(turn, dict) else None
+        if not isinstance(text, str) or turn.get("from") not in {*_ROLES[0], *_ROLES[1]}:
+            return f"turn {i} is no {{from: human or gpt, value: text}}"
+        if not is_unicode(text):
+            return f"turn {i} holds half a character, which no file of UTF-8 can"
+        if turn["from"] in _ROLES[1] and not text.strip():
+            return f"turn {i}: the answer is empty"
+    if turns[-1]["from"] not in _ROLES[1]:
+        return "has no answer at the end of the conversation"
+    if not is_unicode(str(row.get("id", ""))):
+        return "id holds half a character"
+    names = [name for kind in KINDS for name in names_of(row, kind)]
+    if not all(isinstance(n, str) and n and "\0" not in n and is_unicode(n) for n in names):
+        return "video or image is no path and no list of paths"
+    if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
+        return f"{names[0]!r} leads out of the media's folder"
+    count = len(chat.placeholders(turns))
+    if count != len(names):
+        return (
+            f"conversation has {count or 'no'} <image> or <video> placeholder"
+            f"{'s' if count > 1 else ''} for {len(names)} video{'s' if len(names) != 1 else ''} "
+            "or images"
+        )
+    return ""

@@ -1,0 +1,148 @@
+"""A run as pods of Kubernetes: a JobSet, and Kueue's queue for them. The fields are those of
+jobset.x-k8s.io v1alpha2 and kueue.x-k8s.io v1beta2.
+"""
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.sweep.launch.tpu import (
+    FAILED,
+    STOPPED,
+    Commands,
+    Slice,
+    TpuOptions,
+    host_script,
+    name_of,
+    slice_of,
+)
+
+
+def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
+    """A JobSet that takes a run to its end, in Kueue's queue.
+
+    A pod that is evicted or exits with 75 is replaced and counts nothing; exit code 1 ends the
+    JobSet; after anything else all pods start afresh, `max_restarts` times. Raises ConfigError
+    without an image.
+    """
+    if not options.image:
+        raise ConfigError("tpu: a JobSet needs image=…, a container with this repository")
+    slice, container = slice_of(options), "run"
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 600,
+        "nodeSelector": _node_labels(slice),
+        "containers": [
+            {
+                "name": container,
+                "image": options.image,
+                "command": ["bash", "-c", host_script(run, commands, options)],
+                "resources": {
+                    "requests": {"google.com/tpu": str(slice.chips_of_host)},
+                    "limits": {"google.com/tpu": str(slice.chips_of_host)},
+                },
+                "env": [_secret(*s.split("=")) for s in options.secrets],
+                "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+                "volumeMounts": [{"name": "store", "mountPath": options.mount}],
+            }
+        ],
+        "volumes": [{"name": "store", "persistentVolumeClaim": {"claimName": options.claim}}],
+    }
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    again = [
+        {"onExitCodes": {"containerName": container, "operator": "In", "values": [STOPPED]}},
+        {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+    ]
+    final = {"containerName": container, "operator": "In", "values": [FAILED]}
+    job = {
+        "parallelism": slice.hosts,
+        "completions": slice.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob", "onExitCodes": final},
+                *({"action": "Ignore"} | rule for rule in again),
+            ]
+        },
+        "template": {"spec": pod},
+    }
+    return {
+        "apiVersion": "jobset.x-k8s.io/v1alpha2",
+        "kind": "JobSet",
+        "metadata": {
+            "name": name_of(run),
+            "namespace": options.namespace,
+            "labels": {"kueue.x-k8s.io/queue-name": options.queue},
+            "annotations": {
+                "vvlm-jax/run": run,
+                # A child job has a node pool, which is a slice, to itself.
+                "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
+            },
+        },
+        "spec": {
+            "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
+            "failurePolicy": {
+                "maxRestarts": options.max_restarts,
+                "rules": [
+                    {
+                        "name": "failed",
+                        "action": "FailJobSet",
+                        "onJobFailureReasons": ["PodFailurePolicy"],
+                    }
+                ],
+            },
+            "replicatedJobs": [
+                {"name": "slice", "replicas": options.slices, "template": {"spec": job}}
+            ],
+        },
+    }
+
+
+def kueue(options: TpuOptions) -> list[dict]:
+    """Kueue's objects for such runs, made once by who runs the cluster: the kind of node, a quota
+    of `quota_slices` runs, and the queue of the namespace.
+    """
+    slice, version = slice_of(options), "kueue.x-k8s.io/v1beta2"
+    flavor = f"{slice.generation.gke}-{slice.shape}"
+    quota = slice.chips * options.slices * options.quota_slices
+    resource = {"name": "google.com/tpu", "nominalQuota": str(quota)}
+    return [
+        {
+            "apiVersion": version,
+            "kind": "ResourceFlavor",
+            "metadata": {"name": flavor},
+            "spec": {"nodeLabels": _node_labels(slice)},
+        },
+        {
+            "apiVersion": version,
+            "kind": "ClusterQueue",
+            "metadata": {"name": options.queue},
+            "spec": {
+                "namespaceSelector": {},
+                "queueingStrategy": "BestEffortFIFO",
+                "resourceGroups": [
+                    {
+                        "coveredResources": ["google.com/tpu"],
+                        "flavors": [{"name": flavor, "resources": [resource]}],
+                    }
+                ],
+            },
+        },
+        {
+            "apiVersion": version,
+            "kind": "LocalQueue",
+            "metadata": {"name": options.queue, "namespace": options.namespace},
+            "spec": {"clusterQueue": options.queue},
+        },
+    ]
+
+
+def _node_labels(slice: Slice) -> dict[str, str]:
+    return {
+        "cloud.google.com/gke-tpu-accelerator": slice.generation.gke,
+        "cloud.google.com/gke-tpu-topology": slice.shape,
+    }
+
+
+def _secret(variable: str, name: str) -> dict:
+    return {"name": variable, "valueFrom": {"secretKeyRef": {"name": name, "key": variable}}}
