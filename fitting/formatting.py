@@ -1,5 +1,6 @@
 """Numbers as people read them: 7.5B parameters, 250k examples, 15 TFLOPs; tables of such."""
 
+import difflib
 import math
 
 import numpy as np
@@ -68,6 +69,12 @@ def aligned(headers, rows) -> str:
         cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
+
+
+def nearest_hint(name: str, known) -> str:
+    """Return ` (the nearest is 'lm_params')` for the closest known name; '' where none is close."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f" (the nearest is {near[0]!r})" if near else ""
 
 
 def _scale(value: float, prefixes) -> tuple[float, str]:

@@ -7,7 +7,6 @@ the columns `COLUMNS`, and `read_runs` takes those when it is told nothing else.
 
 import csv
 import dataclasses
-import difflib
 import math
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -17,7 +16,9 @@ from types import EllipsisType
 
 import numpy as np
 
-FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
+from fitting.config import FACTORS
+from fitting.formatting import nearest_hint
+
 COLUMNS = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
 SCALES = (100.0, 1.0)
 MISSING = ("", "nan", "none", "null")  # a score that is not there, in lower case
@@ -137,7 +138,7 @@ class RunTable:
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
-                f"{_nearest(str(value), present)}; there are {shown}"
+                f"{nearest_hint(str(value), present)}; there are {shown}"
             )
         return same_R
 
@@ -213,7 +214,7 @@ def read_runs(
         if not kept:
             there = sorted(set(columns["metric"]))
             raise ValueError(
-                f"{path}: no runs with metric {metric!r}{_nearest(metric, there)}; "
+                f"{path}: no runs with metric {metric!r}{nearest_hint(metric, there)}; "
                 f"there are {', '.join(there)}"
             )
         wheres, columns = _kept(kept, wheres, columns)
@@ -458,12 +459,7 @@ def _check_columns(names: list[str], columns, source) -> None:
 
 def _no_column(name: str, columns) -> str:
     there = [column for column in columns if column]
-    return f"no column {name!r}{_nearest(name, there)}; there are {', '.join(there)}"
-
-
-def _nearest(name: str, there) -> str:
-    near = difflib.get_close_matches(name, there, n=1)
-    return f" (the nearest is {near[0]!r})" if near else ""
+    return f"no column {name!r}{nearest_hint(name, there)}; there are {', '.join(there)}"
 
 
 def _float(value) -> float:

@@ -40,7 +40,8 @@ FLOORS = {
     ],
     "fitting": [
         "config",
-        "formatting sweeps cost runs forms",
+        "formatting",
+        "sweeps cost runs forms grids",
         "optimise bootstrap summary",
         "fits law",
         "validation frontiers",
@@ -55,6 +56,7 @@ NARROWER = {
     "vvlm_jax.models": "types config sharding models",
     "fitting.sweeps": "config sweeps",
     "fitting.cost": "config cost",
+    "fitting.grids": "formatting grids",
 }
 
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")

@@ -1,8 +1,11 @@
 """Shared by all commands: load a config file, end with one line, print safely."""
 
+import contextlib
+import csv
 import dataclasses
 import importlib
 import importlib.util
+import math
 import os
 import re
 import select
@@ -144,6 +147,33 @@ def _nobody_reads() -> bool:
     if ended:
         os.dup2(os.open(os.devnull, os.O_WRONLY), out)
     return ended
+
+
+@contextlib.contextmanager
+def flag(name: str):
+    """Put the flag's name in front of the ValueErrors that the block raises."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{name} {e}") from None
+
+
+def check_positive(flags, *names: str, zero: bool = False) -> None:
+    """Raise ValueError, naming the flag, unless these fields are None or positive and finite."""
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and not (0 < value < math.inf or (zero and value == 0)):
+            must = "0 or more" if zero else "a positive number"
+            raise ValueError(f"--{name.replace('_', '-')} must be {must}, got {value:g}")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write rows of equal keys as a CSV with a header, and the folder it goes into."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def check_is_here(flag: str, path: Path) -> None:
