@@ -177,10 +177,11 @@ def answer(
     `identity`: the result of a job. What is answered already is not asked again.
     """
     from vvlm_jax.eval import runner
+    from vvlm_jax.eval.scores import main_scores
 
     model, params, tok, config = model
     predictions = context.folder / context.job.name / "predictions.jsonl"
-    scores = runner.evaluate(
+    measured = runner.evaluate(
         model,
         params,
         tok,
@@ -192,9 +193,10 @@ def answer(
         max_new_tokens=asked.max_new_tokens,
         title=context.job.id,
     )
+    scores = main_scores(measured)
     return {
         "scores": {task: _number(s.score) for task, s in scores.items()},
-        "stderr": {task: _number(s.stderr) for task, s in scores.items()},
+        "stderr": {task: _number(s.score_se) for task, s in scores.items()},
         "num_questions": {task: s.num_questions for task, s in scores.items()},
         "unreadable": runner.unreadable_files(predictions),
     }

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.eval.scores import average
 from vvlm_jax.storage.bucket import Key
 from vvlm_jax.sweep.store import backends
 from vvlm_jax.sweep.store.store import Job, State, Store
@@ -181,6 +182,5 @@ def collect(store: Store, states: dict[str, State]) -> Collected:
             else:
                 rows.append({**run, "metric": metric, "score": score})
         if scores and whole and "avg" not in scores:
-            mean = sum(scores.values()) / len(scores)
-            rows.append({**run, "metric": "avg", "score": mean})
+            rows.append({**run, "metric": "avg", "score": average(scores, {})[0]})
     return Collected(rows, missing, milestones)
