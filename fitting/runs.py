@@ -7,15 +7,16 @@ the columns `COLUMNS`, and `read_runs` takes those when it is told nothing else.
 
 import csv
 import dataclasses
-import difflib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 
 import numpy as np
+
+from fitting.atomic import replacing
+from fitting.formatting import nearest
 
 FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
@@ -200,7 +201,7 @@ class RunTable:
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
-                f"{_nearest(str(value), present)}; there are {shown}"
+                f"{nearest(str(value), present)}; there are {shown}"
             )
         return same_R
 
@@ -276,7 +277,7 @@ def read_runs(
         if not kept:
             there = sorted(set(columns["metric"]))
             raise ValueError(
-                f"{path}: no runs with metric {metric!r}{_nearest(metric, there)}; "
+                f"{path}: no runs with metric {metric!r}{nearest(metric, there)}; "
                 f"there are {', '.join(there)}"
             )
         wheres, columns = _kept(kept, wheres, columns)
@@ -298,15 +299,13 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
     records, path = table.rows(), Path(path)
     records.sort(key=lambda row: (row["run_id"], row["metric"], row["protocol"] or ""))
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in records:
             points = {k: f"{row[k]:.4f}" for k in ("score", "score_se") if row[k] is not None}
             row = {**row, **points}
             writer.writerow(["" if row[k] is None else _plain(row[k]) for k in COLUMNS])
-    os.replace(partial, path)
 
 
 def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
@@ -555,12 +554,7 @@ def _check_columns(names: list[str], columns, source) -> None:
 
 def _no_column(name: str, columns) -> str:
     there = [column for column in columns if column]
-    return f"no column {name!r}{_nearest(name, there)}; there are {', '.join(there)}"
-
-
-def _nearest(name: str, there) -> str:
-    near = difflib.get_close_matches(name, there, n=1)
-    return f" (the nearest is {near[0]!r})" if near else ""
+    return f"no column {name!r}{nearest(name, there)}; there are {', '.join(there)}"
 
 
 def _float(value) -> float:
