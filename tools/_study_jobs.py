@@ -387,5 +387,5 @@ def results(store: Store, states: dict[str, State]) -> Results:
 def _averaged(result: dict) -> dict:
     """With the mean over tasks, and its standard error, taking tasks as independent."""
     scores, stderr = result["scores"], result["stderr"]
-    mean, error = average(scores, stderr)
+    mean, error = average(list(scores.values()), list(stderr.values()))
     return {**result, "scores": {**scores, "avg": mean}, "stderr": {**stderr, "avg": error}}

@@ -225,7 +225,7 @@ def _mean(results) -> dict:
     """Mean scores of several results and their standard errors."""
     scores, stderr = {}, {}
     for task in results[0]["scores"]:
-        of_task = [{i: r[key][task] for i, r in enumerate(results)} for key in ("scores", "stderr")]
+        of_task = [[r[key][task] for r in results] for key in ("scores", "stderr")]
         scores[task], stderr[task] = average(*of_task)
     return {"scores": scores, "stderr": stderr}
 

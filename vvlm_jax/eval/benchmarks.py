@@ -128,4 +128,4 @@ def average(scores: Mapping[str, float]) -> dict[str, float]:
     """The scores with `avg`, their mean, when all eight are among them."""
     if set(scores) != {task.name for task in TASKS}:
         return dict(scores)
-    return {**scores, "avg": scores_of.average(scores, {})[0]}
+    return {**scores, "avg": scores_of.average(list(scores.values()), [None])[0]}

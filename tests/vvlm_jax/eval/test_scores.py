@@ -144,9 +144,9 @@ def test_a_task_of_both_kinds_of_questions_has_a_metric_over_all():
 
 
 def test_an_average_has_an_error_where_all_its_scores_have():
-    assert average({"a": 50.0, "b": 70.0}, {"a": 3.0, "b": 4.0}) == (60.0, 2.5)
-    for errors in ({"a": 3.0}, {"a": 3.0, "b": None}, {"a": 3.0, "b": math.nan}):
-        assert average({"a": 50.0, "b": 70.0}, errors) == (60.0, None)
+    assert average([50.0, 70.0], [3.0, 4.0]) == (60.0, 2.5)
+    for error in (None, math.nan):
+        assert average([50.0, 70.0], [3.0, error]) == (60.0, None)
 
 
 def test_the_average_is_of_each_tasks_main_metric():
