@@ -17,6 +17,7 @@ from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep import jobs as sweep_jobs
 from vvlm_jax.sweep import plan
 from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig, SweepPoint
+from vvlm_jax.sweep.status import average
 from vvlm_jax.sweep.store.store import Job, State, Store
 from vvlm_jax.sweep.worker import Context
 
@@ -386,6 +387,5 @@ def results(store: Store, states: dict[str, State]) -> Results:
 def _averaged(result: dict) -> dict:
     """With the mean over tasks, and its standard error, taking tasks as independent."""
     scores, stderr = result["scores"], result["stderr"]
-    mean = sum(scores.values()) / len(scores)
-    error = math.sqrt(sum(s**2 for s in stderr.values())) / len(stderr)
+    mean, error = average(list(scores.values()), list(stderr.values()))
     return {**result, "scores": {**scores, "avg": mean}, "stderr": {**stderr, "avg": error}}

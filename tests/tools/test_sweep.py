@@ -205,7 +205,7 @@ def test_collect_writes_the_table_and_lists_what_is_missing(ask, store, tmp_path
 
 def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    scores = {"scores": {"cell": 100 / 3, "most": 200 / 3}}
+    scores = {"scores": {"cell": 100 / 3, "most": 200 / 3}, "stderr": {"cell": 1.5, "most": 2}}
     for name, result in (("train", {"loss": 1.0}), ("evaluate-s3-val", scores)):
         store.end(store.claim(f"{RUNS[2]}/{name}"), journal.DONE, result=result)
     ask("collect", store.path)
@@ -218,6 +218,14 @@ def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
         assert (row["run_id"], row["metric"]) == (line["run_id"], line["metric"])
         assert row["score"] == float(line["score"])
         assert row["num_examples"] == int(line["num_examples"])
+        assert row["seed"] == int(line["seed"]) == 0
+        assert row["protocol"] == line["protocol"] == "questions"
+        assert row["score_se"] == (float(line["score_se"]) if line["score_se"] else None)
+    assert {line["score_se"] for line in lines} == {"", "1.2500", "1.5000", "2.0000"}
+    kinds = {
+        field.name: str(field.type) for field in parquet.read_schema(store.path / "runs.parquet")
+    }
+    assert (kinds["seed"], kinds["protocol"], kinds["score_se"]) == ("int64", "string", "double")
 
 
 def test_collect_writes_scores_of_milestones_into_a_file_of_their_own(ask, tmp_path):
@@ -231,8 +239,11 @@ def test_collect_writes_scores_of_milestones_into_a_file_of_their_own(ask, tmp_p
     told, _ = ask("collect", store.path, "--out", out)
     assert f"{tmp_path / 'milestones.csv'}: 1 scores before the end of a run" in told
     lines = (tmp_path / "milestones.csv").read_text().splitlines()
-    assert lines == ["run_id,step,metric,score", f"{RUNS[0]},2,cell,10.0"]
-    assert [line.split(",")[-1] for line in out.read_text().splitlines()[1:]] == ["40.0000"] * 2
+    assert lines == [
+        "run_id,step,seed,protocol,metric,score,score_se",
+        f"{RUNS[0]},2,0,questions,cell,10.0,",
+    ]
+    assert [line.split(",")[-2] for line in out.read_text().splitlines()[1:]] == ["40.0000"] * 2
 
 
 def test_a_dry_run_writes_nothing(ask, store, tmp_path):
