@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from configs.sweeps import mini, star
 from fitting.runs import read_runs
 from tools import sweep as command
+from vvlm_jax.devices import parse_topology
 from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.config import configurations
 from vvlm_jax.sweep.store import journal
 
 STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"
@@ -94,19 +95,19 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
     from vvlm_jax.compile import programs as programs
     from vvlm_jax.compile import table
 
-    def compile_one(config, args, known):  # 32 frames never fit, 16 only with some effort
-        need = config.model.num_frames * (4 if args.effort == 0 else 7) * programs.GIB
+    def compile_one(config, target, known):  # 32 frames never fit, 16 only with some effort
+        need = config.model.num_frames * (4 if target.effort == 0 else 7) * programs.GIB
         return programs.Measured(
             need < 100e9, 0, need, {"temporaries": 0.0}, {}, 1, [], 1.0, 1.0, 1.0, 1.0
         )
 
     options = ("--topology", "v5p:2x2x4", "--compiled", tmp_path)
     assert "has no v5p-2x2x4.jsonl; make it" in ask("plan", STAR, *options, code=2)[1]
-    monkeypatch.setattr(table, "_compile", compile_one)
+    monkeypatch.setattr(table, "compile_step", compile_one)
     monkeypatch.setattr(programs, "prepare_environment", lambda: None)
-    args = dict(sweep="star", topology="v5p:2x2x4", out=tmp_path, table=False, hbm=None)
+    topology, configs = parse_topology("v5p:2x2x4"), configurations(star.sweep()).values()
     for effort, sixteen in ((-1.0, "no"), (0.0, "yes")):
-        table.run(star.sweep().finetune, SimpleNamespace(**args, effort=effort))
+        table.run("star", list(configs), programs.Target(topology, effort=effort), tmp_path)
         out, _ = ask("plan", STAR, *options, "--csv")
         rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
         fits = {(int(r["num_frames"]), r["fits"]) for r in rows}

@@ -134,6 +134,16 @@ def row(config: SweepConfig, point: SweepPoint) -> dict:
     )
 
 
+def configurations(config: SweepConfig) -> dict[tuple[float, int, int], TrainConfig]:
+    """Return {(x_N, x_T, x_V): the finetuning stage of its first run}, in the order of the runs."""
+    found = {}
+    for p in config.points:
+        x = p.lm_params, p.num_frames, p.tokens_per_frame
+        if x not in found:
+            found[x] = finetune_config(config, p)
+    return found
+
+
 def pretrain_config(config: SweepConfig, size: LmSize) -> TrainConfig:
     """Stage 1 of a language-model size, without `init` and `out_dir`."""
     return replace(config.pretrain, model=replace(config.pretrain.model, llm=size.llm))
