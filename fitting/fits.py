@@ -16,7 +16,7 @@ import numpy as np
 
 from fitting.bootstrap import fewest_levels, lost_levels, resample_weights, wild_targets
 from fitting.config import FitConfig
-from fitting.formatting import nearest_hint
+from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.optimise import objective, starts
@@ -276,7 +276,7 @@ def _units(columns: tuple[str, ...], config: FitConfig, source: str) -> np.ndarr
     for name in config.units or ():
         if name not in columns:
             raise ValueError(
-                f"{source}: units of {name!r}{nearest_hint(name, columns)}, which is no factor: "
+                f"{source}: units of {name!r}{nearest(name, columns)}, which is no factor: "
                 f"{', '.join(columns)}"
             )
     return np.array([config.unit(name) for name in columns])

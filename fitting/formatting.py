@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -29,6 +30,12 @@ def label(column: str) -> str:
 def short(column: str) -> str:
     """The same in one word, for a title or a narrow table."""
     return SHORT.get(column, column.replace("_", " "))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ` (the nearest is '…')` for the closest of `known`, '' when none is close."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (the nearest is {near[0]!r})" if near else ""
 
 
 def count(value: float, digits: int = 3) -> str:
@@ -69,12 +76,6 @@ def aligned(headers, rows) -> str:
         cells = [text.rjust(width) for text, width in zip(others, widths[1:], strict=True)]
         lines.append("  ".join([first.ljust(widths[0]), *cells]).rstrip())
     return "\n".join(lines)
-
-
-def nearest_hint(name: str, known) -> str:
-    """Return ` (the nearest is 'lm_params')` for the closest known name; '' where none is close."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f" (the nearest is {near[0]!r})" if near else ""
 
 
 def _scale(value: float, prefixes) -> tuple[float, str]:

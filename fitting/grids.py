@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from fitting.formatting import nearest_hint
+from fitting.formatting import nearest
 
 WHOLE = ("num_frames", "tokens_per_frame")  # factors that count something
 
@@ -24,7 +24,7 @@ def parse_domain(texts: Iterable[str], factors: tuple[str, ...]) -> dict[str, np
     for text in texts:
         name, _, values = text.partition("=")
         if name not in factors or not values:
-            hint = "" if name in factors else nearest_hint(name, factors)
+            hint = "" if name in factors else nearest(name, factors)
             raise ValueError(
                 f"{text}: write FACTOR=LEVELS with a factor of the law, {', '.join(factors)}{hint}"
             )

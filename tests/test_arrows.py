@@ -39,7 +39,7 @@ FLOORS = {
         "sweep",
     ],
     "fitting": [
-        "config",
+        "config atomic",
         "formatting",
         "sweeps cost runs forms grids",
         "optimise bootstrap summary",
