@@ -19,7 +19,8 @@ from vvlm_jax.compile import programs as programs
 from vvlm_jax.compile import search as search
 from vvlm_jax.compile import table as sweep
 from vvlm_jax.compile.programs import GIB, Measured
-from vvlm_jax.config import TrainConfig, override
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.override import override
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = ROOT / "configs" / "finetune.py"
@@ -339,7 +340,8 @@ import dataclasses, sys
 from pathlib import Path
 from vvlm_jax.compile import programs as programs
 from tools.common import load_config
-from vvlm_jax.config import TrainConfig, override
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.override import override
 
 programs.prepare_environment()
 config = load_config(Path(sys.argv[1]), TrainConfig)

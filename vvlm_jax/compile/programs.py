@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from vvlm_jax import flops
-from vvlm_jax.config import ConfigError, TrainConfig, choose, nearest, visual_length
+from vvlm_jax.config import ConfigError, TrainConfig, visual_length
+from vvlm_jax.config_check import choose, nearest
 
 GIB = 2**30
 

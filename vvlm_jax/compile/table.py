@@ -21,7 +21,8 @@ from typing import NamedTuple
 from vvlm_jax.compile import programs
 from vvlm_jax.compile.programs import GIB, Measured
 from vvlm_jax.compile.search import Memory, search
-from vvlm_jax.config import REMAT, ConfigError, TrainConfig, to_json, visual_length
+from vvlm_jax.config import REMAT, ConfigError, TrainConfig, visual_length
+from vvlm_jax.override import to_json
 from vvlm_jax.sweep.config import SweepConfig
 
 _CODE = (

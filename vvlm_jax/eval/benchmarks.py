@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import nearest
 
 _MVBENCH = (
     *("action_antonym", "action_count", "action_localization", "action_prediction"),

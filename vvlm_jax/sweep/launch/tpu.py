@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vvlm_jax.config import ConfigError, choose
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import choose
 
 FAILED, CLAIMED, STOPPED = 1, 3, 75
 WAIT = 60  # seconds between looks, at a queue or at a job that somebody else has
