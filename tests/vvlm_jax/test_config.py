@@ -140,7 +140,7 @@ def test_json_of_an_older_run_takes_defaults_and_refuses_what_it_does_not_know()
 def test_differences():
     assert list(differences(UNUSUAL, UNUSUAL)) == []
     deeper = override(UNUSUAL, ["optim.warmup=0.2", "seed=9"])
-    assert list(differences(UNUSUAL, deeper)) == [("optim.warmup", 0.1, 0.2)]
+    assert list(differences(UNUSUAL, deeper)) == [("optim.warmup", 0.1, 0.2), ("seed", 3, 9)]
     assert list(differences(UNUSUAL, override(UNUSUAL, ["seed=9"]))) == [("seed", 3, 9)]
 
 

@@ -86,7 +86,7 @@ def _dictionary(text: str) -> dict | None:
 def grade(
     questions: Sequence[dict], predictions: dict[str, dict], judge: Judge, file: str | Path
 ) -> dict[str, Verdict | None]:
-    """Return {question id: the judge's verdict on its reply, None without one}, open questions only.
+    """Return the judge's verdicts on replies to open questions, by id; None where it gave no grade.
 
     Writes verdicts to `file` as JSON lines {id, task, correct, score, judge}; `judge` holds the
     judge's own words. Raises JudgeError; the same call then continues where it stopped.
@@ -111,4 +111,8 @@ def open_replies(
     asked = [
         q for q in questions if not q.get("options") and "reply" in predictions.get(q["id"], {})
     ]
-    return asked, [grading(q["question"], right_answers(q), predictions[q["id"]]["reply"]) for q in asked]
+    replies = [predictions[q["id"]]["reply"] for q in asked]
+    return asked, [
+        grading(q["question"], right_answers(q), reply)
+        for q, reply in zip(asked, replies, strict=True)
+    ]

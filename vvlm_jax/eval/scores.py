@@ -89,31 +89,26 @@ def main_scores(scores: Sequence[Score]) -> dict[str, Score]:
     return {task: next(of[m] for m in MAIN if m in of) for task, of in by_task.items()}
 
 
-def average(
-    scores: Mapping[str, float], errors: Mapping[str, float | None]
-) -> tuple[float, float | None]:
-    """Return the mean of `scores` (the paper's Metrics/Avg) and its standard error.
+def average(scores: Sequence[float], errors: Sequence[float | None]) -> tuple[float, float | None]:
+    """Return the mean of k scores (the paper's Metrics/Avg) and its standard error sqrt(Σ se²) / k.
 
-    The error treats the scores as independent; None unless `errors` has a number for each.
+    The error treats the scores as independent; it is None where one of `errors` is None or NaN.
     """
-    known = [errors.get(name) for name in scores]
-    mean, count = sum(scores.values()) / len(scores), len(scores)
-    if any(e is None or math.isnan(e) for e in known):
+    mean = sum(scores) / len(scores)
+    if any(error is None or math.isnan(error) for error in errors):
         return mean, None
-    return mean, math.sqrt(sum(e**2 for e in known)) / count
+    return mean, math.sqrt(sum(error**2 for error in errors)) / len(errors)
 
 
 def overall(scores: Sequence[Score]) -> Score:
     """Return the average of the tasks' main metrics as a Score of task `avg`."""
-    mains = main_scores(scores)
-    mean, error = average(
-        {task: s.score for task, s in mains.items()}, {task: s.score_se for task, s in mains.items()}
-    )
+    mains = list(main_scores(scores).values())
+    mean, error = average([s.score for s in mains], [s.score_se for s in mains])
     count = len(mains)
-    below = math.sqrt(sum((s.score - s.low) ** 2 for s in mains.values())) / count
-    above = math.sqrt(sum((s.high - s.score) ** 2 for s in mains.values())) / count
-    asked = sum(s.num_questions for s in mains.values())
-    left_out = sum(s.left_out for s in mains.values())
+    below = math.sqrt(sum((s.score - s.low) ** 2 for s in mains)) / count
+    above = math.sqrt(sum((s.high - s.score) ** 2 for s in mains)) / count
+    asked = sum(s.num_questions for s in mains)
+    left_out = sum(s.left_out for s in mains)
     error = math.nan if error is None else error
     return Score("avg", "main", mean, error, mean - below, mean + above, asked, left_out)
 
