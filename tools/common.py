@@ -14,8 +14,10 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, Stopped, from_json, nearest, to_json
+from vvlm_jax import config
+from vvlm_jax.config import ConfigError, Stopped
+from vvlm_jax.config_check import nearest
+from vvlm_jax.override import from_json, to_json
 
 USER_ERRORS = (ValueError, OSError, Stopped)
 """Errors that a person can mend; the rest are bugs."""
@@ -102,7 +104,7 @@ def _reason(error: Exception, kind: type) -> str:
     unknown = re.search(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
-    known = {**vars(config_lib), kind.__name__: kind}
+    known = {**vars(config), kind.__name__: kind}
     if unknown and dataclasses.is_dataclass(cls := known.get(unknown[1])):
         options = [field.name for field in dataclasses.fields(cls)]
         return f"{unknown[2]}: no such option; {nearest(unknown[2], options)}"

@@ -7,7 +7,8 @@ device-hours follow from a device's peak rate and a stated MFU (the share of it 
 from collections.abc import Callable
 
 from vvlm_jax import flops
-from vvlm_jax.config import LlamaConfig, TrainConfig, VisionConfig, choose, visual_length
+from vvlm_jax.config import LlamaConfig, TrainConfig, VisionConfig, visual_length
+from vvlm_jax.config_check import choose
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import LmSize, SweepConfig
