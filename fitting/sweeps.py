@@ -14,8 +14,7 @@ import numpy as np
 FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 
 
-@dataclass(frozen=True, order=True)
-class Point:
+class Point(NamedTuple):
     """One run to train.
 
     Attributes:
