@@ -16,9 +16,9 @@ from types import EllipsisType
 import numpy as np
 
 from fitting.atomic import replacing
+from fitting.config import FACTORS
 from fitting.formatting import nearest
 
-FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
 """Columns that a table of runs with the default columns needs."""
 COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
+from fitting.config import FACTORS
 
 
 class Point(NamedTuple):

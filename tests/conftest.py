@@ -183,16 +183,10 @@ def collected():
 def model_folder(tmp_path_factory):
     """A model of random parameters whose tokenizer knows single bytes: its id 0 is "!"."""
     from tests.vvlm_jax.byte_level import save_byte_level
-    from vvlm_jax.config import (
-        DataConfig,
-        LlamaConfig,
-        ModelConfig,
-        TrainConfig,
-        VisionConfig,
-        to_json,
-    )
+    from vvlm_jax.config import DataConfig, LlamaConfig, ModelConfig, TrainConfig, VisionConfig
     from vvlm_jax.data import tokenizer
     from vvlm_jax.models import vlm
+    from vvlm_jax.override import to_json
     from vvlm_jax.train.model_dir import save_params
 
     folder = tmp_path_factory.mktemp("model")

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import tyro
 
-from vvlm_jax.config import ConfigError, override, to_json
+from vvlm_jax.config import ConfigError
+from vvlm_jax.override import override, to_json
 
 from .common import die_in_one_line, load_config, shipped
 

@@ -21,7 +21,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vvlm_jax.config import ConfigError, choose, nearest, override
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import choose, nearest
+from vvlm_jax.override import override
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import SweepConfig
 

@@ -21,7 +21,8 @@ from typing import Annotated
 
 import tyro
 
-from vvlm_jax.config import ConfigError, TrainConfig, override, to_json
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.override import override, to_json
 
 from .common import die_in_one_line, load_config
 

@@ -13,7 +13,7 @@ from configs import study, study_mini
 from tools import _study_jobs as jobs
 from tools import study as command
 from tools.common import die_in_one_line
-from vvlm_jax.config import override
+from vvlm_jax.override import override
 from vvlm_jax.sweep.jobs import train_config
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import State

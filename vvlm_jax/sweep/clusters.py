@@ -10,7 +10,8 @@ import shutil
 import sys
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError, override
+from vvlm_jax.config import ConfigError
+from vvlm_jax.override import override
 from vvlm_jax.storage import bucket
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.launch import slurm, tpu_files

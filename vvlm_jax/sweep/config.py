@@ -10,8 +10,9 @@ import re
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, TrainConfig, nearest
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import choose, nearest, validate
+from vvlm_jax.override import from_dict
 
 EXPORTS = ("hf", "hf-llm", "hf-vision")
 """Hugging Face directories: the whole model (LlavaOnevision), or one tower."""
@@ -177,9 +178,9 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
     for kind in config.exports:
         if kind not in EXPORTS:
             raise ConfigError(f"exports: {kind!r}: unknown; {nearest(kind, EXPORTS)}")
-    vision = config_lib.choose(VISION, config.finetune.model.vision, "model.vision")
+    vision = choose(VISION, config.finetune.model.vision, "model.vision")
     for size in used_sizes(config):
-        config_lib.choose(LLAMA, size.llm, "sizes: llm")
+        choose(LLAMA, size.llm, "sizes: llm")
         if config.pretrain is not None:
             _checked("pretrain", pretrain_config(config, size), vision)
     if (stage := config.pretrain) is not None and stage.data.num_examples is not None:
@@ -201,7 +202,7 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
 
 def _checked(name: str, config: TrainConfig, vision) -> None:
     try:
-        config_lib.validate(config, vision)
+        validate(config, vision)
     except ConfigError as e:
         raise ConfigError(f"{name}: {e}") from None
 
@@ -222,7 +223,7 @@ def _check_values(config: SweepConfig) -> None:
     inits = [("init", config.init), *((f"sizes: {s.llm}: init", s.init) for s in config.sizes)]
     for name, init in inits:
         for part, _ in init:
-            config_lib.choose(dict.fromkeys(PARTS), part, name)
+            choose(dict.fromkeys(PARTS), part, name)
     stage_1 = {stage_1_run(size) for size in config.sizes} if config.pretrain else ()
     for point in config.points:
         if point.run_id in stage_1:
@@ -287,7 +288,7 @@ def trained_towers(config: TrainConfig) -> set[str]:
 
 
 def from_json(text: str) -> SweepConfig:
-    """Inverse of `vvlm_jax.config.to_json`, quick for thousands of points."""
+    """Inverse of `vvlm_jax.override.to_json`, quick for thousands of points."""
     values = json.loads(text)
     points = tuple(SweepPoint(**point) for point in values.pop("points"))
-    return replace(config_lib.from_dict(SweepConfig, {**values, "points": []}), points=points)
+    return replace(from_dict(SweepConfig, {**values, "points": []}), points=points)

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from vvlm_jax import config as config_lib
 from vvlm_jax.config import TrainConfig
+from vvlm_jax.override import from_dict
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import Evaluation, SweepConfig
 from vvlm_jax.sweep.plan import encoder, stage_1_cost, step_flops
@@ -115,7 +115,7 @@ def missing_inputs(config: SweepConfig) -> list[str]:
 def train_config(context: Context) -> TrainConfig:
     """Return the config of a training job, with weights and folders of this store."""
     argument, shared = context.job.argument, context.store.shared
-    base = config_lib.from_dict(TrainConfig, shared[argument["stage"]])
+    base = from_dict(TrainConfig, shared[argument["stage"]])
     init = [*shared["init"], *argument["init"]]
     if projector := argument.get("projector"):
         init.append(("projector", str(context.folder_of(projector))))
@@ -164,7 +164,7 @@ def evaluate(context: Context) -> dict:
 
 def evaluation(context: Context, name: str) -> Evaluation:
     """Return an evaluation of the sweep by its name."""
-    return config_lib.from_dict(Evaluation, context.store.shared["evaluations"][name])
+    return from_dict(Evaluation, context.store.shared["evaluations"][name])
 
 
 def answer(

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from vvlm_jax import flops
-from vvlm_jax.config import LlamaConfig, TrainConfig, VisionConfig, choose, visual_length
+from vvlm_jax.config import LlamaConfig, TrainConfig, VisionConfig, visual_length
+from vvlm_jax.config_check import choose
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import LmSize, SweepConfig

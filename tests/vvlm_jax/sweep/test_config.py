@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 
 from configs.sweeps import mini, star
-from vvlm_jax.config import ConfigError, to_json
+from vvlm_jax.config import ConfigError
+from vvlm_jax.override import to_json
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import SweepConfig, check
 

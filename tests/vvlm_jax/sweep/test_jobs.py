@@ -4,7 +4,8 @@ import json
 import pytest
 
 from configs.sweeps import mini, star
-from vvlm_jax.config import ConfigError, TrainConfig, validate
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import validate
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.storage import files
 from vvlm_jax.sweep import jobs

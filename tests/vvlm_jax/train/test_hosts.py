@@ -17,14 +17,15 @@ from flax.traverse_util import flatten_dict
 from tests.patience import LONG, free_port, wait_until
 from tests.processes import FAST_TO_COMPILE
 from tools.train import STOPPED
-from vvlm_jax.config import to_json
+from vvlm_jax.override import to_json
 from vvlm_jax.train import manifest
 from vvlm_jax.train.model_dir import load_model
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
 from pathlib import Path
-from vvlm_jax.config import TrainConfig, from_json
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.override import from_json
 
 def config():
     return from_json(TrainConfig, Path(__file__).with_suffix(".json").read_text())

@@ -23,7 +23,7 @@ from tests import patience
 from tests.patience import LONG
 from tests.processes import FAST_TO_COMPILE
 from tests.vvlm_jax.train.test_loop import assert_same_run, lines
-from vvlm_jax.config import to_json
+from vvlm_jax.override import to_json
 from vvlm_jax.train import model_dir
 
 ROOT = Path(__file__).parents[3]

@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError, Stopped
 from vvlm_jax.exit_codes import Exit
+from vvlm_jax.progress import printable
 from vvlm_jax.sweep.status import overview
 from vvlm_jax.sweep.store.store import MAX_DEATHS, State, Store
 from vvlm_jax.sweep.text import summary
@@ -204,13 +205,10 @@ class Watch:
     """Progress of a launch on standard error: an `on_look` for `drive`, and a context manager.
 
     On a terminal one line is rewritten; in a log there is a line for each run that ends.
-
-    Args:
-      printable: makes text of a store safe for a terminal.
     """
 
-    def __init__(self, store: Store, printable: Callable[[str], str] = str):
-        self._store, self._printable, self._live = store, printable, sys.stderr.isatty()
+    def __init__(self, store: Store):
+        self._store, self._live = store, sys.stderr.isatty()
         self._ended: dict[str, str] | None = None
 
     def __enter__(self):
@@ -243,7 +241,7 @@ class Watch:
     def note(self, line: str) -> None:
         """Print a line above the progress line."""
         self._clear()
-        print(self._printable(line), file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
 
     def _clear(self) -> None:
         if self._live:

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import nearest
 from vvlm_jax.storage.bucket import Key, Listed
 from vvlm_jax.sweep.store import backends, journal, sweep_json
 from vvlm_jax.sweep.store.journal import Entry
