@@ -229,8 +229,8 @@ class Heartbeat(threading.Thread):
     """A thread that touches a claim while its job runs, and ends the process if the claim is lost.
 
     A process that could not touch its claim for most of the lease must end before another worker
-    may take the job over, or both would write to the run's folder. The journal itself would be safe:
-    only one of them can create the next entry.
+    may take the job over, or both would write to the run's folder. The journal itself would stay
+    right: only one of them can create the next entry.
     """
 
     def __init__(self, store: Store, claim: Claim):
@@ -312,4 +312,4 @@ def _store_full(store: Store, error: BaseException) -> Exception:
     """Return the exception to raise for an error that the store caused."""
     if not journal.is_full(error):
         return error
-    return StoreFull(f"{store.path}: {last_line(error)}; free space, and run the same command again")
+    return StoreFull(f"{store.path}: {last_line(error)}; free some, and run the same command again")

@@ -1,4 +1,4 @@
-"""A sweep on this machine: worker processes that run a store's jobs, each with a part of the devices.
+"""A sweep on this machine: workers that run a store's jobs, each with a part of the devices.
 
 All state is in the store, so several drivers may work on one, and a launch continues what an
 earlier one left. Workers end with their driver, even when it is killed.
@@ -20,7 +20,7 @@ from vvlm_jax.exit_codes import Exit
 from vvlm_jax.progress import printable
 from vvlm_jax.sweep.status import overview
 from vvlm_jax.sweep.store.store import MAX_DEATHS, State, Store
-from vvlm_jax.sweep.text import summary
+from vvlm_jax.sweep.text import failures, summary
 
 _PR_SET_PDEATHSIG = 1
 GRACE = 600.0
@@ -84,14 +84,33 @@ def drive(
     store: Store,
     command: Sequence[str],
     shares: Sequence[Share],
-    on_look: Callable[[dict[str, State]], None] | None = None,
+    on_look: Callable[[dict[str, State]], str | None] | None = None,
 ) -> bool:
-    """Call `run`, and end this process with 75 after SIGTERM, once the workers have saved."""
-    before = signal.signal(signal.SIGTERM, _terminate)
+    """Run workers until every job has ended, showing progress; return whether all are done.
+
+    Failures are printed at the end. After SIGTERM this process ends with 75, once the workers have
+    saved.
+
+    Args:
+      command: as `run` takes it.
+      on_look: called with the states of all jobs from time to time; it may return a line to print.
+    """
+    before, watch = signal.signal(signal.SIGTERM, _terminate), Watch(store)
+
+    def look(states: dict[str, State]) -> None:
+        if on_look and (line := on_look(states)):
+            watch.note(line)
+        watch.show(states)
+
     try:
-        return run(store, command, shares, on_look)
+        done = run(store, command, shares, look)
     finally:
+        watch.clear()
         signal.signal(signal.SIGTERM, before)
+    if not done:
+        for line in failures(store, store.states()):
+            watch.note(line)
+    return done
 
 
 def _terminate(*_) -> None:
@@ -202,7 +221,7 @@ def _stop(workers: Sequence[subprocess.Popen]) -> None:
 
 
 class Watch:
-    """Progress of a launch on standard error: an `on_look` for `drive`, and a context manager.
+    """The progress of a launch on standard error.
 
     On a terminal one line is rewritten; in a log there is a line for each run that ends.
     """
@@ -211,13 +230,7 @@ class Watch:
         self._store, self._live = store, sys.stderr.isatty()
         self._ended: dict[str, str] | None = None
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._clear()
-
-    def __call__(self, states: dict[str, State]) -> None:
+    def show(self, states: dict[str, State]) -> None:
         """Show what has changed."""
         found = overview(self._store, states)
         ended = {r.run: r for r in found.runs if r.phase in ("done", "failed", "cancelled")}
@@ -240,10 +253,11 @@ class Watch:
 
     def note(self, line: str) -> None:
         """Print a line above the progress line."""
-        self._clear()
+        self.clear()
         print(printable(line), file=sys.stderr, flush=True)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Clear the progress line."""
         if self._live:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

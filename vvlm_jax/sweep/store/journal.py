@@ -4,7 +4,7 @@
     NAME.0002.json   {"event": "done", "result": …}
 
 The entry with the highest number is the job's state. A process changes the state by creating the
-next number, and the store lets one process create a file (`backends.Backend.create`). So of a worker
+next number, which the store lets only one process do (`backends.Backend.create`). So of a worker
 that finishes, another that takes over its stale claim and a user who cancels, exactly one wins, and
 the others see that they lost. This needs exclusive creation of one file and no lock.
 
