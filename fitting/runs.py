@@ -306,13 +306,15 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
 
 
 def _write_csv(path: Path, records: list[dict]) -> None:
+    columns = {name: [row[name] for row in records] for name in COLUMNS}
+    for name in (*FACTORS, "num_examples"):
+        columns[name] = [_plain(value) for value in columns[name]]
+    for name in ("score", "score_se"):
+        columns[name] = [None if value is None else f"{value:.4f}" for value in columns[name]]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in records:
-            points = {k: f"{row[k]:.4f}" for k in ("score", "score_se") if row[k] is not None}
-            row = {**row, **points}
-            writer.writerow(["" if row[k] is None else _plain(row[k]) for k in COLUMNS])
+        writer.writerows(zip(*columns.values(), strict=True))  # None as an empty cell
 
 
 def _write_parquet(path: Path, records: list[dict]) -> None:
@@ -532,11 +534,12 @@ def _check_optional(table: RunTable, wheres: list[str]) -> None:
     }
     for name in rules.keys() & table.columns.keys():
         allowed, good = rules[name]
-        for where, text in zip(wheres, table.columns[name], strict=True):
-            if text.strip().lower() not in MISSING and not good(_float(str(text))):
+        texts = table.columns[name].tolist()
+        for text in dict.fromkeys(texts):
+            if text.strip().lower() not in MISSING and not good(_float(text)):
                 raise ValueError(
-                    f"{table.source}, {where}: column {name!r} is {str(text)!r}; it must be "
-                    f"{allowed}"
+                    f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
+                    f"must be {allowed}"
                 )
 
 
