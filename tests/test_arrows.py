@@ -32,7 +32,8 @@ TREE_MAY_IMPORT = {
 # One row a floor, from the ground up. A room may import the floors below its own.
 FLOORS = {
     "vvlm_jax": [
-        "types config config_check override sharding devices distributed progress atomic",
+        "types config config_check override sharding devices distributed progress atomic "
+        "exit_codes",
         "storage",
         "data models flops",
         "weights train generate",
