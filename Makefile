@@ -38,8 +38,8 @@ test: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those l
 test-slow: $(VENV)/.ready-torch  ## run the slow tests: kills, clusters, larger compiles
 	$(PYTEST) -m slow $(ARGS)
 
-test-light: $(VENV)/.ready-tests  ## one case of each test that is neither slow nor needs PyTorch
-	$(PYTEST) -m 'not slow and not torch' --first-cases $(ARGS)
+test-light: $(VENV)/.ready-tests  ## the first tests of each file, without PyTorch: for a second Python
+	$(PYTEST) -m 'not slow and not torch' --first-tests=2 $(ARGS)
 
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
 	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu --dist load --maxschedchunk 1 $(ARGS)
