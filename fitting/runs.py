@@ -16,9 +16,9 @@ from types import EllipsisType
 import numpy as np
 
 from fitting.atomic import replacing
+from fitting.config import FACTORS
 from fitting.formatting import nearest
 
-FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
 """Columns that a table of runs with the default columns needs."""
 COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")
@@ -288,10 +288,11 @@ def read_runs(
 
 
 def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
-    """Write runs as a CSV with the columns `COLUMNS`, sorted by run_id, metric and protocol.
+    """Write runs with the columns `COLUMNS`, sorted by run_id, metric and protocol.
 
-    The same runs give the same bytes, in whatever order they come. The file is replaced in one
-    step, so that a reader never sees half of it.
+    A path that ends in .parquet gets a Parquet file with types, for which pyarrow must be
+    installed; any other a CSV. Scores and their errors have four decimals in both. The same runs
+    give the same CSV, in whatever order they come. The file is replaced in one step.
 
     Raises:
       ValueError: as `RunTable.from_rows`, or a table with other columns than the default ones.
@@ -299,13 +300,35 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
     records, path = table.rows(), Path(path)
     records.sort(key=lambda row: (row["run_id"], row["metric"], row["protocol"] or ""))
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    write = _write_parquet if path.suffix == ".parquet" else _write_csv
+    with replacing(path) as partial:
+        write(partial, records)
+
+
+def _write_csv(path: Path, records: list[dict]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
         for row in records:
             points = {k: f"{row[k]:.4f}" for k in ("score", "score_se") if row[k] is not None}
             row = {**row, **points}
             writer.writerow(["" if row[k] is None else _plain(row[k]) for k in COLUMNS])
+
+
+def _write_parquet(path: Path, records: list[dict]) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{path}: needs pyarrow: pip install pyarrow; or give a CSV") from None
+    kinds = dict.fromkeys(("run_id", "sweep", "protocol", "metric"), pyarrow.string())
+    kinds["seed"] = pyarrow.int64()
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
+    rounded = [
+        row | {k: round(row[k], 4) for k in ("score", "score_se") if row[k] is not None}
+        for row in records
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rounded, schema=schema), path)
 
 
 def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
+from fitting.config import FACTORS
 
 
-@dataclass(frozen=True, order=True)
-class Point:
+class Point(NamedTuple):
     """One run to train.
 
     Attributes:

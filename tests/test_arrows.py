@@ -32,7 +32,8 @@ TREE_MAY_IMPORT = {
 # One row a floor, from the ground up. A room may import the floors below its own.
 FLOORS = {
     "vvlm_jax": [
-        "types config config_check override sharding devices distributed progress atomic",
+        "types config config_check override sharding devices distributed progress atomic "
+        "exit_codes",
         "storage",
         "data models flops",
         "weights train generate",
@@ -41,7 +42,8 @@ FLOORS = {
     ],
     "fitting": [
         "config atomic",
-        "formatting sweeps cost runs forms",
+        "formatting",
+        "sweeps cost runs forms grids",
         "optimise bootstrap summary",
         "fits law",
         "validation frontiers",
@@ -56,6 +58,7 @@ NARROWER = {
     "vvlm_jax.models": "types config config_check sharding models",
     "fitting.sweeps": "config sweeps",
     "fitting.cost": "config cost",
+    "fitting.grids": "formatting grids",
 }
 
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")

@@ -174,8 +174,8 @@ def test_every_stage_starts_from_what_was_made_for_its_language_model(store):
 
 def test_phases_follow_one_another(store):
     def phase(*done):
-        states = {id: State("ready", journal.NONE) for id in store.jobs}
-        states |= {id: State("done", journal.NONE) for id in store.jobs if id.startswith(done)}
+        states = {id: State("ready", journal.NO_ENTRY) for id in store.jobs}
+        states |= {id: State("done", journal.NO_ENTRY) for id in store.jobs if id.startswith(done)}
         return jobs.phase(store, states)
 
     data, preparing = "videos, pictures and stories", "pretrained encoder and language models"

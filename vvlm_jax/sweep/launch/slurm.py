@@ -21,9 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
-
-STOPPED, CLAIMED = 75, 3
-"""Exit codes of a command that is to be run again: stopped and saved, not to be had yet."""
+from vvlm_jax.exit_codes import Exit
 
 GONE = "GONE"
 """State of a job of which the cluster knows nothing (any more)."""
@@ -114,9 +112,9 @@ class Attempt:
                 child.send_signal(signal.SIGTERM)
             code = child.wait()
             too_early_to_save = asked and code == -signal.SIGTERM
-            if code in (STOPPED, CLAIMED) or too_early_to_save:
+            if code in (Exit.RETRY, Exit.CLAIMED) or too_early_to_save:
                 _requeue(self.max_requeues)
-                return STOPPED
+                return Exit.RETRY
             worst = max(worst, code if code >= 0 else 128 - code)
         return worst
 

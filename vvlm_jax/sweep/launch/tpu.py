@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.devices import Topology, parse_topology
+from vvlm_jax.exit_codes import Exit
 
-FAILED, CLAIMED, STOPPED = 1, 3, 75
 WAIT = 60  # seconds between looks, at a queue or at a job that somebody else has
 
 Commands = Sequence[Sequence[str]]
@@ -129,13 +129,13 @@ def host_script(run: str, commands: Commands, options: TpuOptions) -> str:
         "work() {",
         "    local code",
         "    while :; do",
-        f"        if [[ -n $stopped ]]; then finish {STOPPED}; fi",
+        f"        if [[ -n $stopped ]]; then finish {Exit.RETRY}; fi",
         '        "$@" & child=$!',
         '        if [[ -n $stopped ]]; then kill -TERM "$child" 2>/dev/null; fi',
         "        # A signal ends wait before the command has ended.",
         '        while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done',
-        f"        if [[ -n $stopped || $code == {STOPPED} ]]; then finish {STOPPED}; fi",
-        f"        if [[ $code != {CLAIMED} ]]; then break; fi",
+        f"        if [[ -n $stopped || $code == {Exit.RETRY} ]]; then finish {Exit.RETRY}; fi",
+        f"        if [[ $code != {Exit.CLAIMED} ]]; then break; fi",
         f'        sleep "${{POLL_SECONDS:-{WAIT}}}" & child=$!',
         '        if [[ -n $stopped ]]; then kill -TERM "$child" 2>/dev/null; fi',
         '        wait "$child"',

@@ -5,9 +5,8 @@ guide to queued resources.
 import shlex
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.sweep.launch.tpu import (
-    FAILED,
-    STOPPED,
     WAIT,
     Commands,
     TpuOptions,
@@ -83,12 +82,12 @@ for _ in $(seq {options.max_restarts + 1}); do
     run 2>&1 | tee "$output"
     # Every host says how it ended; if they differ, or one is silent, run them again.
     ends=$(sed -n {shlex.quote(f"s/.*{marker(run)} //p")} "$output" | sort -u)
-    if [[ $ends == 0 || $ends == {FAILED} ]]; then
+    if [[ $ends == 0 || $ends == {Exit.FAILED} ]]; then
         delete
         exit "$ends"
     fi
     sleep "$poll"
 done
 delete
-exit {STOPPED}
+exit {Exit.RETRY}
 """

@@ -3,9 +3,8 @@ jobset.x-k8s.io v1alpha2 and kueue.x-k8s.io v1beta2.
 """
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.sweep.launch.tpu import (
-    FAILED,
-    STOPPED,
     Commands,
     Slice,
     TpuOptions,
@@ -48,10 +47,10 @@ def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
     if options.service_account:
         pod["serviceAccountName"] = options.service_account
     again = [
-        {"onExitCodes": {"containerName": container, "operator": "In", "values": [STOPPED]}},
+        {"onExitCodes": {"containerName": container, "operator": "In", "values": [Exit.RETRY]}},
         {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
-    final = {"containerName": container, "operator": "In", "values": [FAILED]}
+    final = {"containerName": container, "operator": "In", "values": [Exit.FAILED]}
     job = {
         "parallelism": slice.hosts,
         "completions": slice.hosts,
