@@ -26,7 +26,7 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "law": ("BaggedFit",),
-    "optimise.search": ("Solution",),
+    "optimise.lanes": ("Solution",),
     "report.compute": ("Analysis", "analyse", "deployment_text", "examine", "findings"),
     "report.html": ("Report",),
     "report.page": ("add_law", "add_tasks"),

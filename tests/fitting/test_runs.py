@@ -243,7 +243,10 @@ def test_any_columns_serve(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"error": "loss", "scale": None}, "'loss' lies between 0.25 and 0.5, never above 1; say"),
+        (
+            {"error": "loss", "scale": None},
+            "'loss' has values from 0.25 to 0.5, never above 1; say",
+        ),
         ({"score": "acc", "scale": None}, "say scale 1"),
         ({"error": "los"}, "no column 'los' (the nearest is 'loss')"),
         ({}, "no column 'score'"),

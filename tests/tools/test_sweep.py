@@ -67,7 +67,7 @@ def test_a_plan_without_the_size_of_stage_1_says_so_and_counts_it_where_it_can(a
         (("--mfu", "1.5"), "error: --mfu 1.5: must be a share above 0, at most 1"),
         (("--price", "0"), "error: --price 0: must be above 0"),
         (("--csv", "--json"), "error: --csv and --json: choose one"),
-        (("--set", "data_size=9"), "num_examples = 12: above the 9 examples there are"),
+        (("--set", "data_size=9"), "num_examples = 12: above the 9 examples"),
         (("--set", "finetune.data.n=9"), "finetune.data.n: no such option"),
     ],
 )
