@@ -2,8 +2,8 @@
 
     python docs/example.py
 
-The runs have the design of the paper's Table 6 (a star and isoFLOP curves); their scores follow a law
-that is written down here, with 1% noise. They are no measurements.
+The runs have the design of the paper's Table 6 (a star and isoFLOP curves). Their scores follow the
+law in `error`, with 1% noise. They are not measurements.
 """
 
 from pathlib import Path
