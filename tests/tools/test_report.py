@@ -69,7 +69,7 @@ def report(*words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A report of three metrics with the appendix, of two forms and two variations."""
-    from fitting import validation
+    from fitting import ablations
 
     folder = tmp_path_factory.mktemp("report")
     lines = [line for seed, m in enumerate(METRICS) for line in lines_of(POINTS, m, seed)]
@@ -78,8 +78,8 @@ def made(tmp_path_factory):
     runs = write(folder / "runs.csv", lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "PAPER_FORMS", ("mult", "add"))  # the others compile for long
-        some = validation.variations
-        patch.setattr(validation, "variations", lambda c: dict(list(some(c).items())[2:4]))
+        some = ablations.variations
+        patch.setattr(ablations, "variations", lambda c: dict(list(some(c).items())[2:4]))
         report(runs, "--out", folder / "out", *QUICK, *EQUATION)
     return folder
 
