@@ -147,9 +147,6 @@ def main(args: Args) -> None:
     from fitting.fits import fit_many
     from fitting.validation import column_split
 
-    if args.page.report:
-        from . import _fit_page
-
     if args.train:
         for one in tables.values():
             column_split(one, args.train, args.test)  # a bad split is known before the work
@@ -161,18 +158,19 @@ def main(args: Args) -> None:
         say_if_few(one.source, len(one), config, one)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
-    analyses = []
+    from fitting.report.fitted import Fitted, write_fits
+
+    fits = []
     for folder in {args.out, *tables}:
         remove_stale(folder)
     for (folder, one), law in zip(tables.items(), laws, strict=True):
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        comparison = judge(one, config, args, folder)
-        if args.page.report:
-            analyses.append(_fit_page.write_page(folder, one, law, comparison, cost))
-    if len(analyses) > 1:
-        _fit_page.write_tasks_page(args.out, table, analyses)
+        fits.append(Fitted(one, law, *judge(one, config, args, folder)))
+    if args.page.report:
+        page, doubts = write_fits(args.out, table, fits, cost)
+        print(f"\n{page}" + f" ({doubts} warnings)" * bool(doubts))
 
 
 def read_table(data: Data) -> RunTable:
@@ -314,11 +312,11 @@ def live(title: str):
 def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
     """Prints what --compare, --ablate, --train and --test ask for, and writes the tables.
 
-    Returns the `Comparison` of forms, None without --compare.
+    Returns the `Comparison` of forms and the `Ablation`, each None if not asked for.
     """
     from fitting import validation
 
-    found, asked = None, dict(seed=args.fit.seed, train=args.train, test=args.test)
+    found, ablation, asked = None, None, dict(seed=args.fit.seed, train=args.train, test=args.test)
     scale = f"MSE on the scale 0 to {table.scale:g}"
     if args.train and (args.compare or args.ablate):
         split = validation.column_split(table, args.train, args.test)
@@ -349,7 +347,7 @@ def judge(table: RunTable, config: FitConfig, args: Args, folder: Path):
             _, (test,) = validation.validate(table, config, split, whole=False, on_progress=say)
         print(f"\n{test.name}: {test.train.sum()} runs predict {test.test.sum()}; {scale}.")
         print(formatting.aligned(("MSE", "E%", "R²"), [score_cells(test.score)]))
-    return found
+    return found, ablation
 
 
 def comparison_text(found) -> str:
