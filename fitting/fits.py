@@ -6,7 +6,6 @@ runs, which conditions the solver and changes no result.
 """
 
 import contextlib
-import difflib
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -17,6 +16,7 @@ import numpy as np
 
 from fitting.bootstrap import fewest_levels, lost_levels, resample_weights, wild_targets
 from fitting.config import FitConfig
+from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.optimise import objective, starts
@@ -275,10 +275,9 @@ def _bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
 def _units(columns: tuple[str, ...], config: FitConfig, source: str) -> np.ndarray:
     for name in config.units or ():
         if name not in columns:
-            near = difflib.get_close_matches(name, columns, n=1)
-            hint = f" (the nearest is {near[0]!r})" if near else ""
             raise ValueError(
-                f"{source}: units of {name!r}{hint}, which is no factor: {', '.join(columns)}"
+                f"{source}: units of {name!r}{nearest(name, columns)}, which is no factor: "
+                f"{', '.join(columns)}"
             )
     return np.array([config.unit(name) for name in columns])
 

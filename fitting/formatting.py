@@ -1,6 +1,8 @@
 """Numbers as people read them: 7.5B parameters, 250k examples, 15 TFLOPs; tables of such."""
 
+import difflib
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -28,6 +30,12 @@ def label(column: str) -> str:
 def short(column: str) -> str:
     """The same in one word, for a title or a narrow table."""
     return SHORT.get(column, column.replace("_", " "))
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return ` (the nearest is '…')` for the closest of `known`, '' when none is close."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f" (the nearest is {near[0]!r})" if near else ""
 
 
 def count(value: float, digits: int = 3) -> str:

@@ -10,13 +10,14 @@ form, write the function that lists its terms for K factors and enter it in `FOR
 names, starts, the fit, the form without n and the reports follow from the list.
 """
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+
+from fitting.formatting import nearest
 
 N = -1  # the column of num_examples, after the K factors
 
@@ -206,6 +207,4 @@ def get_form(name: str) -> Form:
     """The form of that name; ValueError names the nearest one."""
     if name in FORMS:
         return FORMS[name]
-    near = difflib.get_close_matches(name, FORMS, n=1, cutoff=0.3)
-    hint = f"; did you mean {near[0]!r}?" if near else "."
-    raise ValueError(f"no form {name!r}{hint} Forms: {', '.join(FORMS)}")
+    raise ValueError(f"no form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")

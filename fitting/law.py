@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fitting import summary
+from fitting.atomic import replacing
 from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
@@ -352,9 +353,9 @@ class BaggedFit:
             "versions": self.versions,
         }
         fields["checksum"] = _checksum(fields)
-        partial = path.with_name("fit.json.partial")
-        partial.write_text(json.dumps(fields, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        partial.replace(path)
+        text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
+        with replacing(path) as partial:
+            partial.write_text(text, encoding="utf-8")
         return path
 
     @classmethod

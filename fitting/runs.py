@@ -7,9 +7,7 @@ the columns `COLUMNS`, and `read_runs` takes those when it is told nothing else.
 
 import csv
 import dataclasses
-import difflib
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +15,17 @@ from types import EllipsisType
 
 import numpy as np
 
+from fitting.atomic import replacing
+from fitting.formatting import nearest
+
 FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
-COLUMNS = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
+REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
+"""Columns that a table of runs with the default columns needs."""
+COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")
+"""All default columns, in the order in which they are written: `seed` of the training run, the
+`protocol` of the evaluation (such as 'questions' or 'lmms-eval-0.3.0'), and `score_se`, the
+standard error of the score in the score's unit. The three may be missing or empty."""
+OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
 SCALES = (100.0, 1.0)
 MISSING = ("", "nan", "none", "null")  # a score that is not there, in lower case
 TINY = 1e-100  # below it, and above its inverse, powers leave float64
@@ -61,26 +68,83 @@ class RunTable:
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping], source="rows") -> "RunTable":
-        """A table from mappings with the house's keys, `COLUMNS`.
+        """Return a table of mappings with the keys `REQUIRED` and, where known, the others of
+        `COLUMNS`; None stands for an unknown seed, protocol or standard error.
 
         Raises:
           ValueError: one line, naming the source, the row (counted from 1), the column and value.
         """
         rows = list(rows)
         for number, row in enumerate(rows, start=1):
-            missing = [name for name in COLUMNS if name not in row]
+            missing = [name for name in REQUIRED if name not in row]
             if missing:
                 raise ValueError(
-                    f"{source}, row {number}: no {missing[0]!r}; a run needs {', '.join(COLUMNS)}"
+                    f"{source}, row {number}: no {missing[0]!r}; a run needs {', '.join(REQUIRED)}"
                 )
         wheres = [f"row {number}" for number in range(1, len(rows) + 1)]
-        records = {name: [row[name] for row in rows] for name in COLUMNS}
+        records = {name: [row[name] for row in rows] for name in REQUIRED}
+        for name in OPTIONAL:
+            if any(row.get(name) is not None for row in rows):
+                values = [row.get(name) for row in rows]
+                records[name] = ["" if value is None else value for value in values]
         return _table(
             records, wheres, str(source), FACTORS, "num_examples", score="score", scale=100.0
         )
 
     def __len__(self) -> int:
         return len(self.error)
+
+    @property
+    def seed(self) -> np.ndarray | None:
+        """Seeds of the training runs [R], float64, NaN where unknown; None when no row has one."""
+        return self._numbers("seed")
+
+    @property
+    def score_se(self) -> np.ndarray | None:
+        """Standard errors of the scores [R], on the table's scale, NaN where unknown; None when no
+        row has one.
+        """
+        return self._numbers("score_se")
+
+    @property
+    def protocol(self) -> np.ndarray | None:
+        """Evaluation protocols [R], '' where unknown; None when no row has one."""
+        value_R = self.columns.get("protocol")
+        return value_R if value_R is not None and any(value_R) else None
+
+    def _numbers(self, name: str) -> np.ndarray | None:
+        if name not in self.columns:
+            return None
+        value_R = np.array([_float(value) for value in self.columns[name]])
+        return None if np.isnan(value_R).all() else value_R
+
+    def rows(self) -> list[dict]:
+        """Return the rows as mappings with the keys `COLUMNS`, the inverse of `from_rows`.
+
+        Raises:
+          ValueError: the table has other columns than the default ones.
+        """
+        if (self.factors, self.examples, self.scale) != (FACTORS, "num_examples", 100.0):
+            raise ValueError(
+                f"{self.source}: only tables with the columns {', '.join(REQUIRED)} can be written"
+            )
+        unknown = [None] * len(self)
+        seed, score_se = (
+            unknown if v is None else [None if math.isnan(x) else x for x in v.tolist()]
+            for v in (self.seed, self.score_se)
+        )
+        values = {
+            "run_id": self.run_id.tolist(),
+            "sweep": self.column("sweep").tolist(),
+            **dict(zip(self.factors, self.x.T.tolist(), strict=True)),
+            "num_examples": self.n.tolist(),
+            "seed": [None if v is None else int(v) for v in seed],
+            "protocol": unknown if self.protocol is None else [v or None for v in self.protocol],
+            "metric": self.metric.tolist(),
+            "score": (100 - self.error).tolist(),
+            "score_se": score_se,
+        }
+        return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
     @property
     def metrics(self) -> tuple[str, ...]:
@@ -137,7 +201,7 @@ class RunTable:
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
-                f"{_nearest(str(value), present)}; there are {shown}"
+                f"{nearest(str(value), present)}; there are {shown}"
             )
         return same_R
 
@@ -213,7 +277,7 @@ def read_runs(
         if not kept:
             there = sorted(set(columns["metric"]))
             raise ValueError(
-                f"{path}: no runs with metric {metric!r}{_nearest(metric, there)}; "
+                f"{path}: no runs with metric {metric!r}{nearest(metric, there)}; "
                 f"there are {', '.join(there)}"
             )
         wheres, columns = _kept(kept, wheres, columns)
@@ -224,29 +288,24 @@ def read_runs(
 
 
 def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
-    """Writes runs as a CSV with the house's `COLUMNS`, sorted by run_id and metric.
+    """Write runs as a CSV with the columns `COLUMNS`, sorted by run_id, metric and protocol.
 
     The same runs give the same bytes, in whatever order they come. The file is replaced in one
     step, so that a reader never sees half of it.
 
     Raises:
-      ValueError: as `RunTable.from_rows`, or a table with other columns than the house's.
+      ValueError: as `RunTable.from_rows`, or a table with other columns than the default ones.
     """
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
-    if (table.factors, table.examples, table.scale) != (FACTORS, "num_examples", 100.0):
-        raise ValueError(
-            f"{table.source}: only tables with the columns {', '.join(COLUMNS)} can be written"
-        )
-    sweep_R, path = table.column("sweep"), Path(path)
-    partial = path.with_name(path.name + ".partial")
-    with open(partial, "w", newline="", encoding="utf-8") as file:
+    records, path = table.rows(), Path(path)
+    records.sort(key=lambda row: (row["run_id"], row["metric"], row["protocol"] or ""))
+    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for r in np.lexsort((table.metric, table.run_id)):
-            numbers = [_plain(value.item()) for value in (*table.x[r], table.n[r])]
-            score = f"{100 - table.error[r]:.4f}"
-            writer.writerow([table.run_id[r], sweep_R[r], *numbers, table.metric[r], score])
-    os.replace(partial, path)
+        for row in records:
+            points = {k: f"{row[k]:.4f}" for k in ("score", "score_se") if row[k] is not None}
+            row = {**row, **points}
+            writer.writerow(["" if row[k] is None else _plain(row[k]) for k in COLUMNS])
 
 
 def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
@@ -407,7 +466,9 @@ def _table(
             _doubts(source, x_RK, n_R, value_R, texts(metric, [""] * len(wheres)), weight_R)
         ),
     )
+    table = dataclasses.replace(table, notes=(*table.notes, *_mixed_protocols(table)))
     _check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
+    _check_optional(table, wheres)
     _check_unique(table, columns, wheres)
     return table
 
@@ -425,6 +486,37 @@ def _doubts(source: str, x_RK, n_R, value_R, metric_R, weight_R) -> Iterator[str
         )
 
 
+def _mixed_protocols(table: RunTable) -> Iterator[str]:
+    """Warn of scores that different evaluations gave: they may not be comparable."""
+    if table.protocol is None:
+        return
+    for metric in table.metrics:
+        names = sorted({name or "unknown" for name in table.protocol[table.metric == metric]})
+        if len(names) > 1:
+            yield (
+                f"{table.source}: scores of {metric} come from {len(names)} protocols "
+                f"({', '.join(names)}), which may not be comparable"
+            )
+
+
+def _check_optional(table: RunTable, wheres: list[str]) -> None:
+    """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
+    if table.factors != FACTORS:  # somebody else's table, whose column `seed` may hold anything
+        return
+    rules = {
+        "seed": ("a whole number, 0 or above, or empty", lambda v: v >= 0 and v.is_integer()),
+        "score_se": ("0 or a positive number, or empty", lambda v: 0 <= v < math.inf),
+    }
+    for name in rules.keys() & table.columns.keys():
+        allowed, good = rules[name]
+        for where, text in zip(wheres, table.columns[name], strict=True):
+            if text.strip().lower() not in MISSING and not good(_float(str(text))):
+                raise ValueError(
+                    f"{table.source}, {where}: column {name!r} is {str(text)!r}; it must be "
+                    f"{allowed}"
+                )
+
+
 def _check_texts(columns, wheres, source, names) -> None:
     for name in names:
         for where, value in zip(wheres, columns[name], strict=True):
@@ -435,7 +527,11 @@ def _check_texts(columns, wheres, source, names) -> None:
 def _check_unique(table: RunTable, columns: Mapping[str, list], wheres: list[str]) -> None:
     """A run once a metric; without names, no two rows alike in every column."""
     if "run_id" in columns:
-        keys, what = zip(table.run_id, table.metric, strict=True), "run_id {!r} with metric {!r}"
+        what = "run_id {!r} with metric {!r}"
+        keys = list(zip(table.run_id, table.metric, strict=True))
+        if table.protocol is not None:
+            what += " and protocol {!r}"
+            keys = [(*key, name) for key, name in zip(keys, table.protocol, strict=True)]
     else:
         n = () if table.n is None else (table.n,)
         alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
@@ -458,12 +554,7 @@ def _check_columns(names: list[str], columns, source) -> None:
 
 def _no_column(name: str, columns) -> str:
     there = [column for column in columns if column]
-    return f"no column {name!r}{_nearest(name, there)}; there are {', '.join(there)}"
-
-
-def _nearest(name: str, there) -> str:
-    near = difflib.get_close_matches(name, there, n=1)
-    return f" (the nearest is {near[0]!r})" if near else ""
+    return f"no column {name!r}{nearest(name, there)}; there are {', '.join(there)}"
 
 
 def _float(value) -> float:

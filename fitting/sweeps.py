@@ -25,6 +25,7 @@ class Point:
       tokens_per_frame: x_V, visual tokens per frame (a perfect square for a square grid).
       num_examples: n, finetuning examples.
       budget: target inference cost in FLOPs of an isoFLOP curve; None elsewhere.
+      seed: of the training, for replicates; None is the seed of the training stage.
     """
 
     sweep: str
@@ -33,6 +34,7 @@ class Point:
     tokens_per_frame: int
     num_examples: int
     budget: float | None = None
+    seed: int | None = None
 
     @property
     def x(self) -> tuple[float, int, int]:
@@ -41,10 +43,13 @@ class Point:
 
     @property
     def run_id(self) -> str:
-        """A stable name, e.g. `star-N1e9-T32-V196-n250000`; the budget is not part of it."""
+        """A stable name, e.g. `star-N1e9-T32-V196-n250000`, with `-seed1` for a point that has a
+        seed; the budget is not part of it.
+        """
         return (
             f"{self.sweep}-N{_short(self.lm_params)}-T{_exact(self.num_frames)}"
             f"-V{_exact(self.tokens_per_frame)}-n{_exact(self.num_examples)}"
+            + ("" if self.seed is None else f"-seed{self.seed}")
         )
 
 
@@ -81,17 +86,20 @@ class StarPlan(NamedTuple):
     num_examples: tuple
 
 
-def star_sweep(center, levels: Domain, num_examples) -> tuple[Point, ...]:
-    """One factor varies at a time around the centre, for every data size.
+def star_sweep(center, levels: Domain, num_examples, seeds=(None,)) -> tuple[Point, ...]:
+    """Return a star: one factor varies at a time around the centre, for every data size.
 
     Args:
       center: (lm_params, num_frames, tokens_per_frame), always part of the sweep, once.
       levels: the values each factor takes; the centre's own value may be among them.
       num_examples: data sizes n.
+      seeds: of the trainings; each configuration is trained once a seed. None leaves the seed to
+        the training stage.
 
     Returns:
-      len(num_examples) x (1 + levels off the centre) points, no configuration twice.
+      len(seeds) x len(num_examples) x (1 + levels off the centre) points, none twice.
     """
+    seeds = _distinct(seeds)
     center = tuple(center)
     if len(center) != len(FACTORS):
         raise ValueError(f"the centre of a star has {len(FACTORS)} values {FACTORS}, got {center}")
@@ -101,7 +109,9 @@ def star_sweep(center, levels: Domain, num_examples) -> tuple[Point, ...]:
         for level in sorted(values)
     )
     distinct = dict.fromkeys((center, *arms))
-    return tuple(Point("star", *x, n) for n in num_examples for x in distinct)
+    return tuple(
+        Point("star", *x, n, seed=seed) for n in num_examples for x in distinct for seed in seeds
+    )
 
 
 def isoflop_candidates(domain: Domain, budgets, cost, tolerance: float) -> dict:
@@ -143,7 +153,14 @@ def isoflop_candidates(domain: Domain, budgets, cost, tolerance: float) -> dict:
 
 
 def isoflop_sweep(
-    domain: Domain, budgets, num_examples: int, cost, *, tolerance=0.03, max_per_curve=5
+    domain: Domain,
+    budgets,
+    num_examples: int,
+    cost,
+    *,
+    tolerance=0.03,
+    max_per_curve=5,
+    seeds=(None,),
 ) -> tuple[Point, ...]:
     """A well-spaced subset of `isoflop_candidates` for each curve (budget, language model).
 
@@ -154,20 +171,22 @@ def isoflop_sweep(
     Args:
       domain, budgets, cost, tolerance: as in `isoflop_candidates`.
       num_examples: n of every run.
-      max_per_curve: at most this many runs a curve, 2 or more; the paper has 2 to 5.
+      max_per_curve: at most this many configurations a curve, 2 or more; the paper has 2 to 5.
+      seeds: as in `star_sweep`.
 
     Returns:
       points ordered by budget, lm_params, num_frames, tokens_per_frame.
     """
     if max_per_curve < 2:
         raise ValueError(f"max_per_curve must be 2 or more, got {max_per_curve}")
-    points = []
+    points, seeds = [], _distinct(seeds)
     for budget, found in isoflop_candidates(domain, budgets, cost, tolerance).items():
         for lm_params in sorted(domain.lm_params):
             curve = [x for x in found if x[0] == lm_params]
             points += [
-                Point("isoflop", *x, num_examples, budget)
+                Point("isoflop", *x, num_examples, budget, seed)
                 for x in sorted(_well_spaced(curve, max_per_curve))
+                for seed in seeds
             ]
     return tuple(points)
 
@@ -183,6 +202,13 @@ def _well_spaced(curve: list, size: int) -> list:
         gap = np.linalg.norm(log_xy[:, None] - log_xy[None, kept], axis=-1).min(axis=1)
         kept.append(int(np.argmax(gap)))
     return [curve[i] for i in kept]
+
+
+def _distinct(seeds) -> tuple[int | None, ...]:
+    seeds = tuple(seeds)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"seeds must be one or more different seeds, got {seeds}")
+    return seeds
 
 
 def _exact(value) -> str:

@@ -39,7 +39,7 @@ FLOORS = {
         "sweep",
     ],
     "fitting": [
-        "config",
+        "config atomic",
         "formatting sweeps cost runs forms",
         "optimise bootstrap summary",
         "fits law",

@@ -20,7 +20,7 @@ from vvlm_jax.sweep.store.store import Store
 ROOT = Path(__file__).parents[1]
 COLUMNS = [
     *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples"),
-    *("metric", "score"),
+    *("seed", "protocol", "metric", "score", "score_se"),
 ]
 pytestmark = pytest.mark.slow(reason="trains a miniature study: minutes")
 

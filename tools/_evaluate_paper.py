@@ -66,6 +66,7 @@ def _check(args) -> None:
 
 def _row(args) -> dict:
     """What the table of runs says of the model. ConfigError when its n is not known."""
+    from vvlm_jax.eval import lmms
     from vvlm_jax.flops import llm_params
     from vvlm_jax.models.variants import LLAMA
     from vvlm_jax.train.model_dir import read_config
@@ -85,6 +86,8 @@ def _row(args) -> dict:
         num_frames=config.model.num_frames,
         tokens_per_frame=config.model.tokens_per_frame,
         num_examples=n,
+        seed=config.seed,
+        protocol=f"lmms-eval-{lmms.version()}",
     )
 
 
@@ -170,8 +173,8 @@ def _tell(name: str, found: dict) -> None:
 
 
 def _add_rows(args, out: Path, row: dict, scores: dict[str, float]) -> None:
-    """One row a metric; those of the same run and metric are replaced."""
-    from fitting.runs import COLUMNS, read_runs, write_runs
+    """Write one row a metric; those of the same run, protocol and metric are replaced."""
+    from fitting.runs import read_runs, write_runs
 
     if args.limit is not None:
         return print("no rows in the table of runs: of --limit questions", file=sys.stderr)
@@ -181,14 +184,10 @@ def _add_rows(args, out: Path, row: dict, scores: dict[str, float]) -> None:
             "(--num-examples)",
             file=sys.stderr,
         )
-    file, mine = args.runs or out / "runs.csv", {(row["run_id"], metric) for metric in scores}
-    rows = []
-    if file.exists():
-        table = read_runs(file)
-        columns = [table.column(name) for name in COLUMNS[:-1]]
-        values = zip(*columns, 100 - table.error, strict=True)
-        rows = [dict(zip(COLUMNS, value, strict=True)) for value in values]
-        rows = [r for r in rows if (r["run_id"], r["metric"]) not in mine]
+    file = args.runs or out / "runs.csv"
+    rows = read_runs(file).rows() if file.exists() else []
+    mine = {(row["run_id"], row["protocol"], metric) for metric in scores}
+    rows = [r for r in rows if (r["run_id"], r["protocol"], r["metric"]) not in mine]
     rows += [{**row, "metric": metric, "score": score} for metric, score in scores.items()]
     write_runs(file, rows)
     print(f"{file}: {len(scores)} scores of {row['run_id']}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, TrainConfig, choose, tokens_side
+from vvlm_jax.eval.scores import average
 from vvlm_jax.flops import llm_params
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep import config as sweep_config
@@ -386,6 +387,5 @@ def results(store: Store, states: dict[str, State]) -> Results:
 def _averaged(result: dict) -> dict:
     """With the mean over tasks, and its standard error, taking tasks as independent."""
     scores, stderr = result["scores"], result["stderr"]
-    mean = sum(scores.values()) / len(scores)
-    error = math.sqrt(sum(s**2 for s in stderr.values())) / len(stderr)
+    mean, error = average(list(scores.values()), list(stderr.values()))
     return {**result, "scores": {**scores, "avg": mean}, "stderr": {**stderr, "avg": error}}

@@ -15,6 +15,7 @@ from fitting.report.page import add_law
 from fitting.runs import read_runs, write_runs
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
+from vvlm_jax.eval.scores import average
 from vvlm_jax.sweep.config import SweepPoint
 
 from ._study_jobs import Results, star_center
@@ -222,14 +223,11 @@ def _effect_row(e: Effect) -> list[str]:
 
 def _mean(results) -> dict:
     """Mean scores of several results and their standard errors."""
-    count = len(results)
-    return {
-        "scores": {t: sum(r["scores"][t] for r in results) / count for t in results[0]["scores"]},
-        "stderr": {
-            t: np.hypot.reduce([r["stderr"][t] for r in results]) / count
-            for t in results[0]["stderr"]
-        },
-    }
+    scores, stderr = {}, {}
+    for task in results[0]["scores"]:
+        of_task = [[r[key][task] for r in results] for key in ("scores", "stderr")]
+        scores[task], stderr[task] = average(*of_task)
+    return {"scores": scores, "stderr": stderr}
 
 
 def _pm(result, task):

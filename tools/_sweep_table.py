@@ -38,9 +38,16 @@ def gather(store: Store) -> Collected:
         print(printable(f"missing: {what}: {why}"), file=sys.stderr)
     if not found.rows:
         raise ConfigError(f"{store.path}: no run has a score yet")
-    rows = [{**row, "score": round(row["score"], 4)} for row in found.rows]
+    rows = [
+        {**row, "score": _rounded(row["score"]), "score_se": _rounded(row["score_se"])}
+        for row in found.rows
+    ]
     rows.sort(key=lambda row: (row["run_id"], row["metric"]))
     return dataclasses.replace(found, rows=rows)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def write(store: Store, out: Path | None) -> None:
@@ -101,7 +108,8 @@ def _write_parquet(file: Path, rows: list[dict]) -> None:
 
     from fitting.runs import COLUMNS
 
-    kinds = {"run_id": pyarrow.string(), "sweep": pyarrow.string(), "metric": pyarrow.string()}
+    kinds = dict.fromkeys(("run_id", "sweep", "protocol", "metric"), pyarrow.string())
+    kinds["seed"] = pyarrow.int64()
     schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
     partial = file.with_name(f"{file.name}.partial")
     parquet.write_table(pyarrow.Table.from_pylist(rows, schema=schema), partial)

@@ -24,6 +24,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from vvlm_jax import atomic
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, DataConfig, ModelConfig, TrainConfig
 from vvlm_jax.progress import Progress
@@ -78,20 +79,15 @@ def main(args: Args) -> None:
     from vvlm_jax.weights.mapping import WeightsError
 
     _refuse_existing(args)
-    # A name that nobody else gives, as what an interrupted conversion left there is removed.
-    partial = args.dst.with_name(f".{args.dst.stem}.converting{args.dst.suffix}")
     try:
         model = _only(_read(args), args.part)
-        _remove(partial)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        _write(model, partial, args)
-        partial.replace(args.dst)
+        args.dst.parent.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(args.dst) as partial:
+            _write(model, partial, args)
     except WeightsError as e:
         if details := str(e).split("\n")[1:]:
             print(*details, sep="\n", file=sys.stderr)
         raise
-    finally:
-        _remove(partial)
     count = sum(x.size for x in model.params.values())
     print(f"{args.dst}: {len(model.params)} parameters, {count:,} numbers")
 
@@ -105,11 +101,6 @@ def _refuse_existing(args: Args) -> None:
         raise ConfigError(f"--image-size {args.image_size}: must be at least one patch")
     if args.source is not None and args.to != "hf":
         raise ConfigError(f"--source {args.source}: only --to hf writes over a source")
-
-
-def _remove(path: Path) -> None:
-    """What an interrupted conversion left."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def _read(args: Args) -> _Model:

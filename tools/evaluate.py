@@ -92,7 +92,7 @@ def main(args: Args) -> None:
 
 
 def _evaluate_questions(args: Args) -> None:
-    from vvlm_jax.eval import runner, scores
+    from vvlm_jax.eval import grading, runner, scores
     from vvlm_jax.eval.judge import Judge
     from vvlm_jax.storage import files
 
@@ -107,22 +107,22 @@ def _evaluate_questions(args: Args) -> None:
         judge = Judge(args.judge_at, args.judge_cache or out / "judge")
         if not _all_graded(questions, out / "predictions.jsonl", judge):
             judge.require_key()  # before hours of answering
-    by_task = _answer(args, questions, str(media_root), out)
+    measured = _answer(args, questions, str(media_root), out)
     for message in runner.unreadable_files(out / "predictions.jsonl"):
         print(f"unreadable: {message}", file=sys.stderr)
-    predictions, verdicts = runner.read_predictions(out / "predictions.jsonl"), None
     if judge:
-        print(judge.plan(scores.judged(questions, predictions)[1]), file=sys.stderr)
-        verdicts = scores.grade(questions, predictions, judge, out / "verdicts.jsonl")
+        predictions = runner.read_predictions(out / "predictions.jsonl")
+        print(judge.plan(grading.open_replies(questions, predictions)[1]), file=sys.stderr)
+        verdicts = grading.grade(questions, predictions, judge, out / "verdicts.jsonl")
         if ungraded := sum(v is None for v in verdicts.values()):
             print(f"judge: {ungraded} replies without a grade, left out", file=sys.stderr)
-    measured = scores.measure(questions, predictions, verdicts)
-    _report(by_task, [*measured, scores.average(measured)], out)
+        measured = scores.measure(questions, predictions, verdicts)
+    _report([*measured, scores.overall(measured)], out)
 
 
 def _all_graded(questions, predictions_file: Path, judge) -> bool:
     """Whether an earlier run has answered everything and the judge has graded it."""
-    from vvlm_jax.eval import runner, scores
+    from vvlm_jax.eval import grading, runner
 
     if not predictions_file.is_file():
         return False
@@ -130,12 +130,12 @@ def _all_graded(questions, predictions_file: Path, judge) -> bool:
         predictions = runner.read_predictions(predictions_file)
     except ValueError:  # its last line is half written
         return False
-    plan = judge.plan(scores.judged(questions, predictions)[1])
+    plan = judge.plan(grading.open_replies(questions, predictions)[1])
     return plan.kept == plan.asked and all(q["id"] in predictions for q in questions)
 
 
 def _answer(args: Args, questions, media_root: str, out: Path):
-    """{task: TaskScore}; fills predictions.jsonl."""
+    """Return the scores by rule, without a judge; fill predictions.jsonl."""
     from vvlm_jax.eval import runner
     from vvlm_jax.train.model_dir import load_model
 
@@ -159,10 +159,11 @@ def _answer(args: Args, questions, media_root: str, out: Path):
     )
 
 
-def _report(by_task, measured, out: Path) -> None:
+def _report(measured, out: Path) -> None:
+    """Print a line a metric and write scores.json: {task: {metric: its numbers}}."""
     from vvlm_jax.sweep.store.sweep_json import write_json
 
-    values: dict[str, dict] = {task: dataclasses.asdict(s) for task, s in by_task.items()}
+    values: dict[str, dict] = {}
     for s in measured:
         left_out = f", {s.left_out} left out" if s.left_out else ""
         print(
@@ -172,7 +173,7 @@ def _report(by_task, measured, out: Path) -> None:
         row = dataclasses.asdict(s)
         del row["task"], row["metric"]
         numbers = {k: None if math.isnan(v) else v for k, v in row.items()}  # JSON has no NaN
-        values.setdefault(s.task, {}).setdefault("metrics", {})[s.metric] = numbers
+        values.setdefault(s.task, {})[s.metric] = numbers
     write_json(out / "scores.json", values)
 
 

@@ -13,7 +13,6 @@ budget affords (equation 4). Undefined is '-', and null in --json.
 
 import csv
 import dataclasses
-import difflib
 import json
 import math
 import re
@@ -204,8 +203,7 @@ def configurations(texts: tuple[str, ...], law, cost) -> np.ndarray:
     for text in texts:
         name, _, values = text.partition("=")
         if name not in levels or not values:
-            near = difflib.get_close_matches(name, law.factors, n=1)
-            hint = f" (the nearest is {near[0]})" if near and name not in levels else ""
+            hint = "" if name in levels else formatting.nearest(name, law.factors)
             raise ValueError(
                 f"--domain {text}: write FACTOR=LEVELS with a factor of the law, "
                 f"{', '.join(law.factors)}{hint}"

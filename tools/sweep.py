@@ -169,7 +169,8 @@ def plan(args: Plan) -> None:
     if args.topology:
         from vvlm_jax.compile.table import known_fits
 
-        fits = known_fits(config, args.topology, args.compiled)
+        configs = sweep_config.configurations(config)
+        fits = known_fits(configs, args.topology, args.compiled)
     rate = dict(peak=peak, mfu=args.mfu, price=args.price)
     rows = plan.rows(config, inference_cost(config), fits=fits, **rate)
     stage_1 = plan.stage_1_rows(config, **rate)

@@ -5,6 +5,8 @@ import sys
 import time
 from pathlib import Path
 
+from vvlm_jax import atomic
+
 
 class JsonlWriter:
     """Appends one JSON object a line; each line is flushed, so a killed run keeps what it wrote.
@@ -18,9 +20,7 @@ class JsonlWriter:
         path.parent.mkdir(parents=True, exist_ok=True)
         if after_step is not None and path.exists():
             rows = [line for line in path.read_text().splitlines() if _step(line) <= after_step]
-            partial = path.with_name(f"{path.name}.partial")
-            partial.write_text("".join(line + "\n" for line in rows))
-            partial.replace(path)
+            atomic.write_text(path, "".join(line + "\n" for line in rows))
         self._file = path.open("a")
 
     def write(self, **values) -> None:

@@ -18,6 +18,7 @@ import re
 from html import escape
 from pathlib import Path
 
+from fitting.atomic import replacing
 from fitting.figures import style
 from fitting.figures.style import Drawn
 from fitting.report.assets import SCRIPT, STYLE
@@ -201,9 +202,8 @@ class Report:
         for name, data in {**self.files, "report.html": page}.items():
             path = out_dir / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_bytes(data)
-            partial.replace(path)
+            with replacing(path) as partial:
+                partial.write_bytes(data)
         return out_dir / "report.html"
 
 

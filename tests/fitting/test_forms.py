@@ -127,5 +127,5 @@ def test_error_falls_in_n_and_where_only_falling_powers_stand(exponents, name):
 
 
 def test_a_misspelt_form_names_the_nearest():
-    with pytest.raises(ValueError, match="did you mean 'add-interact'"):
+    with pytest.raises(ValueError, match="the nearest is 'add-interact'"):
         get_form("add-interract")

@@ -22,8 +22,9 @@ ROW = {
     "metric": "acc",
     "score": 51.25,
 }
-LINE = "star-N1e9-T4-V16-n1000,star,1e9,4,16,1000,acc,51.25"
+LINE = "star-N1e9-T4-V16-n1000,star,1e9,4,16,1000,,,acc,51.25,"
 HEADER = ",".join(COLUMNS)
+OLD_HEADER = "run_id,sweep,lm_params,num_frames,tokens_per_frame,num_examples,metric,score"
 
 
 def csv_file(tmp_path, *lines, header=HEADER):
@@ -46,16 +47,17 @@ def fails(path, **options) -> str:
 
 
 def test_round_trip_is_exact_and_sorted(tmp_path):
-    rows = [ROW | {"run_id": "b", "lm_params": 123456.5}, ROW | {"run_id": "a"}]
+    known = {"seed": 3, "protocol": "questions", "score_se": 1.23456}
+    rows = [ROW | {"run_id": "b", "lm_params": 123456.5} | known, ROW | {"run_id": "a"}]
     first, second = tmp_path / "1.csv", tmp_path / "2.csv"
     write_runs(first, rows)
     write_runs(second, read_runs(first))
     assert first.read_bytes() == second.read_bytes()
     assert first.read_text().splitlines()[1:] == [
-        "a,star,1000000000,4,16,1000,acc,51.2500",
-        "b,star,123456.5,4,16,1000,acc,51.2500",
+        "a,star,1000000000,4,16,1000,,,acc,51.2500,",
+        "b,star,123456.5,4,16,1000,3,questions,acc,51.2500,1.2346",
     ]
-    assert list(tmp_path.glob("*.partial")) == []
+    assert list(tmp_path.glob(".partial*")) == []
 
 
 def test_other_tables_cannot_be_written_as_the_houses(tmp_path):
@@ -82,6 +84,45 @@ def test_columns_select_levels_and_error():
         table.select(metric="f1", run_id="z")
 
 
+def test_a_table_of_an_older_version_reads_as_before(tmp_path):
+    line = "star-N1e9-T4-V16-n1000,star,1e9,4,16,1000,acc,51.25"
+    table = read_runs(csv_file(tmp_path, line, header=OLD_HEADER))
+    assert (table.seed, table.score_se, table.protocol) == (None, None, None)
+    assert list(table.columns) == ["sweep"]
+    assert table.notes == ()
+    assert table.rows() == [ROW | {"seed": None, "protocol": None, "score_se": None}]
+    write_runs(tmp_path / "new.csv", table)
+    again = read_runs(tmp_path / "new.csv")
+    assert (again.seed, again.score_se, again.protocol) == (None, None, None)
+
+
+def test_seeds_protocols_and_standard_errors_are_read(tmp_path):
+    first = ROW | {"seed": 1, "protocol": "questions", "score_se": 0.5}
+    rows = [first, first | {"protocol": "lmms-eval-0.3.0", "score": 40, "score_se": None}]
+    for table in (RunTable.from_rows(rows), written(tmp_path, rows)):
+        np.testing.assert_array_equal(table.select(protocol="questions").score_se, [0.5])
+        assert set(table.seed) == {1}
+        assert set(table.protocol) == {"questions", "lmms-eval-0.3.0"}
+        assert np.isnan(table.score_se).sum() == 1
+        assert len(table.select(seed=1)) == 2
+        (note,) = table.notes
+        assert "scores of acc come from 2 protocols" in note
+    with pytest.raises(ValueError, match="'questions' again"):
+        RunTable.from_rows([first, first])
+
+
+def written(tmp_path, rows) -> RunTable:
+    write_runs(tmp_path / "runs.csv", rows)
+    return read_runs(tmp_path / "runs.csv")
+
+
+def test_a_foreign_column_of_the_same_name_may_hold_anything(tmp_path):
+    path = csv_file(tmp_path, "3,wild,50", header="size,seed,score")
+    table = read_runs(path, factors="size")
+    assert table.seed is None
+    assert list(table.column("seed")) == ["wild"]
+
+
 def test_rows_are_taken_by_mask_and_by_index():
     table = RunTable.from_rows([ROW | {"run_id": name} for name in "abc"])
     assert list(table.take([2, 0]).run_id) == ["c", "a"]
@@ -100,7 +141,11 @@ def test_rows_are_taken_by_mask_and_by_index():
         (LINE.replace(",1000,", ",,"), "column 'num_examples' is ''"),
         (LINE.replace("1e9,", "inf,"), "column 'lm_params' is 'inf'"),
         (LINE.replace(",acc,", ", ,"), "column 'metric' is empty"),
-        (LINE + ",9", r"row 1 \(line 3\): 9 values for 8 columns"),
+        (LINE.replace(",,,", ",1.5,,"), "column 'seed' is '1.5'; it must be a whole number"),
+        (LINE.replace(",,,", ",-1,,"), "column 'seed' is '-1'; it must be a whole number"),
+        (LINE + "-1", "column 'score_se' is '-1'; it must be 0 or a positive number, or empty"),
+        (LINE + "wide", "column 'score_se' is 'wide'"),
+        (LINE + ",9", r"row 1 \(line 3\): 12 values for 11 columns"),
         (LINE + "\n\n" + LINE, r"row 2 \(line 5\): run_id 'star.*' with metric 'acc' again, first"),
         ("# nothing else", "no runs"),
     ],
@@ -115,12 +160,12 @@ def test_bad_rows_are_named_by_file_row_column_and_value(tmp_path, line, message
         ("num_frames", "num_frame", "no column 'num_frames' (the nearest is 'num_frame')"),
         ("num_examples", "n_examples", "no column 'num_examples' (the nearest is 'n_examples')"),
         ("score", "Score", "no column 'score' (the nearest is 'Score')"),
-        (",score", "", "no column 'score'"),
+        (",score,", ",", "no column 'score'"),
         ("metric", "sweep", "line 2: column 'sweep' appears twice"),
     ],
 )
 def test_bad_headers_name_the_nearest_column(tmp_path, old, new, message):
-    line = LINE if new else LINE.removesuffix(",51.25")
+    line = LINE if new != "," else LINE.replace(",51.25", "")
     assert message in fails(csv_file(tmp_path, line, header=HEADER.replace(old, new)))
 
 
@@ -311,7 +356,7 @@ def test_a_cell_is_a_good_number_or_named(tmp_path_factory, column, text):
     """No text whatsoever gets into a number column: it is parsed, or the message shows it."""
     path = tmp_path_factory.mktemp("cell") / "runs.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([COLUMNS, [{**ROW, column: text}[name] for name in COLUMNS]])
+        csv.writer(file).writerows([list(ROW), list({**ROW, column: text}.values())])
     try:
         value = float(text)
     except ValueError:

@@ -62,6 +62,18 @@ def test_a_centre_off_the_levels_is_still_run_once():
     assert [p.x for p in points] == [(10, 3, 4), (20, 3, 4), (10, 2, 4), (10, 4, 4)]
 
 
+def test_seeds_give_replicates_of_every_point():
+    once, thrice = (star_sweep(*PAPER_STAR, **more) for more in ({}, {"seeds": (0, 1, 2)}))
+    assert len({p.run_id for p in thrice}) == len(thrice) == 3 * len(once)
+    assert [p.run_id for p in thrice[:2]] == [f"{once[0].run_id}-seed{i}" for i in (0, 1)]
+    twice = isoflop_sweep(TINY, (8e6,), 4000, TINY_COST, tolerance=0.15, seeds=(3, 4))
+    assert {p.seed for p in twice} == {3, 4}
+    assert len({p.x for p in twice}) * 2 == len(twice)
+    for seeds in ((), (1, 1)):
+        with pytest.raises(ValueError, match="one or more different seeds"):
+            star_sweep(*PAPER_STAR, seeds=seeds)
+
+
 def test_exhaustive_search_finds_the_counts_of_table_6():
     found = isoflop_candidates(PAPER_DOMAIN, PAPER_BUDGETS, PAPER, 0.03)
     assert [len(points) for points in found.values()] == [9, 14, 51, 106]
@@ -132,6 +144,7 @@ def test_a_budget_out_of_reach_names_the_nearest_cost():
         (Point("star", 1e9, 32, 196, 250_000), "star-N1e9-T32-V196-n250000"),
         (Point("isoflop", 2_800_000_000, 3, 4, 2_192_374, 2e12), "isoflop-N2.8e9-T3-V4-n2192374"),
         (Point("star", 123_456, 8, 16, 4096), "star-N123456-T8-V16-n4096"),
+        (Point("star", 1e9, 8, 16, 4096, seed=0), "star-N1e9-T8-V16-n4096-seed0"),
     ],
 )
 def test_run_ids_are_exact_and_short(point, run_id):

@@ -16,7 +16,7 @@ import pytest
 
 from tests.lmms import miniatures
 from tests.vvlm_jax.eval.fake_judge import serving
-from vvlm_jax.eval import answers, runner, scores
+from vvlm_jax.eval import answers, grading, runner, scores
 from vvlm_jax.eval.judge import Judge, JudgeConfig
 
 pytestmark = pytest.mark.lmms
@@ -119,7 +119,7 @@ def native(letters_model, judge, tmp_path_factory):
         found = ask(task, task)
         replies[task] = found
         grader = Judge(JudgeConfig(judge, key_env="", per_minute=6e4), folder / "judge")
-        verdicts = scores.grade(rows, found, grader, folder / f"{task}.verdicts.jsonl")
+        verdicts = grading.grade(rows, found, grader, folder / f"{task}.verdicts.jsonl")
         measured += scores.measure(rows, found, verdicts or None)
     return folder, questions, replies, {(s.task, s.metric): s.score for s in measured}
 

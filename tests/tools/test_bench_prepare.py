@@ -63,7 +63,7 @@ def test_what_fails_is_told(full, tmp_path, monkeypatch, capfd):
 
 
 def test_half_of_the_shards_is_half(tmp_path):
-    folder = tmp_path / "paper/.1.0.0.partial"
+    folder = tmp_path / "paper/.partial-1.0.0"
     folder.mkdir(parents=True)
     for i in range(2):
         (folder / f"paper-train.array_record-{i:05d}-of-00004").touch()

@@ -15,11 +15,10 @@ import pytest
 from fitting import sweeps
 from tools import compile as command
 from tools.common import die_in_one_line
-from vvlm_jax.compile import programs as programs
-from vvlm_jax.compile import search as search
-from vvlm_jax.compile import table as sweep
-from vvlm_jax.compile.programs import GIB, Measured
+from vvlm_jax.compile import programs, search, table
+from vvlm_jax.compile.programs import Measured, Target
 from vvlm_jax.config import TrainConfig, override
+from vvlm_jax.devices import GIB, TPUS, parse_topology
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = ROOT / "configs" / "finetune.py"
@@ -60,14 +59,14 @@ def ask(capsys, *arguments, code=2):
 
 MISTAKES = [
     (("--topology", "v5q:2x2x4"), r"--topology v5q:2x2x4: unknown .* did you mean 'v5p:2x2x4'"),
-    (("--topology", "v5p"), "--topology v5p: known are v5p:2x2x1, v5p:2x2x2"),
-    (("--topology", "v5p:2x2"), "--topology v5p:2x2: known are v5p:"),
-    (("--topology", "v6e:0x4"), "--topology v6e:0x4: known are v6e:"),
+    (("--topology", "v5p"), "--topology v5p: must be like v5p:2x2x1, v5p:2x2x2"),
+    (("--topology", "v5p:2x2"), "--topology v5p:2x2: must be like v5p:"),
+    (("--topology", "v6e:0x4"), "--topology v6e:0x4: must be like v6e:"),
     (("--topology", "v6e:4x4", "--hbm", "0"), r"--hbm 0\.0: must be above 0"),
     (("--topology", "v6e:4x4", "--prompts", "0"), "--prompts 0: must be at least 1"),
     (("--topology", "v6e:4x4", "--effort", "2"), r"--effort 2\.0: must be between -1 and 1"),
-    (("--topology", "v6e:4x4", "--table"), "--table: say which, --sweep star or"),
-    (("--topology", "v6e:4x4", "--sweep", "star", "--program", "decode"), "a sweep is of train"),
+    (("--topology", "v6e:4x4", "--table"), "--table: needs --sweep star or"),
+    (("--topology", "v6e:4x4", "--sweep", "star", "--program", "decode"), "compiles train steps"),
     (("--topology", "v6e:4x4", "--set", "model.llm=llama3.2-2b"), r"unknown; did you mean 'llama3"),
     (("--topology", "v6e:4x4", "--set", "model.num_frame=2"), "model.num_frame: no such option"),
 ]
@@ -88,7 +87,7 @@ def test_an_unknown_config_names_those_there_are(capsys):
 
 
 def test_missing_libtpu_says_how_to_get_it(capsys, monkeypatch):
-    monkeypatch.setattr(programs.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "libtpu", None)
     _, err = ask(capsys, "--config", FINETUNE, "--topology", "v6e:4x4")
     (line,) = err.splitlines()
     assert "pip install -r tests/requirements-tpu.txt" in line
@@ -228,7 +227,7 @@ def test_memory_is_predicted_from_what_was_measured_of_the_same_model():
 
 def test_the_sweeps_are_the_62_configurations_of_table_6():
     base = command.load_config(FINETUNE, TrainConfig)
-    star, isoflop = (list(sweep.configurations(base, s)) for s in ("star", "isoflop"))
+    star, isoflop = (command.configurations(base, s) for s in ("star", "isoflop"))
     assert (len(star), len(isoflop)) == (13, 49)
     distinct = {(c.model.llm, c.model.num_frames, c.model.tokens_per_frame) for c in star + isoflop}
     assert len(distinct) == 62
@@ -240,15 +239,15 @@ def test_the_sweeps_are_the_62_configurations_of_table_6():
 def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, capsys, monkeypatch):
     compiled, stop = [], 7
 
-    def compile_one(config, args, known):
+    def compile_one(config, target, known):
         if len(compiled) == stop:
             raise KeyboardInterrupt
         compiled.append(config)
         rows = config.batch_size // config.microbatches / 16
         need = (8 if config.model.remat == "none" else 2) * rows * config.model.num_frames / 4
-        return measured(need * GIB, programs.CHIPS["v5p"].hbm * GIB)
+        return measured(need * GIB, TPUS["v5p"].usable_memory * GIB)
 
-    monkeypatch.setattr(sweep, "_compile", compile_one)
+    monkeypatch.setattr(table, "compile_step", compile_one)
     monkeypatch.setattr(programs, "prepare_environment", lambda: None)
     arguments = ("--config", FINETUNE, "--topology", "v5p:2x2x4", "--sweep", "star", "--out")
     ask(capsys, *arguments, tmp_path, code=130)
@@ -257,7 +256,7 @@ def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, c
     with file.open("a") as cut:
         cut.write('{"key": "half of a li')
     _, err = ask(capsys, *arguments, tmp_path, "--table")
-    assert re.search(r"\d of 13 rows; the same command without --table goes on", err)
+    assert re.search(r"\d of 13 rows; run the same command without --table", err)
     stop = 1000
     out, _ = ask(capsys, *arguments, tmp_path, code=0)
     assert len(compiled) == len(set(compiled)), "each shape once"
@@ -281,9 +280,9 @@ def test_an_interrupted_sweep_continues_and_a_table_compiles_nothing(tmp_path, c
 
 
 def test_a_key_depends_on_the_program_and_not_on_where_it_is_written(tmp_path):
-    args = command.Args(FINETUNE, "v5p:2x2x4")
+    target = Target(parse_topology("v5p:2x2x4"))
     (tmp_path / "file").touch()
-    compiles = sweep.Compiles(tmp_path / "file", args, None)
+    compiles = table.Compiles(tmp_path / "file", target)
     base = command.load_config(FINETUNE, TrainConfig)
 
     def key(*assignments):
@@ -293,10 +292,10 @@ def test_a_key_depends_on_the_program_and_not_on_where_it_is_written(tmp_path):
     for other in ("model.num_frames=8", "microbatches=32", "data.max_text_tokens=128",
                   "optim.b1=0.8", 'mesh=[["data",2],["fsdp",-1],["tensor",1]]'):  # fmt: skip
         assert key(other) != key(), other
-    there = sweep.Compiles(tmp_path / "file", dataclasses.replace(args, topology="v5e:4x4"), None)
-    assert there.key(base) != key()
-    quick = sweep.Compiles(tmp_path / "file", dataclasses.replace(args, effort=-1.0), None)
-    assert quick.key(base) != key()
+    for other in (Target(parse_topology("v5e:4x4")), dataclasses.replace(target, effort=-1.0)):
+        assert table.Compiles(tmp_path / "file", other).key(base) != key()
+    code = {path.name for path in table.compiled_files()}
+    assert {"vlm.py", "llama.py", "attention.py", "sharding.py", "step.py", "optim.py"} <= code
 
 
 # --- real compiles ---
@@ -337,7 +336,8 @@ def test_a_train_step_fits_and_holds_kernels_in_place_of_scores(small):
 KNOWN = """
 import dataclasses, sys
 from pathlib import Path
-from vvlm_jax.compile import programs as programs
+from vvlm_jax.compile import programs
+from vvlm_jax.devices import parse_topology
 from tools.common import load_config
 from vvlm_jax.config import TrainConfig, override
 
@@ -346,7 +346,8 @@ config = load_config(Path(sys.argv[1]), TrainConfig)
 
 
 def measure(program, known, *changes):
-    return programs.measure(override(config, changes), "v5e:2x2", program, known=known)
+    target = programs.Target(parse_topology("v5e:2x2"))
+    return programs.measure(override(config, changes), target, program, known=known)
 
 
 class All(dict):  # so that nothing is compiled
@@ -407,7 +408,7 @@ def test_what_fits_does_not_fit_less_memory(small):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--topology", "v5p:9x9x9"), "--topology v5p:9x9x9: .*; known are v5p:2x2x1"),
+        (("--topology", "v5p:9x9x9"), "--topology v5p:9x9x9: .*; known: v5p:2x2x1"),
         (
             ("--topology", "v5e:2x2", "--set", 'mesh=[["data",3],["fsdp",-1],["tensor",1]]'),
             "mesh .*does not divide the 4 devices",

@@ -61,9 +61,10 @@ def test_every_metric_is_printed_and_kept(args, tmp_path, capsys):
     assert "judge: 2 requests, 0 answered before; the rest costs at most $0.00" in told.err
     assert "judge: 1 replies without a grade, left out" in told.err
     values = json.loads((tmp_path / "out/scores.json").read_text())
-    assert values["open"]["metrics"]["judge"]["left_out"] == 1
-    assert 0 < values["open"]["metrics"]["judge"]["low"] < 100
-    assert values["pick"]["num_questions"] == 1
+    assert values["open"]["judge"]["left_out"] == 1
+    assert 0 < values["open"]["judge"]["low"] < 100
+    assert values["open"]["judge"]["score_se"] > 0
+    assert values["pick"]["letters"]["num_questions"] == 1
     assert len((tmp_path / "out/verdicts.jsonl").read_text().splitlines()) == 2
 
 

@@ -252,7 +252,7 @@ MISTAKES = [
     (("--frontier", "1:2:3", "--out", "a.csv"), "--frontier: the law depends on num_examples"),
     (("--budget", "3", "--cost", "gone.csv"), "gone.csv: no such file of costs"),
     (("--budget", "3", "--cost", "papr"), "--cost papr: write paper, actual or FILE.csv"),
-    ((*QUESTION, "--domain", "frames=2"), "(the nearest is num_frames)"),
+    ((*QUESTION, "--domain", "frames=2"), "(the nearest is 'num_frames')"),
     ((*QUESTION, "--domain", "num_frames=x"), "--domain num_frames=x: 'x' is no level"),
     ((*QUESTION, "--tolerance", "-1"), "--tolerance must be 0 or more, got -1"),
     ((*QUESTION, "--features", "0"), "--features must be a positive number, got 0"),

@@ -9,14 +9,15 @@ import subprocess
 import sys
 import threading
 import time
-from types import SimpleNamespace
 
 import pytest
 
 from configs.sweeps import mini, star
 from fitting.runs import read_runs
 from tools import sweep as command
+from vvlm_jax.devices import parse_topology
 from vvlm_jax.sweep import jobs
+from vvlm_jax.sweep.config import configurations
 from vvlm_jax.sweep.store import journal
 
 STAR, MINI = "configs/sweeps/star.py", "configs/sweeps/mini.py"
@@ -94,19 +95,19 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
     from vvlm_jax.compile import programs as programs
     from vvlm_jax.compile import table
 
-    def compile_one(config, args, known):  # 32 frames never fit, 16 only with some effort
-        need = config.model.num_frames * (4 if args.effort == 0 else 7) * programs.GIB
+    def compile_one(config, target, known):  # 32 frames never fit, 16 only with some effort
+        need = config.model.num_frames * (4 if target.effort == 0 else 7) * programs.GIB
         return programs.Measured(
             need < 100e9, 0, need, {"temporaries": 0.0}, {}, 1, [], 1.0, 1.0, 1.0, 1.0
         )
 
     options = ("--topology", "v5p:2x2x4", "--compiled", tmp_path)
     assert "has no v5p-2x2x4.jsonl; make it" in ask("plan", STAR, *options, code=2)[1]
-    monkeypatch.setattr(table, "_compile", compile_one)
+    monkeypatch.setattr(table, "compile_step", compile_one)
     monkeypatch.setattr(programs, "prepare_environment", lambda: None)
-    args = dict(sweep="star", topology="v5p:2x2x4", out=tmp_path, table=False, hbm=None)
+    topology, configs = parse_topology("v5p:2x2x4"), configurations(star.sweep()).values()
     for effort, sixteen in ((-1.0, "no"), (0.0, "yes")):
-        table.run(star.sweep().finetune, SimpleNamespace(**args, effort=effort))
+        table.run("star", list(configs), programs.Target(topology, effort=effort), tmp_path)
         out, _ = ask("plan", STAR, *options, "--csv")
         rows = list(csv.DictReader(io.StringIO(out[out.index("run_id,sweep") :])))
         fits = {(int(r["num_frames"]), r["fits"]) for r in rows}
@@ -204,7 +205,7 @@ def test_collect_writes_the_table_and_lists_what_is_missing(ask, store, tmp_path
 
 def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
     parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow is not installed")
-    scores = {"scores": {"cell": 100 / 3, "most": 200 / 3}}
+    scores = {"scores": {"cell": 100 / 3, "most": 200 / 3}, "stderr": {"cell": 1.5, "most": 2}}
     for name, result in (("train", {"loss": 1.0}), ("evaluate-s3-val", scores)):
         store.end(store.claim(f"{RUNS[2]}/{name}"), journal.DONE, result=result)
     ask("collect", store.path)
@@ -217,6 +218,14 @@ def test_collect_writes_parquet_where_pyarrow_is_installed(ask, store):
         assert (row["run_id"], row["metric"]) == (line["run_id"], line["metric"])
         assert row["score"] == float(line["score"])
         assert row["num_examples"] == int(line["num_examples"])
+        assert row["seed"] == int(line["seed"]) == 0
+        assert row["protocol"] == line["protocol"] == "questions"
+        assert row["score_se"] == (float(line["score_se"]) if line["score_se"] else None)
+    assert {line["score_se"] for line in lines} == {"", "1.2500", "1.5000", "2.0000"}
+    kinds = {
+        field.name: str(field.type) for field in parquet.read_schema(store.path / "runs.parquet")
+    }
+    assert (kinds["seed"], kinds["protocol"], kinds["score_se"]) == ("int64", "string", "double")
 
 
 def test_collect_writes_scores_of_milestones_into_a_file_of_their_own(ask, tmp_path):
@@ -230,8 +239,11 @@ def test_collect_writes_scores_of_milestones_into_a_file_of_their_own(ask, tmp_p
     told, _ = ask("collect", store.path, "--out", out)
     assert f"{tmp_path / 'milestones.csv'}: 1 scores before the end of a run" in told
     lines = (tmp_path / "milestones.csv").read_text().splitlines()
-    assert lines == ["run_id,step,metric,score", f"{RUNS[0]},2,cell,10.0"]
-    assert [line.split(",")[-1] for line in out.read_text().splitlines()[1:]] == ["40.0000"] * 2
+    assert lines == [
+        "run_id,step,seed,protocol,metric,score,score_se",
+        f"{RUNS[0]},2,0,questions,cell,10.0,",
+    ]
+    assert [line.split(",")[-2] for line in out.read_text().splitlines()[1:]] == ["40.0000"] * 2
 
 
 def test_a_dry_run_writes_nothing(ask, store, tmp_path):

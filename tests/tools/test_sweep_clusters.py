@@ -78,7 +78,11 @@ def test_files_for_tpu_pods(ask, tmp_path):
             ("mount=/",),
             "error: tpu: give project=… and zone=… (queued resources) or",
         ),
-        ("tpu", ("mount=/", "image=i", "topology=v9:2x2"), "the kind of TPU = 'v9': unknown;"),
+        (
+            "tpu",
+            ("mount=/", "image=i", "topology=v9:2x2"),
+            "topology=v9:2x2: unknown TPU generation; did",
+        ),
         ("local", ("nodes=2",), "error: --cluster: is for --on slurm and --on tpu"),
     ],
 )

@@ -30,6 +30,7 @@ import numpy as np
 
 from tools.bench import other_decoders
 from tools.common import die_in_one_line
+from vvlm_jax import atomic
 from vvlm_jax.config import (
     ConfigError,
     DataConfig,
@@ -125,8 +126,7 @@ def make_clip(folder: Path, width: int, height: int, seconds: int, gop: int) -> 
     coarse = rng.integers(0, 200, (height // 8 + 64, width // 8 + 64, 3), dtype=np.uint8)
     picture = coarse.repeat(8, 0).repeat(8, 1)
     grain = rng.integers(0, 32, (8, height, width, 3), dtype=np.uint8)
-    partial = path.with_suffix(".partial.mp4")
-    with av.open(partial, "w") as container:
+    with atomic.replacing(path) as partial, av.open(partial, "w") as container:
         options = {"preset": "veryfast", "crf": "23", "g": str(gop)}
         stream = container.add_stream("libx264", rate=FPS, options=options)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
@@ -135,7 +135,6 @@ def make_clip(folder: Path, width: int, height: int, seconds: int, gop: int) -> 
             image = picture[down : down + height, down // 2 : down // 2 + width] + grain[i % 8]
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-    partial.replace(path)
     return path
 
 

@@ -23,6 +23,7 @@ from typing import NamedTuple
 import tyro
 
 from tools.common import die_in_one_line
+from vvlm_jax import atomic
 from vvlm_jax.config import Stopped
 
 _LOOK = 0.2
@@ -124,7 +125,7 @@ def _peak_mib(pid: int) -> float:
 
 
 def _half_written(out: Path) -> bool:
-    shards = sorted(out.glob("*/.*.partial/*.array_record-*-of-*"))
+    shards = sorted(out.glob(f"*/{atomic.PREFIX}*/*.array_record-*-of-*"))
     return bool(shards) and 2 * len(shards) > int(shards[0].name.rpartition("-of-")[2])
 
 

@@ -1,4 +1,4 @@
-"""Compiles a program of a config for a TPU topology on a machine without TPUs, and measures it."""
+"""Compile a program of a config for a TPU topology, on a machine without TPUs, and measure it."""
 
 import hashlib
 import importlib.util
@@ -10,78 +10,84 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from importlib import metadata
 from types import MappingProxyType
-from typing import NamedTuple
 
 from vvlm_jax import flops
-from vvlm_jax.config import ConfigError, TrainConfig, choose, nearest, visual_length
+from vvlm_jax.config import ConfigError, TrainConfig, choose, visual_length
+from vvlm_jax.devices import GIB, Topology, known_topologies
 
-GIB = 2**30
-
-
-class Chip(NamedTuple):
-    """A kind of TPU."""
-
-    hbm: float
-    """GiB that a program may use: what the compiler itself says when it refuses one (`Used … of
-    95.74G hbm`; libtpu 0.0.42.1). The rest of the chip's memory is the system's.
-    """
-    memory: int
-    """GiB on the chip, as Google's documentation of Cloud TPU has them."""
-    dimensions: int
-    sizes: tuple[str, ...]
-    """Some of the topologies that are sold, for messages; others that the compiler takes work."""
-
-
-CHIPS = {
-    "v5p": Chip(95.74, 95, 3, ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8")),
-    "v5e": Chip(15.75, 16, 2, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-    "v6e": Chip(31.25, 32, 2, ("2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-}
 PROGRAMS = ("train", "encode", "prefill", "decode")
 NEW_TOKENS = 256
-"""Room for a reply in prefill and decode."""
+"""Length of a reply, for which prefill and decode have room in their cache."""
 STOP_IDS = (128001, 128009)
-"""Llama 3's ends; any ids make the same program."""
+"""Llama 3's end-of-text and end-of-turn; the program is the same for any ids."""
 VIDEO_ID = 128002
 
 
 @dataclass(frozen=True)
+class Target:
+    """What programs are compiled for."""
+
+    topology: Topology
+    hbm: float | None = None
+    """GiB that a program may use of a chip; None for what the compiler allows there."""
+    effort: float = 0.0
+    """The compiler's effort, from -1 to 1."""
+
+    @property
+    def limit(self) -> float:
+        """Return the bytes of one chip that a program may use. Raises ConfigError where `hbm` is
+        not given and the generation's limit is unknown.
+        """
+        hbm = self.topology.generation.usable_memory if self.hbm is None else self.hbm
+        if hbm is None:
+            raise ConfigError(f"--topology {self.topology}: give --hbm, the GiB that a chip has")
+        return hbm * GIB
+
+
+@dataclass(frozen=True)
 class Measured:
-    """One program on one topology; bytes are those of one chip."""
+    """Memory, communication and FLOPs of one program on one topology; bytes are those of one
+    chip.
+    """
 
     fits: bool
     hbm: float
     needed: float
-    """Arguments + outputs − aliased + temporaries + code; of a program that the compiler refused,
-    what it said.
+    """Arguments + outputs − aliased + temporaries + code; if the compiler refused the program, what
+    it stated, or NaN.
     """
     memory: dict[str, float]
-    """By kind; empty when the compiler refused."""
+    """Bytes by kind; empty if the compiler refused the program."""
     collectives: dict[str, list[int]]
-    """{kind: [how often a run, bytes a run]}."""
+    """{kind: [executions, bytes]} in one run of the program."""
     kernels: int
-    """Pallas kernels in the program, forward and backward each once."""
+    """Pallas kernels in the program's text: one inside a loop counts once."""
     scores: list[str]
-    """Arrays of L × L positions, or of P × P patches: attention without a kernel."""
+    """Shapes of arrays of L × L positions or P × P patches: attention scores that no kernel
+    avoids.
+    """
     flops: float
-    """Of all chips together, exact, from `vvlm_jax.flops`; recomputation is not in it."""
+    """Of all chips together, from `vvlm_jax.flops`, without recomputation."""
     xla_flops: float
-    """Of one chip, XLA's: bodies of loops once, kernels not at all."""
+    """Of one chip, by XLA's cost analysis: it counts bodies of loops once, and kernels not at
+    all.
+    """
     lower_s: float
     compile_s: float
     refusal: str = ""
-    """The compiler's own words."""
+    """The compiler's message, if it refused the program."""
     digest: str = ""
-    """Of what the compiler was given, topology and versions included."""
+    """Of the program before compilation, the topology, the effort and the versions."""
 
     def as_dict(self) -> dict:
-        """For JSON."""
+        """Return the fields as a dict for JSON."""
         return asdict(self)
 
 
 def prepare_environment() -> None:
-    """Before jax is imported: this process compiles for TPUs and runs on the CPU. ConfigError when
-    libtpu, the compiler, is missing.
+    """Set the environment so that jax, imported afterwards, runs on the CPU and compiles for TPUs.
+
+    Raises ConfigError when libtpu, the compiler, is missing.
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
@@ -92,76 +98,60 @@ def prepare_environment() -> None:
         JAX_PLATFORMS="cpu",
         TPU_SKIP_MDS_QUERY="1",  # there is no metadata server to ask
         ALLOW_MULTIPLE_LIBTPU_LOAD="1",
-        # It looks for a TPU's host and complains on stderr; what it is told here is not used.
+        # libtpu complains on stderr where it finds no host of a TPU; it does not use these values.
         TPU_WORKER_HOSTNAMES="localhost",
         TPU_ACCELERATOR_TYPE="v6e-1",
         TF_CPP_MIN_LOG_LEVEL="3",
     )
 
 
-def parse_topology(name: str) -> tuple[str, tuple[int, ...]]:
-    """("v5p", (2, 2, 4)). ConfigError for a kind or a form that is not known."""
-    kind, _, sides = name.partition(":")
-    known = [f"{k}:{size}" for k, chip in CHIPS.items() for size in chip.sizes]
-    if kind not in CHIPS:
-        raise ConfigError(f"--topology {name}: unknown kind of TPU; {nearest(name, known)}")
-    shape = tuple(int(s) for s in sides.split("x")) if re.fullmatch(r"\d+(x\d+)*", sides) else ()
-    if len(shape) != CHIPS[kind].dimensions or not math.prod(shape):
-        of_kind = ", ".join(n for n in known if n.startswith(kind))
-        raise ConfigError(f"--topology {name}: known are {of_kind}")
-    return kind, shape
-
-
-def devices(name: str) -> list:
-    """The chips of a topology, which exist for the compiler alone. ConfigError when it knows no
-    such topology.
+def devices(topology: Topology) -> list:
+    """Return the chips of a topology as jax devices that only the compiler can use. Raises
+    ConfigError when it knows no such topology.
     """
-    kind, _ = parse_topology(name)
     import jax
     from jax.experimental import topologies
 
     try:
-        return topologies.get_topology_desc(name, "tpu").devices
+        return topologies.get_topology_desc(str(topology), "tpu").devices
     except jax.errors.JaxRuntimeError as e:
-        of_kind = ", ".join(f"{kind}:{size}" for size in CHIPS[kind].sizes)
         reason = f"{e}".split("\n")[0].removeprefix("INVALID_ARGUMENT: ")
-        raise ConfigError(f"--topology {name}: {reason}; known are {of_kind}") from None
+        known = known_topologies(topology.generation.name)
+        raise ConfigError(f"--topology {topology}: {reason}; known: {known}") from None
 
 
 def measure(
     config: TrainConfig,
-    topology: str,
+    target: Target,
     program: str,
-    hbm: float | None = None,
     prompts: int = 8,
     known: Mapping[str, Measured] = MappingProxyType({}),
-    effort: float = 0.0,
 ) -> Measured:
-    """Compiles one program.
+    """Compile one program and measure it.
 
     Args:
-      program: `train`: the step; `encode`: one video to visual tokens; `prefill`: reads `prompts`
-        of the longest kind and writes their first tokens; `decode`: the loop that goes on, whose
-        collectives and FLOPs are those of one token a prompt, the last there is room for.
-      hbm: GiB a chip, in place of the chip's own.
-      known: programs by digest; one that is there is not compiled again.
-      effort: the compiler's, from -1 to 1.
+      program: `train`, one step; `encode`, one video to visual tokens; `prefill`, which reads
+        `prompts` of the greatest length and writes their first tokens; `decode`, the loop that
+        writes the rest, whose collectives and FLOPs are given for one token a prompt, the last one
+        that the cache has room for.
+      known: measured programs by digest; a program that is among them is not compiled again.
 
-    Raises ConfigError for a config that cannot work there.
+    Raises ConfigError for a config that cannot work on that topology.
     """
     import jax
 
-    limit = (CHIPS[parse_topology(topology)[0]].hbm if hbm is None else hbm) * GIB
-    chips, start, cost, arguments, digest = devices(topology), time.monotonic(), 0, 0, ""
+    limit, chips = target.limit, devices(target.topology)
+    start, cost, arguments, digest = time.monotonic(), 0, 0, ""
     try:
         if program == "train":
             lowered, arguments, cost = _train(config, chips)
         else:
             lowered, arguments, cost = _generation(config, chips, program, prompts)
-        digest = _digest(lowered, topology, effort)
+        digest = _digest(lowered, target)
         if digest in known:
             return known[digest]
         lower_s, start = time.monotonic() - start, time.monotonic()
+        effort = target.effort
         compiled = lowered.compile({"exec_time_optimization_effort": effort} if effort else None)
     except jax.errors.JaxRuntimeError as e:
         if "RESOURCE_EXHAUSTED" not in f"{e}":
@@ -173,9 +163,9 @@ def measure(
     return replace(measured, digest=digest)
 
 
-def _digest(lowered, topology: str, effort: float) -> str:
+def _digest(lowered, target: Target) -> str:
     versions = [metadata.version(p) for p in ("jax", "libtpu")]
-    given = (lowered.as_text(), topology, f"{effort}", *versions)
+    given = (lowered.as_text(), f"{target.topology}", f"{target.effort}", *versions)
     return hashlib.sha256("\n".join(given).encode()).hexdigest()[:16]
 
 
@@ -186,8 +176,10 @@ _SCALE = {"": 1, "K": 2**10, "M": 2**20, "G": GIB, "T": 2**40}
 def refused(
     message: str, limit: float, arguments: float, cost: float, compile_s: float, digest: str = ""
 ) -> Measured:
-    """What the compiler says of a program that does not fit: all it would use, or temporaries,
-    to which `arguments` are added.
+    """Read how much memory a program needs from the compiler's refusal.
+
+    The message states either all that the program would use, or its temporaries, to which
+    `arguments` bytes are added. `needed` is NaN when it states neither.
     """
     needed = math.nan
     if used := re.search(rf"Used {_SIZE} of {_SIZE} hbm", message):
@@ -198,7 +190,7 @@ def refused(
 
 
 def chip_bytes(tree) -> int:
-    """Bytes of abstract arrays on one chip of their mesh."""
+    """Return the bytes that abstract arrays take on one chip of their mesh."""
     import jax
 
     return sum(
@@ -239,6 +231,7 @@ def _measured(compiled, config: TrainConfig, limit, cost, lower_s, compile_s) ->
 
 
 def _train(config: TrainConfig, chips):
+    """Lower a train step: (lowered, bytes of its arguments on a chip, FLOPs)."""
     from vvlm_jax.models import variants, vlm
     from vvlm_jax.sharding import check_batch, make_mesh
     from vvlm_jax.train import optim, shapes
@@ -263,6 +256,7 @@ def _train(config: TrainConfig, chips):
 
 
 def _generation(config: TrainConfig, chips, program: str, prompts: int):
+    """Lower a program of generation: (lowered, bytes of its arguments on a chip, FLOPs)."""
     import jax
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
@@ -322,5 +316,6 @@ def _generation(config: TrainConfig, chips, program: str, prompts: int):
 
 
 def _length(config: TrainConfig) -> int:
+    """Return the greatest length of a prompt: its visual tokens, and all the text there may be."""
     c = config.model
     return visual_length(c.num_frames, c.tokens_per_frame, c.newline) + config.data.max_text_tokens

@@ -1,11 +1,11 @@
-"""The table of Table 6 on a topology: for every configuration the largest microbatch, then the
-least remat, that fits.
+"""Table of what fits: for every configuration of a sweep the largest microbatch, then the least
+remat, that fits a topology.
 
-Every compile is a line of OUT/KIND-SHAPE.jsonl under a key of everything that it depends on: the
-config, the topology, the versions, the code that is compiled; and so is every row that was chosen.
-A table is made from those lines alone, so that an interrupted sweep continues and a changed program
-starts afresh. Code that has changed without changing the program costs seconds: the line also has a
-digest of what the compiler was given. Other topologies' files say where to look first.
+Every compile is one line of OUT/KIND-SHAPE.jsonl under a key of everything that it depends on: the
+config, the topology, the versions, the code that is compiled; and so is every chosen row. The table
+is made of these lines alone, so that an interrupted run continues and a changed program is compiled
+again. When code changes but the program does not, a line's digest of the lowered program saves the
+compile. Files of other topologies in the same folder serve to predict where to search first.
 """
 
 import contextlib
@@ -14,20 +14,22 @@ import fcntl
 import hashlib
 import json
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vvlm_jax.compile import programs
-from vvlm_jax.compile.programs import GIB, Measured
+from vvlm_jax.compile.programs import Measured, Target
 from vvlm_jax.compile.search import Memory, search
 from vvlm_jax.config import REMAT, ConfigError, TrainConfig, to_json, visual_length
-from vvlm_jax.sweep.config import SweepConfig
+from vvlm_jax.devices import GIB, Topology, parse_topology
+from vvlm_jax.progress import Progress
 
 _CODE = (
     *("models/*.py", "sharding.py", "types.py"),
     *(f"train/{name}.py" for name in ("compiled", "loss", "optim", "shapes", "state", "step")),
 )
+X = TypeVar("X")
 
 
 class Choice(NamedTuple):
@@ -39,100 +41,109 @@ class Choice(NamedTuple):
     measured: Measured
 
 
-def run(config: TrainConfig, args) -> None:
-    """Compiles what is missing, row by row, and prints the table."""
-    configs = list(configurations(config, args.sweep))
-    args.out.mkdir(parents=True, exist_ok=True)
-    file = args.out / f"{args.topology.replace(':', '-')}.jsonl"
-    if not args.table:
-        programs.prepare_environment()
-    from vvlm_jax.progress import Progress
+def run(
+    name: str,
+    configs: Sequence[TrainConfig],
+    target: Target,
+    out: Path,
+    related: Iterable[TrainConfig] = (),
+) -> list[Choice]:
+    """Choose a row for every config, compiling what `out` does not have yet.
 
-    progress = Progress(f"{args.sweep} on {args.topology}", len(configs), "rows")
+    Args:
+      name: of the sweep, for the progress line.
+      related: configs whose compiles in `out`, if any, predict the memory that these need.
+
+    Raises ConfigError when another process writes to the same file, or a config cannot be divided
+    among the chips.
+    """
+    programs.prepare_environment()
+    out.mkdir(parents=True, exist_ok=True)
+    file = file_of(out, target.topology)
+    progress = Progress(f"{name} on {target.topology}", len(configs), "rows")
     with file.open("a") as lock:
         _claim(lock, file)
-        compiles, choices = Compiles(file, args, progress), []
-        memory = None if args.table else remembered(config, compiles)
+        compiles, choices = Compiles(file, target, progress), []
+        memory = remembered([*configs, *related], compiles)
         try:
-            for done, one in enumerate(configs):
-                compiles.done = done
-                row = compiles.choice(one)
-                if row is None and args.table:
-                    rest = f"{len(choices)} of {len(configs)} rows; the same command without"
-                    raise ConfigError(f"{file}: {rest} --table goes on")
-                choices.append(row or compiles.keep(one, choose_row(one, compiles, memory)))
+            for compiles.done, config in enumerate(configs):
+                row = compiles.choice(config)
+                choices.append(row or compiles.keep(config, choose_row(config, compiles, memory)))
         finally:
             progress.close()
-    print(markdown(choices, args.topology))
+    return choices
 
 
-def remembered(base: TrainConfig, compiles: "Compiles") -> Memory:
-    """What Table 6's steps needed, as far as it is known of this topology and of others beside."""
-
-    def of(known: Compiles, elsewhere: Memory | None) -> Memory:
-        memory = Memory(math.prod(programs.parse_topology(known.args.topology)[1]), elsewhere)
-        for config in (*configurations(base, "star"), *configurations(base, "isoflop")):
-            parts = row_parts(config, known.args.topology)
-            for rows in row_counts(config, parts):
-                for remat in REMAT:
-                    one = with_rows(config, parts, rows, remat)
-                    if measured := known.known.get(known.key(one)):
-                        memory.add(one, rows, measured.needed)
-        return memory
-
-    memory = None
-    for file in sorted(compiles.file.parent.glob("*.jsonl")):
-        topology = file.stem.replace("-", ":", 1)
-        with contextlib.suppress(ConfigError):
-            if file != compiles.file and base.batch_size % row_parts(base, topology) == 0:
-                args = SimpleNamespace(**{**vars(compiles.args), "topology": topology})
-                memory = of(Compiles(file, args, None), memory)
-    return of(compiles, memory)
-
-
-def configurations(base: TrainConfig, sweep: str):
-    """The distinct configurations of a sweep of Table 6 on the base config, in its order."""
-    table = (isoflop if sweep == "isoflop" else star).sweep()
-    return configurations_of(table, base).values()
-
-
-def configurations_of(sweep: SweepConfig, base: TrainConfig) -> dict[tuple, TrainConfig]:
-    """{x: the base config with it} of a sweep's distinct configurations, in its order."""
-    found = {}
-    for p in sweep.points:
-        x = dict(num_frames=p.num_frames, tokens_per_frame=p.tokens_per_frame)
-        model = dataclasses.replace(base.model, llm=sweep.size(p).llm, **x)
-        found[p.lm_params, p.num_frames, p.tokens_per_frame] = dataclasses.replace(
-            base, model=model
-        )
-    return found
-
-
-def known_fits(sweep: SweepConfig, topology: str, out: Path) -> dict[tuple, bool]:
-    """{x: whether its train step fits} of the configurations that `tools.compile --sweep` has kept
-    in `out` for this topology, this base config and today's code; others are left out. What the
-    compiler found with more effort is believed first.
+def read(configs: Sequence[TrainConfig], target: Target, out: Path) -> list[Choice]:
+    """Read the chosen rows from `out` without compiling. Raises ConfigError when some are
+    missing.
     """
-    programs.parse_topology(topology)
-    file = out / f"{topology.replace(':', '-')}.jsonl"
+    file = file_of(out, target.topology)
+    compiles = Compiles(file, target) if file.is_file() else None
+    rows = [compiles.choice(config) if compiles else None for config in configs]
+    if None in rows:
+        done = f"{len(rows) - rows.count(None)} of {len(rows)} rows"
+        raise ConfigError(f"{file}: {done}; run the same command without --table for the rest")
+    return rows
+
+
+def known_fits(configs: Mapping[X, TrainConfig], topology: str, out: Path) -> dict[X, bool]:
+    """Return whether the train step of each config fits, for those of which `out` has the chosen
+    row for this topology and today's code. Rows found with the most compiler effort count.
+
+    Raises ConfigError for an unknown topology, or when `out` has no file for it.
+    """
+    file = file_of(out, place := parse_topology(topology))
     if not file.is_file():
-        raise ConfigError(f"--compiled {out}: has no {file.name}; make it with tools.compile")
-    args = SimpleNamespace(topology=topology, hbm=None, effort=0.0)
-    compiles, fits = Compiles(file, args, None), {}
-    for args.effort in sorted(compiles.efforts, reverse=True):
-        for x, config in configurations_of(sweep, sweep.finetune).items():
+        raise ConfigError(f"--compiled {out}: has no {file.name}; make it with vvlm compile")
+    fits = {}
+    for effort in sorted(Compiles(file, Target(place)).efforts, reverse=True):
+        compiles = Compiles(file, Target(place, effort=effort))
+        for x, config in configs.items():
             if row := compiles.choice(config):
                 fits.setdefault(x, row.measured.fits)
     return fits
 
 
+def file_of(out: Path, topology: Topology) -> Path:
+    """Return the file of a topology's compiles."""
+    return out / f"{topology}.jsonl".replace(":", "-")
+
+
+def remembered(configs: Iterable[TrainConfig], compiles: "Compiles") -> Memory:
+    """Return a predictor of memory from all kept compiles of `configs`, for this topology and for
+    others in the same folder.
+    """
+    configs = list(configs)
+
+    def of(known: Compiles, elsewhere: Memory | None) -> Memory:
+        memory = Memory(known.target.topology.chips, elsewhere)
+        for config in configs:
+            parts = row_parts(config, known.target.topology)
+            for rows in row_counts(config, parts) if config.batch_size % parts == 0 else ():
+                for remat in REMAT:
+                    one = with_rows(config, parts, rows, remat)
+                    if measured := known.find(one):
+                        memory.add(one, rows, measured.needed)
+        return memory
+
+    memory = None
+    for file in sorted(compiles.file.parent.glob("*.jsonl")):
+        with contextlib.suppress(ConfigError):  # another kind of file
+            topology = parse_topology(file.stem.replace("-", ":", 1))
+            if file != compiles.file:
+                target = dataclasses.replace(compiles.target, topology=topology)
+                memory = of(Compiles(file, target), memory)
+    return of(compiles, memory)
+
+
 def choose_row(config: TrainConfig, compiles: "Compiles", memory: Memory) -> Choice:
-    """The row of one configuration, by as few compiles as `memory`, which learns, makes do with."""
-    parts = row_parts(config, compiles.args.topology)
+    """Choose the row of one config. `memory` saves compiles, and learns from each."""
+    parts = row_parts(config, compiles.target.topology)
     if config.batch_size % parts:
         raise ConfigError(
             f"batch_size = {config.batch_size}: must be divisible by the {parts} data-parallel "
-            f"chips of {compiles.args.topology}"
+            f"chips of {compiles.target.topology}"
         )
 
     def at(r: int, remat) -> Measured:
@@ -145,25 +156,29 @@ def choose_row(config: TrainConfig, compiles: "Compiles", memory: Memory) -> Cho
         return memory.predict(with_rows(config, parts, r, remat), r)
 
     rows = row_counts(config, parts)
-    r, remat, measured = search(rows, REMAT, compiles.limit, at, predict)
+    r, remat, measured = search(rows, REMAT, compiles.target.limit, at, predict)
     return Choice(with_rows(config, parts, r, remat), r, measured)
 
 
 def row_counts(config: TrainConfig, parts: int) -> list[int]:
-    """What a microbatch may have of a batch's rows on each of its data-parallel parts."""
+    """Return the rows that a microbatch may have on each data-parallel chip: the divisors of the
+    batch's rows there.
+    """
     most = config.batch_size // parts
     return [r for r in range(1, most + 1) if most % r == 0]
 
 
 def with_rows(config: TrainConfig, parts: int, rows: int, remat) -> TrainConfig:
-    """The config with so many rows a part and microbatch, and this remat."""
+    """Return the config with so many rows on each data-parallel chip of a microbatch, and this
+    remat.
+    """
     model = dataclasses.replace(config.model, remat=remat)
     return dataclasses.replace(config, model=model, microbatches=config.batch_size // parts // rows)
 
 
-def row_parts(config: TrainConfig, topology: str) -> int:
-    """Data-parallel parts of the config's mesh on a topology: chips over tensor-parallel ones."""
-    chips, axes = math.prod(programs.parse_topology(topology)[1]), dict(config.mesh)
+def row_parts(config: TrainConfig, topology: Topology) -> int:
+    """Return how many chips of a topology the config's mesh divides a batch's rows among."""
+    chips, axes = topology.chips, dict(config.mesh)
     tensor = axes.get("tensor", 1)
     others = math.prod(size for name, size in config.mesh if name != "tensor")
     if -1 not in axes.values():
@@ -171,17 +186,12 @@ def row_parts(config: TrainConfig, topology: str) -> int:
     return chips // tensor if tensor != -1 else others
 
 
-# --- what is kept ---
-
-
 class Compiles:
-    """Compiles, and rows that were chosen, by their keys: looked up in a file, and written there
-    when they are new.
-    """
+    """Compiles and chosen rows of one topology, kept in a file under their keys."""
 
-    def __init__(self, file: Path, args, progress):
-        self.file, self.args, self.progress, self.done = file, args, progress, 0
-        self.known, self.chosen, self.efforts = {}, {}, set()
+    def __init__(self, file: Path, target: Target, progress: Progress | None = None):
+        self.file, self.target, self.progress, self.done = file, target, progress, 0
+        self.known, self.chosen, self.efforts, self._names = {}, {}, set(), set()
         for line in file.read_text().splitlines():
             try:
                 row = json.loads(line)
@@ -190,73 +200,87 @@ class Compiles:
                 else:
                     self.known[row["key"]] = Measured(**row["measured"])
                     self.efforts.add(row["effort"])
+                    self._names.add(row["name"])
             except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a line that an interruption cut
-        self.code = _digest()
-        chip = programs.CHIPS[programs.parse_topology(args.topology)[0]]
-        self.limit = (chip.hbm if args.hbm is None else args.hbm) * GIB
-        """Bytes of a chip."""
+                continue  # a line that an interruption truncated
+        self.code = _code_digest()
 
     def __call__(self, config: TrainConfig) -> Measured:
-        """The measurement of a train step, with `--hbm` as it is now."""
-        key = self.key(config)
-        c, rows = config.model, config.batch_size // config.microbatches
-        name = f"{c.llm} {c.num_frames} x {c.tokens_per_frame}, {rows} rows, remat {c.remat}"
+        """Return the measurement of a train step, compiling it if it is new. Whether it fits is
+        decided by the target's memory now, not by that of the time it was compiled.
+        """
+        key, name = self.key(config), _name(config)
         if self.progress:
             self.progress.update(self.done, name)
         if key not in self.known:
-            programs_known = {m.digest: m for m in self.known.values() if m.digest}
-            measured = _compile(config, self.args, programs_known)
+            by_digest = {m.digest: m for m in self.known.values() if m.digest}
+            measured = compile_step(config, self.target, by_digest)
             self.known[key] = measured
-            row = {"key": key, "name": name, "effort": self.args.effort}
+            row = {"key": key, "name": name, "effort": self.target.effort}
             self._write(**row, measured=measured.as_dict())
         measured = self.known[key]
-        fits = not measured.refusal and measured.needed < self.limit
-        return dataclasses.replace(measured, hbm=self.limit, fits=fits)
+        limit = self.target.limit
+        fits = not measured.refusal and measured.needed < limit
+        return dataclasses.replace(measured, hbm=limit, fits=fits)
+
+    def find(self, config: TrainConfig) -> Measured | None:
+        """Return the kept measurement of a train step; None when there is none."""
+        # Most configs that are asked for are not there, and a name is made faster than a key.
+        return self.known.get(self.key(config)) if _name(config) in self._names else None
 
     def choice(self, config: TrainConfig) -> Choice | None:
-        """The row that was chosen for a configuration with this much memory."""
+        """Return the row chosen for a config with this much memory; None when there is none."""
         rows, remat = self.chosen.get(self._row(config), (0, None))
-        parts = row_parts(config, self.args.topology)
+        parts = row_parts(config, self.target.topology)
         one = rows and with_rows(config, parts, rows, remat)
         if not rows or self.key(one) not in self.known:
             return None
         return Choice(one, rows, self(one))
 
     def keep(self, config: TrainConfig, row: Choice) -> Choice:
-        """Writes down that this row was chosen."""
+        """Write this row to the file as the chosen one, and return it."""
         name = self._row(config)
         self.chosen[name] = row.rows, row.config.model.remat
         self._write(chosen=name, rows=row.rows, remat=row.config.model.remat)
         return row
 
     def _row(self, config: TrainConfig) -> str:
-        return f"{self.key(with_rows(config, 1, 1, REMAT[0]))} of {self.limit:.0f} bytes"
+        return f"{self.key(with_rows(config, 1, 1, REMAT[0]))} of {self.target.limit:.0f} bytes"
 
     def _write(self, **row) -> None:
         text = self.file.read_bytes()
-        cut = bool(text) and not text.endswith(b"\n")
+        truncated = bool(text) and not text.endswith(b"\n")
         with self.file.open("a") as out:
-            out.write("\n" * cut + json.dumps(row) + "\n")
+            out.write("\n" * truncated + json.dumps(row) + "\n")
 
     def key(self, config: TrainConfig) -> str:
-        """Of all that the compiled program depends on."""
+        """Return a hash of everything that the compiled program depends on."""
         own = json.loads(to_json(config))
         own["data"] = config.data.max_text_tokens
         for name in ("out_dir", "init", "seed", "epochs", "log_every", "checkpoint_every"):
             own.pop(name, None)
-        text = json.dumps([own, self.args.topology, self.code, self.args.effort])
+        text = json.dumps([own, str(self.target.topology), self.code, self.target.effort])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _digest() -> str:
-    """The code that is compiled, and what compiles it."""
+def _name(config: TrainConfig) -> str:
+    c, rows = config.model, config.batch_size // config.microbatches
+    return f"{c.llm} {c.num_frames} x {c.tokens_per_frame}, {rows} rows, remat {c.remat}"
+
+
+def compiled_files() -> list[Path]:
+    """Return the source files that a train step is compiled from."""
+    root = Path(__file__).parents[1]
+    return [path for pattern in _CODE for path in sorted(root.glob(pattern))]
+
+
+def _code_digest() -> str:
+    """Hash the code that is compiled, and the versions of what compiles it."""
     from importlib import metadata
 
-    root, digest = Path(__file__).parents[1] / "vvlm_jax", hashlib.sha256()
-    for pattern in _CODE:
-        for path in sorted(root.glob(pattern)):
-            digest.update(path.read_bytes())
+    digest = hashlib.sha256()
+    for path in compiled_files():
+        digest.update(path.read_bytes())
     for package in ("jax", "flax", "optax", "libtpu"):
         try:
             digest.update(f"{package} {metadata.version(package)}".encode())
@@ -265,19 +289,18 @@ def _digest() -> str:
     return digest.hexdigest()
 
 
-def _compile(config: TrainConfig, args, known: dict[str, Measured]) -> Measured:
-    """One compile, whose memory is given back, unless its program is known. A failure of the
-    compiler is a result.
+def compile_step(config: TrainConfig, target: Target, known: dict[str, Measured]) -> Measured:
+    """Compile a train step, unless its program is in `known` (by digest), and free the compiler's
+    memory. A failure of the compiler is returned as a step that does not fit.
     """
     import jax
 
     from vvlm_jax.train.compiled import compiled_step
 
     try:
-        measured = programs.measure(config, args.topology, "train", known=known, effort=args.effort)
+        measured = programs.measure(config, target, "train", known=known)
     except jax.errors.JaxRuntimeError as e:
-        limit = programs.CHIPS[programs.parse_topology(args.topology)[0]].hbm * GIB
-        measured = programs.refused(f"{e}", limit, 0, 0, 0)
+        measured = programs.refused(f"{e}", target.limit, 0, 0, 0)
     compiled_step.cache_clear()
     jax.clear_caches()
     return dataclasses.replace(measured, refusal=measured.refusal[:400])
@@ -288,15 +311,12 @@ def _claim(lock, file: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ConfigError(
-            f"{file}: another sweep writes there; wait, or choose another --out"
+            f"{file}: another process writes to it; wait for it, or choose another --out"
         ) from None
 
 
-# --- the table ---
-
-
-def markdown(choices: list[Choice], topology: str) -> str:
-    """A Markdown table, one row a configuration."""
+def markdown(choices: Sequence[Choice]) -> str:
+    """Return a Markdown table with one row for each choice."""
     head = (
         *("x_N", "x_T", "x_V", "positions", "rows a chip x microbatches", "remat"),
         *("needed, GiB a chip", "of HBM", "temporaries", "between chips, GiB a step"),

@@ -6,14 +6,13 @@ beside the shards says what the whole is. `tfds.builder` and `tfds.data_source` 
 """
 
 import json
-import os
-import shutil
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from vvlm_jax import atomic
 from vvlm_jax.data import chat
 from vvlm_jax.data.prepare.check_media import Checked
 from vvlm_jax.data.prepare.sources import Row
@@ -76,11 +75,17 @@ def write(
     `card` goes into card.json, with `fingerprint` (a checksum of ids and media in their order) and
     `kinds` (every [videos, images] that a row has) beside what it holds. Returns the folder.
     """
+    final = out / name / VERSION
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.replacing(final) as partial:
+        partial.mkdir()
+        _write_shards(partial, name, rows, media, total, card, progress)
+    return final
+
+
+def _write_shards(folder: Path, name, rows, media, total: int, card: dict, progress) -> None:
     from array_record.python import array_record_module
 
-    final, partial = out / name / VERSION, out / name / f".{VERSION}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     features = _features()
     serialized = _serializer(features)
     num_shards = max(1, -(-total // _SHARD))
@@ -88,7 +93,7 @@ def write(
     rows, checksum, kinds, size, done = iter(rows), 0, set(), 0, 0
     most_tokens = np.zeros(total, np.int32)
     for shard, length in enumerate(lengths):
-        path = partial / f"{name}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
+        path = folder / f"{name}-{SPLIT}.array_record-{shard:05d}-of-{num_shards:05d}"
         writer = array_record_module.ArrayRecordWriter(str(path), _GROUP)
         try:
             for _ in range(length):
@@ -105,12 +110,10 @@ def write(
             writer.close()
     if next(rows, None) is not None:
         raise RuntimeError("more rows than were counted")
-    _write_metadata(partial, name, features, lengths, size)
+    _write_metadata(folder, name, features, lengths, size)
     card = {**card, "fingerprint": checksum, "kinds": sorted(map(list, kinds))}
-    np.save(partial / LENGTHS, most_tokens)
-    (partial / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, final)
-    return final
+    np.save(folder / LENGTHS, most_tokens)
+    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
 
 
 def _record(row: Row, media: Mapping[str, Checked]) -> dict:

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from vvlm_jax import atomic
 from vvlm_jax.data.tokenizer import word_level
 from vvlm_jax.data.video import write_video
 
@@ -280,9 +281,8 @@ def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None)
         scene = make_scene(rng, num_frames=2, flash_lengths=(1,))
         name = f"pictures/{i:06d}.png"
         if not (folder / name).exists():
-            partial = (folder / name).with_suffix(".partial")
-            Image.fromarray(render(scene, size)[0]).save(partial, format="png")
-            partial.replace(folder / name)
+            with atomic.replacing(folder / name) as partial:
+                Image.fromarray(render(scene, size)[0]).save(partial)
         asked = _describe(scene, lit=scene.flash_start == 0)
         turns = _dialogue("<image>\n", [asked])
         rows.append({"id": f"caption-{i}", "image": name, "conversations": turns})
@@ -335,15 +335,11 @@ def write_videos(
     if split == "train":
         _write_json(folder / "train.json", rows)
     else:
-        _write(folder / f"{split}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        atomic.write_text(folder / f"{split}.jsonl", text)
 
 
 def _write_json(path: Path, rows) -> None:
-    _write(path, "[\n" + ",\n".join(json.dumps(row) for row in rows) + "\n]\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """The file appears whole or not at all: its presence says that its media are there too."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    partial.replace(path)
+    # Atomic, because the presence of the file says that its media are there too.
+    rows = ",\n".join(json.dumps(row) for row in rows)
+    atomic.write_text(path, f"[\n{rows}\n]\n")

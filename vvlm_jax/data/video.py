@@ -11,7 +11,6 @@ A folder of images is a video too, sorted by name.
 """
 
 import os
-import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -24,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
 from PIL import Image
 
+from vvlm_jax import atomic
 from vvlm_jax.data.container import (
     AGAIN,
     File,
@@ -127,13 +127,8 @@ def write_video(
     path = Path(path)
     _check_frames(frames_THWC)
     defaults = {"crf": str(crf)} | (_X264 if codec == "libx264" else {})
-    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
-    try:
+    with atomic.replacing(path, shared=True) as partial:
         _encode(partial, frames_THWC, fps, codec, defaults | (options or {}))
-        os.replace(partial, path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 # Decoding.

@@ -55,3 +55,8 @@ def is_correct(reply: str, answer: str, num_options: int = 0) -> bool:
     if num_options:
         return parse_letter(reply, num_options) == answer
     return normalise(reply) == normalise(answer)
+
+
+def right_answers(question: dict) -> list[str]:
+    """Return the answers of a question that count as right."""
+    return question.get("references") or [question["answer"]]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.eval import scores as scores_of
 
 _MVBENCH = (
     *("action_antonym", "action_count", "action_localization", "action_prediction"),
@@ -127,4 +128,4 @@ def average(scores: Mapping[str, float]) -> dict[str, float]:
     """The scores with `avg`, their mean, when all eight are among them."""
     if set(scores) != {task.name for task in TASKS}:
         return dict(scores)
-    return {**scores, "avg": float(np.mean(list(scores.values())))}
+    return {**scores, "avg": scores_of.average(list(scores.values()), [None])[0]}

@@ -3,8 +3,12 @@
 import ast
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
+
+from vvlm_jax.eval.answers import right_answers
+from vvlm_jax.eval.judge import Judge
 
 
 class Verdict(NamedTuple):
@@ -77,3 +81,38 @@ def _dictionary(text: str) -> dict | None:
         if isinstance(found, dict):
             return found
     return None
+
+
+def grade(
+    questions: Sequence[dict], predictions: dict[str, dict], judge: Judge, file: str | Path
+) -> dict[str, Verdict | None]:
+    """Return the judge's verdicts on replies to open questions, by id; None where it gave no grade.
+
+    Writes verdicts to `file` as JSON lines {id, task, correct, score, judge}; `judge` holds the
+    judge's own words. Raises JudgeError; the same call then continues where it stopped.
+    """
+    asked, requests = open_replies(questions, predictions)
+    replies = judge.ask(requests)
+    verdicts = {q["id"]: parse_verdict(r.text) for q, r in zip(asked, replies, strict=True)}
+    lines = []
+    for q, reply in zip(asked, replies, strict=True):
+        verdict = verdicts[q["id"]]
+        values = verdict._asdict() if verdict else dict(correct=None, score=None)
+        said = reply.refused or reply.text
+        lines.append(json.dumps(dict(id=q["id"], task=q["task"], **values, judge=said)) + "\n")
+    Path(file).write_text("".join(lines))
+    return verdicts
+
+
+def open_replies(
+    questions: Sequence[dict], predictions: Mapping[str, dict]
+) -> tuple[list[dict], list]:
+    """Return (open questions that have a reply, the messages that ask a judge about each)."""
+    asked = [
+        q for q in questions if not q.get("options") and "reply" in predictions.get(q["id"], {})
+    ]
+    replies = [predictions[q["id"]]["reply"] for q in asked]
+    return asked, [
+        grading(q["question"], right_answers(q), reply)
+        for q, reply in zip(asked, replies, strict=True)
+    ]

@@ -9,7 +9,6 @@ only replies allowed (all questions have them, or none).
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.eval import answers
+from vvlm_jax.eval.scores import Score, measure
 from vvlm_jax.generate.generate import generate, programs
 from vvlm_jax.generate.likelihood import loglikelihoods
 from vvlm_jax.models.vlm import VLM
@@ -29,20 +29,6 @@ from vvlm_jax.storage import files
 from vvlm_jax.types import Prompts
 
 FIELDS = ("id", "task", "video", "question", "answer")
-
-
-@dataclass(frozen=True)
-class TaskScore:
-    """One task's result."""
-
-    score: float
-    """Share of correct answers among the readable ones, 0–100."""
-    stderr: float
-    """Binomial standard error of `score`, 0–100."""
-    num_questions: int
-    """Questions whose video could be read."""
-    unreadable: int
-    """Questions left out because their video could not be read."""
 
 
 def read_questions(path: str | Path) -> list[dict]:
@@ -95,11 +81,6 @@ def _what_is_wrong(row: dict) -> str:
     return ""
 
 
-def right_answers(row: dict) -> list[str]:
-    """The replies that are right."""
-    return row.get("references") or [row["answer"]]
-
-
 def prompt_text(row: dict) -> str:
     """What the model is asked: the row's own `prompt`, or the question, its options and the letter
     request.
@@ -126,8 +107,8 @@ def evaluate(
     likelihood: bool = False,
     videos_per_batch: int = 4,
     title: str = "evaluate",
-) -> dict[str, TaskScore]:
-    """Answers every question greedily and scores it; returns {task: TaskScore}.
+) -> list[Score]:
+    """Answers every question greedily and scores it; returns its `scores.measure`.
 
     Frames and tokens a frame are the model's own. A video is encoded once for all its questions.
     Predictions are appended as JSON lines {id, task, reply, answer, correct} (or {id, task,
@@ -193,12 +174,12 @@ def evaluate(
     finally:
         progress.close()
         writer.close()
-    return score([done[q["id"]] for q in questions])
+    return measure(questions, done)
 
 
 def _prediction(q: dict, reply: str, **more) -> dict:
     options = len(q.get("options") or ())
-    correct = any(answers.is_correct(reply, answer, options) for answer in right_answers(q))
+    correct = any(answers.is_correct(reply, answer, options) for answer in answers.right_answers(q))
     answer = q.get("references") or q["answer"]
     return dict(id=q["id"], task=q["task"], reply=reply, answer=answer, correct=correct, **more)
 
@@ -233,19 +214,6 @@ def unreadable_files(predictions_file: str | Path) -> list[str]:
     """Messages of the videos that could not be read, each naming its file, sorted."""
     lines = Path(predictions_file).read_text().splitlines()
     return sorted({p["error"] for p in map(json.loads, lines) if "error" in p})
-
-
-def score(predictions: list[dict]) -> dict[str, TaskScore]:
-    """Accuracy of each task over its readable questions, with binomial standard errors."""
-    scores = {}
-    for task in sorted({p["task"] for p in predictions}):
-        mine = [p for p in predictions if p["task"] == task]
-        correct = [p["correct"] for p in mine if "error" not in p]
-        m = len(correct)
-        share = sum(correct) / m if m else math.nan
-        stderr = math.sqrt(share * (1 - share) / m) if m else math.nan
-        scores[task] = TaskScore(100 * share, 100 * stderr, m, len(mine) - m)
-    return scores
 
 
 class _Answerer:
@@ -348,8 +316,3 @@ def _read_predictions(path: Path) -> dict[str, dict]:
     if kept != text:
         path.write_text(kept)
     return {row["id"]: row for row in rows}
-
-
-def average(scores: dict[str, TaskScore]) -> float:
-    """Mean score of the tasks, 0–100 (the paper's Metrics/Avg)."""
-    return float(np.mean([s.score for s in scores.values()]))

@@ -1,100 +1,126 @@
-"""What predictions are worth: every metric of every task with its confidence interval.
+"""Scores of predictions: every metric of every task, its standard error and its 95% interval.
 
-Questions about one video are no independent draws. Each mean therefore has Wilson's interval for
-the number of independent questions that would give the standard error found between videos (as
-Korn and Graubard propose for surveys): never outside 0–100, and of a width above zero even where
-all are right. The mean over tasks takes its interval from theirs, as if tasks were independent.
+Questions about one video are not independent draws. Standard errors are therefore clustered by
+video, and each mean has Wilson's interval for the number of independent questions that would give
+that standard error (Korn and Graubard's proposal for surveys): it stays within 0-100 and has a
+width above zero even where all questions are right. Averages over tasks treat tasks as independent.
 """
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from vvlm_jax.eval.grading import Verdict, grading, parse_verdict
-from vvlm_jax.eval.judge import Judge
-from vvlm_jax.eval.runner import answers
+from vvlm_jax.eval.answers import right_answers
+from vvlm_jax.eval.grading import Verdict
 
-_Z = 1.959964  # 95 % of a normal distribution lie within so many standard deviations
+_Z = 1.959964  # 95% of a normal distribution lie within so many standard deviations
 
-MAIN = ("letters", "judge", "normalised")
-"""The metric that stands for a task in the average: the first of these that it has."""
+MAIN = ("mixed", "letters", "judge", "normalised")
+"""The metric that stands for a task in an average: the first of these that the task has."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One mean, 0–100.
+    """The mean of one metric over the questions of one task, 0-100.
 
-    Metrics: `letters` (option letters in replies), `likelihood` (the likeliest letter), `exact` and
-    `normalised` (replies equal to an answer as they are, and after `mcq.normalise`), `judge` (share
-    that the judge finds correct) and `judge_score` (its 0–5 × 20).
+    Metrics:
+      letters: share of replies that name the right option's letter.
+      likelihood: share of questions whose likeliest letter is the right one.
+      exact, normalised: share of replies equal to an answer, as written or after
+        `answers.normalise`.
+      judge, judge_score: share that the judge finds correct, and its 0-5 times 20.
+      mixed: of a task that has both multiple choice and open questions, the share that is right:
+        by letters for the former, by `judge` (without one, `normalised`) for the latter.
     """
 
     task: str
     metric: str
     score: float
-    """NaN when there is nothing to take the mean of."""
+    """NaN when no question has a value."""
+    score_se: float
+    """Standard error of `score`, clustered by video; above 0. Where all questions agree, so that
+    the sample's own is 0, the one that the interval's width implies."""
     low: float
-    """95 % interval, from `low` to `high`."""
+    """Lower end of the 95% interval."""
     high: float
     num_questions: int
+    """Questions with a value."""
     left_out: int
-    """Questions without a value: an unreadable video, or a judge's reply without a grade."""
+    """Questions without a value: an unreadable video, or a reply that the judge did not grade."""
 
 
 def measure(
     questions: Sequence[dict],
-    predictions: dict[str, dict],
-    verdicts: dict[str, Verdict | None] | None = None,
+    predictions: Mapping[str, dict],
+    verdicts: Mapping[str, Verdict | None] | None = None,
 ) -> list[Score]:
-    """Scores of every task, tasks in alphabetical order.
+    """Return the scores of every task, tasks in alphabetical order.
 
     Args:
-      predictions: of every question, by id (`runner.read_predictions`).
-      verdicts: of the open questions whose video could be read; None for what has no grade.
+      predictions: by question id (`runner.read_predictions`), one for every question.
+      verdicts: by id, the judge's verdicts on open questions whose video could be read; None for a
+        reply without a grade.
     """
     found = []
     for task in sorted({q["task"] for q in questions}):
         mine = [q for q in questions if q["task"] == task]
-        kinds = {}
+        asked: dict[str, list[dict]] = {}
         for q in mine:
             for metric in _metrics(q, predictions[q["id"]], verdicts):
-                kinds.setdefault(metric, []).append(q)
-        for metric, asked in kinds.items():
-            values = [_value(metric, q, predictions[q["id"]], verdicts) for q in asked]
-            there = [(v, q["video"]) for v, q in zip(values, asked, strict=True) if v is not None]
-            mean, low, high = interval([v for v, _ in there], [video for _, video in there])
-            left_out = len(asked) - len(there)
-            found.append(
-                Score(task, metric, 100 * mean, 100 * low, 100 * high, len(there), left_out)
-            )
+                asked.setdefault(metric, []).append(q)
+        if len({bool(q.get("options")) for q in mine}) == 2:
+            asked = {"mixed": mine, **asked}
+        for metric, rows in asked.items():
+            values = [_value(metric, q, predictions[q["id"]], verdicts) for q in rows]
+            there = [(v, q["video"]) for v, q in zip(values, rows, strict=True) if v is not None]
+            numbers = interval([v for v, _ in there], [video for _, video in there])
+            left_out = len(rows) - len(there)
+            found.append(Score(task, metric, *(100 * x for x in numbers), len(there), left_out))
     return found
 
 
-def average(scores: Sequence[Score]) -> Score:
-    """The mean of the tasks' main metrics (the paper's Metrics/Avg), every task weighing alike."""
+def main_scores(scores: Sequence[Score]) -> dict[str, Score]:
+    """Return {task: the score of its main metric}."""
     by_task: dict[str, dict[str, Score]] = {}
     for s in scores:
         by_task.setdefault(s.task, {})[s.metric] = s
-    mains = [next(of[m] for m in MAIN if m in of) for of in by_task.values()]
-    mean = float(np.mean([s.score for s in mains]))
-    below = math.sqrt(sum((s.score - s.low) ** 2 for s in mains)) / len(mains)
-    above = math.sqrt(sum((s.high - s.score) ** 2 for s in mains)) / len(mains)
-    asked, left = (sum(getattr(s, name) for s in mains) for name in ("num_questions", "left_out"))
-    return Score("avg", "main", mean, mean - below, mean + above, asked, left)
+    return {task: next(of[m] for m in MAIN if m in of) for task, of in by_task.items()}
 
 
-def interval(values: Sequence[float], groups: Sequence) -> tuple[float, float, float]:
-    """(mean, low, high) of values in 0–1 that come in groups; NaN of none.
+def average(scores: Sequence[float], errors: Sequence[float | None]) -> tuple[float, float | None]:
+    """Return the mean of k scores (the paper's Metrics/Avg) and its standard error sqrt(Σ se²) / k.
 
-    Example: 8 of 10 right, each about its own video, is 0.8 with 0.49 to 0.94.
+    The error treats the scores as independent; it is None where one of `errors` is None or NaN.
+    """
+    mean = sum(scores) / len(scores)
+    if any(error is None or math.isnan(error) for error in errors):
+        return mean, None
+    return mean, math.sqrt(sum(error**2 for error in errors)) / len(errors)
+
+
+def overall(scores: Sequence[Score]) -> Score:
+    """Return the average of the tasks' main metrics as a Score of task `avg`."""
+    mains = list(main_scores(scores).values())
+    mean, error = average([s.score for s in mains], [s.score_se for s in mains])
+    count = len(mains)
+    below = math.sqrt(sum((s.score - s.low) ** 2 for s in mains)) / count
+    above = math.sqrt(sum((s.high - s.score) ** 2 for s in mains)) / count
+    asked = sum(s.num_questions for s in mains)
+    left_out = sum(s.left_out for s in mains)
+    error = math.nan if error is None else error
+    return Score("avg", "main", mean, error, mean - below, mean + above, asked, left_out)
+
+
+def interval(values: Sequence[float], groups: Sequence) -> tuple[float, float, float, float]:
+    """Return (mean, standard error, low, high) of values in 0-1 that come in groups; NaN of none.
+
+    Example: 8 of 10 right, each about its own video, is 0.8 with an error of 0.13, 0.49 to 0.94.
     """
     n = len(values)
     if not n:
-        return math.nan, math.nan, math.nan
+        return (math.nan,) * 4
     x_N = np.asarray(values, float)
     _, group_N = np.unique(np.asarray(groups), return_inverse=True)
     num_groups, p = int(group_N.max()) + 1, float(x_N.mean())
@@ -104,56 +130,32 @@ def interval(values: Sequence[float], groups: Sequence) -> tuple[float, float, f
         variance = num_groups / (num_groups - 1) * float(off_G @ off_G) / n**2
         independent = p * (1 - p) / variance if variance > 0 else float(n)
         if np.isin(x_N, (0, 1)).all():
-            independent = min(independent, n)  # luck may make videos more alike than chance does
+            # By luck videos may agree more than independent questions would.
+            independent = min(independent, n)
     z2 = _Z**2 / independent
     middle, half = p + z2 / 2, _Z * math.sqrt(p * (1 - p) / independent + z2 / 4 / independent)
-    return p, max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
-
-
-def grade(
-    questions: Sequence[dict], predictions: dict[str, dict], judge: Judge, file: str | Path
-) -> dict[str, Verdict | None]:
-    """The judge's verdict on every reply to an open question, by id; None where it gave none.
-
-    Writes them to `file` as JSON lines {id, task, correct, score, judge} with the judge's own
-    words. Raises JudgeError, after which the same call goes on where it stopped.
-    """
-    asked, requests = judged(questions, predictions)
-    replies = judge.ask(requests)
-    verdicts = {q["id"]: parse_verdict(r.text) for q, r in zip(asked, replies, strict=True)}
-    lines = []
-    for q, reply in zip(asked, replies, strict=True):
-        verdict = verdicts[q["id"]]
-        values = verdict._asdict() if verdict else dict(correct=None, score=None)
-        said = reply.refused or reply.text
-        lines.append(json.dumps(dict(id=q["id"], task=q["task"], **values, judge=said)) + "\n")
-    Path(file).write_text("".join(lines))
-    return verdicts
-
-
-def judged(questions: Sequence[dict], predictions: dict[str, dict]) -> tuple[list[dict], list]:
-    """(open questions that have a reply, what a judge is asked about each)."""
-    asked = [
-        q for q in questions if not q.get("options") and "reply" in predictions.get(q["id"], {})
-    ]
-    return asked, [grading(q["question"], answers(q), predictions[q["id"]]["reply"]) for q in asked]
+    low, high = max(0.0, (middle - half) / (1 + z2)), min(1.0, (middle + half) / (1 + z2))
+    error = math.sqrt(p * (1 - p) / independent) or (high - low) / 2 / _Z
+    return p, error, low, high
 
 
 def _metrics(q: dict, prediction: dict, verdicts) -> tuple[str, ...]:
     if q.get("options"):
-        # A video that cannot be read has no likelihood either; its task's other questions tell.
+        # An unreadable video has no likelihood either; the task's other questions show the metric.
         return ("letters", "likelihood") if "likeliest" in prediction else ("letters",)
     return ("normalised", "exact", *(("judge", "judge_score") if verdicts is not None else ()))
 
 
 def _value(metric: str, q: dict, prediction: dict, verdicts) -> float | None:
-    """0–1, or None when there is none."""
+    """Return a value in 0-1, or None when the question has none."""
     if "error" in prediction:
         return None
+    if metric == "mixed":
+        metric = "letters" if q.get("options") else "normalised" if verdicts is None else "judge"
     if metric == "likelihood":
         return float(prediction["likeliest"] == q["answer"])
     if metric == "exact":
-        return float(prediction["reply"].strip() in [a.strip() for a in answers(q)])
+        return float(prediction["reply"].strip() in [a.strip() for a in right_answers(q)])
     if metric.startswith("judge"):
         verdict = verdicts[q["id"]]
         if verdict is None:

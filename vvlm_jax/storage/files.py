@@ -9,12 +9,11 @@ import functools
 import hashlib
 import io
 import os
-import shutil
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vvlm_jax import atomic
 from vvlm_jax.config import BUCKETS, Stopped
 
 _VERSIONS = ("generation", "ETag", "mtime")
@@ -150,16 +149,14 @@ def local_copy(folder: Path, key: bytes) -> Path:
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vvlm_jax"
     copy = caches / hashlib.sha256(f"{folder}\n".encode() + key).hexdigest()[:32]
     if not copy.is_dir():
-        partial = caches / f".{copy.name}.{uuid.uuid4().hex}"
-        partial.mkdir(parents=True)
         try:
-            with reaching(folder):
-                files = sorted(os.fspath(file) for file in folder.iterdir())
-                here = [str(partial / file.rpartition("/")[2]) for file in files]
-                _filesystem_of(folder).get(files, here)
-            os.replace(partial, copy)
-        except BaseException:
-            shutil.rmtree(partial)
+            with atomic.replacing(copy, shared=True) as partial:
+                partial.mkdir(parents=True)
+                with reaching(folder):
+                    files = sorted(os.fspath(file) for file in folder.iterdir())
+                    here = [str(partial / file.rpartition("/")[2]) for file in files]
+                    _filesystem_of(folder).get(files, here)
+        except OSError:
             if not copy.is_dir():  # else another process of this host was first
                 raise
     return copy

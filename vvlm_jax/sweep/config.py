@@ -34,6 +34,8 @@ class SweepPoint:
     num_examples: int
     budget: float | None = None
     """Of an isoFLOP run: the inference FLOPs it was made for."""
+    seed: int | None = None
+    """Of the training; None takes the stage's."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,36 @@ def finetune_config(config: SweepConfig, point: SweepPoint) -> TrainConfig:
         config.finetune,
         model=replace(config.finetune.model, llm=config.size(point).llm, **x),
         data=replace(config.finetune.data, num_examples=point.num_examples),
+        seed=seed(config, point),
     )
+
+
+def seed(config: SweepConfig, point: SweepPoint) -> int:
+    """Return the seed of a run's finetuning: its own, or the stage's."""
+    return config.finetune.seed if point.seed is None else point.seed
+
+
+def row(config: SweepConfig, point: SweepPoint) -> dict:
+    """Return what the table of runs says of a run apart from its scores."""
+    return dict(
+        run_id=point.run_id,
+        sweep=point.sweep,
+        lm_params=point.lm_params,
+        num_frames=point.num_frames,
+        tokens_per_frame=point.tokens_per_frame,
+        num_examples=point.num_examples,
+        seed=seed(config, point),
+    )
+
+
+def configurations(config: SweepConfig) -> dict[tuple[float, int, int], TrainConfig]:
+    """Return {(x_N, x_T, x_V): the finetuning stage of its first run}, in the order of the runs."""
+    found = {}
+    for p in config.points:
+        x = p.lm_params, p.num_frames, p.tokens_per_frame
+        if x not in found:
+            found[x] = finetune_config(config, p)
+    return found
 
 
 def pretrain_config(config: SweepConfig, size: LmSize) -> TrainConfig:
@@ -182,6 +213,9 @@ def _check_values(config: SweepConfig) -> None:
     values += [
         (f"evaluations: {e.name}: max_new_tokens", e.max_new_tokens) for e in config.evaluations
     ]
+    for p in config.points:
+        if p.seed is not None and p.seed < 0:
+            raise ConfigError(f"{p.run_id}: seed = {p.seed}: must be 0 or above")
     for name, value in values:
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} = {value}: must be above 0")
@@ -210,12 +244,12 @@ def _check_batch(name: str, n: int, stage: TrainConfig) -> None:
 def _check_distinct(config: SweepConfig) -> None:
     seen = {}
     for p in config.points:
-        key = p.lm_params, p.num_frames, p.tokens_per_frame, p.num_examples
+        key = p.lm_params, p.num_frames, p.tokens_per_frame, p.num_examples, seed(config, p)
         if key in seen:
             x = ", ".join(f"{value:g}" for value in key[:3])
             raise ConfigError(
                 f"points: {seen[key]} and {p.run_id} are the same run, x = ({x}) with "
-                f"n = {key[3]}; leave one out"
+                f"n = {key[3]} and seed {key[4]}; leave one out"
             )
         seen[key] = p.run_id
     for field, names in (

@@ -15,6 +15,7 @@ from vvlm_jax.config import TrainConfig
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import Evaluation, SweepConfig
 from vvlm_jax.sweep.plan import encoder, stage_1_cost, step_flops
+from vvlm_jax.sweep.status import QUESTIONS
 from vvlm_jax.sweep.store.store import Job, Store
 from vvlm_jax.sweep.worker import Context, Interrupted
 
@@ -39,18 +40,8 @@ def shared_by(config: SweepConfig) -> dict:
 
 
 def runs_of(config: SweepConfig) -> list[dict]:
-    """A row of the runs table for each run, without metric and score."""
-    return [
-        dict(
-            run_id=p.run_id,
-            sweep=p.sweep,
-            lm_params=p.lm_params,
-            num_frames=p.num_frames,
-            tokens_per_frame=p.tokens_per_frame,
-            num_examples=p.num_examples,
-        )
-        for p in config.points
-    ]
+    """Return a row of the runs table for each run, without scores."""
+    return [sweep_config.row(config, point) for point in config.points]
 
 
 def jobs_of(config: SweepConfig) -> list[Job]:
@@ -78,6 +69,7 @@ def jobs_of(config: SweepConfig) -> list[Job]:
             init=size.init,
             projector=stage_1,
             steps=steps,
+            **({} if point.seed is None else {"seed": point.seed}),
         )
         key = tuple(x.values())
         if key not in flops:
@@ -128,6 +120,7 @@ def train_config(context: Context) -> TrainConfig:
         base,
         model=replace(base.model, **argument["model"]),
         data=replace(base.data, num_examples=n),
+        seed=argument.get("seed", base.seed),
         init=tuple((part, folder) for part, folder in init),
         out_dir=str(context.folder),
     )
@@ -177,10 +170,11 @@ def answer(
     `identity`: the result of a job. What is answered already is not asked again.
     """
     from vvlm_jax.eval import runner
+    from vvlm_jax.eval.scores import main_scores
 
     model, params, tok, config = model
     predictions = context.folder / context.job.name / "predictions.jsonl"
-    scores = runner.evaluate(
+    measured = runner.evaluate(
         model,
         params,
         tok,
@@ -192,9 +186,11 @@ def answer(
         max_new_tokens=asked.max_new_tokens,
         title=context.job.id,
     )
+    scores = main_scores(measured)
     return {
+        "protocol": QUESTIONS,
         "scores": {task: _number(s.score) for task, s in scores.items()},
-        "stderr": {task: _number(s.stderr) for task, s in scores.items()},
+        "stderr": {task: _number(s.score_se) for task, s in scores.items()},
         "num_questions": {task: s.num_questions for task, s in scores.items()},
         "unreadable": runner.unreadable_files(predictions),
     }

@@ -13,7 +13,7 @@ from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import LmSize, SweepConfig
 
 COLUMNS = (
-    *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples"),
+    *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples", "seed"),
     *("inference_flops", "parameters", "train_flops", "steps", "device_hours", "cost", "fits"),
 )
 """Of a plan's row; `cost` is None without a price, `fits` where nobody has compiled it."""
@@ -45,12 +45,7 @@ def rows(
         steps = sweep_config.num_steps(stage, point.num_examples)
         found.append(
             dict(
-                run_id=point.run_id,
-                sweep=point.sweep,
-                lm_params=point.lm_params,
-                num_frames=point.num_frames,
-                tokens_per_frame=point.tokens_per_frame,
-                num_examples=point.num_examples,
+                **sweep_config.row(config, point),
                 inference_flops=float(cost[x]),
                 parameters=num_parameters(vision, llm),
                 **_work(stage, steps, config.text_tokens, peak, mfu, price),

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.eval.scores import average
 from vvlm_jax.storage.bucket import Key
 from vvlm_jax.sweep.store import backends
 from vvlm_jax.sweep.store.store import Job, State, Store
 
+QUESTIONS = "questions"
+"""Protocol of the scores of question files, in the table of runs."""
 _TAIL = 8192
 """Bytes at the end of a run's metrics that hold its last line."""
 
@@ -136,19 +139,23 @@ def _seconds_left(store: Store, job: Job, line: dict) -> float | None:
 
 @dataclass(frozen=True)
 class Collected:
-    """Rows of the runs table, what it lacks, and what is not for it."""
+    """The rows of the runs table that a store can give, and what is missing."""
 
     rows: list[dict]
+    """Keys: run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples, seed, protocol,
+    metric, score, score_se; the last is None where the evaluation gave none."""
     missing: list[tuple[str, str]]
     """(run, or run and metric; why there is no score)."""
     milestones: list[dict]
-    """Scores of runs that were not over: run_id, step, metric, score."""
+    """Scores of checkpoints before the last: run_id, step, seed, protocol, metric, score,
+    score_se."""
 
 
 def collect(store: Store, states: dict[str, State]) -> Collected:
-    """Every score there is, with `avg`, the mean of a run's metrics, once all of them are there.
+    """Return every score that the jobs have given, and for each run whose scores are complete
+    `avg`, the mean over its metrics.
 
-    A score that is missing stays missing: the table has no row for it, nor for the run's `avg`.
+    A run with a missing score has no `avg`.
 
     Raises ConfigError when two evaluations have a task of the same name.
     """
@@ -158,6 +165,7 @@ def collect(store: Store, states: dict[str, State]) -> Collected:
             asked[job.run].append(job)
     rows, missing, milestones = [], [], []
     for run in store.runs:
+        run = {**run, "seed": _seed(store, run)}
         scores, whole = {}, True
         for job in asked[run["run_id"]]:
             state, early = states[job.id], job.argument.get("milestone")
@@ -165,22 +173,43 @@ def collect(store: Store, states: dict[str, State]) -> Collected:
                 whole = whole and bool(early)
                 missing.append((job.id, state.entry.body.get("error") or state.phase))
                 continue
-            found = state.entry.body["result"]["scores"]
+            found = _measured(state.entry.body["result"])
             if early:
-                at = {"run_id": run["run_id"], "step": job.argument["step"]}
-                milestones += [{**at, "metric": m, "score": score} for m, score in found.items()]
+                at = {key: run[key] for key in ("run_id", "seed")} | {"step": job.argument["step"]}
+                order = ("run_id", "step", "seed", "protocol", "metric", "score", "score_se")
+                milestones += [{key: (at | row)[key] for key in order} for row in found]
                 continue
-            for metric, score in found.items():
-                if metric in scores:
-                    raise ConfigError(f"{job.id}: {metric!r} is a task of another evaluation too")
-                scores[metric] = score
-        for metric, score in scores.items():
-            if score is None:
+            for row in found:
+                if row["metric"] in scores:
+                    name = row["metric"]
+                    raise ConfigError(f"{job.id}: {name!r} is a task of another evaluation too")
+                scores[row["metric"]] = row
+        for metric, row in scores.items():
+            if row["score"] is None:
                 whole = False
                 missing.append((f"{run['run_id']} {metric}", "no question could be scored"))
             else:
-                rows.append({**run, "metric": metric, "score": score})
-        if scores and whole and "avg" not in scores:
-            mean = sum(scores.values()) / len(scores)
-            rows.append({**run, "metric": "avg", "score": mean})
+                rows.append({**run, **row})
+        protocols = {row["protocol"] for row in scores.values()}
+        if len(protocols) == 1 and whole and "avg" not in scores:
+            score, error = average(
+                [row["score"] for row in scores.values()],
+                [row["score_se"] for row in scores.values()],
+            )
+            one = dict(protocol=protocols.pop(), metric="avg", score=score, score_se=error)
+            rows.append({**run, **one})
     return Collected(rows, missing, milestones)
+
+
+def _measured(result: dict) -> list[dict]:
+    """Return an evaluation's result as rows: protocol, metric, score, score_se."""
+    protocol, errors = result.get("protocol", QUESTIONS), result.get("stderr", {})
+    return [
+        dict(protocol=protocol, metric=metric, score=score, score_se=errors.get(metric))
+        for metric, score in result["scores"].items()
+    ]
+
+
+def _seed(store: Store, run: dict) -> int | None:
+    """Return the seed of a run; a store of an older version names it in its training stage."""
+    return run["seed"] if "seed" in run else store.shared.get("finetune", {}).get("seed")

@@ -6,10 +6,11 @@ whose files have changed since is found out before any of them is used.
 
 import hashlib
 import json
-import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from vvlm_jax import atomic
 
 NAME = "manifest.json"
 _PIECE = 2**22
@@ -35,12 +36,8 @@ def write(folder: Path, about: dict) -> None:
     with ThreadPoolExecutor(_THREADS) as threads:
         sums = list(threads.map(lambda name: _size_and_checksum(folder / name), names))
     body = {"about": about, "files": dict(zip(names, sums, strict=True))}
-    partial = folder / f"{NAME}.partial"
-    with partial.open("w") as file:
-        json.dump({"sha256": _digest(body), **body}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(folder / NAME)
+    text = json.dumps({"sha256": _digest(body), **body})
+    atomic.write_text(folder / NAME, text, sync=True)
 
 
 def read(folder: Path) -> dict:

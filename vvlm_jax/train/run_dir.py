@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from vvlm_jax import atomic
 from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, DataConfig, TrainConfig, differences
 
@@ -88,10 +89,7 @@ def _earlier(out_dir: Path) -> TrainConfig | None:
 def _write(out_dir: Path, config: TrainConfig) -> None:
     if jax.process_index():
         return
-    file = out_dir / "config.json"
-    partial = file.with_name("config.json.partial")
-    partial.write_text(config_lib.to_json(config))
-    partial.replace(file)
+    atomic.write_text(out_dir / "config.json", config_lib.to_json(config))
 
 
 def _check_names(config: TrainConfig, allow) -> None:

@@ -34,7 +34,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(npz, tmp_path
         raise OSError("no space left")
 
     (tmp_path / "ours.partial").mkdir()  # somebody's, not a conversion's
-    (tmp_path / ".ours.converting").mkdir()  # what a killed conversion leaves
+    (tmp_path / ".partial-ours").mkdir()  # what a killed conversion leaves
     monkeypatch.setattr(model_dir, "save_params", fail)
     with pytest.raises(OSError, match="no space left"):
         run(npz, tmp_path / "ours")

@@ -38,8 +38,9 @@ def test_a_sweep_comes_back_from_its_json():
     [
         (
             lambda: changed(1, lm_params=54_000),
-            r"are the same run, x = \(54000, 2, 4\) with n = 12",
+            r"are the same run, x = \(54000, 2, 4\) with n = 12 and seed 0",
         ),
+        (lambda: changed(seed=-1), "seed = -1: must be 0 or above"),
         (lambda: changed(num_examples=17), "num_examples = 17: above the 16 examples there are"),
         (lambda: changed(num_examples=3), "must be at least one batch, 4"),
         (lambda: changed(lm_params=1e9), r"lm_params = 1e\+09: sizes has 24736, 54000"),
@@ -67,6 +68,17 @@ def test_the_generators_points_are_taken_as_they_are():
     assert len(points) == 13
     assert points[0].run_id == "star-N7.5e9-T32-V196-n250000"
     assert isinstance(star.sweep(), SweepConfig)
+
+
+def test_a_point_may_have_a_seed_of_its_own():
+    config = mini.sweep()
+    other = dataclasses.replace(config.points[0], seed=7, run_id="again")
+    config = dataclasses.replace(config, points=(*config.points, other))
+    check(config, 16)
+    assert sweep_config.finetune_config(config, other).seed == 7
+    assert sweep_config.row(config, other)["seed"] == 7
+    assert sweep_config.row(config, config.points[0])["seed"] == config.finetune.seed
+    assert sweep_config.from_json(to_json(config)) == config
 
 
 def test_stages_get_x_and_n():

@@ -54,6 +54,21 @@ def test_a_training_job_is_its_runs_config(store):
         assert isinstance(validate(one, VISION["so400m/14-384"]), TrainConfig)
 
 
+def test_a_seed_reaches_the_training_and_leaves_other_jobs_as_they_were(tmp_path):
+    config = mini.sweep()
+    again = dataclasses.replace(config.points[0], run_id="again", seed=7)
+    both = dataclasses.replace(config, points=(*config.points, again))
+    jobs.create(tmp_path / "s", config)
+    store = jobs.create(tmp_path / "s", both)  # adds jobs, and refuses any that would change
+    stages = [
+        jobs.train_config(Context(store, store.jobs[f"{run}/train"], Stop()))
+        for run in (config.points[0].run_id, "again")
+    ]
+    assert [stage.seed for stage in stages] == [config.finetune.seed, 7]
+    assert stages[0].model == stages[1].model
+    assert [run["seed"] for run in store.runs] == [config.finetune.seed] * 4 + [7]
+
+
 def test_costs_are_the_plans_flops(store):
     by_steps = store.jobs["star-N7.5e9-T32-V196-n1000000/train"]
     assert by_steps.cost / 3906 / 256 == pytest.approx(3.65e14, rel=0.02)

@@ -1,4 +1,5 @@
 import dataclasses
+import json
 
 import pytest
 
@@ -7,6 +8,7 @@ from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import jobs, status
 from vvlm_jax.sweep.config import Evaluation
 from vvlm_jax.sweep.store import journal
+from vvlm_jax.sweep.store.store import Store
 
 A, B, C, D = (p.run_id for p in mini.sweep().points)
 
@@ -77,6 +79,26 @@ def test_scores_that_are_missing_stay_missing_and_are_listed(store):
         (f"{D}/evaluate-s3-val", "waiting"),
     ]
     assert {row["num_examples"] for row in found.rows} == {12}
+    assert {row["score_se"] for row in found.rows} == {None}
+
+
+def test_rows_have_the_seed_the_protocol_and_the_standard_error(store):
+    prepare(store)
+    done(store, f"{A}/train")
+    result = {"scores": {"cell": 40.0, "most": 60.0}, "stderr": {"cell": 3.0, "most": 4.0}}
+    done(store, f"{A}/evaluate-s3-val", protocol="questions", **result)
+    file = store.path / "sweep.json"
+    older = json.loads(file.read_text())
+    for run in older["runs"]:
+        del run["seed"]  # as a store of an older version
+    for opened in (store, None):
+        if opened is None:
+            file.write_text(json.dumps(older))
+            opened = Store.open(store.path)
+        found = status.collect(opened, opened.states())
+        assert {(row["seed"], row["protocol"]) for row in found.rows} == {(0, "questions")}
+        errors = {row["metric"]: row["score_se"] for row in found.rows}
+        assert errors == {"cell": 3.0, "most": 4.0, "avg": 2.5}
 
 
 def test_scores_of_milestones_are_apart_from_the_table(tmp_path):
@@ -89,7 +111,10 @@ def test_scores_of_milestones_are_apart_from_the_table(tmp_path):
     done(store, f"{A}/evaluate-s3-val", scores={"cell": 40.0})
     found = status.collect(store, store.states())
     assert [(row["metric"], row["score"]) for row in found.rows] == [("cell", 40.0), ("avg", 40.0)]
-    assert found.milestones == [{"run_id": A, "step": 1, "metric": "cell", "score": 10.0}]
+    assert found.milestones == [
+        dict(run_id=A, step=1, seed=0, protocol="questions", metric="cell", score=10.0,
+             score_se=None)
+    ]  # fmt: skip
     assert (f"{A}/evaluate-s2-val", "ready") in found.missing
 
 

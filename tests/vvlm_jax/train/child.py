@@ -67,7 +67,7 @@ def die_within(job):
         is_one = {
             "any": removal or job["watch"] in path,
             "save": "orbax-checkpoint-tmp" in path,
-            "manifest": "manifest.json.partial" in path,
+            "manifest": ".partial-manifest.json" in path,
             "clean-up": removal,
         }
         done += is_one[kind]

@@ -1,7 +1,6 @@
 """Archives of media, extracted where rows look for their files; taken up again after a kill."""
 
 import errno
-import os
 import shutil
 import tarfile
 import zipfile
@@ -10,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from vvlm_jax import atomic
 from vvlm_jax.data.prepare.mixture import MixtureConfig
 from vvlm_jax.data.prepare.sources import files_of
 from vvlm_jax.storage.files import glob, stamp
@@ -72,10 +72,8 @@ def _is_extracted(archive: Path, into: Path) -> bool:
 
 def _write(path: Path, source: BinaryIO) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with source, partial.open("wb") as file:
+    with source, atomic.replacing(path) as partial, partial.open("wb") as file:
         shutil.copyfileobj(source, file, 2**20)
-    os.replace(partial, path)
 
 
 def _tarred(archive: Path) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:

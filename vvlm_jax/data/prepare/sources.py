@@ -108,17 +108,17 @@ def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, Sou
         for source in subset.sources:
             pattern = source.annotations
             whole = files.is_remote(pattern) or Path(pattern).is_absolute()
-            files = [files.place(pattern)] if whole else files.glob(root, pattern)
-            files = [file for file in files if files.exists(file) and not files.is_dir(file)]
-            if not files and whole:
+            matches = [files.place(pattern)] if whole else files.glob(root, pattern)
+            matches = [f for f in matches if files.exists(f) and not files.is_dir(f)]
+            if not matches and whole:
                 raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
-            if not files:
+            if not matches:
                 where = f" (as {subset.published} is published)" if subset.published else ""
                 raise ValueError(
                     f"subset {subset.name}: no {pattern} in {root}{where}; get it, or leave the "
                     f"subset out: --without {subset.name}"
                 )
-            found += [(subset, source, file) for file in files]
+            found += [(subset, source, file) for file in matches]
     return found
 
 

@@ -7,40 +7,19 @@ anything else by whoever started the host.
 """
 
 import hashlib
-import math
 import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vvlm_jax.config import ConfigError, choose
+from vvlm_jax.config import ConfigError
+from vvlm_jax.devices import Topology, parse_topology
 
 FAILED, CLAIMED, STOPPED = 1, 3, 75
 WAIT = 60  # seconds between looks, at a queue or at a job that somebody else has
 
 Commands = Sequence[Sequence[str]]
-
-
-class Generation(NamedTuple):
-    """How Google's tools call a kind of TPU."""
-
-    accelerator: str
-    """Start of gcloud's --accelerator-type."""
-    per_chip: int
-    """What its number counts: cores, two a chip, or chips."""
-    runtime: str
-    """gcloud's --runtime-version."""
-    gke: str
-    """The node label cloud.google.com/gke-tpu-accelerator."""
-
-
-GENERATIONS = {
-    "v4": Generation("v4", 2, "tpu-ubuntu2204-base", "tpu-v4-podslice"),
-    "v5e": Generation("v5litepod", 1, "v2-alpha-tpuv5-lite", "tpu-v5-lite-podslice"),
-    "v5p": Generation("v5p", 2, "v2-alpha-tpuv5", "tpu-v5p-slice"),
-    "v6e": Generation("v6e", 1, "v2-alpha-tpuv6e", "tpu-v6e-slice"),
-}
 
 
 @dataclass(frozen=True)
@@ -51,8 +30,10 @@ class TpuOptions:
     """As tools.compile has it."""
     slices: int = 1
     """Slices a run, joined by the data centre's network."""
-    chips_per_host: int = 4
-    """8 for v5e and v6e machines that hold a whole 2x4."""
+    chips_per_host: int | None = None
+    """Of the machines; None for those that large slices consist of. 8 for v5e and v6e machines that
+    hold a whole 2x4.
+    """
     mount: str = "/sweeps"
     """Where the file system with the store is, on every host."""
     python: str = "python"
@@ -86,8 +67,9 @@ class TpuOptions:
 
     def __post_init__(self):
         for name in ("slices", "chips_per_host", "max_restarts", "quota_slices"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name}={getattr(self, name)}: must be 1 or more")
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{name}={value}: must be 1 or more")
         for secret in self.secrets:
             if not re.fullmatch(r"[A-Za-z_]\w*=[A-Za-z0-9][\w.-]*", secret):
                 raise ConfigError(f"secrets={secret!r}: must be VARIABLE=NAME, never the value")
@@ -101,34 +83,28 @@ class TpuOptions:
 
 
 class Slice(NamedTuple):
-    """One slice of a topology."""
+    """One slice, divided into hosts."""
 
-    generation: Generation
-    shape: str
-    chips: int
+    topology: Topology
     hosts: int
     chips_of_host: int
 
     @property
     def accelerator_type(self) -> str:
-        """gcloud's name."""
-        return f"{self.generation.accelerator}-{self.chips * self.generation.per_chip}"
+        """Return gcloud's name of the slice, such as v5p-32."""
+        tpu = self.topology.generation
+        return f"{tpu.accelerator}-{self.topology.chips * tpu.units_per_chip}"
 
 
 def slice_of(options: TpuOptions) -> Slice:
-    """What `options.topology` is. ConfigError when there is no such slice."""
-    kind, _, shape = options.topology.partition(":")
-    generation = choose(GENERATIONS, kind, f"topology={options.topology}: the kind of TPU")
-    example = "2x2x4" if kind in ("v4", "v5p") else "4x4"
-    if not re.fullmatch(r"[1-9]\d*" + r"x[1-9]\d*" * example.count("x"), shape):
-        raise ConfigError(f"topology={options.topology}: must be like {kind}:{example}")
-    chips = math.prod(map(int, shape.split("x")))
-    of_host = min(chips, options.chips_per_host)
-    if chips % of_host:
+    """Divide `options.topology` into hosts. Raises ConfigError when there is no such slice."""
+    topology = parse_topology(options.topology, "topology=")
+    of_host = min(topology.chips, options.chips_per_host or topology.generation.chips_per_host)
+    if topology.chips % of_host:
         raise ConfigError(
-            f"topology={options.topology}: {chips} chips on hosts of chips_per_host={of_host}"
+            f"topology={topology}: {topology.chips} chips on hosts of chips_per_host={of_host}"
         )
-    return Slice(generation, shape, chips, chips // of_host, of_host)
+    return Slice(topology, topology.chips // of_host, of_host)
 
 
 def name_of(run: str) -> str:

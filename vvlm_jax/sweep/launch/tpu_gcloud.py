@@ -34,7 +34,7 @@ def gcloud(run: str, commands: Commands, options: TpuOptions) -> dict[str, list[
     queued = [*tpus, "queued-resources"]
     create = [*queued, "create", name, *where, *nodes]
     create += [f"--accelerator-type={slice.accelerator_type}"]
-    create += [f"--runtime-version={slice.generation.runtime}"]
+    create += [f"--runtime-version={slice.topology.generation.runtime}"]
     if options.spot:
         create.append("--spot")
     if options.valid_until:

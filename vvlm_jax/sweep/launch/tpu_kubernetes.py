@@ -103,8 +103,9 @@ def kueue(options: TpuOptions) -> list[dict]:
     of `quota_slices` runs, and the queue of the namespace.
     """
     slice, version = slice_of(options), "kueue.x-k8s.io/v1beta2"
-    flavor = f"{slice.generation.gke}-{slice.shape}"
-    quota = slice.chips * options.slices * options.quota_slices
+    topology = slice.topology
+    flavor = f"{topology.generation.gke}-{topology.sides}"
+    quota = topology.chips * options.slices * options.quota_slices
     resource = {"name": "google.com/tpu", "nominalQuota": str(quota)}
     return [
         {
@@ -139,8 +140,8 @@ def kueue(options: TpuOptions) -> list[dict]:
 
 def _node_labels(slice: Slice) -> dict[str, str]:
     return {
-        "cloud.google.com/gke-tpu-accelerator": slice.generation.gke,
-        "cloud.google.com/gke-tpu-topology": slice.shape,
+        "cloud.google.com/gke-tpu-accelerator": slice.topology.generation.gke,
+        "cloud.google.com/gke-tpu-topology": slice.topology.sides,
     }
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from vvlm_jax import atomic
 from vvlm_jax.storage.bucket import Key
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
@@ -101,13 +102,7 @@ class Disk:
     def replace(self, path: Path, text: str) -> None:
         """As `Place.replace`."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial-{os.getpid()}")
-        try:
-            partial.write_text(text)
-            partial.replace(path)
-        except OSError:
-            partial.unlink(missing_ok=True)
-            raise
+        atomic.write_text(path, text, shared=True)
 
     def now(self, folder: Path) -> float:
         """As `Place.now`."""

@@ -210,7 +210,7 @@ class Store:
     def job(self, job_id: str) -> Job:
         """ConfigError names the nearest when there is none."""
         if job_id not in self.jobs:
-            raise ConfigError(f"{self.path}: no job {job_id!r}; {_near(job_id, self.jobs)}")
+            raise ConfigError(f"{self.path}: no job {job_id!r}; {nearest(job_id, self.jobs)}")
         return self.jobs[job_id]
 
     def folder(self, run: str) -> Path | Key:
@@ -359,7 +359,3 @@ def _why(state: State) -> str:
 def _asked(name: str, jobs: Iterable[Job], runs, shared: dict | None, *about) -> dict:
     rows = [[job.id, job.kind, job.argument, list(job.after), job.cost] for job in jobs]
     return sweep_json.of(name, rows, runs, shared or {}, *about)
-
-
-def _near(word: str, known) -> str:
-    return nearest(word, known) if len(known) <= 50 else nearest(word, list(known)[:50])

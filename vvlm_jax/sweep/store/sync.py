@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from vvlm_jax import atomic
 from vvlm_jax.storage.bucket import Key
 from vvlm_jax.sweep.store import journal
 
@@ -25,7 +26,7 @@ FILES = "files.json"
 MANIFEST = "manifest.json"
 """Last file of a checkpoint, `train/manifest.py`'s."""
 _PREFIX = "vvlm_jax-sweep-"
-_UNFINISHED = (".orbax-checkpoint-tmp", ".partial")
+_UNFINISHED = (".orbax-checkpoint-tmp", atomic.PREFIX)
 
 
 class Copies:

@@ -94,8 +94,8 @@ def test_names_are_dns_labels_and_stay_apart():
     ("options", "says"),
     [
         (dict(topology="v5q:4x4"), "v5q"),
-        (dict(topology="v5e:2x2x4"), "must be like v5e:4x4"),
-        (dict(topology="v5p"), "must be like v5p:2x2x4"),
+        (dict(topology="v5e:2x2x4"), "must be like v5e:2x2, "),
+        (dict(topology="v5p"), "must be like v5p:2x2x1, "),
         (dict(topology="v5e:3x3"), "9 chips on hosts of chips_per_host=4"),
         (dict(slices=0), "slices=0: must be 1 or more"),
         (dict(secrets=("KEY=it's secret",)), "must be VARIABLE=NAME"),
