@@ -158,8 +158,6 @@ def main(args: Args) -> None:
         say_if_few(one.source, len(one), config, one)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
-    from fitting.report.fitted import Fitted, write_fits
-
     fits = []
     for folder in {args.out, *tables}:
         remove_stale(folder)
@@ -167,9 +165,11 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        fits.append(Fitted(one, law, *judge(one, config, args, folder)))
+        fits.append((one, law, *judge(one, config, args, folder)))
     if args.page.report:
-        page, doubts = write_fits(args.out, table, fits, cost)
+        from fitting.report.fitted import Fitted, write_fits
+
+        page, doubts = write_fits(args.out, table, [Fitted(*fit) for fit in fits], cost)
         print(f"\n{page}" + f" ({doubts} warnings)" * bool(doubts))
 
 
