@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError, LlamaConfig, choose
+from vvlm_jax.config import ConfigError, LlamaConfig
+from vvlm_jax.config_check import choose
 from vvlm_jax.eval import benchmarks
 from vvlm_jax.eval.judge import Judge
 from vvlm_jax.eval.judge_server import GRADES, Relay

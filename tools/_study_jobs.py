@@ -9,11 +9,12 @@ import json
 import math
 from pathlib import Path
 
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, TrainConfig, choose, tokens_side
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import choose, tokens_side
 from vvlm_jax.eval.scores import average
 from vvlm_jax.flops import llm_params
 from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.override import from_dict
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep import jobs as sweep_jobs
 from vvlm_jax.sweep import plan
@@ -277,7 +278,7 @@ def write_data(context: Context) -> dict:
     """Writes one kind of data, unless it is there: its annotation file comes last."""
     from vvlm_jax.data import synthetic
 
-    study = config_lib.from_dict(StudyConfig, context.store.shared["study"])
+    study = from_dict(StudyConfig, context.store.shared["study"])
     folder, kind = context.store.path, context.job.argument["kind"]
     file = folder / {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
     with context.stop.anywhere():

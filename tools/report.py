@@ -28,9 +28,9 @@ from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.forms import FORMS, get_form
 from fitting.runs import RunTable, read_runs, write_runs
-from vvlm_jax.progress import Progress
+from vvlm_jax.progress import Progress, printable
 
-from .common import check_is_here, die_in_one_line, printable
+from .common import check_is_here, die_in_one_line
 from .fit import page_cost
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
@@ -171,9 +171,11 @@ def open_store(path: Path):
 
 def collected(store) -> RunTable:
     """Return the scores that a sweep has so far; a note says how many are missing."""
-    from ._sweep_table import gather
+    from vvlm_jax.sweep.table import gather
 
     found = gather(store)
+    for line in found.missing_lines():
+        print(printable(line), file=sys.stderr)
     table, notes = RunTable.from_rows(found.rows, store.path), ()
     if count := len(found.missing):
         what, why = found.missing[0]

@@ -14,7 +14,7 @@ from fitting.elasticities import Elasticity, elasticity
 from fitting.forms import PAPER_FORMS
 from fitting.frontiers import Frontier, agreement, frontier, member_frontiers
 from fitting.law import BaggedFit
-from fitting.optimise.search import STOPPED
+from fitting.optimise.lanes import STOPPED
 from fitting.runs import RunTable
 from fitting.sweeps import Domain
 from fitting.validation import Comparison, Score, compare, score
@@ -257,8 +257,7 @@ def _reach(analysis: Analysis) -> list[str]:
 
 def _bounds(analysis: Analysis) -> list[str]:
     law, (error_A, low_A, high_A) = analysis.law, _answers(analysis)
-    wrong = (np.array([error_A, low_A, high_A]) > law.scale).any(axis=0)
-    wrong |= (np.array([error_A, low_A, high_A]) < 0).any(axis=0)
+    wrong = law.off_scale(error_A, low_A, high_A)
     if not wrong.any():
         return []
     return [
@@ -286,9 +285,7 @@ def extrapolates(law: BaggedFit, best: Frontier) -> np.ndarray:
 
 def elasticity_extrapolates(law: BaggedFit, change: Elasticity) -> np.ndarray:
     """Return bool [M]: whether n or n plus the step lies outside the range of the fitted runs."""
-    low, high = law.ranges[-1]
-    n_M = change.num_examples
-    return (n_M < low * (1 - 1e-9)) | (n_M + change.delta > high * (1 + 1e-9))
+    return law.step_extrapolates(change.num_examples, change.delta)
 
 
 def edge_text(analysis: Analysis) -> str:

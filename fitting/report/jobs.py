@@ -7,7 +7,6 @@ import functools
 
 import numpy as np
 
-from fitting import formatting
 from fitting.config import FitConfig
 from fitting.report.results import MetricResults, Recommendation, Settings, Subject
 from fitting.runs import FACTORS, RunTable
@@ -140,6 +139,7 @@ def _drawn(metric: str, mark: str, draw):
 
 def recommend(analysis, domain, most: int = MOST_BUDGETS) -> list[Recommendation]:
     """Choose the best configuration at round budgets that the runs span, with their largest n."""
+    from fitting.planner import extrapolations
     from fitting.uncertainty import decide, prediction_interval
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
@@ -161,21 +161,10 @@ def recommend(analysis, domain, most: int = MOST_BUDGETS) -> list[Recommendation
                 regret=float(np.quantile(decision.regret[0], 0.9)),
                 alike=int(decision.regret_set(0.005 * law.scale).sum()),
                 affordable=len(decision.x),
-                outside=_outside(law, decision.x[0], n),
+                outside=extrapolations(law, decision.x[0], n),
             )
         )
     return found
-
-
-def _outside(law, x, n) -> list[str]:
-    from fitting.planner_text import span
-
-    values = x if n is None else (*x, n)
-    return [
-        f"{name} {formatting.count(value, 4)} is outside the fitted {span(low, high)}"
-        for name, value, (low, high) in zip(law.columns, values, law.ranges, strict=True)
-        if not low * (1 - 1e-9) <= value <= high * (1 + 1e-9)
-    ]
 
 
 def budgets(measured, offered, most: int) -> np.ndarray:

@@ -201,7 +201,7 @@ def deployment_rows(analysis: Analysis, *, max_budgets=6, max_num_examples=4) ->
             errors = [best.error[c, m], *law.interval(best.x[c, m], n)]
             error, low, high = (error_text(value, law.scale) for value in errors)
             doubt = "yes" if outside_CM[c, m] else "no"
-            if min(errors) < 0 or max(errors) > law.scale:
+            if law.off_scale(*errors):
                 doubt = "impossible"
             values = (formatting.count(value) for value in best.x[c, m])
             cost, share = formatting.flops(best.cost[c, m]), analysis.agreement[c, m]

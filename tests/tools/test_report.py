@@ -18,9 +18,9 @@ from tests.fitting.report.tables import COST, HEADER, POINTS, STAR, UNITS, lines
 from tests.fitting.synthetic import synthetic_table
 from tools import report as command
 from tools.common import die_in_one_line
-from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import Job, Store
+from vvlm_jax.sweep.table import collect
 
 EVIL = 'acc $x^{ <img src="x" onerror="window.pwned=1">'
 METRICS = ("Metrics/Avg", EVIL, "vqa")

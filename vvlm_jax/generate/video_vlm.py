@@ -19,7 +19,8 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.config import ConfigError, TrainConfig, tokens_side, visual_length
+from vvlm_jax.config import ConfigError, TrainConfig, visual_length
+from vvlm_jax.config_check import tokens_side
 from vvlm_jax.data import chat
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer

@@ -12,12 +12,14 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from vvlm_jax.config import ConfigError, TrainConfig, choose, from_dict, validate
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import choose, validate
 from vvlm_jax.data import tokenizer
 from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.models.vlm import VLM
+from vvlm_jax.override import from_dict
 from vvlm_jax.weights.files import read_json
 from vvlm_jax.weights.sources import fits
 

@@ -14,10 +14,10 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.tools.convert.folders import params_of, run
-from vvlm_jax import config as config_lib
 from vvlm_jax.config import ModelConfig, TrainConfig
 from vvlm_jax.data import synthetic
 from vvlm_jax.models import vlm
+from vvlm_jax.override import override
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import compiled, model_dir, optim
 from vvlm_jax.train.model_dir import CheckpointError
@@ -26,7 +26,7 @@ from vvlm_jax.weights.mapping import WeightsError
 
 def start(stage_config, part, folder):
     """Initial parameters of a run that takes one part from elsewhere."""
-    config = config_lib.override(stage_config, [f"init={json.dumps([[part, str(folder)]])}"])
+    config = override(stage_config, [f"init={json.dumps([[part, str(folder)]])}"])
     model = vlm.build(config.model, 4)
     state = compiled.initial_state(config, model, make_mesh(config.mesh))
     return flatten_dict(optim.merge(state.trainable, state.frozen), sep="/")

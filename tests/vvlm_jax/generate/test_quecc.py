@@ -7,13 +7,13 @@ import jax
 import numpy as np
 import pytest
 
-from vvlm_jax.config import to_json
 from vvlm_jax.data import chat
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import VIDEO
 from vvlm_jax.generate.generate import generate, programs
 from vvlm_jax.generate.video_vlm import VideoVLM
 from vvlm_jax.models import vlm as vlm_module
+from vvlm_jax.override import to_json
 from vvlm_jax.train.model_dir import load_model, save_params
 from vvlm_jax.types import Prompts
 

@@ -7,10 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from vvlm_jax.config import ConfigError, TrainConfig, from_json
+from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.data import pipeline
 from vvlm_jax.models import vlm
 from vvlm_jax.models.variants import VISION
+from vvlm_jax.override import from_json
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import loop, model_dir, optim
 from vvlm_jax.train.compiled import compiled_step, initial_state
