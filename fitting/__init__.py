@@ -26,7 +26,7 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "law": ("BaggedFit",),
-    "optimise.search": ("Solution",),
+    "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
     "report.page": ("write_page",),

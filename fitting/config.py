@@ -12,7 +12,7 @@ AGGREGATES = ("median", "mean")
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")
 RESAMPLINGS = ("iid", "stratified", "wild", "bayesian", "none")
-SOLVERS = ("lm", "lbfgs", "jaxopt-lm")
+SOLVERS = ("lm", "lbfgs")
 SPACES = ("log", "linear")
 UNITS = {"lm_params": 1e9, "num_examples": 1e6}  # the paper's tables; other columns 1
 

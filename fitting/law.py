@@ -19,8 +19,8 @@ from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
 from fitting.optimise import objective
+from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
-from fitting.optimise.search import FAILED, STATUSES
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
@@ -59,7 +59,7 @@ class Members(NamedTuple):
         factor measured in `BaggedFit.units`; NaN where the fit failed.
       objective: [B], sum of w (log f_hat - log f)^2 over sum of w, or the like for another loss.
       gradient_norm: [B], relative to the objective, without what presses on a bound.
-      status: [B], CONVERGED, STOPPED or FAILED of `fitting.optimise.search`.
+      status: [B], CONVERGED, STOPPED or FAILED of `fitting.optimise.lanes`.
       basin_share: [B], share of the starts followed to the end that reached this optimum.
     """
 

@@ -14,7 +14,7 @@ from fitting.config import FitConfig
 from fitting.fits import fit, fit_many
 from fitting.forms import PAPER_FORMS, get_form
 from fitting.law import BaggedFit
-from fitting.optimise.search import CONVERGED
+from fitting.optimise.lanes import CONVERGED
 from fitting.runs import LI2024, read_runs
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table, table_of, true_error
 

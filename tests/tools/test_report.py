@@ -249,7 +249,7 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
     shares = [f"{head},{float(score) / 100}" for head, _, score in lines]
     runs = write(tmp_path / "runs.csv", shares)
     words = (runs, "--out", tmp_path / "out", *QUICK, "--appendix", "none")
-    with pytest.raises(ValueError, match="say scale 1 if 1 is the most there is"):
+    with pytest.raises(ValueError, match="say scale 1 if 1 is the best score"):
         report(*words)
     report(*words, "--scale", "1")
     _, rows = rows_of(tmp_path / "out" / "figures" / "figure7_runs-acc.csv")

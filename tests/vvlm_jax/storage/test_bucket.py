@@ -165,11 +165,11 @@ def test_the_clock_is_never_ahead_of_what_the_server_gives_next(url):
 # Sweeps.
 
 
-def test_drivers_that_race_with_faults_do_every_job_once(url, server):
+def test_workers_that_race_with_faults_do_every_job_once(url, server):
     store = squares(url, 10)
     server(share=0.05)
-    for driver in [start("drive", url, 1) for _ in range(2)]:
-        finish(driver)
+    for process in [start("pull", url) for _ in range(2)]:
+        finish(process)
     counts = server()
     server(share=0)
     assert counts.get("lost", 0) + counts.get("503", 0) + counts.get("429", 0) > 0
