@@ -9,7 +9,7 @@ import numpy as np
 from fitting import formatting
 from fitting.forms import factor_labels
 from fitting.law import BaggedFit
-from fitting.planner_text import words
+from fitting.planner_text import describe
 from fitting.report.analysis import Analysis, elasticity_extrapolates, extrapolates, findings
 from fitting.report.results import MetricResults, Recommendation, Subject
 from fitting.runs import FACTORS, RunTable
@@ -97,7 +97,7 @@ def _data_text(n: float) -> str:
 def model_text(x, factors=FACTORS) -> str:
     """Describe a configuration x [K] in words."""
     if tuple(factors) != FACTORS:
-        return words(factors, x)
+        return describe(factors, x)
     size, *counts = (formatting.count(value, 4) for value in x)
     frames, tokens = (
         f"{count} {what}{'s' * (count != '1')}"
