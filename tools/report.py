@@ -30,8 +30,7 @@ from fitting.forms import FORMS, get_form
 from fitting.runs import RunTable, read_runs, write_runs
 from vvlm_jax.progress import Progress, printable
 
-from .common import check_is_here, die_in_one_line
-from .fit import page_cost
+from .common import check_is_here, check_positive, die_in_one_line
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
 QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
@@ -150,12 +149,12 @@ def settings_of(args: Args, encoder: dict | None):
         "full": (law, law),
     }[args.appendix]
     known = CostConstants(**encoder) if encoder else PAPER
-    asked = dataclasses.replace(
-        args,
-        vision_params=known.vision_params if args.vision_params is None else args.vision_params,
-        features=known.features_per_frame if args.features is None else args.features,
+    check_positive(args, "vision_params", "features")
+    cost = CostConstants(
+        known.vision_params if args.vision_params is None else args.vision_params,
+        known.features_per_frame if args.features is None else args.features,
     )
-    return Settings(law, check, bag, page_cost(asked), skipped="Left out by --appendix none.")
+    return Settings(law, check, bag, cost, skipped="Left out by --appendix none.")
 
 
 def open_store(path: Path):

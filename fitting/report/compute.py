@@ -13,7 +13,7 @@ import numpy as np
 from fitting.report import jobs as work
 from fitting.report.results import Appendix, Results, Settings, Subject
 
-AS_ASKED = "as asked"  # the unchanged config in `fitting.validation.variations`
+AS_ASKED = "as asked"  # the unchanged config in `fitting.ablations.variations`
 
 
 def run_here(jobs: dict, on_done=lambda key, value: None) -> dict:
@@ -75,7 +75,7 @@ def compute(
 
 def fit_jobs(ready, chosen, laws, settings: Settings) -> dict:
     """Return the jobs that fit: forms, variations and Table 9 first, then laws, the shortest."""
-    from fitting.validation import variations
+    from fitting.ablations import variations
 
     jobs = {}
     for name in reversed(settings.forms) if settings.check else ():

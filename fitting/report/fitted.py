@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from fitting.ablations import Ablation
 from fitting.cost import CostConstants
 from fitting.law import BaggedFit
 from fitting.report.analysis import findings
@@ -11,7 +12,7 @@ from fitting.report.jobs import metric_job
 from fitting.report.page import write_page
 from fitting.report.results import Appendix, Results, Settings, Subject
 from fitting.runs import FACTORS, RunTable
-from fitting.validation import Ablation, Comparison
+from fitting.validation import Comparison
 
 
 class Fitted(NamedTuple):

@@ -32,13 +32,13 @@ def entries_job(tables: dict[str, RunTable], name: str, config: FitConfig) -> di
 
 
 def _entry(table: RunTable, name: str, config: FitConfig):
-    from fitting import validation
+    from fitting import splits, validation
 
-    splits = [validation.random_folds(table, FOLDS, config.seed)]
+    found = [splits.random_folds(table, FOLDS, config.seed)]
     if has_both_sweeps(table):
-        splits.append(validation.column_split(table, "sweep=star", "sweep=isoflop"))
+        found.append(splits.column_split(table, "sweep=star", "sweep=isoflop"))
     try:
-        law, validations = validation.validate(table, config, splits)
+        law, validations = validation.validate(table, config, found)
     except ValueError as e:
         return str(e)
     return validation.Entry(name, law, validations)

@@ -340,7 +340,7 @@ def comparison_table(compared, what: str) -> tuple[tuple, list]:
 
 def bagging_table(compared) -> tuple[tuple, list]:
     """Return headers and rows of Table 9."""
-    from fitting.validation import bagging
+    from fitting.ablations import bagging
 
     heads = ["members", "aggregate", "all runs MSE", "E%", "R²"]
     heads += [*(f"CV {score}" for score in SCORES), *split_headers(compared)]

@@ -36,7 +36,7 @@ def report(*words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A report of three metrics with the appendix, of two forms and two variations."""
-    from fitting import validation
+    from fitting import ablations
 
     folder = tmp_path_factory.mktemp("report")
     lines = [line for seed, m in enumerate(METRICS) for line in lines_of(POINTS, m, seed)]
@@ -44,10 +44,10 @@ def made(tmp_path_factory):
     lines[lines.index(first)] = first.rsplit(",", 1)[0] + ","  # a score that is missing
     runs = write(folder / "runs.csv", lines)
     with pytest.MonkeyPatch.context() as patch:
-        whole, some = command.settings_of, validation.variations
+        whole, some = command.settings_of, ablations.variations
         few = dict(forms=("mult", "add"))  # the others compile for long
         patch.setattr(command, "settings_of", lambda *a: dataclasses.replace(whole(*a), **few))
-        patch.setattr(validation, "variations", lambda c: dict(list(some(c).items())[2:4]))
+        patch.setattr(ablations, "variations", lambda c: dict(list(some(c).items())[2:4]))
         report(runs, "--out", folder / "out", *QUICK, *EQUATION)
     return folder
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from fitting.ablations import Ablation, bagging
 from fitting.config import FitConfig
 from fitting.cost import PAPER
 from fitting.fits import fit
@@ -12,7 +13,6 @@ from fitting.report.fitted import Fitted, write_fits
 from fitting.report.jobs import comparison, entries_job
 from fitting.runs import LI2024, RunTable, read_runs
 from fitting.sweeps import Domain, star_sweep
-from fitting.validation import Ablation, bagging
 from tests.fitting.synthetic import synthetic_table
 
 QUICK = FitConfig("add", resamples=3, starts=8, units="geomean")
