@@ -18,6 +18,7 @@ Interrupted, the same command continues. The judge's key is read from the enviro
 OPENAI_API_KEY. The judge's replies are kept: asking again costs nothing.
 """
 
+import contextlib
 import dataclasses
 import math
 import sys
@@ -118,9 +119,9 @@ def _evaluate_benchmarks(args: Args) -> None:
         if result.ungraded:
             notes.append(f"{result.ungraded} replies without a grade, left out")
         print(f"{name:6s} {result.score:6.2f}  ({', '.join(notes)})")
-    scores = benchmarks.average({name: result.score for name, result in found.items()})
+    scores = benchmarks.with_average(found)
     if "avg" in scores:
-        print(f"{'avg':6s} {scores['avg']:6.2f}")
+        print(f"{'avg':6s} {scores['avg'][0]:6.2f}")
     if args.limit is not None:
         _note("no rows in the table of runs: --limit asked only some of the questions")
     elif run["num_examples"] is None:
@@ -129,14 +130,17 @@ def _evaluate_benchmarks(args: Args) -> None:
         _add_rows(args.runs or options.out / "runs.csv", run, scores)
 
 
-def _add_rows(file: Path, run: dict, scores: dict[str, float]) -> None:
+def _add_rows(file: Path, run: dict, scores: dict[str, tuple]) -> None:
     """Write one row for each metric, replacing those of the same run, protocol and metric."""
     from fitting.runs import read_runs, write_runs
 
     rows = read_runs(file).rows() if file.exists() else []
     mine = {(run["run_id"], run["protocol"], metric) for metric in scores}
     rows = [r for r in rows if (r["run_id"], r["protocol"], r["metric"]) not in mine]
-    rows += [{**run, "metric": metric, "score": score} for metric, score in scores.items()]
+    rows += [
+        {**run, "metric": metric, "score": score, "score_se": error}
+        for metric, (score, error) in scores.items()
+    ]
     write_runs(file, rows)
     print(f"{file}: {len(scores)} scores of {run['run_id']}")
 
@@ -159,7 +163,7 @@ def _evaluate_questions(args: Args) -> None:
     judge = None
     if args.judge and not all(q.get("options") for q in questions):
         judge = Judge(args.judge_at, args.judge_cache or out / "judge")
-        if not _all_graded(questions, out / "predictions.jsonl", judge):
+        if not grading.all_graded(questions, _predictions(out), judge):
             judge.require_key()  # before hours of answering
     measured = _answer(args, questions, str(media_root), out)
     for message in runner.unreadable_files(out / "predictions.jsonl"):
@@ -174,18 +178,13 @@ def _evaluate_questions(args: Args) -> None:
     _report([*measured, scores.overall(measured)], out)
 
 
-def _all_graded(questions, predictions_file: Path, judge) -> bool:
-    """Whether an earlier run has answered everything and the judge has graded it."""
-    from vvlm_jax.eval import grading, runner
+def _predictions(out: Path) -> dict[str, dict]:
+    """Return what an earlier run has answered: nothing if it was killed while it wrote a line."""
+    from vvlm_jax.eval import runner
 
-    if not predictions_file.is_file():
-        return False
-    try:
-        predictions = runner.read_predictions(predictions_file)
-    except ValueError:  # its last line is half written
-        return False
-    plan = judge.plan(grading.open_replies(questions, predictions)[1])
-    return plan.kept == plan.asked and all(q["id"] in predictions for q in questions)
+    with contextlib.suppress(OSError, ValueError):
+        return runner.read_predictions(out / "predictions.jsonl")
+    return {}
 
 
 def _answer(args: Args, questions, media_root: str, out: Path):
