@@ -96,13 +96,13 @@ class RunTable:
 
     @property
     def seed(self) -> np.ndarray | None:
-        """Return the seeds of the trainings [R], float64, NaN where unknown; None if no row has one."""
+        """Return the trainings' seeds [R], float64, NaN where unknown; None if no row has one."""
         return self._numbers("seed")
 
     @property
     def score_se(self) -> np.ndarray | None:
-        """Return the standard errors of the scores [R], on the table's scale, NaN where unknown; None
-        if no row has one.
+        """Return the scores' standard errors [R], on the table's scale, NaN where unknown; None if
+        no row has one.
         """
         return self._numbers("score_se")
 
@@ -128,7 +128,7 @@ class RunTable:
             raise ValueError(
                 f"{self.source}: only tables with the columns {', '.join(REQUIRED)} can be written"
             )
-        unknown = [None] * len(self)
+        unknown, protocol = [None] * len(self), self.protocol
         seed, score_se = (
             unknown if v is None else [None if math.isnan(x) else x for x in v.tolist()]
             for v in (self.seed, self.score_se)
@@ -139,9 +139,7 @@ class RunTable:
             **dict(zip(self.factors, self.x.T.tolist(), strict=True)),
             "num_examples": self.n.tolist(),
             "seed": [None if v is None else int(v) for v in seed],
-            "protocol": unknown
-            if self.protocol is None
-            else [v or None for v in self.protocol.tolist()],
+            "protocol": unknown if protocol is None else [v or None for v in protocol.tolist()],
             "metric": self.metric.tolist(),
             "score": (100 - self.error).tolist(),
             "score_se": score_se,

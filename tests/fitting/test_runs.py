@@ -43,7 +43,7 @@ def fails(path, **options) -> str:
     return message
 
 
-# The house's own table.
+# Tables with the default columns.
 
 
 def test_round_trip_is_exact_and_sorted(tmp_path):
@@ -60,7 +60,7 @@ def test_round_trip_is_exact_and_sorted(tmp_path):
     assert list(tmp_path.glob(".partial*")) == []
 
 
-def test_other_tables_cannot_be_written_as_the_houses(tmp_path):
+def test_tables_with_other_columns_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="only tables with the columns run_id, sweep"):
         write_runs(tmp_path / "out.csv", li2024())
     assert not list(tmp_path.iterdir())
