@@ -201,6 +201,14 @@ class Result:
     ungraded: int
     """Grades that the judge did not give."""
 
+    def __str__(self) -> str:
+        notes = [f"{self.questions} questions"]
+        if self.unreadable:
+            notes.append(f"{self.unreadable} about unreadable videos, with an empty reply")
+        if self.ungraded:
+            notes.append(f"{self.ungraded} replies without a grade, left out")
+        return f"{self.score:6.2f}  ({', '.join(notes)})"
+
 
 def with_average(results: Mapping[str, Result]) -> dict[str, tuple[float, float | None]]:
     """Return {name: (score, its standard error)}, with the mean as `avg` if all eight are there."""
