@@ -44,7 +44,7 @@ FLOORS = {
         "config atomic",
         "formatting",
         "sweeps cost runs forms grids",
-        "optimise bootstrap summary splits fit_folder",
+        "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
         "validation frontiers",
         "ablations",
