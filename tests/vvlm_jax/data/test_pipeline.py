@@ -620,8 +620,8 @@ def test_padding_swallows_no_exclamation_mark(tmp_path):
     tok = tokenizer.load(tmp_path)
     assert tok.encode("!") == [0]
     turns = [{"from": "human", "value": "hi!!"}, {"from": "gpt", "value": "!yes!"}]
-    encoded = chat.encode(turns, tok)
-    example = pipeline.pad(encoded, np.zeros((0, 4, 4, 3), np.uint8), 0, 0, 100)
+    encoded = chat.Assembler(DataConfig(), ModelConfig(), tok).conversation(turns, [])
+    example = pipeline.pad(encoded, np.zeros((0, 4, 4, 3), np.uint8), 0, 100)
     length = len(encoded.ids)
     assert example.tokens_L.tolist() == encoded.ids + [0] * (100 - length)
     assert example.tokens_L[:length].tolist().count(0) == 4
