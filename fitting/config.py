@@ -5,6 +5,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
+"""The paper's factors x_N, x_T, x_V: columns of a table of runs unless others are named."""
+
 AGGREGATES = ("median", "mean")
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")

@@ -26,6 +26,7 @@ ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run do
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
 BLOCK = 2048  # configurations predicted at once
 FORMAT = 2  # of fit.json
+ROUNDING = 1e-9  # a value so close to the end of a range is inside it
 
 
 class FittedRuns(NamedTuple):
@@ -300,11 +301,23 @@ class BaggedFit:
             growth_BT = np.exp(slopes_BT * np.log(value / self.units[-1]))
             yield np.einsum("xbt,bt->xb", terms_XBT, growth_BT)
 
-    def extrapolates(self, x, n=None) -> np.ndarray:
-        """Bool [...]: x or n lies outside the range of the fitted runs."""
+    def outside(self, x, n=None) -> np.ndarray:
+        """Return bool [..., C]: which of x [..., K] and n lie outside the range of the runs."""
         z, shape = self._inputs(x, n)
-        low, high = self.ranges.T
-        return ((z < low * (1 - 1e-9)) | (z > high * (1 + 1e-9))).any(axis=1).reshape(shape)
+        return self._is_outside(z).reshape(*shape, -1)
+
+    def extrapolates(self, x, n=None) -> np.ndarray:
+        """Return bool [...]: whether x or n lies outside the range of the fitted runs."""
+        return self.outside(x, n).any(axis=-1)
+
+    def step_extrapolates(self, num_examples, delta: float) -> np.ndarray:
+        """Return bool [M]: n [M], or the n + delta that equation 9 compares it with, is outside."""
+        both = np.stack([num_examples, num_examples + delta])
+        return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
+
+    def off_scale(self, *errors) -> np.ndarray:
+        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
+        return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
 
     # --- what it says and where it is kept ---
 
@@ -432,6 +445,10 @@ class BaggedFit:
             row, column = np.argwhere(bad)[0]
             raise ValueError(f"{self.columns[column]} must be positive, got {z[row, column]}")
         return z, shape
+
+    def _is_outside(self, z, columns=slice(None)) -> np.ndarray:
+        low, high = self.ranges[columns].T
+        return (z < low * (1 - ROUNDING)) | (z > high * (1 + ROUNDING))
 
     def _loss(self) -> Loss:
         return Loss("linear" if self.config.free_floor else "log", None, self.config.free_floor)

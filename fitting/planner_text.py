@@ -34,7 +34,7 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     noise = plan["run_noise"] * (100 if law.config.space == "log" else 1)
     lines = [
         f"Within {amount(plan['budget'], unit)}{with_n}, {plan['affordable']:,} affordable:",
-        f"  {words(law.factors, best['x'].values())}, which costs {amount(best['cost'], unit)}",
+        f"  {describe(law.factors, best['x'].values())}, which costs {amount(best['cost'], unit)}",
         f"  predicted error {error.format(best['error'])}; 90% of runs fall in "
         f"{bounds(best['interval'], error)}, the law in {bounds(best['law_interval'], error)}",
         f"  run noise {formatting.number(noise)}{'%' if law.config.space == 'log' else ' points'}; "
@@ -150,8 +150,8 @@ def amount(value: float, unit: str) -> str:
     return formatting.flops(value, 4) if unit == "FLOPs" else f"{value:.4g} {unit}"
 
 
-def words(names, values) -> str:
-    """lm_params 7.5B, num_frames 32, ..."""
+def describe(names, values) -> str:
+    """Return a configuration as text: lm_params 7.5B, num_frames 32, ..."""
     return ", ".join(f"{k} {formatting.count(v, 4)}" for k, v in zip(names, values, strict=True))
 
 

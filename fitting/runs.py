@@ -1,8 +1,8 @@
-"""The table of runs: what every fit starts from, read from anyone's CSV.
+"""The table of runs, which every fit reads: from a CSV or Parquet file, or from mappings.
 
-One row a run and metric; lines that start with # are comments (below the header they are counted).
-A score is better when higher; a law describes the error, scale - score. The house's own tables have
-the columns `COLUMNS`, and `read_runs` takes those when it is told nothing else.
+A table has one row for each run and metric. A higher score is better; a law describes the error,
+scale - score. Without options `read_runs` reads the default columns, `COLUMNS`; other tables name
+theirs. Lines of a CSV that start with # are comments; those below the header are counted in a note.
 """
 
 import csv
@@ -16,9 +16,9 @@ from types import EllipsisType
 import numpy as np
 
 from fitting.atomic import replacing
+from fitting.config import FACTORS
 from fitting.formatting import nearest
 
-FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
 """Columns that a table of runs with the default columns needs."""
 COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")
@@ -27,8 +27,8 @@ COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")
 standard error of the score in the score's unit. The three may be missing or empty."""
 OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
 SCALES = (100.0, 1.0)
-MISSING = ("", "nan", "none", "null")  # a score that is not there, in lower case
-TINY = 1e-100  # below it, and above its inverse, powers leave float64
+MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
+TINY = 1e-100  # powers of numbers below it, or above its inverse, overflow float64
 
 LI2024 = Path(__file__).parent / "data" / "li2024.csv"
 """The published grid of Li et al. (arXiv 2411.03312): lm_params, visual_tokens, error (0 to 1)."""
@@ -40,17 +40,17 @@ class RunTable:
 
     Attributes:
       factors: names of the K factors.
-      x: configurations [R, K], in the CSV's own units.
+      x: configurations [R, K], in the file's units.
       examples: name of the column of data sizes; None for laws without n.
       n: data sizes [R], or None.
-      error: [R], on the scale that is fitted.
+      error: errors [R], 0 to `scale`.
       scale: the error of a complete failure, 100 or 1.
-      weights: [R], 1 by default.
-      run_id: [R] names; 'row 7' where the CSV names none.
-      metric: [R] what the error is of.
+      weights: weights [R] in a fit, 1 by default.
+      run_id: names [R]; 'row 7' where the file has none.
+      metric: names [R] of the metrics.
       columns: the other columns as text [R] each, such as 'sweep'.
       source: the file's name, for messages.
-      notes: what people should know of the reading: lines passed over, runs that look doubled.
+      notes: warnings for the user, such as skipped lines or runs that look like duplicates.
     """
 
     factors: tuple[str, ...]
@@ -148,11 +148,11 @@ class RunTable:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The distinct metrics, sorted."""
+        """Distinct metrics, sorted."""
         return self.levels("metric")
 
     def column(self, name: str) -> np.ndarray:
-        """Any column [R]: numbers for factors and n, text for the rest.
+        """Return a column [R]: numbers for factors and n, text for the rest.
 
         Raises:
           ValueError: no such column; names the nearest.
@@ -166,11 +166,11 @@ class RunTable:
         return named[name]
 
     def levels(self, column: str) -> tuple:
-        """The distinct values of a column, sorted; floats for factors and n, else texts."""
+        """Return the distinct values of a column, sorted: floats for factors and n, else text."""
         return tuple(np.unique(self.column(column)).tolist())
 
     def take(self, rows) -> "RunTable":
-        """The rows of a boolean mask [R] or of indices."""
+        """Return the table of the rows of a boolean mask [R] or of indices."""
         return RunTable(
             self.factors,
             self.x[rows],
@@ -187,10 +187,10 @@ class RunTable:
         )
 
     def where(self, column: str, value) -> np.ndarray:
-        """Bool [R]: the rows that have the value in the column; 2e12 also finds 2000000000000.
+        """Return a mask [R] of the rows with a value in a column; 2e12 equals 2000000000000.
 
         Raises:
-          ValueError: no such column, or no such row; names what there is.
+          ValueError: no such column, or no such row; names the values that exist.
         """
         values_R, number = self.column(column), _float(value)
         same_R = values_R.astype(str) == str(value)
@@ -206,7 +206,9 @@ class RunTable:
         return same_R
 
     def select(self, **values) -> "RunTable":
-        """The rows with these values, such as `select(metric='avg', sweep='star')`; None is any.
+        """Return the rows with these values, as in `select(metric='avg', sweep='star')`.
+
+        A value of None selects all.
 
         Raises:
           ValueError: no such column, value or combination; names what there is.
@@ -234,23 +236,23 @@ def read_runs(
     group: str | None = None,
     skip_missing: bool = False,
 ) -> RunTable:
-    """Reads and validates a table of runs; without options, one with the house's `COLUMNS`.
+    """Read and validate a table of runs; without options, one with the columns `COLUMNS`.
 
     Args:
-      path: a CSV in UTF-8, a header line, one line a run (and metric); blank and # lines are passed
-        over. Or the same columns as .parquet, where pyarrow is installed.
+      path: a CSV in UTF-8 with a header line and one line for each run and metric; blank lines and
+        those that start with # are skipped. Or a .parquet file, if pyarrow is installed.
       factors: names of the K columns that make up a configuration.
-      examples: name of the column of data sizes n, None for laws without n; left out,
-        'num_examples' where the file has it or the factors are the house's.
+      examples: name of the column of data sizes n, None for laws without n; by default
+        'num_examples' if the file has it or the factors are the default ones.
       score: column of scores, 0 to `scale`, higher is better; 'score' if `error` is None too.
       error: column of errors, in place of scores.
-      metric: keeps the rows with this value in the column 'metric'.
+      metric: keep only rows with this value in the column 'metric'.
       weights: column of the runs' weights, 0 or more.
-      scale: 100 or 1, the error of a complete failure; 100 by default, except that values which
-        are all at most 1 need it said.
-      group: column that says what a row's error is of, 'metric' by default; a run may appear once
-        in each group. The table's `metric` is then of that column.
-      skip_missing: whether rows without a score (or error) are left out and noted.
+      scale: 100 or 1, the error of a complete failure; 100 by default. It must be given when no
+        value is above 1.
+      group: column whose values take the place of metrics, 'metric' by default; a run may appear
+        once in each group.
+      skip_missing: leave out rows without a score (or error), with a note.
 
     Raises:
       ValueError: one line, naming file, row, column, value and what is allowed.
@@ -288,10 +290,11 @@ def read_runs(
 
 
 def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
-    """Write runs as a CSV with the columns `COLUMNS`, sorted by run_id, metric and protocol.
+    """Write runs with the columns `COLUMNS`, sorted by run_id, metric and protocol.
 
-    The same runs give the same bytes, in whatever order they come. The file is replaced in one
-    step, so that a reader never sees half of it.
+    A path that ends in .parquet gets a Parquet file with types, for which pyarrow must be
+    installed; any other a CSV. Scores and their errors have four decimals in both. The same runs
+    give the same CSV, in whatever order they come. The file is replaced in one step.
 
     Raises:
       ValueError: as `RunTable.from_rows`, or a table with other columns than the default ones.
@@ -299,17 +302,41 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
     records, path = table.rows(), Path(path)
     records.sort(key=lambda row: (row["run_id"], row["metric"], row["protocol"] or ""))
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
+    write = _write_parquet if path.suffix == ".parquet" else _write_csv
+    with replacing(path) as partial:
+        write(partial, records)
+
+
+def _write_csv(path: Path, records: list[dict]) -> None:
+    columns = {name: [row[name] for row in records] for name in COLUMNS}
+    for name in (*FACTORS, "num_examples"):
+        columns[name] = [_plain(value) for value in columns[name]]
+    for name in ("score", "score_se"):
+        columns[name] = [None if value is None else f"{value:.4f}" for value in columns[name]]
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(COLUMNS)
-        for row in records:
-            points = {k: f"{row[k]:.4f}" for k in ("score", "score_se") if row[k] is not None}
-            row = {**row, **points}
-            writer.writerow(["" if row[k] is None else _plain(row[k]) for k in COLUMNS])
+        writer.writerows(zip(*columns.values(), strict=True))  # None as an empty cell
+
+
+def _write_parquet(path: Path, records: list[dict]) -> None:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        raise ValueError(f"{path}: needs pyarrow: pip install pyarrow; or give a CSV") from None
+    kinds = dict.fromkeys(("run_id", "sweep", "protocol", "metric"), pyarrow.string())
+    kinds["seed"] = pyarrow.int64()
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
+    rounded = [
+        row | {k: round(row[k], 4) for k in ("score", "score_se") if row[k] is not None}
+        for row in records
+    ]
+    parquet.write_table(pyarrow.Table.from_pylist(rounded, schema=schema), path)
 
 
 def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
-    """Header, of each record its line in the file and its stripped texts, and notes."""
+    """Return the header, the line number and the stripped texts of each record, and notes."""
     numbers, comments, lines, records = [], [], [], []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
@@ -351,7 +378,7 @@ def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
 
 
 def _read_parquet(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
-    """The same of a Parquet file; a row's line is its number."""
+    """Return the same of a Parquet file; a row's number stands for its line."""
     try:
         import pyarrow
         from pyarrow import parquet
@@ -375,7 +402,9 @@ def _kept(rows: list[int], wheres: list[str], columns: dict) -> tuple[list[str],
 
 
 def _content(file, numbers: list[int], comments: list[int]) -> Iterator[str]:
-    """The lines that are no comments and not blank; the numbers of both go into the lists."""
+    """Yield lines that are neither comments nor blank; append their numbers, and those of
+    comments, to the lists.
+    """
     for number, line in enumerate(file, start=1):
         if line.lstrip().startswith("#"):
             comments.append(number)
@@ -396,7 +425,7 @@ def _table(
     scale: float | None = None,
     group: str | None = None,
 ) -> RunTable:
-    """Validated columns as a `RunTable`; `wheres` name the rows in messages."""
+    """Validate columns and return them as a `RunTable`; `wheres` name the rows in messages."""
     if not wheres:
         raise ValueError(f"{source}: no runs; at least one row is needed")
     if score is not None and error is not None:
@@ -474,7 +503,7 @@ def _table(
 
 
 def _doubts(source: str, x_RK, n_R, value_R, metric_R, weight_R) -> Iterator[str]:
-    """What is allowed but seldom meant."""
+    """Yield warnings about rows that are allowed but are probably mistakes."""
     if idle := int((weight_R == 0).sum()):
         yield f"{source}: {idle} runs have weight 0 and take no part"
     n = () if n_R is None else (n_R,)
@@ -509,11 +538,12 @@ def _check_optional(table: RunTable, wheres: list[str]) -> None:
     }
     for name in rules.keys() & table.columns.keys():
         allowed, good = rules[name]
-        for where, text in zip(wheres, table.columns[name], strict=True):
-            if text.strip().lower() not in MISSING and not good(_float(str(text))):
+        texts = table.columns[name].tolist()
+        for text in dict.fromkeys(texts):
+            if text.strip().lower() not in MISSING and not good(_float(text)):
                 raise ValueError(
-                    f"{table.source}, {where}: column {name!r} is {str(text)!r}; it must be "
-                    f"{allowed}"
+                    f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
+                    f"must be {allowed}"
                 )
 
 
@@ -525,7 +555,9 @@ def _check_texts(columns, wheres, source, names) -> None:
 
 
 def _check_unique(table: RunTable, columns: Mapping[str, list], wheres: list[str]) -> None:
-    """A run once a metric; without names, no two rows alike in every column."""
+    """Raise ValueError when a run has two scores of a metric (and protocol) or, in a table without
+    run_id, when two rows are equal in all columns.
+    """
     if "run_id" in columns:
         what = "run_id {!r} with metric {!r}"
         keys = list(zip(table.run_id, table.metric, strict=True))
@@ -558,7 +590,7 @@ def _no_column(name: str, columns) -> str:
 
 
 def _float(value) -> float:
-    """NaN for what is no number; Python's 1_000 is none."""
+    """Return a number, or NaN for other text; 1_000, which Python would read, is other text."""
     if isinstance(value, str) and "_" in value:
         return math.nan
     try:
@@ -568,7 +600,7 @@ def _float(value) -> float:
 
 
 def _plain(value) -> str:
-    """Every digit, an integer without a point."""
+    """Return a number with all its digits, integers without a point."""
     if isinstance(value, float):
         return str(int(value)) if value.is_integer() else repr(value)
     return str(value)

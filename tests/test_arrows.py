@@ -1,8 +1,9 @@
 """The arrows between the rooms, read from the import statements and held.
 
-A room is a module or a folder directly inside a package: `vvlm_jax.models`, `fitting.law`. A room may import itself, the floors below its own, and its neighbours as long as no circle comes of
-it. The checker works on source text, so that it can be tested on planted violations; the last part
-of this file applies it to the tree.
+A room is a module or a folder directly inside a package: `vvlm_jax.models`, `fitting.law`. A room
+may import itself, the floors below its own, and its neighbours as long as no circle comes of it.
+The checker works on source text, so that it can be tested on planted violations; the last part of
+this file applies it to the tree.
 """
 
 import ast
@@ -31,7 +32,8 @@ TREE_MAY_IMPORT = {
 # One row a floor, from the ground up. A room may import the floors below its own.
 FLOORS = {
     "vvlm_jax": [
-        "types config config_check override sharding devices distributed progress atomic",
+        "types config config_check override sharding devices distributed progress atomic "
+        "exit_codes",
         "storage",
         "data models flops",
         "weights train generate",
@@ -40,7 +42,8 @@ FLOORS = {
     ],
     "fitting": [
         "config atomic",
-        "formatting sweeps cost runs forms",
+        "formatting",
+        "sweeps cost runs forms grids",
         "optimise bootstrap summary",
         "fits law",
         "validation frontiers",
@@ -51,10 +54,11 @@ FLOORS = {
 }
 # Rooms that see less than their floor does.
 NARROWER = {
-    "vvlm_jax.data": "types config progress atomic storage data",
-    "vvlm_jax.models": "types config sharding models",
+    "vvlm_jax.data": "types config config_check override progress atomic storage data",
+    "vvlm_jax.models": "types config config_check sharding models",
     "fitting.sweeps": "config sweeps",
     "fitting.cost": "config cost",
+    "fitting.grids": "formatting grids",
 }
 
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")
@@ -70,7 +74,12 @@ IO_MODULES = {"PIL", "av", "io", "os", "pathlib", "pickle", "shutil", "subproces
 IO_CALLS = {"open", "read_bytes", "read_text", "write_bytes", "write_text"}
 
 # What must load without jax, beside configs and the packages' doors.
-WITHOUT_JAX = ("vvlm_jax.config", "fitting.config")
+WITHOUT_JAX = (
+    "vvlm_jax.config",
+    "vvlm_jax.config_check",
+    "vvlm_jax.override",
+    "fitting.config",
+)
 
 
 def rooms_below(library):

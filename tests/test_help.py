@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tools.__main__ import COMMANDS
+
 ROOT = Path(__file__).resolve().parents[1]
 SECONDS = 2.0
 """Of processor time: the machine may be busy with other tests."""
@@ -16,29 +18,21 @@ RUN_WITHOUT_JAX = """
 import atexit, runpy, sys, time
 atexit.register(lambda: print(time.process_time(), file=sys.stderr))
 sys.modules['jax'] = None
-sys.argv = [sys.argv[1], '--help']
-runpy.run_module(sys.argv[0], run_name='__main__', alter_sys=True)
+module, *sys.argv[1:] = sys.argv[1:]
+runpy.run_module(module, run_name='__main__', alter_sys=True)
 """
 
 
 def is_command(source):
-    """Whether a module defines main or asks for __main__ at its top level."""
-    for node in ast.parse(source).body:
-        if isinstance(node, ast.FunctionDef) and node.name == "main":
-            return True
-        if isinstance(node, ast.If) and "__main__" in ast.unparse(node.test):
-            return True
-    return False
+    """Whether a module defines `cli` at its top level."""
+    nodes = ast.parse(source).body
+    return any(isinstance(node, ast.FunctionDef) and node.name == "cli" for node in nodes)
 
 
-def commands():
-    return sorted(path.stem for path in ROOT.glob("tools/*.py") if is_command(path.read_text()))
-
-
-def ask_for_help(name):
+def ask_for_help(module, *words):
     """(finished process, its seconds of processor time)."""
     done = subprocess.run(
-        [sys.executable, "-c", RUN_WITHOUT_JAX, f"tools.{name}"],
+        [sys.executable, "-c", RUN_WITHOUT_JAX, module, *words, "--help"],
         cwd=ROOT,
         env={**os.environ, "COLUMNS": "100"},
         stdin=subprocess.DEVNULL,
@@ -49,28 +43,41 @@ def ask_for_help(name):
     return done, float(done.stderr.split()[-1])
 
 
-@pytest.mark.parametrize("name", commands())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_help_answers_at_once_without_jax_and_shows_a_line_to_copy(name):
-    done, seconds = ask_for_help(name)
+    done, seconds = ask_for_help("vvlm", name)
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    example = f"python -m tools.{name}"
-    assert any(line == example or line.startswith(f"{example} ") for line in lines), done.stdout
-    assert seconds < SECONDS, f"{name} --help took {seconds:.1f} s"
+    assert lines[0].startswith(f"usage: vvlm {name} ")
+    examples = (f"vvlm {name}", f"python -m tools.{name}")
+    assert any(f"{line} ".startswith(tuple(f"{e} " for e in examples)) for line in lines), lines
+    assert seconds < SECONDS, f"vvlm {name} --help took {seconds:.1f} s"
 
 
-def test_the_study_is_among_the_commands():
-    assert "study" in commands()
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_checkout_answers_as_python_m_tools(name):
+    done, seconds = ask_for_help(f"tools.{name}")
+    assert done.returncode == 0, done.stderr
+    assert seconds < SECONDS, f"python -m tools.{name} --help took {seconds:.1f} s"
 
 
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("def main():\n    pass", True),
-        ("if __name__ == '__main__':\n    print(1)", True),
-        ("def helper():\n    pass", False),
-        ("class Tool:\n    def main(self):\n        pass", False),
-    ],
-)
-def test_a_command_is_told_from_a_helper(source, expected):
-    assert is_command(source) is expected
+def test_the_list_names_every_command_and_what_it_does():
+    done, seconds = ask_for_help("vvlm")
+    assert done.returncode == 0, done.stderr
+    for name, what in COMMANDS.items():
+        assert f"{name:<10}{what}" in done.stdout
+    assert seconds < SECONDS
+    files = [*ROOT.glob("tools/*.py"), *ROOT.glob("tools/*/__init__.py")]
+    found = [file for file in files if is_command(file.read_text())]
+    assert {file.parent.name if file.stem == "__init__" else file.stem for file in found} == {
+        *COMMANDS
+    }
+
+
+def test_an_unknown_command_is_one_line_with_the_nearest_name():
+    words = [sys.executable, "-m", "vvlm", "swep", "plan"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "swep" in line
+    assert "sweep" in line

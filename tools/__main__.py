@@ -26,7 +26,7 @@ def main() -> None:
         print(usage())
         return
     if name not in COMMANDS:
-        from vvlm_jax.config import nearest
+        from vvlm_jax.config_check import nearest
 
         print(f"error: {name}: no such command; {nearest(name, list(COMMANDS))}", file=sys.stderr)
         sys.exit(2)

@@ -6,7 +6,8 @@ import os
 import sys
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError, LlamaConfig, choose
+from vvlm_jax.config import ConfigError, LlamaConfig
+from vvlm_jax.config_check import choose
 from vvlm_jax.eval import benchmarks
 from vvlm_jax.eval.judge import Judge
 from vvlm_jax.eval.judge_server import GRADES, Relay
@@ -105,6 +106,7 @@ def _claim(args, out: Path) -> None:
             "task_files": str(args.task_files),
             "limit": args.limit,
             "max_new_tokens": args.max_new_tokens or LENGTH,
+            **({"dtype": args.dtype} if args.dtype else {}),
             "judge": args.judge_at.model,
         },
     )
@@ -121,6 +123,8 @@ def _model(args, out: Path):
 
     return VvlmJax(
         args.model,
+        batch_size=args.prompts_per_batch,
+        dtype=args.dtype,
         max_new_tokens=args.max_new_tokens or LENGTH,
         max_unreadable=args.max_unreadable,
         replies=out / "replies.jsonl",

@@ -292,9 +292,8 @@ def _drawn(metric: str, mark: str, draw):
 
 def decisions(analysis, domain, most: int = 6) -> list[Choice]:
     """At round budgets within what the runs cost, with the runs' largest n."""
+    from fitting.planner import extrapolations
     from fitting.uncertainty import decide, prediction_interval
-
-    from .plan import outside
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n = None if law.examples is None else float(table.n.max())
@@ -315,7 +314,7 @@ def decisions(analysis, domain, most: int = 6) -> list[Choice]:
                 regret=float(np.quantile(decision.regret[0], 0.9)),
                 alike=int(decision.regret_set(0.005 * law.scale).sum()),
                 affordable=len(decision.x),
-                outside=outside(law, decision.x[0], n),
+                outside=extrapolations(law, decision.x[0], n),
             )
         )
     return found

@@ -9,11 +9,12 @@ import json
 import math
 from pathlib import Path
 
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, TrainConfig, choose, tokens_side
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import choose, tokens_side
 from vvlm_jax.eval.scores import average
 from vvlm_jax.flops import llm_params
 from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.override import from_dict
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep import jobs as sweep_jobs
 from vvlm_jax.sweep import plan
@@ -277,7 +278,7 @@ def write_data(context: Context) -> dict:
     """Writes one kind of data, unless it is there: its annotation file comes last."""
     from vvlm_jax.data import synthetic
 
-    study = config_lib.from_dict(StudyConfig, context.store.shared["study"])
+    study = from_dict(StudyConfig, context.store.shared["study"])
     folder, kind = context.store.path, context.job.argument["kind"]
     file = folder / {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
     with context.stop.anywhere():
@@ -308,12 +309,13 @@ def ask_untrained(context: Context) -> dict:
     It may reply with valid answers only; its free replies are often none, and would score less
     than a guess.
     """
-    from vvlm_jax.data import pipeline, synthetic, tokenizer
+    from vvlm_jax.data import synthetic, tokenizer
     from vvlm_jax.eval import runner
-    from vvlm_jax.models import vlm
+    from vvlm_jax.generate.video_vlm import VideoVLM
     from vvlm_jax.sharding import make_mesh
     from vvlm_jax.train import optim
     from vvlm_jax.train.compiled import initial_state
+    from vvlm_jax.train.model_dir import build_model
 
     seed, run = context.job.argument["seed"], context.store.job(f"{context.job.run}/train")
     config = sweep_jobs.train_config(dataclasses.replace(context, job=run))
@@ -322,15 +324,14 @@ def ask_untrained(context: Context) -> dict:
     asked = sweep_jobs.evaluation(context, "val")
     with context.stop.anywhere():
         tok = tokenizer.load(config.data.tokenizer)
-        model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
+        model = build_model(config, tok)
         state = initial_state(config, model, make_mesh(config.mesh))
-        params = optim.merge(state.trainable, state.frozen)
+        vlm = VideoVLM.from_params(config, optim.merge(state.trainable, state.frozen), tok)
         questions = [
             {**q, "choices": synthetic.valid_replies(q)}
             for q in runner.read_questions(asked.questions)
         ]
-        whole = (model, params, tok, config)
-        return sweep_jobs.answer(context, asked, questions, whole, f"untrained, seed {seed}")
+        return sweep_jobs.answer(context, asked, questions, vlm, f"untrained, seed {seed}")
 
 
 def ask_about_others(context: Context) -> dict:
@@ -338,7 +339,7 @@ def ask_about_others(context: Context) -> dict:
     which nothing but the format can be right, so that it must score chance.
     """
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.model_dir import load_model
+    from vvlm_jax.generate.video_vlm import VideoVLM
 
     asked = sweep_jobs.evaluation(context, "val")
     with context.stop.anywhere():
@@ -346,8 +347,8 @@ def ask_about_others(context: Context) -> dict:
         clips = list(dict.fromkeys(q["video"] for q in questions))
         following = dict(zip(clips, clips[1:] + clips[:1], strict=True))
         questions = [{**q, "video": following[q["video"]]} for q in questions]
-        model = load_model(context.folder)
-        return sweep_jobs.answer(context, asked, questions, model, f"{context.job.run}, other clip")
+        vlm = VideoVLM.load(context.folder)
+        return sweep_jobs.answer(context, asked, questions, vlm, f"{context.job.run}, other clip")
 
 
 KINDS = {"data": write_data, "untrained": ask_untrained, "other-clip": ask_about_others}

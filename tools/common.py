@@ -1,8 +1,11 @@
 """Shared by all commands: load a config file, end with one line, print safely."""
 
+import contextlib
+import csv
 import dataclasses
 import importlib
 import importlib.util
+import math
 import os
 import re
 import select
@@ -11,8 +14,10 @@ import traceback
 from pathlib import Path
 from types import ModuleType
 
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, Stopped, from_json, nearest, to_json
+from vvlm_jax import config
+from vvlm_jax.config import ConfigError, Stopped
+from vvlm_jax.config_check import nearest
+from vvlm_jax.override import from_json, to_json
 
 USER_ERRORS = (ValueError, OSError, Stopped)
 """Errors that a person can mend; the rest are bugs."""
@@ -20,6 +25,12 @@ USER_ERRORS = (ValueError, OSError, Stopped)
 
 CONFIGS = "configs" if __package__ == "tools" else f"{__package__}.configs"
 """Package of the shipped configs: beside `tools` in a checkout, inside `vvlm` when installed."""
+
+
+def own_command(*words: str) -> list[str]:
+    """Return the command line of one of these commands in another process: `vvlm WORDS …`."""
+    package = "vvlm" if importlib.util.find_spec("vvlm") else "tools"  # a checkout, not installed
+    return [sys.executable, "-m", package, *words]
 
 
 def shipped(name: str) -> ModuleType:
@@ -99,7 +110,7 @@ def _reason(error: Exception, kind: type) -> str:
     unknown = re.search(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
-    known = {**vars(config_lib), kind.__name__: kind}
+    known = {**vars(config), kind.__name__: kind}
     if unknown and dataclasses.is_dataclass(cls := known.get(unknown[1])):
         options = [field.name for field in dataclasses.fields(cls)]
         return f"{unknown[2]}: no such option; {nearest(unknown[2], options)}"
@@ -146,13 +157,35 @@ def _nobody_reads() -> bool:
     return ended
 
 
+@contextlib.contextmanager
+def flag(name: str):
+    """Put the flag's name in front of the ValueErrors that the block raises."""
+    try:
+        yield
+    except ValueError as e:
+        raise ValueError(f"{name} {e}") from None
+
+
+def check_positive(flags, *names: str, zero: bool = False) -> None:
+    """Raise ValueError, naming the flag, unless these fields are None or positive and finite."""
+    for name in names:
+        value = getattr(flags, name)
+        if value is not None and not (0 < value < math.inf or (zero and value == 0)):
+            must = "0 or more" if zero else "a positive number"
+            raise ValueError(f"--{name.replace('_', '-')} must be {must}, got {value:g}")
+
+
+def write_csv(path: Path, rows: list[dict]) -> None:
+    """Write rows of equal keys as a CSV with a header, and the folder it goes into."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def check_is_here(flag: str, path: Path) -> None:
     """ConfigError for an address: `Path` would make a folder of it, `gs:/BUCKET`."""
     if address := re.fullmatch(r"([A-Za-z][\w+.-]*):/+(.*)", str(path)):
         where = "://".join(address.groups())
         raise ConfigError(f"{flag} {where}: must be on this machine, not in a bucket")
-
-
-def printable(line: str) -> str:
-    """A line from a store without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in line)

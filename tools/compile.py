@@ -25,8 +25,10 @@ from typing import Annotated, Literal
 
 import tyro
 
-from vvlm_jax.config import ConfigError, TrainConfig, choose, override, validate
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import choose, validate
 from vvlm_jax.devices import GIB, Topology, parse_topology
+from vvlm_jax.override import override
 
 from .common import die_in_one_line, load_config, shipped
 

@@ -25,8 +25,9 @@ from typing import Annotated, Literal
 import tyro
 
 from vvlm_jax import atomic
-from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, DataConfig, ModelConfig, TrainConfig
+from vvlm_jax.config_check import choose
+from vvlm_jax.override import to_json
 from vvlm_jax.progress import Progress
 
 from .common import die_in_one_line
@@ -171,8 +172,8 @@ def _read_ours(folder: Path, args: Args) -> _Model:
             f"--image-size {args.image_size}: only what is read from other libraries is resized"
         )
     config = model_dir.read_config(folder)
-    vision = config_lib.choose(variants.VISION, config.model.vision, "model.vision")
-    llm = config_lib.choose(variants.LLAMA, config.model.llm, "model.llm")
+    vision = choose(variants.VISION, config.model.vision, "model.vision")
+    llm = choose(variants.LLAMA, config.model.llm, "model.llm")
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vision=vision, llm=llm)
     )
@@ -264,7 +265,7 @@ def _write_ours(model: _Model, folder: Path) -> None:
     from vvlm_jax.weights import export
 
     folder.mkdir()
-    (folder / "config.json").write_text(config_lib.to_json(model.config))
+    (folder / "config.json").write_text(to_json(model.config))
     if model.came is not None:
         export.write_came(folder / CAME, model.came)
     for name, file in model.beside.items():

@@ -52,6 +52,10 @@ class Args:
     """Share of videos that may be unreadable before it stops. They are counted, and left out; in
     benchmarks their questions have an empty reply.
     """
+    dtype: str | None = None
+    """Compute dtype, such as float32, in place of the model's own."""
+    prompts_per_batch: int = 16
+    """Prompts answered at a time."""
     likelihood: bool = False
     """Score multiple choice by the likeliest letter, too (question file)."""
     judge: bool = False
@@ -136,26 +140,21 @@ def _all_graded(questions, predictions_file: Path, judge) -> bool:
 
 def _answer(args: Args, questions, media_root: str, out: Path):
     """Return the scores by rule, without a judge; fill predictions.jsonl."""
+    from vvlm_jax import VideoVLM
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.model_dir import load_model
 
-    model, params, tok, config = load_model(args.model)
-    data = dataclasses.replace(
-        config.data,
-        media_root=media_root,
-        max_unreadable=args.max_unreadable,
-    )
+    vlm = VideoVLM.load(args.model, dtype=args.dtype)
+    in_dtype = f" in {args.dtype}" if args.dtype else ""
     return runner.evaluate(
-        model,
-        params,
-        tok,
+        vlm,
         questions,
         out / "predictions.jsonl",
-        config.model,
-        data,
-        identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}",
+        media_root=media_root,
+        max_unreadable=args.max_unreadable,
+        identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}{in_dtype}",
         max_new_tokens=16 if args.max_new_tokens is None else args.max_new_tokens,
         likelihood=args.likelihood,
+        prompts_per_batch=args.prompts_per_batch,
     )
 
 

@@ -30,11 +30,11 @@ from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.forms import FORMS, get_form
 from fitting.runs import FACTORS, RunTable, read_runs, write_runs
-from vvlm_jax.progress import Progress
+from vvlm_jax.progress import Progress, printable
 
 from . import _report_jobs as work
 from ._report_jobs import Settings, Subject
-from .common import check_is_here, die_in_one_line, printable
+from .common import check_is_here, die_in_one_line
 from .fit import page_cost
 
 SYNTHETIC = "Synthetic data: made up by a program, not measured."
@@ -154,9 +154,11 @@ def of_store(store) -> RunTable:
     """The scores that a sweep has by now, as its runs.csv would have them; a note says how many are
     missing.
     """
-    from ._sweep_table import gather
+    from vvlm_jax.sweep.table import gather
 
     found = gather(store)
+    for line in found.missing_lines():
+        print(printable(line), file=sys.stderr)
     table, notes = RunTable.from_rows(found.rows, store.path), ()
     if count := len(found.missing):
         what, why = found.missing[0]

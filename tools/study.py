@@ -23,9 +23,10 @@ from pathlib import Path
 
 import tyro
 
-from vvlm_jax.config import ConfigError, override, to_json
+from vvlm_jax.config import ConfigError
+from vvlm_jax.override import override, to_json
 
-from .common import die_in_one_line, load_config, shipped
+from .common import die_in_one_line, load_config, own_command, shipped
 
 StudyConfig = shipped("study").StudyConfig
 
@@ -69,11 +70,11 @@ def main(args: Args) -> None:
 
 def run_phases(study: StudyConfig, work: Path, out: Path, shares) -> None:
     """Data, preparation, sweep, fits and report; `work` keeps what was made, `out` gets results."""
-    from vvlm_jax.sweep.status import collect
+    from vvlm_jax.sweep.launch import local
+    from vvlm_jax.sweep.table import collect
 
     from . import _study_jobs as jobs
     from . import _study_report
-    from ._sweep_drive import drive
 
     store, clock = jobs.create(study, work), Clock(work / "phases.json")
     (work / "study.json").write_text(to_json(study))
@@ -88,7 +89,8 @@ def run_phases(study: StudyConfig, work: Path, out: Path, shares) -> None:
 
     note(f"{len(store.runs)} runs, {len(store.jobs)} jobs, {len(shares)} at a time, in {work}")
     try:
-        drive(store, shares, look)
+        if not local.drive(store, own_command("sweep", "work", str(store.path)), shares, look):
+            sys.exit(1)
     finally:
         clock.switch(None)
     note("— fits and report")

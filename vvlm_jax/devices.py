@@ -8,7 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import nearest
 
 GIB = 2**30
 

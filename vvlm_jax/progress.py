@@ -83,3 +83,8 @@ def duration(seconds: float) -> str:
     if s < 60:
         return f"{s} s"
     return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def printable(line: str) -> str:
+    """Replace characters that would move a terminal's cursor, in a line from a file."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)

@@ -9,7 +9,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.config import ConfigError, LlamaConfig, nearest
+from vvlm_jax.config import ConfigError, LlamaConfig
+from vvlm_jax.config_check import nearest
 
 AXES = ("replica", "data", "fsdp", "tensor")
 ROWS = AXES[:3]

@@ -261,8 +261,7 @@ def _reach(analysis: Analysis) -> list[str]:
 
 def _bounds(analysis: Analysis) -> list[str]:
     law, (error_A, low_A, high_A) = analysis.law, _answers(analysis)
-    wrong = (np.array([error_A, low_A, high_A]) > law.scale).any(axis=0)
-    wrong |= (np.array([error_A, low_A, high_A]) < 0).any(axis=0)
+    wrong = law.off_scale(error_A, low_A, high_A)
     if not wrong.any():
         return []
     return [
@@ -290,9 +289,7 @@ def extrapolates(law: BaggedFit, best: Frontier) -> np.ndarray:
 
 def elasticity_extrapolates(law: BaggedFit, change: Elasticity) -> np.ndarray:
     """Bool [M]: n, or n with its step, lies outside the range of the fitted runs."""
-    low, high = law.ranges[-1]
-    n_M = change.num_examples
-    return (n_M < low * (1 - 1e-9)) | (n_M + change.delta > high * (1 + 1e-9))
+    return law.step_extrapolates(change.num_examples, change.delta)
 
 
 def edge_text(analysis: Analysis) -> str:
@@ -350,7 +347,7 @@ def deployment_rows(analysis: Analysis, *, max_budgets=6, max_num_examples=4) ->
             errors = [best.error[c, m], *law.interval(best.x[c, m], n)]
             error, low, high = (error_text(value, law.scale) for value in errors)
             doubt = "yes" if outside_CM[c, m] else "no"
-            if min(errors) < 0 or max(errors) > law.scale:
+            if law.off_scale(*errors):
                 doubt = "impossible"
             rows.append(
                 (

@@ -6,16 +6,10 @@ def letters_model(tmp_path_factory):
     """A model of random parameters that can write nothing but letters."""
     import jax
 
-    from vvlm_jax.config import (
-        DataConfig,
-        LlamaConfig,
-        ModelConfig,
-        TrainConfig,
-        VisionConfig,
-        to_json,
-    )
+    from vvlm_jax.config import DataConfig, LlamaConfig, ModelConfig, TrainConfig, VisionConfig
     from vvlm_jax.data import tokenizer
     from vvlm_jax.models import vlm
+    from vvlm_jax.override import to_json
     from vvlm_jax.train.model_dir import save_params
 
     folder = tmp_path_factory.mktemp("letters")

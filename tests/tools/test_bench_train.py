@@ -12,9 +12,10 @@ import pytest
 from tests.processes import FAST_TO_COMPILE
 from tools.bench import bench_train as bench
 from tools.bench.bench_train import Args, Report, Step
-from vvlm_jax.config import ConfigError, override
+from vvlm_jax.config import ConfigError
 from vvlm_jax.flops import llm_flops, vision_flops
 from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.override import override
 
 ROOT = Path(__file__).parents[2]
 

@@ -17,8 +17,9 @@ from tools import compile as command
 from tools.common import die_in_one_line
 from vvlm_jax.compile import programs, search, table
 from vvlm_jax.compile.programs import Measured, Target
-from vvlm_jax.config import TrainConfig, override
+from vvlm_jax.config import TrainConfig
 from vvlm_jax.devices import GIB, TPUS, parse_topology
+from vvlm_jax.override import override
 
 ROOT = Path(__file__).parents[2]
 FINETUNE = ROOT / "configs" / "finetune.py"
@@ -339,7 +340,8 @@ from pathlib import Path
 from vvlm_jax.compile import programs
 from vvlm_jax.devices import parse_topology
 from tools.common import load_config
-from vvlm_jax.config import TrainConfig, override
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.override import override
 
 programs.prepare_environment()
 config = load_config(Path(sys.argv[1]), TrainConfig)

@@ -215,31 +215,6 @@ def test_undefined_is_a_dash_and_null(capsys, tmp_path):
     assert "1 of 1 pairs" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("text", "levels"),
-    [
-        ("1e9,7.5e9", [1e9, 7.5e9]),
-        ("2:5", [2, 3, 4, 5]),
-        ("squares:3", [1, 4, 9]),
-        ("squares:2,3:4,10,3", [1, 3, 4, 10]),
-    ],
-)
-def test_levels(text, levels):
-    assert command.parse_levels(text, "width").tolist() == levels
-
-
-@pytest.mark.parametrize("text", ["", "a", "5:2", "0:3", "-1", "squares:x", "1,,2", "nan", "inf"])
-def test_bad_levels(text):
-    with pytest.raises(ValueError, match="--domain width="):
-        command.parse_levels(text, "width")
-
-
-@pytest.mark.parametrize("text", ["1:100", "1:2:3:4", "a", "0,1", "1:5:0", "", "inf"])
-def test_bad_grids(text):
-    with pytest.raises(ValueError, match="--at .*: write LOW:HIGH:COUNT"):
-        command.parse_grid(text, "--at")
-
-
 MISTAKES = [
     ((), "nothing to answer: give --budget-tflops"),
     (("--budget-tflops", "-1"), "--budget-tflops must be a positive number, got -1"),
@@ -283,7 +258,7 @@ def test_a_law_without_n_takes_no_examples(without_n, tmp_path):
     table.write_text("x1,x2,euros\n1,2,3\n")
     with pytest.raises(ValueError, match="--examples: the law has no number of examples"):
         plan(without_n, *QUESTION)
-    with pytest.raises(ValueError, match="--elasticity: the law has no number of examples"):
+    with pytest.raises(ValueError, match="--elasticity: the law has no number"):
         plan(without_n, "--elasticity", "--cost", table, "--frontier", "1")
     with pytest.raises(ValueError, match="needs the factor 'lm_params'; the law has x1, x2"):
         plan(without_n, "--budget-tflops", "15")

@@ -28,9 +28,9 @@ from tools import _report_jobs as work
 from tools import _report_text as words
 from tools import report as command
 from tools.common import die_in_one_line
-from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import Job, Store
+from vvlm_jax.sweep.table import collect
 
 COST = CostConstants(vision_params=60_000, features_per_frame=16)
 DOMAIN = Domain((20_000, 120_000, 700_000), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 9, 16))

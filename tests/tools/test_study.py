@@ -13,7 +13,7 @@ from configs import study, study_mini
 from tools import _study_jobs as jobs
 from tools import study as command
 from tools.common import die_in_one_line
-from vvlm_jax.config import override
+from vvlm_jax.override import override
 from vvlm_jax.sweep.jobs import train_config
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import State
@@ -174,8 +174,8 @@ def test_every_stage_starts_from_what_was_made_for_its_language_model(store):
 
 def test_phases_follow_one_another(store):
     def phase(*done):
-        states = {id: State("ready", journal.NONE) for id in store.jobs}
-        states |= {id: State("done", journal.NONE) for id in store.jobs if id.startswith(done)}
+        states = {id: State("ready", journal.NO_ENTRY) for id in store.jobs}
+        states |= {id: State("done", journal.NO_ENTRY) for id in store.jobs if id.startswith(done)}
         return jobs.phase(store, states)
 
     data, preparing = "videos, pictures and stories", "pretrained encoder and language models"

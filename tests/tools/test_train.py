@@ -12,8 +12,10 @@ import pytest
 from tests.processes import FAST_TO_COMPILE
 from tools import train
 from tools.common import die_in_one_line, load_config
-from vvlm_jax.config import TrainConfig, override, to_json, validate
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.config_check import validate
 from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.override import override, to_json
 
 ROOT = Path(__file__).parents[2]
 TURNS = (("flash", 1), ("cell", 1), ("most", 1))

@@ -6,8 +6,9 @@ import subprocess
 
 import pytest
 
-from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, override
+from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from vvlm_jax.data import synthetic, tokenizer
+from vvlm_jax.override import override
 
 TURNS = (("flash", 1), ("cell", 1), ("most", 1))
 CLIP = dict(num_frames=8, flash_lengths=(2,), size=48, seed=0)

@@ -9,17 +9,11 @@ from vvlm_jax.config import (
     ModelConfig,
     OptimConfig,
     TrainConfig,
-    choose,
-    first_difference,
-    from_dict,
-    from_json,
-    override,
-    to_json,
-    tokens_side,
-    validate,
     visual_length,
 )
+from vvlm_jax.config_check import choose, tokens_side, validate
 from vvlm_jax.models.variants import VISION
+from vvlm_jax.override import differences, from_dict, from_json, override, to_json
 
 SO400M = VISION["so400m/14-384"]
 UNUSUAL = TrainConfig(
@@ -69,7 +63,7 @@ def test_an_override_sets_one_option(assignment, read, value):
     assert type(read(after)) is type(value)
     hash(after)  # lists have become tuples all the way down
     text = assignment.partition("=")[0]
-    assert first_difference(before, after)[0] == text
+    assert next(differences(before, after))[0] == text
     assert before == TrainConfig()
 
 
@@ -143,11 +137,11 @@ def test_json_of_an_older_run_takes_defaults_and_refuses_what_it_does_not_know()
         from_dict(TrainConfig, {"data": {"sytem": ""}})
 
 
-def test_first_difference():
-    assert first_difference(UNUSUAL, UNUSUAL) is None
+def test_differences():
+    assert list(differences(UNUSUAL, UNUSUAL)) == []
     deeper = override(UNUSUAL, ["optim.warmup=0.2", "seed=9"])
-    assert first_difference(UNUSUAL, deeper) == ("optim.warmup", 0.1, 0.2)
-    assert first_difference(UNUSUAL, override(UNUSUAL, ["seed=9"])) == ("seed", 3, 9)
+    assert list(differences(UNUSUAL, deeper)) == [("optim.warmup", 0.1, 0.2), ("seed", 3, 9)]
+    assert list(differences(UNUSUAL, override(UNUSUAL, ["seed=9"]))) == [("seed", 3, 9)]
 
 
 # What cannot work.

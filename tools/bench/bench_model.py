@@ -27,7 +27,8 @@ from typing import NamedTuple
 import numpy as np
 
 from tools.common import die_in_one_line
-from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig, choose
+from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig
+from vvlm_jax.config_check import choose
 from vvlm_jax.flops import llm_flops, llm_params
 
 _VISION = VisionConfig(width=16, depth=2, mlp_dim=16, num_heads=2, patch_size=4, image_size=8)

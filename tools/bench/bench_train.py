@@ -41,11 +41,10 @@ from vvlm_jax.config import (
     Stopped,
     TrainConfig,
     VisionConfig,
-    choose,
-    override,
-    validate,
     visual_length,
 )
+from vvlm_jax.config_check import choose, validate
+from vvlm_jax.override import override
 
 VIDEO, TEXT_FROM = 5, 8
 """The placeholder's id, and the first that text may have."""

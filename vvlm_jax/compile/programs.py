@@ -12,7 +12,8 @@ from importlib import metadata
 from types import MappingProxyType
 
 from vvlm_jax import flops
-from vvlm_jax.config import ConfigError, TrainConfig, choose, visual_length
+from vvlm_jax.config import ConfigError, TrainConfig, visual_length
+from vvlm_jax.config_check import choose
 from vvlm_jax.devices import GIB, Topology, known_topologies
 
 PROGRAMS = ("train", "encode", "prefill", "decode")

@@ -21,8 +21,9 @@ from typing import NamedTuple, TypeVar
 from vvlm_jax.compile import programs
 from vvlm_jax.compile.programs import Measured, Target
 from vvlm_jax.compile.search import Memory, search
-from vvlm_jax.config import REMAT, ConfigError, TrainConfig, to_json, visual_length
+from vvlm_jax.config import REMAT, ConfigError, TrainConfig, visual_length
 from vvlm_jax.devices import GIB, Topology, parse_topology
+from vvlm_jax.override import to_json
 from vvlm_jax.progress import Progress
 
 _CODE = (

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import nearest
 from vvlm_jax.eval import scores as scores_of
 
 _MVBENCH = (

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.config import ConfigError, TrainConfig, tokens_side, visual_length
+from vvlm_jax.config import ConfigError, TrainConfig, visual_length
+from vvlm_jax.config_check import tokens_side
 from vvlm_jax.data.chat import Assembler
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
@@ -197,7 +198,9 @@ class VideoVLM:
         with `num_videos` videos of the model's own size and a reply of `max_tokens`.
         """
         model = self.config.model
-        self._row(0, name, self._assembler(), [("", model.num_frames)] * num_videos, prompt, max_tokens)
+        self._row(
+            0, name, self._assembler(), [("", model.num_frames)] * num_videos, prompt, max_tokens
+        )
 
     def _assembler(self, num_tokens: int | None = None) -> Assembler:
         model = self.config.model

@@ -13,7 +13,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig, choose
+from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig
+from vvlm_jax.config_check import choose
 from vvlm_jax.models import resampler, variants
 from vvlm_jax.models.kv_cache import KVCache, grow
 from vvlm_jax.models.llama import Llama

@@ -2,7 +2,7 @@
 
 A bucket offers what a journal needs: a write that is refused when there is an object already, by
 the server, and times that the server sets. Google's and Amazon's own libraries make the requests
-(`buckets_gcs.py`, `buckets_s3.py`), one try each; all tries are counted here, in one way for both.
+(`gcs.py`, `s3.py`), one try each; all tries are counted here, in one way for both.
 
 A request whose answer is lost may have been carried out. So each object that is created carries a
 number of its own (`nonce`): who is told "taken" looks whose it is, and it may be its own.

@@ -6,8 +6,8 @@ import jax
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from vvlm_jax import config as config_lib
 from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import nearest
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import param_shardings
 from vvlm_jax.train import optim
@@ -25,7 +25,7 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     like = jax.tree.map(_struct, vlm.shapes(model), by_part)
     for part, _ in config.init:
         if part not in like:
-            raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, like)}")
+            raise ConfigError(f"init: unknown part {part!r}; {nearest(part, like)}")
     params = _random(model, config.seed, by_part, [part for part, _ in config.init])
     if config.init:
         from vvlm_jax.train import model_dir  # and with it readers of data, which a step needs not

@@ -23,7 +23,8 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from vvlm_jax import distributed
-from vvlm_jax.config import ConfigError, Stopped, TrainConfig, choose, validate
+from vvlm_jax.config import ConfigError, Stopped, TrainConfig
+from vvlm_jax.config_check import choose, validate
 from vvlm_jax.data import pipeline, tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh

@@ -12,12 +12,14 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from vvlm_jax.config import ConfigError, TrainConfig, choose, from_dict, validate
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import choose, validate
 from vvlm_jax.data import tokenizer
 from vvlm_jax.data.pipeline import newline_id, video_id
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.models.vlm import VLM
+from vvlm_jax.override import from_dict
 from vvlm_jax.weights.files import read_json
 from vvlm_jax.weights.sources import fits
 
@@ -188,9 +190,7 @@ def read_config(folder: str | Path) -> TrainConfig:
         raise ConfigError(f"{file}: {e}") from None
 
 
-def open_model(
-    folder: str | Path, dtype: str | None = None
-) -> tuple[VLM, Tokenizer, TrainConfig]:
+def open_model(folder: str | Path, dtype: str | None = None) -> tuple[VLM, Tokenizer, TrainConfig]:
     """Return a finished stage's or converted model without its parameters (`load_params`), its
     tokenizer and its config. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
 

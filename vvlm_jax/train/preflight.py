@@ -6,9 +6,9 @@ from pathlib import Path
 
 import jax
 
-from vvlm_jax import config as config_lib
 from vvlm_jax import devices
 from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config_check import nearest
 from vvlm_jax.models import vlm
 from vvlm_jax.train import model_dir, optim
 from vvlm_jax.weights import big_vision
@@ -47,7 +47,7 @@ def _platforms() -> str:
 def _check_init(config: TrainConfig, shapes: dict) -> None:
     for part, folder in config.init:
         if part not in shapes:
-            raise ConfigError(f"init: unknown part {part!r}; {config_lib.nearest(part, shapes)}")
+            raise ConfigError(f"init: unknown part {part!r}; {nearest(part, shapes)}")
         if not big_vision.split_path(folder)[0].exists():
             raise ConfigError(f"init: {folder}: no such folder or file, for {part}")
         if not is_foreign(folder) and not model_dir.is_finished(folder):

@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 
 from vvlm_jax import atomic
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ConfigError, DataConfig, TrainConfig, differences
+from vvlm_jax.config import ConfigError, DataConfig, TrainConfig
+from vvlm_jax.config_check import nearest
+from vvlm_jax.override import differences, from_json, to_json
 
 STORY = "events.jsonl"
 FIXED = ("batch_size", "seed", "data.num_examples")
@@ -81,7 +82,7 @@ def _earlier(out_dir: Path) -> TrainConfig | None:
     if not (out_dir / "metrics.jsonl").exists():
         return None
     try:
-        return config_lib.from_json(TrainConfig, file.read_text())
+        return from_json(TrainConfig, file.read_text())
     except ValueError as e:
         raise ConfigError(f"{file}: {e}; remove {out_dir}, or choose another out_dir") from None
 
@@ -89,7 +90,7 @@ def _earlier(out_dir: Path) -> TrainConfig | None:
 def _write(out_dir: Path, config: TrainConfig) -> None:
     if jax.process_index():
         return
-    atomic.write_text(out_dir / "config.json", config_lib.to_json(config))
+    atomic.write_text(out_dir / "config.json", to_json(config))
 
 
 def _check_names(config: TrainConfig, allow) -> None:
@@ -99,7 +100,7 @@ def _check_names(config: TrainConfig, allow) -> None:
         for part in key.split("."):
             known = [f.name for f in dataclasses.fields(value)] if is_dataclass(value) else []
             if part not in known:
-                hint = f"; {config_lib.nearest(part, known)}" if known else ""
+                hint = f"; {nearest(part, known)}" if known else ""
                 raise ConfigError(f"--allow {key}: no such option{hint}")
             value = getattr(value, part)
 

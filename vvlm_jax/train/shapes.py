@@ -4,7 +4,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vvlm_jax.config import TrainConfig, choose, visual_length
+from vvlm_jax.config import TrainConfig, visual_length
+from vvlm_jax.config_check import choose
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH
 from vvlm_jax.train import optim

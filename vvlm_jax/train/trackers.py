@@ -4,7 +4,8 @@ import dataclasses
 import secrets
 from pathlib import Path
 
-from vvlm_jax.config import ConfigError, TrainConfig, to_json
+from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.override import to_json
 
 
 class TensorBoard:

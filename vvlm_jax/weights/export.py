@@ -15,7 +15,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from vvlm_jax.config import ModelConfig, first_difference
+from vvlm_jax.config import ModelConfig
+from vvlm_jax.override import differences
 from vvlm_jax.weights import big_vision, files, hf_config, huggingface
 from vvlm_jax.weights.mapping import Entry, Info, WeightsError, describe, tree_shapes
 
@@ -209,7 +210,7 @@ def _check_same(theirs: ModelConfig, model: ModelConfig, parts, source) -> None:
             same = dict(depth=0, feature_layer=0, head="")
             there, here = replace(there, **same), replace(here, **same)
         if there != here:
-            field, x, y = first_difference(there, here)
+            field, x, y = next(differences(there, here))
             raise WeightsError(f"{source}: its {what} has {field} = {x!r}, ours {y!r}")
 
 

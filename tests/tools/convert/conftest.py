@@ -6,10 +6,10 @@ import pytest
 from flax.traverse_util import unflatten_dict
 
 from tests.tools.convert.folders import TOWER, random_params
-from vvlm_jax import config as config_lib
-from vvlm_jax.config import ModelConfig, TrainConfig
+from vvlm_jax.config import DataConfig, ModelConfig, TrainConfig
 from vvlm_jax.data import synthetic
 from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.override import to_json
 from vvlm_jax.train import model_dir
 from vvlm_jax.weights import export
 
@@ -47,14 +47,14 @@ def stage(tmp_path):
         synthetic.write_tokenizer(tmp_path / "words")
         config = TrainConfig(
             model=ModelConfig("study/12", "study-s", 2, 4, "float32", **options),
-            data=config_lib.DataConfig(tokenizer=str(tmp_path / "words")),
+            data=DataConfig(tokenizer=str(tmp_path / "words")),
         )
         sizes = dataclasses.replace(config.model, vision=VISION["study/12"], llm=LLAMA["study-s"])
         newline = ("newline",) if options else ()
         params = random_params(sizes, ("vision", "projector", "llm", *newline))
         params = unflatten_dict(params, sep="/")
         (tmp_path / "run").mkdir()
-        (tmp_path / "run/config.json").write_text(config_lib.to_json(config))
+        (tmp_path / "run/config.json").write_text(to_json(config))
         model_dir.save_params(tmp_path / "run", params)
         return tmp_path / "run"
 

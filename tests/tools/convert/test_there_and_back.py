@@ -10,10 +10,10 @@ import tokenizers
 from flax.traverse_util import unflatten_dict
 
 from tests.tools.convert.folders import TOWER, params_of, random_params, run, same
-from vvlm_jax import config as config_lib
 from vvlm_jax.config import ModelConfig, TrainConfig
 from vvlm_jax.data import tokenizer
 from vvlm_jax.models.variants import LLAMA
+from vvlm_jax.override import from_json
 from vvlm_jax.train import model_dir
 from vvlm_jax.weights import big_vision, export
 from vvlm_jax.weights.files import Safetensors
@@ -24,7 +24,7 @@ def test_npz_to_folder_and_back(npz, tower, tmp_path, capsys):
     run(npz, tmp_path / "ours")
     assert capsys.readouterr().out == f"{tmp_path / 'ours'}: 36 parameters, 97,440 numbers\n"
     same(params_of(tmp_path / "ours"), tower)
-    config = config_lib.from_json(TrainConfig, (tmp_path / "ours/config.json").read_text())
+    config = from_json(TrainConfig, (tmp_path / "ours/config.json").read_text())
     assert config.model.vision == TOWER
     run(tmp_path / "ours", tmp_path / "again.npz", to="npz")
     assert (tmp_path / "again.npz").stat().st_size == npz.stat().st_size

@@ -269,7 +269,8 @@ def test_a_host_tokenises_little_of_what_the_others_read(bucketed, monkeypatch):
     monkeypatch.setattr(type(source), "_text", lambda s, row: asked.append(row) or text(s, row))
     monkeypatch.setattr("vvlm_jax.data.chat.most_tokens", lambda turns, _: known[id(turns)])
     known = {
-        id(row["conversations"]): len(encode(row, source.tokenizer).ids) for row in source.rows
+        id(row["conversations"]): len(encode(row, source.assembler.tokenizer).ids)
+        for row in source.rows
     }
     every = np.arange(len(source))
     batch = source.load(every, slice(0, None, len(every)))

@@ -9,14 +9,8 @@ from flax.traverse_util import flatten_dict
 from configs import quecc as full_size
 from tests.vvlm_jax.models.reference import assert_close, varied
 from vvlm_jax import flops
-from vvlm_jax.config import (
-    ConfigError,
-    LlamaConfig,
-    ModelConfig,
-    TrainConfig,
-    VisionConfig,
-    validate,
-)
+from vvlm_jax.config import ConfigError, LlamaConfig, ModelConfig, TrainConfig, VisionConfig
+from vvlm_jax.config_check import validate
 from vvlm_jax.models import vlm
 from vvlm_jax.models.quecc import QueCC
 from vvlm_jax.models.variants import LLAMA as LLMS

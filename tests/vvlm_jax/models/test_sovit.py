@@ -9,7 +9,8 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.vvlm_jax.models.reference import assert_close, run_siglip, varied
-from vvlm_jax.config import ConfigError, LlamaConfig, TrainConfig, VisionConfig, validate
+from vvlm_jax.config import ConfigError, LlamaConfig, TrainConfig, VisionConfig
+from vvlm_jax.config_check import validate
 from vvlm_jax.models import variants, vlm
 from vvlm_jax.models.sovit import SoViT
 

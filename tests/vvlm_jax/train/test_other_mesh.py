@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from tests.processes import FAST_TO_COMPILE
-from vvlm_jax.config import TrainConfig, from_json, override, to_json
+from vvlm_jax.config import TrainConfig
 from vvlm_jax.models import vlm
+from vvlm_jax.override import from_json, override, to_json
 from vvlm_jax.sharding import AXES, make_mesh
 from vvlm_jax.train import compiled, loop
 from vvlm_jax.train.checkpoint import Checkpoints

@@ -11,13 +11,14 @@ import pytest
 
 from tools import train as tool
 from vvlm_jax import devices
-from vvlm_jax.config import to_json
 from vvlm_jax.data.media import FrameReader
+from vvlm_jax.override import to_json
 from vvlm_jax.train.timing import Clock
 
 STEPS, PEAK, SLOW = 6, 1e12, 0.1
 CONFIG = """
-from vvlm_jax.config import TrainConfig, from_json
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.override import from_json
 
 def config():
     return from_json(TrainConfig, {text!r})

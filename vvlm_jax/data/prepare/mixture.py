@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vvlm_jax.config import ConfigError, nearest
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import nearest
 
 _STRATEGY = re.compile(r"(first|end|random):(\d+)(%?)")
 

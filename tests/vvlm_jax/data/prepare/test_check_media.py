@@ -17,7 +17,7 @@ from tests.patience import LONG, wait_until
 from vvlm_jax.data.prepare import check_media
 from vvlm_jax.data.video import probe
 
-VIDEOS = Path(__file__).parents[2] / "testdata" / "videos"
+VIDEOS = Path(__file__).parents[3] / "testdata" / "videos"
 GOOD = ("hevc.mp4", "vp9.webm", "av1.mp4", "varying_rate.mp4", "turned_90.mp4", "one_frame.mp4")
 BAD = ("audio_only.m4a", "cut_short.mp4", "zero_bytes.mp4", "missing.mp4")
 
@@ -174,7 +174,7 @@ def started(root, tmp_path):
     def start(last):
         process = subprocess.Popen(
             [sys.executable, tmp_path / "script.py", root, journal, str(last)],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[4])},
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,

@@ -22,7 +22,7 @@ ALL = TpuOptions(
     setup=("mkdir -p /sweeps",), workdir="/vvlm", quota_slices=3,
 )  # fmt: skip
 RUN = "star-8B_T32"
-COMMANDS = [("python", "-m", "tools.sweep", "work", "/sweeps/star", f"{RUN}/train")]
+COMMANDS = [("python", "-m", "vvlm", "sweep", "work", "/sweeps/star", f"{RUN}/train")]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def phases(sweep):
 
 def claim_elsewhere(sweep, job_id, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "life", lambda: ELSEWHERE)
+        patch.setattr(journal, "identity", lambda: ELSEWHERE)
         return sweep.claim(job_id)
 
 
@@ -62,7 +62,7 @@ def test_only_one_may_claim_and_only_its_holder_may_end(sweep):
 def test_failures_are_kept_until_somebody_retries(sweep):
     sweep.end(sweep.claim("a/train"), journal.FAILED, error="ValueError: no luck")
     assert phases(sweep) == {"a/train": "failed", "a/evaluate": "blocked", "b/train": "ready"}
-    with pytest.raises(NotClaimed, match="failed: ValueError: no luck; tools.sweep retry"):
+    with pytest.raises(NotClaimed, match="failed: ValueError: no luck; vvlm sweep retry"):
         sweep.claim("a/train")
     assert sweep.retry("a/train")
     assert not sweep.retry("b/train"), "it has not failed"
@@ -148,9 +148,9 @@ def test_who_looks_slowly_takes_nobodys_claim_over(sweep, monkeypatch):
 
 
 def test_a_dead_process_of_this_machine_loses_its_claim_at_once(sweep, monkeypatch):
-    life = journal.life()
+    life = journal.identity()
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "life", lambda: [*life[:3], "0"])  # the id, but another start
+        patch.setattr(journal, "identity", lambda: [*life[:3], "0"])  # the id, but another start
         sweep.claim("a/train")
     assert phases(sweep)["a/train"] == "ready"
     assert sweep.claim("a/train").number == 2
@@ -166,7 +166,7 @@ def test_a_job_whose_workers_die_again_and_again_has_failed(sweep, monkeypatch):
 
 
 def test_an_entry_that_was_cut_is_a_claim_of_nobodys(sweep):
-    file = journal.file_of(sweep.path / "runs" / "a" / "jobs", "train", 1)
+    file = journal.entry_file(sweep.path / "runs" / "a" / "jobs", "train", 1)
     file.parent.mkdir(parents=True)
     file.write_text('{"event": "do')
     assert phases(sweep)["a/train"] == "running"
@@ -259,7 +259,7 @@ def count_reads(sweep, monkeypatch):
 
 
 def test_results_are_read_once_and_then_from_the_index(tmp_path, monkeypatch):
-    jobs = [Job(f"r{i}/train", "square") for i in range(store.FAR + 20)]
+    jobs = [Job(f"r{i}/train", "square") for i in range(store.INDEX_AFTER + 20)]
     sweep = Store.create(tmp_path / "s", "many", jobs)
     for job in jobs[:-10]:
         claim = sweep.claim(job.id)
@@ -269,7 +269,7 @@ def test_results_are_read_once_and_then_from_the_index(tmp_path, monkeypatch):
     again, same = count_reads(sweep, monkeypatch)
     assert (again, same) == (0, states)
     # A run that is removed by hand and done again has an entry of the same number.
-    file = journal.file_of(sweep.path / "runs" / "r0" / "jobs", "train", 2)
+    file = journal.entry_file(sweep.path / "runs" / "r0" / "jobs", "train", 2)
     file.write_text(json.dumps({"event": "done", "result": {"value": "new"}}))
     again, states = count_reads(sweep, monkeypatch)
     assert (again, states["r0/train"].entry.body) == (1, {"result": {"value": "new"}})
