@@ -11,6 +11,7 @@ matplotlib. No module has the name of an export, so `fitting.fit` is always the 
 import importlib
 
 _EXPORTS = {
+    "ablations": ("ablate",),
     "bootstrap": ("resample_weights",),
     "config": ("FitConfig",),
     "cost": ("PAPER", "ActualFlops", "CostConstants", "CostTable", "inference_flops", "read_costs"),
@@ -26,7 +27,7 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "law": ("BaggedFit",),
-    "optimise.search": ("Solution",),
+    "optimise.lanes": ("Solution",),
     "report.compute": ("Analysis", "analyse", "deployment_text", "examine", "findings"),
     "report.html": ("Report",),
     "report.page": ("add_law", "add_tasks"),
@@ -42,7 +43,7 @@ _EXPORTS = {
         "star_sweep",
     ),
     "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
-    "validation": ("ablate", "compare", "cross_validate", "extrapolate", "score"),
+    "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -20,8 +20,11 @@ from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.optimise import objective, starts
+from fitting.optimise.batch import BASIN
+from fitting.optimise.lanes import FAILED, Problem
+from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
-from fitting.optimise.search import BASIN, EXACT, FAILED, SCREEN, Problem, solve
+from fitting.optimise.search import SCREEN, solve
 from fitting.runs import RunTable
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway

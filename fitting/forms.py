@@ -104,6 +104,16 @@ class Form:
         """Whether the number of examples appears in it."""
         return any(power[2] == N for term in self.terms(1) for power in term.powers)
 
+    def check_examples(self, with_n: bool) -> None:
+        """Raise ValueError, beginning with the form's name, where n is missing or not wanted."""
+        if not with_n and self.frontier_moves:
+            raise ValueError(
+                f"{self.name!r} needs the number of examples: give --examples COLUMN, such as "
+                f"num_examples; forms that can do without: {', '.join(usable_forms(FORMS, False))}"
+            )
+        if with_n and not self.has_n:
+            raise ValueError(f"{self.name!r} has no number of examples; leave --examples out")
+
     def coefficients(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
         """Names of the first M parameters, log coefficients, one a term."""
         return tuple(term.coefficient for term in self.terms(num_factors, with_n))
@@ -201,6 +211,11 @@ FORMS = {
 """The paper's four forms (6, 9, 14 and 15 parameters with three factors) and Li et al.'s."""
 
 PAPER_FORMS = ("mult", "add", "add-interact-s", "add-interact")
+
+
+def usable_forms(names, with_n: bool) -> list[str]:
+    """Return the forms among `names` that can be fitted to runs with or without n."""
+    return [name for name in names if with_n or not FORMS[name].frontier_moves]
 
 
 def get_form(name: str) -> Form:

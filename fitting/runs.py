@@ -96,19 +96,19 @@ class RunTable:
 
     @property
     def seed(self) -> np.ndarray | None:
-        """Seeds of the training runs [R], float64, NaN where unknown; None when no row has one."""
+        """Return the trainings' seeds [R], float64, NaN where unknown; None if no row has one."""
         return self._numbers("seed")
 
     @property
     def score_se(self) -> np.ndarray | None:
-        """Standard errors of the scores [R], on the table's scale, NaN where unknown; None when no
-        row has one.
+        """Return the scores' standard errors [R], on the table's scale, NaN where unknown; None if
+        no row has one.
         """
         return self._numbers("score_se")
 
     @property
     def protocol(self) -> np.ndarray | None:
-        """Evaluation protocols [R], '' where unknown; None when no row has one."""
+        """Return the evaluation protocols [R], '' where unknown; None when no row has one."""
         value_R = self.columns.get("protocol")
         return value_R if value_R is not None and any(value_R) else None
 
@@ -128,7 +128,7 @@ class RunTable:
             raise ValueError(
                 f"{self.source}: only tables with the columns {', '.join(REQUIRED)} can be written"
             )
-        unknown = [None] * len(self)
+        unknown, protocol = [None] * len(self), self.protocol
         seed, score_se = (
             unknown if v is None else [None if math.isnan(x) else x for x in v.tolist()]
             for v in (self.seed, self.score_se)
@@ -139,7 +139,7 @@ class RunTable:
             **dict(zip(self.factors, self.x.T.tolist(), strict=True)),
             "num_examples": self.n.tolist(),
             "seed": [None if v is None else int(v) for v in seed],
-            "protocol": unknown if self.protocol is None else [v or None for v in self.protocol],
+            "protocol": unknown if protocol is None else [v or None for v in protocol.tolist()],
             "metric": self.metric.tolist(),
             "score": (100 - self.error).tolist(),
             "score_se": score_se,
@@ -148,7 +148,7 @@ class RunTable:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Distinct metrics, sorted."""
+        """Return the distinct metrics, sorted."""
         return self.levels("metric")
 
     def column(self, name: str) -> np.ndarray:
@@ -211,7 +211,7 @@ class RunTable:
         A value of None selects all.
 
         Raises:
-          ValueError: no such column, value or combination; names what there is.
+          ValueError: no such column, value or combination; names the values that exist.
         """
         keep_R = np.ones(len(self), bool)
         chosen = {column: value for column, value in values.items() if value is not None}
@@ -262,8 +262,8 @@ def read_runs(
     read = _read_parquet if Path(path).suffix == ".parquet" else _read_csv
     header, lines, records, notes = read(path)
     if examples is ...:
-        house = "num_examples" in header or factors == FACTORS
-        examples = "num_examples" if house and "num_examples" not in factors else None
+        has_n = "num_examples" in header or factors == FACTORS
+        examples = "num_examples" if has_n and "num_examples" not in factors else None
     wheres = [f"row {row} (line {line})" for row, line in enumerate(lines, start=1)]
     columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
     values_of = error or score or "score"
@@ -468,8 +468,8 @@ def _table(
     value_R = numbers(values_of, f"a number from 0 to {top:g}", lambda v: 0 <= v <= top)
     if scale is None and value_R.max() <= 1:
         raise ValueError(
-            f"{source}: column {values_of!r} lies between {value_R.min():g} and {value_R.max():g}, "
-            "never above 1; say scale 1 if 1 is the most there is, else scale 100"
+            f"{source}: column {values_of!r} has values from {value_R.min():g} to "
+            f"{value_R.max():g}, never above 1; say scale 1 if 1 is the best score, else scale 100"
         )
     weight_R = np.ones(len(wheres))
     if weights is not None:
@@ -530,7 +530,7 @@ def _mixed_protocols(table: RunTable) -> Iterator[str]:
 
 def _check_optional(table: RunTable, wheres: list[str]) -> None:
     """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
-    if table.factors != FACTORS:  # somebody else's table, whose column `seed` may hold anything
+    if table.factors != FACTORS:  # a user's table, whose column `seed` may hold anything
         return
     rules = {
         "seed": ("a whole number, 0 or above, or empty", lambda v: v >= 0 and v.is_integer()),

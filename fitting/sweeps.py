@@ -37,7 +37,7 @@ class Point(NamedTuple):
 
     @property
     def x(self) -> tuple[float, int, int]:
-        """Configuration (x_N, x_T, x_V)."""
+        """Return the configuration (x_N, x_T, x_V)."""
         return self.lm_params, self.num_frames, self.tokens_per_frame
 
     @property
@@ -69,7 +69,7 @@ class Domain:
 
     @property
     def levels(self) -> tuple[tuple, tuple, tuple]:
-        """Levels of the three factors, in factor order."""
+        """Return the levels of the three factors, in factor order."""
         return self.lm_params, self.num_frames, self.tokens_per_frame
 
     def configurations(self) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 
 from fitting.frontiers import by_cost
 from fitting.law import BaggedFit
-from fitting.optimise.search import FAILED
+from fitting.optimise.lanes import FAILED
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])

@@ -44,11 +44,12 @@ FLOORS = {
         "config atomic",
         "formatting",
         "sweeps cost runs forms grids",
-        "optimise bootstrap summary",
+        "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
         "validation frontiers",
+        "ablations",
         "elasticities uncertainty",
-        "planner planner_text",
+        "planner planner_text validation_text",
         "figures report",
     ],
 }
@@ -63,7 +64,7 @@ NARROWER = {
 
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")
 ONLY_IN = {
-    "jaxopt": "fitting.optimise.search",
+    "jaxopt": "fitting.optimise.lbfgs",
     "lmms_eval": "vvlm_jax.eval.lmms vvlm_jax.eval.lmms_entry",
     "submitit": "vvlm_jax.sweep.launch.slurm",
     "torch": "tools.bench.torch_train tools.bench.bench_model",  # what they measure against
@@ -266,7 +267,7 @@ def test_a_planted_violation_is_caught(module, line, why):
         ("vvlm_jax.models.vlm", "from .llama import Llama"),
         ("vvlm_jax.train.step", "import jax\nfrom vvlm_jax.models.vlm import Vlm"),
         ("vvlm_jax.train.loop", "from vvlm_jax import flops"),
-        ("fitting.optimise.search", "import jaxopt"),
+        ("fitting.optimise.lbfgs", "import jaxopt"),
         ("fitting.report.page", "from fitting.figures import curves"),
         ("tools.study", "import fitting\nfrom configs import study\nfrom vvlm_jax import flops"),
         ("tools.convert", "import tensorflow_datasets"),

@@ -3,9 +3,9 @@
 import numpy as np
 
 from fitting import formatting
+from fitting.ablations import bagging
 from fitting.forms import PAPER_FORMS
 from fitting.report.compute import error_text
-from fitting.validation import bagging
 
 from ._report_jobs import Choice, Findings, Subject
 

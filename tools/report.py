@@ -34,12 +34,11 @@ from vvlm_jax.progress import Progress, printable
 
 from . import _report_jobs as work
 from ._report_jobs import Settings, Subject
-from .common import check_is_here, die_in_one_line
-from .fit import page_cost
+from .common import check_is_here, check_positive, die_in_one_line
 
 SYNTHETIC = "Synthetic data: made up by a program, not measured."
 QUICK = {"resampling": "none", "starts": 50}  # of checks: one fit each
-AS_ASKED = "as asked"  # of Tables 8 and 9, as `fitting.validation.variations` names it
+AS_ASKED = "as asked"  # of Tables 8 and 9, as `fitting.ablations.variations` names it
 QUICK_BAG = {"resamples": 20, "starts": 50}  # of Table 9
 
 
@@ -131,12 +130,12 @@ def settings_of(args: Args, encoder: dict | None) -> Settings:
         "full": (law, law),
     }[args.appendix]
     known = CostConstants(**encoder) if encoder else PAPER
-    asked = dataclasses.replace(
-        args,
-        vision_params=known.vision_params if args.vision_params is None else args.vision_params,
-        features=known.features_per_frame if args.features is None else args.features,
+    check_positive(args, "vision_params", "features")
+    cost = CostConstants(
+        known.vision_params if args.vision_params is None else args.vision_params,
+        known.features_per_frame if args.features is None else args.features,
     )
-    return Settings(law, check, bag, page_cost(asked))
+    return Settings(law, check, bag, cost)
 
 
 def open_store(path: Path):
@@ -301,7 +300,7 @@ def lay_out(table: RunTable, results: Results, slugs, settings: Settings):
 
 def first_jobs(ready, chosen, laws, settings: Settings) -> dict:
     """Forms on unseen runs, variations and Table 9, then laws; the short ones last."""
-    from fitting.validation import variations
+    from fitting.ablations import variations
 
     jobs = {}
     for name in reversed(work.PAPER_FORMS) if settings.check else ():

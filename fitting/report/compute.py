@@ -14,7 +14,7 @@ from fitting.elasticities import Elasticity, elasticity
 from fitting.forms import PAPER_FORMS
 from fitting.frontiers import Frontier, agreement, frontier, member_frontiers
 from fitting.law import BaggedFit
-from fitting.optimise.search import STOPPED
+from fitting.optimise.lanes import STOPPED
 from fitting.runs import RunTable
 from fitting.sweeps import Domain
 from fitting.validation import Comparison, Score, compare, score

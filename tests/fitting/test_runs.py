@@ -43,7 +43,7 @@ def fails(path, **options) -> str:
     return message
 
 
-# The house's own table.
+# Tables with the default columns.
 
 
 def test_round_trip_is_exact_and_sorted(tmp_path):
@@ -60,7 +60,7 @@ def test_round_trip_is_exact_and_sorted(tmp_path):
     assert list(tmp_path.glob(".partial*")) == []
 
 
-def test_other_tables_cannot_be_written_as_the_houses(tmp_path):
+def test_tables_with_other_columns_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="only tables with the columns run_id, sweep"):
         write_runs(tmp_path / "out.csv", li2024())
     assert not list(tmp_path.iterdir())
@@ -243,7 +243,10 @@ def test_any_columns_serve(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"error": "loss", "scale": None}, "'loss' lies between 0.25 and 0.5, never above 1; say"),
+        (
+            {"error": "loss", "scale": None},
+            "'loss' has values from 0.25 to 0.5, never above 1; say",
+        ),
         ({"score": "acc", "scale": None}, "say scale 1"),
         ({"error": "los"}, "no column 'los' (the nearest is 'loss')"),
         ({}, "no column 'score'"),

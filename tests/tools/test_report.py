@@ -69,7 +69,7 @@ def report(*words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A report of three metrics with the appendix, of two forms and two variations."""
-    from fitting import validation
+    from fitting import ablations
 
     folder = tmp_path_factory.mktemp("report")
     lines = [line for seed, m in enumerate(METRICS) for line in lines_of(POINTS, m, seed)]
@@ -78,8 +78,8 @@ def made(tmp_path_factory):
     runs = write(folder / "runs.csv", lines)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "PAPER_FORMS", ("mult", "add"))  # the others compile for long
-        some = validation.variations
-        patch.setattr(validation, "variations", lambda c: dict(list(some(c).items())[2:4]))
+        some = ablations.variations
+        patch.setattr(ablations, "variations", lambda c: dict(list(some(c).items())[2:4]))
         report(runs, "--out", folder / "out", *QUICK, *EQUATION)
     return folder
 
@@ -280,7 +280,7 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
     shares = [f"{head},{float(score) / 100}" for head, _, score in lines]
     runs = write(tmp_path / "runs.csv", shares)
     words = (runs, "--out", tmp_path / "out", *QUICK, "--appendix", "none")
-    with pytest.raises(ValueError, match="say scale 1 if 1 is the most there is"):
+    with pytest.raises(ValueError, match="say scale 1 if 1 is the best score"):
         report(*words)
     report(*words, "--scale", "1")
     _, rows = rows_of(tmp_path / "out" / "figures" / "figure7_runs-acc.csv")

@@ -18,9 +18,10 @@ import tyro
 from fitting import formatting
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
+from fitting.validation_text import bagging_text, comparison_text
 from tools.bench.bench_frontier import peak_gib, twin
 from tools.common import die_in_one_line
-from tools.fit import bagging_text, comparison_text, live
+from vvlm_jax.progress import live
 
 SPLIT = dict(train="sweep=star", test="sweep=isoflop", leave_out=False)
 
@@ -74,9 +75,9 @@ def compare(config: FitConfig, say):
 
 def ablate(config: FitConfig, say):
     """Those of Tables 8 and 9."""
-    from fitting import validation
+    from fitting.ablations import ablate
 
-    return validation.ablate(twin(), config, on_progress=say, **SPLIT)
+    return ablate(twin(), config, on_progress=say, **SPLIT)
 
 
 def timed(title: str, work, config: FitConfig):

@@ -130,7 +130,7 @@ def setup(table, config: FitConfig):
     """What the fit hands to its solver: the normalised case, its resamples and the bounds."""
     from fitting.bootstrap import resample_weights
     from fitting.fits import _bounds, _case
-    from fitting.optimise.search import Problem
+    from fitting.optimise.lanes import Problem
 
     case = _case(table, None, config, len(table))
     weights_BR = resample_weights(len(table), config.resamples, config.seed, rows=case.rows)

@@ -33,7 +33,7 @@ class StoreFull(Stopped):
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop. An instance is a signal handler."""
+    """A request to stop this process. An instance is a signal handler."""
 
     asked: bool = False
     at_once: bool = False
@@ -71,7 +71,7 @@ class Context:
 
     @property
     def folder(self) -> Path:
-        """The run's folder on this machine."""
+        """Return the run's folder on this machine."""
         return self.folder_of(self.job.run)
 
     def folder_of(self, run: str) -> Path:

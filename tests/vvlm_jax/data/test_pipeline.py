@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.vvlm_jax.byte_level import save_byte_level
+from vvlm_jax.config import DataConfig, ModelConfig
 from vvlm_jax.data import chat, media, pipeline, tokenizer
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches, global_order
@@ -268,10 +269,8 @@ def test_a_host_tokenises_little_of_what_the_others_read(bucketed, monkeypatch):
     text = type(source)._text
     monkeypatch.setattr(type(source), "_text", lambda s, row: asked.append(row) or text(s, row))
     monkeypatch.setattr("vvlm_jax.data.chat.most_tokens", lambda turns, _: known[id(turns)])
-    known = {
-        id(row["conversations"]): len(encode(row, source.assembler.tokenizer).ids)
-        for row in source.rows
-    }
+    tok = source.assembler.tokenizer
+    known = {id(row["conversations"]): len(encode(row, tok).ids) for row in source.rows}
     every = np.arange(len(source))
     batch = source.load(every, slice(0, None, len(every)))
     assert batch.tokens_BL.shape == (1, 8 + 160)

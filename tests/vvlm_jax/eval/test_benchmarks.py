@@ -1,7 +1,7 @@
 import pytest
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.eval.benchmarks import TASKS, average, choose
+from vvlm_jax.eval.benchmarks import TASKS, average, select
 
 # What LMMs-Eval would write, in its own ranges; the scores below are by hand.
 RESULTS = {
@@ -55,8 +55,8 @@ def test_what_has_no_grade_is_left_out():
 
 
 def test_tasks_are_chosen_by_either_name_in_the_papers_order():
-    assert [t.name for t in choose(["videomme", "VDC", "VMME"])] == ["VDC", "VMME"]
-    assert choose(["paper"]) == choose(["NQA", "paper"]) == list(TASKS)
+    assert [t.name for t in select(["videomme", "VDC", "VMME"])] == ["VDC", "VMME"]
+    assert select(["paper"]) == select(["NQA", "paper"]) == list(TASKS)
     assert [t.name for t in TASKS if t.judged] == ["VDC", "AQA", "VCG"]
 
 
@@ -67,7 +67,7 @@ def test_mvbench_has_twenty_subtasks_and_videochatgpt_five_scores():
 
 def test_an_unknown_task_is_one_line_with_the_nearest():
     with pytest.raises(ConfigError, match="--tasks videome: no such task; .*videomme") as e:
-        choose(["videome"])
+        select(["videome"])
     assert "\n" not in str(e.value)
 
 

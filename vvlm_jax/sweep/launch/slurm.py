@@ -33,7 +33,7 @@ _PASSING = ("down, drained", "busy", "Prolog")  # refusals of sbatch that do not
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What to request from Slurm for each run. Empty and 0 mean the cluster's defaults."""
+    """Options of the Slurm job of each run. Empty and 0 mean the cluster's defaults."""
 
     partition: str = ""
     account: str = ""

@@ -25,7 +25,7 @@ Commands = Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class TpuOptions:
-    """What to request from Google Cloud for each run."""
+    """Options of the TPU slices of each run."""
 
     topology: str = "v5p:2x2x4"
     """Generation and shape of a slice, as `vvlm compile --topology` takes it."""

@@ -1,4 +1,4 @@
-"""A sweep's store: which jobs there are and how far each is, in a folder or a bucket.
+"""The store of a sweep: its jobs and the state of each, in a folder or a bucket.
 
     STORE/sweep.json           version, runs, jobs and what they share (`sweep_json.py`)
     STORE/runs/RUN/            a run: config, metrics, checkpoints and model of the trainer
@@ -54,12 +54,12 @@ class Job:
 
     @property
     def run(self) -> str:
-        """The run it belongs to."""
+        """Return the run that the job belongs to."""
         return self.id.rpartition("/")[0]
 
     @property
     def name(self) -> str:
-        """Its name within the run."""
+        """Return the name within the run."""
         return self.id.rpartition("/")[2]
 
 
@@ -74,7 +74,7 @@ class State(NamedTuple):
 
     @property
     def is_final(self) -> bool:
-        """Whether the phase stays unless a user retries or cancels."""
+        """Return whether the phase stays unless a user retries or cancels."""
         return self.phase in ("done", "failed", "cancelled", "blocked")
 
 
@@ -87,7 +87,7 @@ class Claim(NamedTuple):
 
     @property
     def file(self) -> Path | Key:
-        """The claim's entry."""
+        """Return the path of the claim's entry."""
         return journal.entry_file(self.folder, self.job.name, self.number)
 
     def is_held(self) -> bool:
@@ -179,7 +179,7 @@ class Store:
 
     @property
     def in_bucket(self) -> bool:
-        """Whether workers need local copies of run folders (`sync.py`)."""
+        """Return whether workers need local copies of run folders (`sync.py`)."""
         return isinstance(self.path, Key)
 
     # --- states ---
