@@ -36,12 +36,13 @@ def ask_untrained(context: Context) -> dict:
     It chooses among the valid answers: its free replies are often none of them, and would score
     less than guessing.
     """
-    from vvlm_jax.data import pipeline, synthetic, tokenizer
+    from vvlm_jax.data import synthetic, tokenizer
     from vvlm_jax.eval import runner
-    from vvlm_jax.models import vlm
+    from vvlm_jax.generate.video_vlm import VideoVLM
     from vvlm_jax.sharding import make_mesh
     from vvlm_jax.train import optim
     from vvlm_jax.train.compiled import initial_state
+    from vvlm_jax.train.model_dir import build_model
 
     seed, run = context.job.argument["seed"], context.store.job(f"{context.job.run}/train")
     config = jobs.train_config(dataclasses.replace(context, job=run))
@@ -50,15 +51,14 @@ def ask_untrained(context: Context) -> dict:
     asked = jobs.evaluation(context, "val")
     with context.stop.anywhere():
         tok = tokenizer.load(config.data.tokenizer)
-        model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab)
+        model = build_model(config, tok)
         state = initial_state(config, model, make_mesh(config.mesh))
-        params = optim.merge(state.trainable, state.frozen)
+        vlm = VideoVLM.from_params(config, optim.merge(state.trainable, state.frozen), tok)
         questions = [
             {**q, "choices": synthetic.valid_replies(q)}
             for q in runner.read_questions(asked.questions)
         ]
-        whole = (model, params, tok, config)
-        return jobs.answer(context, asked, questions, whole, f"untrained, seed {seed}")
+        return jobs.answer(context, asked, questions, vlm, f"untrained, seed {seed}")
 
 
 def ask_about_others(context: Context) -> dict:
@@ -67,7 +67,7 @@ def ask_about_others(context: Context) -> dict:
     Only the format of such answers can be right, so the score should be that of guessing.
     """
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.model_dir import load_model
+    from vvlm_jax.generate.video_vlm import VideoVLM
 
     asked = jobs.evaluation(context, "val")
     with context.stop.anywhere():
@@ -75,8 +75,8 @@ def ask_about_others(context: Context) -> dict:
         clips = list(dict.fromkeys(q["video"] for q in questions))
         following = dict(zip(clips, clips[1:] + clips[:1], strict=True))
         questions = [{**q, "video": following[q["video"]]} for q in questions]
-        model = load_model(context.folder)
-        return jobs.answer(context, asked, questions, model, f"{context.job.run}, other clip")
+        vlm = VideoVLM.load(context.folder)
+        return jobs.answer(context, asked, questions, vlm, f"{context.job.run}, other clip")
 
 
 KINDS = {"data": write_data, "untrained": ask_untrained, "other-clip": ask_about_others}
