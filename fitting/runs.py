@@ -307,6 +307,23 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
         write(partial, records)
 
 
+def add_runs(path, rows: Iterable[Mapping]) -> None:
+    """Add rows to a file of runs, which may be missing. Those of the same run, protocol and metric
+    are replaced.
+
+    Raises:
+      ValueError: as `read_runs` and `write_runs`.
+    """
+
+    def key(row: Mapping) -> tuple:
+        return row["run_id"], row["protocol"], row["metric"]
+
+    rows = list(rows)
+    old = read_runs(path).rows() if Path(path).exists() else []
+    replaced = {key(row) for row in rows}
+    write_runs(path, [row for row in old if key(row) not in replaced] + rows)
+
+
 def _write_csv(path: Path, records: list[dict]) -> None:
     columns = {name: [row[name] for row in records] for name in COLUMNS}
     for name in (*FACTORS, "num_examples"):

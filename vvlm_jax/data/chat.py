@@ -19,7 +19,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vvlm_jax.config import NEWLINES, ConfigError
+from vvlm_jax.config import NEWLINES, ConfigError, DataConfig, ModelConfig
 from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, NEWLINE, VIDEO, Tokenizer
 
 PLACEHOLDERS = ("<image>", "<video>")
@@ -34,6 +34,66 @@ class Encoded(NamedTuple):
 
     ids: list[int]
     is_answer: list[bool]
+
+
+class Assembled(NamedTuple):
+    """A conversation about media as the model reads it."""
+
+    ids: list[int]
+    is_answer: list[bool]
+    """For each id, whether loss falls on it; all False in a prompt."""
+    num_visual: int
+    """How many of the ids stand for media."""
+    query: list[int]
+    """Ids that visual tokens depend on (QueCC); empty for other resamplers."""
+
+
+class Assembler:
+    """Turns conversations about media into ids, in training, evaluation and generation alike."""
+
+    def __init__(self, data: DataConfig, model: ModelConfig, tokenizer: Tokenizer):
+        self.data, self.model, self.tokenizer = data, model, tokenizer
+        self._blocks: dict[int, list[int]] = {}
+
+    def conversation(self, turns, num_frames: Sequence[int]) -> Assembled:
+        """Return a whole conversation, replies included.
+
+        Args:
+          turns: [{"from": "human" | "gpt", "value": str}, …].
+          num_frames: T of each video or image, in the order of the placeholders.
+
+        Raises ValueError as `encode`.
+        """
+        blocks = [self.block(t) for t in num_frames]
+        data = self.data
+        ids, is_answer = encode(turns, self.tokenizer, blocks, data.prompt, data.system, data.mask)
+        return Assembled(ids, is_answer, sum(map(len, blocks)), self._query(turns))
+
+    def prompt(self, text: str, num_frames: Sequence[int]) -> Assembled:
+        """Return one human turn that the assistant is to answer, or a caption it is to continue.
+
+        Media stand before the text, unless it has a placeholder for each. Raises ValueError as
+        `encode`.
+        """
+        turns = [{"from": "human", "value": text}]
+        if not placeholders(turns):
+            turns[0]["value"] = "<video>\n" * len(num_frames) + text
+        blocks = [self.block(t) for t in num_frames]
+        form = "plain" if self.data.prompt == "plain" else None
+        ids = encode_prompt(turns, self.tokenizer, blocks, self.data.system, form)
+        return Assembled(ids, [False] * len(ids), sum(map(len, blocks)), self._query(turns))
+
+    def block(self, num_frames: int) -> list[int]:
+        """Return the ids that stand for one video or image of `num_frames` frames."""
+        if num_frames not in self._blocks:
+            model = self.model
+            self._blocks[num_frames] = visual_block(
+                num_frames, model.tokens_per_frame, model.newline, self.tokenizer.special
+            )
+        return self._blocks[num_frames]
+
+    def _query(self, turns) -> list[int]:
+        return question(turns, self.tokenizer) if self.model.resampler == "quecc" else []
 
 
 def visual_block(

@@ -40,6 +40,7 @@ class VvlmJax(lmms):
       batch_size: prompts answered at a time.
       num_frames, tokens_per_frame: the model's own by default.
       max_new_tokens: longest reply of tasks that set none.
+      dtype: compute dtype of a folder's model, in place of its own.
       replies: JSONL file to which replies are appended and from which an interrupted evaluation
         takes what it has; None keeps nothing.
       max_unreadable: share of the questions whose video may be unreadable; their reply is empty.
@@ -59,6 +60,7 @@ class VvlmJax(lmms):
         num_frames: int | None = None,
         tokens_per_frame: int | None = None,
         max_new_tokens: int = 1024,
+        dtype: str | None = None,
         replies: str | Path | None = None,
         max_unreadable: float = 0.01,
         device: str | None = None,
@@ -75,8 +77,9 @@ class VvlmJax(lmms):
 
         self._model = "an instance"
         if not isinstance(pretrained, VideoVLM):
-            folder, pretrained = Path(pretrained).resolve(), VideoVLM.load(pretrained)
+            folder, pretrained = Path(pretrained).resolve(), VideoVLM.load(pretrained, dtype=dtype)
             self._model = f"{folder} of {(folder / 'params').stat().st_mtime_ns}"
+            self._model += f" in {dtype}" if dtype else ""
         self.vlm = pretrained
         self.batch_size = 8 if batch_size == "auto" else int(batch_size)
         self.size = dict(num_frames=num_frames, tokens_per_frame=tokens_per_frame)

@@ -158,7 +158,7 @@ class Key:
 
 
 class Bucket:
-    """A `places.Place` of `Key`s."""
+    """A bucket: the `backends.Backend` of paths that are `Key`s."""
 
     def __init__(self, url: str, client: Client):
         self.url, self.client = url, client
@@ -170,7 +170,10 @@ class Bucket:
         return f"Bucket({self.url!r})"
 
     def create(self, key: Key, text: str) -> bool:
-        """As `Place.create`."""
+        """Implement `Backend.create`.
+
+        On "already exists" compare nonces: a lost reply may have been our own success.
+        """
         nonce, data = uuid.uuid4().hex, text.encode()
         try:
             tag = self.patiently(lambda: self.client.put(key.key, data, nonce, new=True))
@@ -183,16 +186,16 @@ class Bucket:
         return True
 
     def read(self, key: Key) -> tuple[bytes, float]:
-        """As `Place.read`."""
+        """Implement `Backend.read`."""
         item = self.patiently(lambda: self.client.get(key.key))
         return item.data, item.seconds
 
     def tail(self, key: Key, size: int) -> bytes:
-        """As `Place.tail`."""
+        """Implement `Backend.tail`."""
         return self.patiently(lambda: self.client.get(key.key, size)).data
 
     def listing(self, folder: Key) -> Iterator[Listed]:
-        """As `Place.listing`, of all that lies below."""
+        """Implement `Backend.listing`, with the files of the folders below."""
         prefix = f"{folder.key}/"
         for item in self.objects(prefix):
             yield item._replace(name=item.path.key.removeprefix(prefix))
@@ -203,7 +206,7 @@ class Bucket:
         return [Listed(name, Key(self, name), seconds, size) for name, size, seconds in found]
 
     def touch(self, key: Key) -> None:
-        """As `Place.touch`, by one try: who keeps a claim alive comes again soon."""
+        """Implement `Backend.touch`, without retries: a heartbeat tries again soon."""
         try:
             item = self._mine.get(key.key) or self.client.get(key.key)
             try:
@@ -218,13 +221,14 @@ class Bucket:
             raise Unreachable(errno.EIO, f"no answer ({e})", str(key)) from e
 
     def replace(self, key: Key, text: str) -> None:
-        """As `Place.replace`."""
+        """Implement `Backend.replace`."""
         nonce = uuid.uuid4().hex
         self.patiently(lambda: self.client.put(key.key, text.encode(), nonce, new=False))
 
     def now(self, folder: Key) -> float:
-        """As `Place.now`, never late: a claim is not taken for older than it is. The server is
-        asked now and then; what it said is as old as its answer.
+        """Implement `Backend.now`, never ahead of the server: no claim looks older than it is.
+
+        The server is asked only from time to time, and its answer counted on from its arrival.
         """
         with self._lock:
             if self._clock is None or time.monotonic() - self._clock[1] > CLOCK_SECONDS:
@@ -235,7 +239,7 @@ class Bucket:
             return self._clock[0] + time.monotonic() - self._clock[1]
 
     def each(self, function: Callable, items: Iterable) -> list:
-        """As `Place.each`."""
+        """Implement `Backend.each` with threads."""
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(function, items))
 

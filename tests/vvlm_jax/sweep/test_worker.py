@@ -245,7 +245,10 @@ def test_others_go_on_when_one_fails_or_its_worker_dies(tmp_path):
     jobs = [Job(f"r{i}/train", "square", dict(value=i)) for i in range(4)]
     bad = [Job("bad/train", "fail", cost=9.0), Job("late/train", "square", {}, ("bad/train",))]
     store = Store.create(tmp_path / "s", "mixed", [*bad, Job("oom/train", "die", cost=8.0), *jobs])
-    finish(start("drive", store.path, 2), 1)
+    _, err = finish(start("drive", store.path, 2), 1)
+    assert "failed: bad/train: ValueError: no luck\n" in err
+    assert "2 failed, 1 blocked by them" in err
+    assert "6/7 " in err, "a line for each run that ends"
     phases = {id: state.phase for id, state in Store.open(store.path).states().items()}
     assert {phases[job.id] for job in jobs} == {"done"}
     assert (phases["bad/train"], phases["late/train"]) == ("failed", "blocked")
@@ -301,12 +304,13 @@ def test_workers_that_all_die_before_they_begin_end_the_driver(tmp_path):
     assert claims(store) == 0
 
 
-def test_an_interrupted_driver_lets_its_workers_save(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (15, Exit.RETRY)])
+def test_an_interrupted_driver_lets_its_workers_save(tmp_path, number, code):
     store = squares(tmp_path / "s", 2, gate=str(tmp_path / "never"))
     driver = start("drive", store.path, 2)
     wait_until(lambda: all((store.folder(f"r{i}") / "ran").exists() for i in range(2)))
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=LONG)
+    driver.send_signal(number)
+    assert "workers are saving" in finish(driver, code)[1]
     events = [state.entry.event for state in Store.open(store.path).states().values()]
     assert events.count(journal.STOPPED) == 2
 

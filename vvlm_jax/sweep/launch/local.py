@@ -25,6 +25,8 @@ from vvlm_jax.sweep.text import failures, summary
 _PR_SET_PDEATHSIG = 1
 GRACE = 600.0
 """Seconds that a worker may take to save when it is asked to stop."""
+LOOK_EVERY = 1.0
+"""Seconds between looks at the store, at least; a slow store is looked at less."""
 _TO_DO = ("ready", "waiting", "running")
 
 
@@ -103,7 +105,7 @@ def drive(
         watch.show(states)
 
     try:
-        done = run(store, command, shares, look)
+        done = run(store, command, shares, look, LOOK_EVERY)
     finally:
         watch.clear()
         signal.signal(signal.SIGTERM, before)
@@ -123,14 +125,14 @@ def run(
     command: Sequence[str],
     shares: Sequence[Share],
     on_look: Callable[[dict[str, State]], None] | None = None,
-    look_every: float = 1.0,
+    look_every: float = LOOK_EVERY,
 ) -> bool:
     """Keep workers running until every job has ended; return whether all are done.
 
     Args:
       command: the command line of a worker, which runs jobs until none is left (`worker.pull`).
       on_look: called with the states of all jobs from time to time, and when all have ended.
-      look_every: seconds between looks at the store, at least; a slow store is looked at less.
+      look_every: as `LOOK_EVERY`.
 
     Raises Stopped when a worker gives up (a full disk), or when worker after worker dies before it
     has claimed a job; KeyboardInterrupt after Ctrl-C, once the workers have saved.
