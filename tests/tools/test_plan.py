@@ -1,4 +1,4 @@
-"""`python -m tools.plan`: answers, files, JSON, and one line for what cannot be answered."""
+"""`python -m tools.plan`: answers, files, JSON, and one-line errors."""
 
 import csv
 import dataclasses
