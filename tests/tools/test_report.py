@@ -19,7 +19,8 @@ import tyro
 
 from fitting.config import FitConfig
 from fitting.cost import CostConstants
-from fitting.runs import COLUMNS, write_runs
+from fitting.run_files import COLUMNS
+from fitting.runs import write_runs
 from fitting.sweeps import Domain, isoflop_sweep, star_sweep
 from tests.browser import CHROMIUM, browser
 from tests.fitting.synthetic import synthetic_table

@@ -21,6 +21,7 @@ import numpy as np
 from vvlm_jax import atomic
 from vvlm_jax.config import ConfigError
 from vvlm_jax.config_check import choose, nearest
+from vvlm_jax.eval import scores as scores_of
 from vvlm_jax.eval.judge import Judge, JudgeConfig
 from vvlm_jax.eval.judge_server import GRADES, JudgeServer
 
@@ -141,7 +142,7 @@ def average(scores: Mapping[str, float]) -> dict[str, float]:
     """Return the scores, with their mean as `avg` if all eight are among them."""
     if set(scores) != {task.name for task in TASKS}:
         return dict(scores)
-    return {**scores, "avg": float(np.mean(list(scores.values())))}
+    return {**scores, "avg": scores_of.average(list(scores.values()), [None] * len(scores))[0]}
 
 
 @dataclass(frozen=True)
