@@ -4,20 +4,17 @@ The prediction is the median (or mean) of the members' predictions (Appendix D).
 held and reported in `FitConfig.units`.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from fitting import summary
-from fitting.atomic import replacing
+from fitting import law_file, summary
 from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
+from fitting.law_file import FittedRuns, Members
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
@@ -25,49 +22,7 @@ from fitting.optimise.objective import Loss
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
 BLOCK = 2048  # configurations predicted at once
-FORMAT = 2  # of fit.json
 ROUNDING = 1e-9  # a value so close to the end of a range is inside it
-
-
-class FittedRuns(NamedTuple):
-    """The runs that took part, as they were fitted.
-
-    Attributes:
-      run_id: [R] names.
-      z: [R, C], the K factors and, with examples, n; in the CSV's units.
-      error: [R], on the fitted scale.
-      weights: [R].
-    """
-
-    run_id: np.ndarray
-    z: np.ndarray
-    error: np.ndarray
-    weights: np.ndarray
-
-    @property
-    def sha256(self) -> str:
-        """Of the numbers, little-endian float64, row by row: factors, n, error, weight."""
-        rows = np.column_stack([self.z, self.error, self.weights]).astype("<f8")
-        return hashlib.sha256(rows.tobytes()).hexdigest()
-
-
-class Members(NamedTuple):
-    """Fits of one law, one a row.
-
-    Attributes:
-      theta: [B, P], log coefficients (the floor itself, if it is free) and exponents, with every
-        factor measured in `BaggedFit.units`; NaN where the fit failed.
-      objective: [B], sum of w (log f_hat - log f)^2 over sum of w, or the like for another loss.
-      gradient_norm: [B], relative to the objective, without what presses on a bound.
-      status: [B], CONVERGED, STOPPED or FAILED of `fitting.optimise.lanes`.
-      basin_share: [B], share of the starts followed to the end that reached this optimum.
-    """
-
-    theta: np.ndarray
-    objective: np.ndarray
-    gradient_norm: np.ndarray
-    status: np.ndarray
-    basin_share: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +117,7 @@ class BaggedFit:
     @property
     def members(self) -> list[dict]:
         """{theta, objective, gradient_norm, status, basin_share} of each member, JSON-ready."""
-        return _rows(self.bag)
+        return law_file.to_rows(self.bag)
 
     @property
     def level_factor(self) -> str:
@@ -330,94 +285,19 @@ class BaggedFit:
         return summary.parameter_rows(self)
 
     def save(self, folder) -> Path:
-        """Writes `fit.json` into the folder and returns its path; the same fit, the same bytes."""
-        path = Path(folder) / "fit.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kinds = ["exponent" if e else "log coefficient" for e in self.is_exponent]
-        if self.config.free_floor:
-            kinds[self.layout.floor] = "coefficient"
-        fields = {
-            "format": FORMAT,
-            "form": self.config.form,
-            "metric": self.metric,
-            "factors": list(self.factors),
-            "examples": self.examples,
-            "scale": self.scale,
-            "aggregate": self.config.aggregate,
-            "parameters": [
-                {"name": name, "kind": kind}
-                for name, kind in zip(self.parameters, kinds, strict=True)
-            ],
-            "units": dict(zip(self.columns, self.units.tolist(), strict=True)),
-            "normalisation": "theta describes error(column / unit); no other",
-            "settings": self.config.to_dict(),
-            "whole": _rows(self.whole)[0],
-            "members": self.members,
-            "failures": self.failures,
-            "lost_levels": self.lost,
-            "degenerate": self.degenerate,
-            "data": {
-                "source": self.source,
-                "sha256": self.runs.sha256,
-                "columns": [*self.columns, "error", "weight"],
-                "run_id": self.runs.run_id.tolist(),
-                "rows": np.column_stack(self.runs[1:]).tolist(),
-            },
-            "versions": self.versions,
-        }
-        fields["checksum"] = _checksum(fields)
-        text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-        return path
+        """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
+        return law_file.write(self, folder)
 
     @classmethod
     def load(cls, folder) -> "BaggedFit":
-        """Reads what `save` wrote into the folder.
+        """Return what `save` wrote into the folder.
 
         Raises:
           FileNotFoundError, ValueError: one line; no fit there, not one, one that was changed by
             hand or cut short, or of a form that has other parameters by now.
         """
-        path = Path(folder)
-        path = path / "fit.json" if path.is_dir() or path.suffix != ".json" else path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file; tools.fit writes it") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: not a fit: it holds no text") from None
-        try:
-            fields = json.loads(text)
-        except ValueError as e:
-            raise ValueError(f"{path}: not a whole fit: {e}") from None
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            there = fields.get("format") if isinstance(fields, dict) else None
-            raise ValueError(
-                f"{path}: not a fit of format {FORMAT} but {there!r}; fit again with this version"
-            )
-        if fields.pop("checksum", None) != _checksum(fields):
-            raise ValueError(f"{path}: changed since it was written; fit again")
-        try:
-            data = fields["data"]
-            rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
-            fit = cls(
-                config=FitConfig(**fields["settings"]),
-                metric=fields["metric"],
-                factors=tuple(fields["factors"]),
-                examples=fields["examples"],
-                scale=fields["scale"],
-                source=data["source"],
-                units=np.array(list(fields["units"].values()), float),
-                bag=_members(fields["members"]),
-                whole=_members([fields["whole"]]),
-                runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
-                lost=fields["lost_levels"],
-                versions=fields["versions"],
-            )
-            names = tuple(parameter["name"] for parameter in fields["parameters"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
+        path, fields, names = law_file.read(folder)
+        fit = cls(**fields)
         if fit.parameters != names:
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
@@ -496,46 +376,3 @@ class BaggedFit:
             return members.mean(axis=-1)
         ordered, half = np.sort(members, axis=-1), members.shape[-1] // 2
         return (ordered[..., half] + ordered[..., -1 - half]) / 2
-
-
-# --- to and from JSON ---
-
-
-def _rows(members: Members) -> list[dict]:
-    """One dict a member; None for what JSON cannot hold."""
-    return [
-        {
-            "theta": None if status == FAILED else theta.tolist(),
-            "objective": _finite(value),
-            "gradient_norm": _finite(norm),
-            "status": STATUSES[status],
-            "basin_share": float(share),
-        }
-        for theta, value, norm, status, share in zip(*members, strict=True)
-    ]
-
-
-def _members(rows: list[dict]) -> Members:
-    width = max(len(row["theta"] or ()) for row in rows)
-    missing = [float("nan")] * width
-    return Members(
-        np.array([row["theta"] or missing for row in rows], float),
-        np.array([_number(row["objective"]) for row in rows]),
-        np.array([_number(row["gradient_norm"]) for row in rows]),
-        np.array([STATUSES.index(row["status"]) for row in rows]),
-        np.array([row["basin_share"] for row in rows], float),
-    )
-
-
-def _checksum(fields: dict) -> str:
-    """sha256 of all that stands in the file beside it."""
-    text = json.dumps(fields, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _finite(value):
-    return float(value) if np.isfinite(value) else None
-
-
-def _number(value) -> float:
-    return float("nan") if value is None else value

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
-from fitting.report.compute import analyse
-from fitting.report.html import Report
-from fitting.report.page import add_law
+from fitting.report.analysis import analyse
+from fitting.report.jobs import describe
+from fitting.report.page import write_page
+from fitting.report.results import Results as PageResults
+from fitting.report.results import Settings, Subject
 from fitting.runs import read_runs, write_runs
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
@@ -33,6 +35,8 @@ NAMES = {
     "tokens_per_frame": "visual tokens a frame x_V",
     "num_examples": "training examples n",
 }
+MARK = "Synthetic clips, small models: no number here says anything about a public benchmark."
+"""Notice on the page and its figures."""
 MARGIN = 2.0
 """Standard errors by which a factor must lower the error of its task."""
 
@@ -87,16 +91,25 @@ def write(study, points, rows, results: Results, work: Path, out: Path, cost, do
     analysis = analyse(table.select(metric="avg"), domain, cost, configs, budgets, sizes)
     analysis.law.save(out / "fit")
 
-    report = Report(
-        "Inference compute-optimal video VLMs: a small study, end to end",
-        "Synthetic clips, small models, the real system. No number here says anything about a "
-        "public benchmark.",
+    def add_first(report):
+        _add_facts(report, study, points, results)
+        _add_clip(report, work)
+        _add_learning(report, points, results)
+
+    law, found = analysis.law, analysis.comparison
+    settings = Settings(law.config, law.config, None, cost, MARK)
+    subject = Subject("avg", analysis.table, law.config)
+    metrics = {"avg": describe(subject, analysis, settings, domain)}
+    write_page(
+        out,
+        table,
+        PageResults([subject], metrics, {"avg": found}),
+        settings,
+        title="Inference compute-optimal video VLMs: a small study, end to end",
+        subtitle=f"{len(points)} runs of the real system on synthetic clips",
+        offer="all that the study may deploy",
+        add_first=add_first,
     )
-    _add_facts(report, study, points, results)
-    _add_clip(report, work)
-    _add_learning(report, points, results)
-    add_law(report, analysis)
-    report.write(out)
 
 
 def effects(points, results: dict[str, dict]) -> list[Effect]:

@@ -19,7 +19,6 @@ OPENAI_API_KEY. The judge's replies are kept: asking again costs nothing.
 """
 
 import dataclasses
-import math
 import sys
 from pathlib import Path
 
@@ -91,6 +90,7 @@ def main(args: Args) -> None:
 
 
 def _evaluate_benchmarks(args: Args) -> None:
+    from fitting.runs import add_runs
     from vvlm_jax.eval import benchmarks
 
     tasks = benchmarks.select(args.tasks)
@@ -112,33 +112,20 @@ def _evaluate_benchmarks(args: Args) -> None:
         )
     found = benchmarks.evaluate(args.model, tasks, options, _note)
     for name, result in found.items():
-        notes = [f"{result.questions} questions"]
-        if result.unreadable:
-            notes.append(f"{result.unreadable} about unreadable videos, with an empty reply")
-        if result.ungraded:
-            notes.append(f"{result.ungraded} replies without a grade, left out")
-        print(f"{name:6s} {result.score:6.2f}  ({', '.join(notes)})")
-    scores = benchmarks.average({name: result.score for name, result in found.items()})
+        print(f"{name:6s} {result}")
+    scores = benchmarks.with_average(found)
     if "avg" in scores:
-        print(f"{'avg':6s} {scores['avg']:6.2f}")
+        print(f"{'avg':6s} {scores['avg'][0]:6.2f}")
     if args.limit is not None:
         _note("no rows in the table of runs: --limit asked only some of the questions")
     elif run["num_examples"] is None:
         _note("no rows in the table of runs: --num-examples is missing")
     else:
-        _add_rows(args.runs or options.out / "runs.csv", run, scores)
-
-
-def _add_rows(file: Path, run: dict, scores: dict[str, float]) -> None:
-    """Write one row for each metric, replacing those of the same run, protocol and metric."""
-    from fitting.runs import read_runs, write_runs
-
-    rows = read_runs(file).rows() if file.exists() else []
-    mine = {(run["run_id"], run["protocol"], metric) for metric in scores}
-    rows = [r for r in rows if (r["run_id"], r["protocol"], r["metric"]) not in mine]
-    rows += [{**run, "metric": metric, "score": score} for metric, score in scores.items()]
-    write_runs(file, rows)
-    print(f"{file}: {len(scores)} scores of {run['run_id']}")
+        file = args.runs or options.out / "runs.csv"
+        add_runs(
+            file, [dict(**run, metric=m, score=s, score_se=se) for m, (s, se) in scores.items()]
+        )
+        print(f"{file}: {len(scores)} scores of {run['run_id']}")
 
 
 def _note(text: str) -> None:
@@ -149,6 +136,7 @@ def _evaluate_questions(args: Args) -> None:
     from vvlm_jax.eval import grading, runner, scores
     from vvlm_jax.eval.judge import Judge
     from vvlm_jax.storage import files
+    from vvlm_jax.sweep.store.sweep_json import write_json
 
     file = files.place(args.questions)
     questions = runner.read_questions(file)
@@ -156,36 +144,24 @@ def _evaluate_questions(args: Args) -> None:
     if not files.is_dir(media_root):
         raise ConfigError(f"--media-root {media_root}: no such folder")
     out = args.out or args.model / f"eval-{file.stem}"
-    judge = None
+    predictions_file, judge = out / "predictions.jsonl", None
     if args.judge and not all(q.get("options") for q in questions):
         judge = Judge(args.judge_at, args.judge_cache or out / "judge")
-        if not _all_graded(questions, out / "predictions.jsonl", judge):
+        if not grading.all_graded(questions, runner.earlier_predictions(predictions_file), judge):
             judge.require_key()  # before hours of answering
     measured = _answer(args, questions, str(media_root), out)
-    for message in runner.unreadable_files(out / "predictions.jsonl"):
+    for message in runner.unreadable_files(predictions_file):
         print(f"unreadable: {message}", file=sys.stderr)
     if judge:
-        predictions = runner.read_predictions(out / "predictions.jsonl")
+        predictions = runner.read_predictions(predictions_file)
         print(judge.plan(grading.open_replies(questions, predictions)[1]), file=sys.stderr)
         verdicts = grading.grade(questions, predictions, judge, out / "verdicts.jsonl")
         if ungraded := sum(v is None for v in verdicts.values()):
             print(f"judge: {ungraded} replies without a grade, left out", file=sys.stderr)
         measured = scores.measure(questions, predictions, verdicts)
-    _report([*measured, scores.overall(measured)], out)
-
-
-def _all_graded(questions, predictions_file: Path, judge) -> bool:
-    """Whether an earlier run has answered everything and the judge has graded it."""
-    from vvlm_jax.eval import grading, runner
-
-    if not predictions_file.is_file():
-        return False
-    try:
-        predictions = runner.read_predictions(predictions_file)
-    except ValueError:  # its last line is half written
-        return False
-    plan = judge.plan(grading.open_replies(questions, predictions)[1])
-    return plan.kept == plan.asked and all(q["id"] in predictions for q in questions)
+    measured = [*measured, scores.overall(measured)]
+    print(*measured, sep="\n")
+    write_json(out / "scores.json", scores.as_json(measured))
 
 
 def _answer(args: Args, questions, media_root: str, out: Path):
@@ -211,24 +187,6 @@ def _answer(args: Args, questions, media_root: str, out: Path):
         max_new_tokens=16 if args.max_new_tokens is None else args.max_new_tokens,
         likelihood=args.likelihood,
     )
-
-
-def _report(measured, out: Path) -> None:
-    """Print a line a metric and write scores.json: {task: {metric: its numbers}}."""
-    from vvlm_jax.sweep.store.sweep_json import write_json
-
-    values: dict[str, dict] = {}
-    for s in measured:
-        left_out = f", {s.left_out} left out" if s.left_out else ""
-        print(
-            f"{s.task:12s} {s.metric:12s} {s.score:6.2f}  95% {s.low:6.2f} to {s.high:6.2f}  "
-            f"({s.num_questions} questions{left_out})"
-        )
-        row = dataclasses.asdict(s)
-        del row["task"], row["metric"]
-        numbers = {k: None if math.isnan(v) else v for k, v in row.items()}  # JSON has no NaN
-        values.setdefault(s.task, {})[s.metric] = numbers
-    write_json(out / "scores.json", values)
 
 
 def cli() -> None:

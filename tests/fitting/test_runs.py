@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
+<<<<<<< HEAD
 from fitting.run_files import COLUMNS
 from fitting.runs import FACTORS, LI2024, RunTable, read_runs, write_runs
+=======
+from fitting.runs import COLUMNS, FACTORS, LI2024, RunTable, add_runs, read_runs, write_runs
+>>>>>>> main
 
 ROW = {
     "run_id": "star-N1e9-T4-V16-n1000",
@@ -425,3 +429,15 @@ def test_other_marks_between_columns_are_named(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("a;b\n1;2\n")
     assert "parted by semicolons; save it with commas" in fails(path)
+
+
+def test_rows_are_added_to_a_file_and_replace_those_of_the_same_run(tmp_path):
+    run = dict(
+        run_id="a", sweep="single", lm_params=1e9, num_frames=8, tokens_per_frame=4,
+        num_examples=100, seed=0, protocol="p", metric="PT", score=50.0, score_se=1.5,
+    )  # fmt: skip
+    add_runs(tmp_path / "runs.csv", [run, {**run, "metric": "NQA"}])
+    add_runs(tmp_path / "runs.csv", [{**run, "score": 60.0}, {**run, "protocol": "q"}])
+    rows = read_runs(tmp_path / "runs.csv").rows()
+    found = {(row["protocol"], row["metric"]): (row["score"], row["score_se"]) for row in rows}
+    assert found == {("p", "NQA"): (50, 1.5), ("p", "PT"): (60, 1.5), ("q", "PT"): (50, 1.5)}

@@ -85,7 +85,7 @@ def twin(seed: int = 0) -> RunTable:
     error = twin_law(np.array([p.x for p in points]), np.array([p.num_examples for p in points]))
     error *= np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(points)))
     return RunTable.from_rows(
-        dataclasses.asdict(p) | {"run_id": p.run_id, "metric": "synthetic", "score": 100 - e}
+        p._asdict() | {"run_id": p.run_id, "metric": "synthetic", "score": 100 - e}
         for p, e in zip(points, error.tolist(), strict=True)
     )
 

@@ -16,17 +16,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vvlm_jax import atomic
 from vvlm_jax.config import ConfigError
 from vvlm_jax.config_check import choose, nearest
-from vvlm_jax.eval import scores as scores_of
 from vvlm_jax.eval.judge import Judge, JudgeConfig
 from vvlm_jax.eval.judge_server import GRADES, JudgeServer
+from vvlm_jax.eval.scores import average as mean_and_error
+from vvlm_jax.eval.scores import interval
 
 LENGTH = 1024
 """Longest reply, in tokens, where a task sets none."""
+_PER_GRADE = 20
+"""Makes 0–100 of a judge's 0–5."""
 
 _MVBENCH = (
     *("action_antonym", "action_count", "action_localization", "action_prediction"),
@@ -77,15 +78,42 @@ class Task:
 
         Raises ValueError naming a part that is missing, out of its range, or has no grade at all.
         """
-        asked, ungraded = asked or {}, ungraded or {}
-        return float(
-            np.mean(
-                [
-                    self._part(results, *part, asked.get(part[1], 0), ungraded.get(part[1], 0))
-                    for part in self.parts
-                ]
-            )
-        )
+        parts = self._parts(results, asked or {}, ungraded or {})
+        return sum(parts) / len(parts)
+
+    def standard_error(
+        self,
+        results: Mapping[str, Mapping],
+        questions: Mapping[str, int],
+        asked: Mapping[str, int] | None = None,
+        ungraded: Mapping[str, int] | None = None,
+    ) -> float | None:
+        """Return the standard error of the score, as that of independent questions.
+
+        It is None for a mean of a judge's 0–5, since LMMs-Eval does not give the single grades, and
+        somewhat small where several questions are about one video.
+
+        Args:
+          questions: by LMMs-Eval's task.
+          asked, ungraded: as for `score`.
+        """
+        if self.scale == _PER_GRADE:
+            return None
+        asked, ungraded, errors = asked or {}, ungraded or {}, []
+        values = self._parts(results, asked, ungraded)
+        for (task, metric), value in zip(self.parts, values, strict=True):
+            count = questions[task] - ungraded.get(metric, 0)
+            right = round(count * value / 100)
+            error = interval([1.0] * right + [0.0] * (count - right), range(count))[1]
+            errors.append(100 * error)
+        return mean_and_error(values, errors)[1]
+
+    def _parts(self, results, asked: Mapping[str, int], ungraded: Mapping[str, int]) -> list[float]:
+        """Return the scores, 0–100, of `parts`."""
+        return [
+            self._part(results, task, metric, asked.get(metric, 0), ungraded.get(metric, 0))
+            for task, metric in self.parts
+        ]
 
     def _part(self, results, task: str, metric: str, asked: int, ungraded: int) -> float:
         key = f"{metric},none"
@@ -112,9 +140,9 @@ def _one(name: str, task: str, metric: str, scale: float, judged: bool = False) 
 
 
 TASKS = (
-    _one("VDC", "video_dc499", "gpt_eval_score", 20, judged=True),
+    _one("VDC", "video_dc499", "gpt_eval_score", _PER_GRADE, judged=True),
     _one("AQA", "activitynetqa", "gpt_eval_accuracy", 1, judged=True),
-    Task("VCG", "videochatgpt", _VIDEOCHATGPT, 20, judged=True),
+    Task("VCG", "videochatgpt", _VIDEOCHATGPT, _PER_GRADE, judged=True),
     _one("LVB", "longvideobench_val_v", "lvb_acc", 100),
     _one("PT", "perceptiontest_val_mc", "accuracy", 100),
     Task("MV", "mvbench", tuple((f"mvbench_{s}", "mvbench_accuracy") for s in _MVBENCH), 1),
@@ -136,13 +164,6 @@ def select(names: Iterable[str]) -> list[Task]:
             raise ConfigError(f"--tasks {name}: no such task; {nearest(name, [*known, 'paper'])}")
         chosen |= {t.name: t for t in (TASKS if name == "paper" else [known[name]])}
     return [t for t in TASKS if t.name in chosen]
-
-
-def average(scores: Mapping[str, float]) -> dict[str, float]:
-    """Return the scores, with their mean as `avg` if all eight are among them."""
-    if set(scores) != {task.name for task in TASKS}:
-        return dict(scores)
-    return {**scores, "avg": scores_of.average(list(scores.values()), [None] * len(scores))[0]}
 
 
 @dataclass(frozen=True)
@@ -170,6 +191,8 @@ class Result:
 
     score: float
     """0–100."""
+    score_se: float | None
+    """Its standard error, in the same unit; None where it is unknown."""
     parts: dict[str, float]
     """{"TASK METRIC": LMMs-Eval's own number}."""
     questions: int
@@ -177,6 +200,22 @@ class Result:
     """Questions whose video could not be read, with an empty reply."""
     ungraded: int
     """Grades that the judge did not give."""
+
+    def __str__(self) -> str:
+        notes = [f"{self.questions} questions"]
+        if self.unreadable:
+            notes.append(f"{self.unreadable} about unreadable videos, with an empty reply")
+        if self.ungraded:
+            notes.append(f"{self.ungraded} replies without a grade, left out")
+        return f"{self.score:6.2f}  ({', '.join(notes)})"
+
+
+def with_average(results: Mapping[str, Result]) -> dict[str, tuple[float, float | None]]:
+    """Return {name: (score, its standard error)}, with the mean as `avg` if all eight are there."""
+    scores = {name: (result.score, result.score_se) for name, result in results.items()}
+    if set(scores) == {task.name for task in TASKS}:
+        scores["avg"] = mean_and_error(*zip(*scores.values(), strict=True))
+    return scores
 
 
 def check(options: Options) -> None:
@@ -305,10 +344,12 @@ def _evaluate(task: Task, lm, server: JudgeServer, options: Options, say) -> Res
     grades = {metric: GRADES[metric] for _, metric in task.parts if metric in GRADES}
     asked = {metric: server.asked[wanted] for metric, wanted in grades.items()}
     ungraded = {metric: server.ungraded[wanted] for metric, wanted in grades.items()}
+    questions = {part: len(samples[part]) for part in task.tasks}
     result = Result(
         score=task.score(results, asked, ungraded),
+        score_se=task.standard_error(results, questions, asked, ungraded),
         parts={f"{part} {metric}": results[part][f"{metric},none"] for part, metric in task.parts},
-        questions=sum(len(samples[part]) for part in task.tasks),
+        questions=sum(questions.values()),
         unreadable=sum(part in task.tasks for part, _ in lm.unanswered),
         ungraded=sum(ungraded.values()),
     )
@@ -322,4 +363,5 @@ def _evaluate(task: Task, lm, server: JudgeServer, options: Options, say) -> Res
 
 
 def _read(file: Path) -> Result | None:
-    return Result(**json.loads(file.read_text())) if file.is_file() else None
+    # Files that were written before there were standard errors have none.
+    return Result(**{"score_se": None, **json.loads(file.read_text())}) if file.is_file() else None

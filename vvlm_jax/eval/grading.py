@@ -104,6 +104,12 @@ def grade(
     return verdicts
 
 
+def all_graded(questions: Sequence[dict], predictions: Mapping[str, dict], judge: Judge) -> bool:
+    """Return whether every question has a prediction, and every open reply the judge's answer."""
+    plan = judge.plan(open_replies(questions, predictions)[1])
+    return plan.kept == plan.asked and all(q["id"] in predictions for q in questions)
+
+
 def open_replies(
     questions: Sequence[dict], predictions: Mapping[str, dict]
 ) -> tuple[list[dict], list]:

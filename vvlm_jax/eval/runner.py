@@ -6,6 +6,7 @@ a letter), and optionally `prompt`, the exact text to ask instead of the default
 only replies allowed (all questions have them, or none).
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -208,6 +209,15 @@ def read_predictions(predictions_file: str | Path) -> dict[str, dict]:
     """{id: the newest line about it}, errors included."""
     lines = Path(predictions_file).read_text().splitlines()
     return {row["id"]: row for row in map(json.loads, lines)}
+
+
+def earlier_predictions(predictions_file: Path) -> dict[str, dict]:
+    """Return what an earlier run answered, by id: nothing if there is no file, or its last line is
+    truncated.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError):
+        return read_predictions(predictions_file)
+    return {}
 
 
 def unreadable_files(predictions_file: str | Path) -> list[str]:
