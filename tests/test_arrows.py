@@ -43,14 +43,9 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting",
-<<<<<<< HEAD
         "sweeps cost run_files run_checks forms grids",
         "runs",
-        "optimise bootstrap summary splits fit_folder",
-=======
-        "sweeps cost runs forms grids",
         "optimise bootstrap summary splits fit_folder law_file",
->>>>>>> main
         "fits law",
         "validation frontiers",
         "ablations",

@@ -12,15 +12,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-<<<<<<< HEAD
-from fitting.config import FitConfig
-from fitting.cost import CostConstants
 from fitting.run_files import COLUMNS
 from fitting.runs import write_runs
-from fitting.sweeps import Domain, isoflop_sweep, star_sweep
-=======
-from fitting.runs import COLUMNS, write_runs
->>>>>>> main
 from tests.browser import CHROMIUM, browser
 from tests.fitting.report.tables import COST, HEADER, POINTS, STAR, UNITS, lines_of, write
 from tests.fitting.synthetic import synthetic_table
