@@ -81,8 +81,7 @@ def main(args: Args) -> None:
     else:
         path = table_file(args.runs)
         table = read_runs(path, metric=args.metric, scale=args.scale, skip_missing=True)
-        if table.scale == 1:
-            table = dataclasses.replace(table, error=100 * table.error, scale=100.0)
+        table = results.in_percent(table)
     mark = text.SYNTHETIC if args.synthetic or text.is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)
