@@ -68,7 +68,7 @@ class StudyConfig:
 
 
 def study() -> StudyConfig:
-    """The default study."""
+    """Return the default study."""
     return StudyConfig()
 
 
@@ -172,7 +172,7 @@ def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
 
 
 def caption_llm(study: StudyConfig) -> str:
-    """The language model that helps the encoder to learn."""
+    """Return the language model that the encoder is trained with."""
     return study.llms[len(study.llms) // 2]
 
 
@@ -229,5 +229,5 @@ def _captions(study, folder):
 
 
 def _prepare(study):
-    """Batches of the preparing stages: small parts, which fit a core's cache."""
+    """Return options of the preparing stages: small microbatches, which fit a core's cache."""
     return dict(batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0)
