@@ -28,9 +28,10 @@ _EXPORTS = {
     ),
     "law": ("BaggedFit",),
     "optimise.lanes": ("Solution",),
-    "report.compute": ("Analysis", "analyse", "deployment_text", "examine", "findings"),
+    "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
-    "report.page": ("add_law", "add_tasks"),
+    "report.page": ("write_page",),
+    "report.text": ("deployment_text",),
     "runs": ("LI2024", "RunTable", "read_runs", "write_runs"),
     "sweeps": (
         "PAPER_DOMAIN",

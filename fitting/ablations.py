@@ -12,7 +12,7 @@ from fitting.validation import Comparison, Score, Validation, compare, predict_s
 
 
 def variations(config: FitConfig) -> dict[str, FitConfig]:
-    """The config and the paper's departures from it (Table 8), by name."""
+    """Return the config and the paper's variations of it (Table 8), by name."""
     few = max(1, config.starts // 5)  # the paper's 100 of 500
     return {
         "as asked": config,
@@ -25,7 +25,7 @@ def variations(config: FitConfig) -> dict[str, FitConfig]:
 
 
 class Bagging(NamedTuple):
-    """One line of Table 9: fewer members of the same fits, and how they become one prediction.
+    """One line of Table 9: how many members of the same fits, and how they are aggregated.
 
     Attributes:
       resamples: members used.
@@ -43,7 +43,7 @@ class Bagging(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """Tables 8 and 9.
+    """Tables 8 and 9 as data.
 
     Attributes:
       variations: Table 8, the `Comparison` of `variations`.
@@ -54,7 +54,7 @@ class Ablation:
     bagging: tuple[Bagging, ...]
 
     def rows(self) -> list[dict]:
-        """`variations.rows()`, then a mapping for each line of `bagging` and split."""
+        """Return `variations.rows()`, then a mapping for each line of `bagging` and split."""
         table, found = self.variations.table, self.variations.rows()
         first = self.variations.entries[0]
         head = {"parameters": first.num_parameters, "aicc": float("nan")}
@@ -72,7 +72,7 @@ class Ablation:
 
 
 def ablate(table: RunTable, config: FitConfig | None = None, **options) -> Ablation:
-    """The ablations of Tables 8 and 9 around a config.
+    """Return the ablations of Tables 8 and 9 around a config.
 
     Table 8 changes one option at a time; Table 9 uses all, half or one of the resamples with the
     median, and all with the mean. Free exponents (`exponent_cap=None`) show how the mean breaks.
@@ -90,7 +90,7 @@ def ablate(table: RunTable, config: FitConfig | None = None, **options) -> Ablat
 
 
 def bagging(compared: Comparison) -> tuple[Bagging, ...]:
-    """Table 9, from the members of the first entry: all with the mean, then one, half, all."""
+    """Return Table 9 from the first entry's members: all with the mean; one, half, all."""
     first, size, table = compared.entries[0], len(compared.entries[0].law.theta), compared.table
     everything = Split("all runs", *np.ones((2, 1, len(table)), bool))
     split = first.validation(compared.extrapolation)

@@ -40,6 +40,6 @@ def remove_stale(folder: Path) -> None:
     """Remove the page, tables and figures of an earlier fit, which describe another law."""
     for name in STALE:
         (folder / name).unlink(missing_ok=True)
-    for figure in (folder / "figures").glob("*.*"):
-        if figure.suffix in FIGURES:
-            figure.unlink()
+    for file in [*(folder / "figures").glob("*.*"), *(folder / "tables").glob("*.csv")]:
+        if file.suffix in FIGURES:
+            file.unlink()

@@ -19,7 +19,7 @@ FORMAT = 2  # of fit.json
 
 
 class FittedRuns(NamedTuple):
-    """The runs that took part, as they were fitted.
+    """The runs of a fit, as they were fitted.
 
     Attributes:
       run_id: [R] names.
@@ -35,13 +35,13 @@ class FittedRuns(NamedTuple):
 
     @property
     def sha256(self) -> str:
-        """Of the numbers, little-endian float64, row by row: factors, n, error, weight."""
+        """Return the hash of factors, n, error and weight, little-endian float64, row by row."""
         rows = np.column_stack([self.z, self.error, self.weights]).astype("<f8")
         return hashlib.sha256(rows.tobytes()).hexdigest()
 
 
 class Members(NamedTuple):
-    """Fits of one law, one a row.
+    """Fits of one law, one per row.
 
     Attributes:
       theta: [B, P], log coefficients (the floor itself, if it is free) and exponents, with every
@@ -178,7 +178,7 @@ def from_rows(rows: list[dict]) -> Members:
 
 
 def _checksum(fields: dict) -> str:
-    """sha256 of all that stands in the file beside it."""
+    """Return the sha256 of everything else in the file."""
     text = json.dumps(fields, sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -25,7 +25,7 @@ class Split(NamedTuple):
 
 
 def random_folds(table: RunTable, folds: int = 5, seed: int = 0) -> Split:
-    """Each run in one of so many random folds, left out together.
+    """Return a split into random folds; the runs of a fold are held out together.
 
     Raises:
       ValueError: fewer than 2 folds, or fewer runs than folds.
@@ -37,7 +37,7 @@ def random_folds(table: RunTable, folds: int = 5, seed: int = 0) -> Split:
 
 
 def column_split(table: RunTable, train, test) -> Split:
-    """Fit to some rows, predict others, such as 'sweep=star' and 'sweep=isoflop'.
+    """Return a split by columns: fit 'sweep=star' and predict 'sweep=isoflop', for example.
 
     Args:
       table: the runs.
@@ -58,7 +58,7 @@ def column_split(table: RunTable, train, test) -> Split:
 
 
 def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
-    """Splits that take away what neighbours would give away (random folds leak on a star).
+    """Return splits that hold out whole levels: on a star, random folds leak.
 
     Leave-one-level-out of each factor, the budgets of a column 'budget' likewise, and the largest
     n. More than `MOST_PARTS` levels go in groups of neighbours.
@@ -75,13 +75,13 @@ def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
 
 
 def _without(name: str, part_R) -> Split:
-    """Leaves out each part in turn; runs with part -1 are always fitted."""
+    """Return a split that holds out each part in turn; runs with part -1 are always fitted."""
     test_SR = part_R == np.arange(part_R.max() + 1)[:, None]
     return Split(name, ~test_SR, test_SR)
 
 
 def _parts(values_R) -> np.ndarray:
-    """Int [R]: which of at most `MOST_PARTS` groups of neighbouring levels; -1 for no text."""
+    """Return int [R]: one of at most `MOST_PARTS` groups of neighbouring levels; -1 for ''."""
     levels = [level for level in np.unique(values_R) if level != ""]
     part_R = np.full(len(values_R), -1)
     for part, group in enumerate(np.array_split(levels, max(1, min(len(levels), MOST_PARTS)))):
@@ -90,7 +90,7 @@ def _parts(values_R) -> np.ndarray:
 
 
 def _rows(table: RunTable, which) -> tuple[np.ndarray, str]:
-    """Bool [R] and a name for it."""
+    """Return bool [R] and a name for it."""
     if isinstance(which, str):
         column, equals, value = which.partition("=")
         if not equals:

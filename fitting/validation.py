@@ -22,7 +22,7 @@ from fitting.splits import Split, column_split, leave_out_splits, random_folds
 
 
 class Score(NamedTuple):
-    """How well predictions meet errors; NaN where there is nothing to score.
+    """Accuracy of predictions; NaN where there is nothing to score.
 
     Attributes:
       mse: mean squared difference, on the fitted scale squared.
@@ -36,7 +36,7 @@ class Score(NamedTuple):
 
 
 def score(predicted, error) -> Score:
-    """MSE, E% and R^2 of predicted [R] against error [R]; NaNs in predicted are not scored."""
+    """Return MSE, E% and R^2 of predicted [R] against error [R]; NaNs are not scored."""
     known = ~np.isnan(predicted)
     if not known.any():
         return Score(np.nan, np.nan, np.nan)
@@ -55,7 +55,7 @@ def score(predicted, error) -> Score:
 
 @dataclass(frozen=True, eq=False)
 class Validation:
-    """What fits said about runs they had not seen.
+    """Predictions of held-out runs.
 
     Attributes:
       name: of the split.
@@ -74,7 +74,7 @@ class Validation:
 
     @property
     def score(self) -> Score:
-        """Of all runs left out, pooled."""
+        """Return the score of all held-out runs, pooled."""
         return score(self.predicted, self.error)
 
 
@@ -86,7 +86,7 @@ def validate(
     whole: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[BaggedFit | None, tuple[Validation, ...]]:
-    """Fits to all runs (or not) and to every part of every split, as lanes of one batch.
+    """Fit all runs (unless `whole` is False) and every part of every split, in one batch.
 
     Raises:
       ValueError: as `fitting.fits.fit`.
@@ -124,7 +124,7 @@ def predict_split(
 def cross_validate(
     table: RunTable, config: FitConfig | None = None, folds: int = 5, seed: int = 0
 ) -> Validation:
-    """Each run predicted by the fit to the other folds.
+    """Predict each run by the fit to the other folds.
 
     Args:
       table: runs of one metric.
@@ -140,7 +140,7 @@ def cross_validate(
 
 
 def extrapolate(table: RunTable, config: FitConfig | None = None, *, train, test) -> Validation:
-    """Fit to some runs, predict others, such as train='sweep=star', test='sweep=isoflop'.
+    """Fit some runs and predict others, such as train='sweep=star', test='sweep=isoflop'.
 
     Args:
       table: runs of one metric.
@@ -171,17 +171,17 @@ class Entry(NamedTuple):
     validations: tuple[Validation, ...]
 
     def validation(self, split: str | None) -> Validation | None:
-        """The one of that name; None if there is none."""
+        """Return the validation of that name; None if there is none."""
         return next((v for v in self.validations if v.name == split), None)
 
     @property
     def cross_validation(self) -> Score:
-        """Of the random folds."""
+        """Return the score on the random folds."""
         return self.validations[0].score
 
     @property
     def num_parameters(self) -> int:
-        """P."""
+        """Return the number of parameters, P."""
         return self.law.theta.shape[1]
 
 
@@ -201,25 +201,25 @@ class Comparison:
 
     @property
     def best(self) -> str:
-        """The entry of least cross-validation MSE."""
+        """Return the name of the entry of least cross-validation MSE."""
         return min(self.entries, key=lambda entry: entry.cross_validation.mse).name
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names of the splits."""
+        """Return the names of the splits."""
         return tuple(v.name for v in self.entries[0].validations)
 
     def entry(self, name: str) -> Entry:
-        """The entry of that name."""
+        """Return the entry of that name."""
         return next(entry for entry in self.entries if entry.name == name)
 
     def score(self, name: str, split: str | None) -> Score:
-        """Of the entry in that split; NaNs if there is no such split."""
+        """Return the score of an entry in a split; NaNs if there is no such split."""
         found = self.entry(name).validation(split)
         return found.score if found else Score(np.nan, np.nan, np.nan)
 
     def difference(self, name: str, split: str) -> tuple[float, float]:
-        """MSE above the best entry's in a split, ± its standard error, paired over runs.
+        """Return (MSE above the best entry's in a split, its standard error), paired over runs.
 
         Zero, and NaN for its error, for the best itself.
         """
@@ -234,7 +234,7 @@ class Comparison:
         return float(above_R.mean()), float(above_R.std(ddof=1) / np.sqrt(len(above_R)))
 
     def rows(self) -> list[dict]:
-        """One mapping an entry and split, and one for the fit to all runs ('all runs')."""
+        """Return one mapping per entry and split, and one for the fit to all runs ('all runs')."""
         found = []
         for entry in self.entries:
             law = entry.law
@@ -265,7 +265,7 @@ def compare(
     leave_out: bool = True,
     on_progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Comparison:
-    """Table 2's procedure: every config on random folds, on a chosen split, and on all runs.
+    """Compare configs on random folds, on a chosen split and on all runs (Table 2).
 
     Args:
       table: runs of one metric.

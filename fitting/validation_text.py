@@ -1,4 +1,4 @@
-"""Print comparisons and ablations of fits as tables of text."""
+"""Format comparisons and ablations of fits as tables of text."""
 
 from fitting import formatting
 from fitting.ablations import Ablation

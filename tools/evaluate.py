@@ -52,6 +52,10 @@ class Args:
     """Largest share of videos that may be unreadable. Their questions are counted and left out; in
     benchmarks they get an empty reply.
     """
+    dtype: str | None = None
+    """Compute dtype, such as float32, in place of the model's own."""
+    prompts_per_batch: int = 16
+    """Prompts answered at a time."""
     likelihood: bool = False
     """Also score multiple choice by the likeliest letter (question file)."""
     judge: bool = False
@@ -102,6 +106,8 @@ def _evaluate_benchmarks(args: Args) -> None:
         max_unreadable=args.max_unreadable,
         limit=args.limit,
         task_files=args.task_files,
+        dtype=args.dtype,
+        prompts_per_batch=args.prompts_per_batch,
     )
     benchmarks.check(options)
     run = benchmarks.run_of(args.model, args.run_id, args.num_examples)
@@ -166,26 +172,21 @@ def _evaluate_questions(args: Args) -> None:
 
 def _answer(args: Args, questions, media_root: str, out: Path):
     """Return the scores by rule, without a judge; fill predictions.jsonl."""
+    from vvlm_jax import VideoVLM
     from vvlm_jax.eval import runner
-    from vvlm_jax.train.model_dir import load_model
 
-    model, params, tok, config = load_model(args.model)
-    data = dataclasses.replace(
-        config.data,
-        media_root=media_root,
-        max_unreadable=args.max_unreadable,
-    )
+    vlm = VideoVLM.load(args.model, dtype=args.dtype)
+    in_dtype = f" in {args.dtype}" if args.dtype else ""
     return runner.evaluate(
-        model,
-        params,
-        tok,
+        vlm,
         questions,
         out / "predictions.jsonl",
-        config.model,
-        data,
-        identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}",
+        media_root=media_root,
+        max_unreadable=args.max_unreadable,
+        identity=f"{args.model} of {(args.model / 'params').stat().st_mtime_ns}{in_dtype}",
         max_new_tokens=16 if args.max_new_tokens is None else args.max_new_tokens,
         likelihood=args.likelihood,
+        prompts_per_batch=args.prompts_per_batch,
     )
 
 

@@ -85,9 +85,6 @@ def main(args: Args) -> None:
     from fitting.fits import fit_many
     from fitting.splits import column_split
 
-    if args.page.report:
-        from . import _fit_page
-
     if args.train:
         for one in tables.values():
             column_split(one, args.train, args.test)  # a bad split is known before the work
@@ -96,16 +93,17 @@ def main(args: Args) -> None:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
     for folder in folders:
         remove_stale(folder)
-    analyses = []
+    fits = []
     for (folder, one), law in zip(tables.items(), laws, strict=True):
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        comparison = validate(one, config, args, folder)
-        if args.page.report:
-            analyses.append(_fit_page.write_page(folder, one, law, comparison, cost))
-    if len(analyses) > 1:
-        _fit_page.write_tasks_page(args.out, table, analyses)
+        fits.append((one, law, *validate(one, config, args, folder)))
+    if args.page.report:
+        from fitting.report.fitted import Fitted, write_fits
+
+        page, doubts = write_fits(args.out, table, [Fitted(*fit) for fit in fits], cost)
+        print(f"\n{page}" + f" ({doubts} warnings)" * bool(doubts))
 
 
 def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
@@ -142,14 +140,14 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     """Print and write what --compare, --ablate, --train and --test ask for.
 
     Returns:
-      The `Comparison` of forms; None without --compare.
+      The `Comparison` of forms and the `Ablation`, each None if not asked for.
     """
     from fitting import ablations, validation
     from fitting import validation_text as text
 
     if not (args.compare or args.ablate or args.train):
-        return None
-    found, asked = None, dict(seed=config.seed, train=args.train, test=args.test)
+        return None, None
+    found, ablation, asked = None, None, dict(seed=config.seed, train=args.train, test=args.test)
     if args.train:
         split = validation.column_split(table, args.train, args.test)
         warn_if_few(args.train, int(split.train.sum()), config, table)
@@ -169,7 +167,7 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
         with live("test") as say:
             _, (test,) = validation.validate(table, config, [split], whole=False, on_progress=say)
         print(f"\n{text.test_text(test, table)}")
-    return found
+    return found, ablation
 
 
 def cli() -> None:

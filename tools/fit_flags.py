@@ -16,7 +16,7 @@ Column = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
 
 @dataclasses.dataclass(frozen=True)
 class Data:
-    """Which columns of the table mean what."""
+    """The meaning of the table's columns."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS.csv")]
     """The table of runs."""

@@ -41,6 +41,8 @@ class Args:
     """Draw from the likeliest tokens that hold this share of the probability."""
     seed: int = 0
     """Of the draws."""
+    dtype: str | None = None
+    """Compute dtype, such as float32, in place of the model's own."""
     stream: bool = False
     """Print replies while they are written."""
 
@@ -70,7 +72,7 @@ _OPTION = re.compile(rf"(?<![\w.])({'|'.join(_FLAGS)}) = ")
 def _answer(args: Args) -> None:
     from vvlm_jax import VideoVLM
 
-    model = VideoVLM.load(args.model)
+    model = VideoVLM.load(args.model, dtype=args.dtype)
     options = dict(
         num_frames=args.frames,
         tokens_per_frame=args.tokens_per_frame,

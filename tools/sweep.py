@@ -136,12 +136,10 @@ def work(args: Work) -> None:
 
 def kinds() -> dict:
     """Return the functions of all kinds of jobs, of sweeps and of the study."""
-    from vvlm_jax.sweep import jobs
-
-    from . import _study_jobs
+    from vvlm_jax.sweep import controls, jobs
 
     export = partial(jobs.export, command=own_command("convert"))
-    return {**jobs.KINDS, **_study_jobs.KINDS, "export": export}
+    return {**jobs.KINDS, **controls.KINDS, "export": export}
 
 
 COMMANDS = {

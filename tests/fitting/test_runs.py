@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fitting.runs import COLUMNS, FACTORS, LI2024, RunTable, add_runs, read_runs, write_runs
+from fitting.run_files import COLUMNS
+from fitting.runs import FACTORS, LI2024, RunTable, add_runs, read_runs, write_runs
 
 ROW = {
     "run_id": "star-N1e9-T4-V16-n1000",

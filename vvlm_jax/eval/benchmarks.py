@@ -183,6 +183,10 @@ class Options:
     """Ask only the first questions of each task."""
     task_files: Path | None = None
     """Folder of LMMs-Eval task files to read instead of the installed ones."""
+    dtype: str | None = None
+    """Compute dtype in place of the model's own."""
+    prompts_per_batch: int = 16
+    """Prompts answered at a time."""
 
 
 @dataclass(frozen=True)
@@ -265,6 +269,8 @@ def evaluate(
 
             lm = VvlmJax(
                 model,
+                batch_size=options.prompts_per_batch,
+                dtype=options.dtype,
                 max_new_tokens=options.max_new_tokens,
                 max_unreadable=options.max_unreadable,
                 replies=out / "replies.jsonl",
@@ -316,6 +322,7 @@ def _claim(model: Path, options: Options) -> None:
             "limit": options.limit,
             "max_new_tokens": options.max_new_tokens,
             "judge": options.judge_at.model,
+            **({"dtype": options.dtype} if options.dtype else {}),
         },
     )
 

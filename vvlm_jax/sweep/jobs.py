@@ -146,6 +146,7 @@ def train(context: Context) -> dict:
 def evaluate(context: Context) -> dict:
     """Evaluate a finished run, or one of its milestones, on a question file."""
     from vvlm_jax.eval import runner
+    from vvlm_jax.generate.video_vlm import VideoVLM
     from vvlm_jax.train import checkpoint, model_dir
 
     argument = context.job.argument
@@ -158,8 +159,8 @@ def evaluate(context: Context) -> dict:
     asked = evaluation(context, argument["evaluation"])
     with context.stop.anywhere():
         questions = runner.read_questions(asked.questions)
-        model = model_dir.load_model(context.folder, read=read)
-        return answer(context, asked, questions, model, f"{context.job.run} at step {step}")
+        vlm = VideoVLM.load(context.folder, read=read)
+        return answer(context, asked, questions, vlm, f"{context.job.run} at step {step}")
 
 
 def evaluation(context: Context, name: str) -> Evaluation:
@@ -167,30 +168,24 @@ def evaluation(context: Context, name: str) -> Evaluation:
     return from_dict(Evaluation, context.store.shared["evaluations"][name])
 
 
-def answer(
-    context: Context, asked: Evaluation, questions: list[dict], model: tuple, identity: str
-) -> dict:
+def answer(context: Context, asked: Evaluation, questions: list[dict], vlm, identity: str) -> dict:
     """Answer questions and return the result of an evaluation job.
 
     Predictions are kept in the job's folder, and answered questions are not asked again.
 
     Args:
-      model: (model, params, tokenizer, TrainConfig).
+      vlm: the model, a `VideoVLM`.
       identity: names the model; predictions of another one are not taken over.
     """
     from vvlm_jax.eval import runner
     from vvlm_jax.eval.scores import main_scores
 
-    model, params, tok, config = model
     predictions = context.folder / context.job.name / "predictions.jsonl"
     measured = runner.evaluate(
-        model,
-        params,
-        tok,
+        vlm,
         questions,
         predictions,
-        config.model,
-        replace(config.data, media_root=asked.media_root),
+        media_root=asked.media_root,
         identity=identity,
         max_new_tokens=asked.max_new_tokens,
         title=context.job.id,

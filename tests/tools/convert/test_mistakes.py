@@ -160,7 +160,7 @@ def test_a_tokenizer_that_cannot_serve_the_model(llama, stage, tmp_path):
     with pytest.raises(ValueError, match=lacks):
         run(folder, tmp_path / "again")
     with pytest.raises(ValueError, match=lacks):
-        model_dir.load_model(folder)
+        model_dir.open_model(folder)
     run(folder, tmp_path / "tower", part="vision")
     run(folder, tmp_path / "llm", part="llm")
 

@@ -19,7 +19,7 @@ from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.exit_codes import Exit
 from vvlm_jax.override import to_json
 from vvlm_jax.train import manifest
-from vvlm_jax.train.model_dir import load_model
+from vvlm_jax.train.model_dir import load_params
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -81,7 +81,7 @@ def steps(config):
 
 
 def params(config):
-    flat = flatten_dict(load_model(config.out_dir)[1], sep="/")
+    flat = flatten_dict(load_params(config.out_dir), sep="/")
     return {path: np.asarray(x) for path, x in flat.items()}
 
 
