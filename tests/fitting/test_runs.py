@@ -208,7 +208,7 @@ def test_a_spreadsheets_file_reads(tmp_path):
 # Anyone's table.
 
 
-MINE = """# measured by nobody: synthetic
+MINE = """# not measured: synthetic
 seed, params ,layers,loss,acc,count,lr
 0,1e6,4,0.5,0.25,1,a
 1,1e6,4,0.5,0.26,2,a
