@@ -221,7 +221,7 @@ def write(file, text):
     file.write_text(text)
 
 
-def test_what_an_upload_that_broke_off_left_does_not_count(url, monkeypatch):
+def test_files_of_an_interrupted_upload_are_ignored(url, monkeypatch):
     store = squares(url, 1)
     copies = RunSync(store.folder, "r0", lambda: True, 60.0)
     sent = []
@@ -246,10 +246,10 @@ def test_what_an_upload_that_broke_off_left_does_not_count(url, monkeypatch):
     assert not (store.folder("r0") / "checkpoints").is_dir(), "it is removed: it may be large"
 
 
-def test_a_worker_that_lost_its_claim_brings_nothing_up(url):
+def test_a_worker_that_lost_its_claim_uploads_nothing(url):
     store = squares(url, 1)
     with RunSync(store.folder, "r0", lambda: False, 60.0) as copies:
-        write(copies.folder("r0") / "log", "of nobody's")
+        write(copies.folder("r0") / "log", "of a lost claim")
         copies.finish()
     assert not store.folder("r0").is_dir()
 
@@ -269,7 +269,7 @@ def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["vvlm_jax-sweep-elsewhere-1-0-x"]
 
 
-def test_metrics_come_up_while_a_job_runs(url, monkeypatch):
+def test_metrics_are_uploaded_while_a_job_runs(url, monkeypatch):
     store, there, looks = squares(url, 1), threading.Event(), []
 
     def sync(*args):
