@@ -23,8 +23,8 @@ ATTENTION = ("auto", "reference")
 """What `ModelConfig.attention` may be."""
 REMAT = ("none", "products", "attention", "full", "chunks")
 """What `ModelConfig.remat` may be, from the fastest to the smallest."""
-BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}
-"""Where data may lie beside folders, and the library that reads them there."""
+SCHEMES = ("gs", "s3")
+"""Buckets that data may be read from, `gs://…` and `s3://…`."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
 """What `ModelConfig.newline` may be."""
 

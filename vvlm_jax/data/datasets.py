@@ -28,7 +28,7 @@ def read_conversations(path: str | Path) -> list[dict]:
     Raises ValueError naming the file and the row when the JSON is broken, a row lacks its
     conversation, or a path is no text.
     """
-    path = files.place(path)
+    path = files.path_of(path)
     try:
         rows = read_rows(path)
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def row_media(row: dict, num_frames: int) -> list[Medium]:
 def read_jsonl(path: str | Path) -> list[dict]:
     """One JSON value a line; empty lines are passed over. ValueError names file and line."""
     rows = []
-    for number, line in enumerate(files.read_text(files.place(path)).split("\n"), 1):
+    for number, line in enumerate(files.read_text(files.path_of(path)).split("\n"), 1):
         if line.strip():
             rows.append(_parsed(path, line, number))
     return rows

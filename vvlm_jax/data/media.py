@@ -26,8 +26,11 @@ memory.
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """A still image, whole. Raises VideoError naming the file."""
+    file = files.fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
+    if isinstance(file, files.Key):
+        raise VideoError(f"{path}: no such file")
     try:
-        with Image.open(files.fetched(path)) as image:
+        with Image.open(file) as image:
             image.load()
             yield image
     except FileNotFoundError:
@@ -80,7 +83,7 @@ class FrameReader:
 
     def video(self, name: str) -> np.ndarray:
         """The video's frames, chosen by `sampling`. Raises VideoError naming the file."""
-        path = files.place(self.root) / name
+        path = files.path_of(self.root) / name
         if not self.cache_mb:
             return read_frames(path, self._choose, size=self.image_size)
         key = (str(path), self.image_size)
@@ -96,7 +99,7 @@ class FrameReader:
         """An image as a video of one frame, repeated to `num_frames` (the reader's own by default).
         Raises VideoError naming the file.
         """
-        with open_image(files.place(self.root) / name) as image:
+        with open_image(files.path_of(self.root) / name) as image:
             pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
         return np.repeat(pixels[None], num_frames or self.num_frames, axis=0)
 

@@ -14,10 +14,10 @@ from vvlm_jax.storage import files
 
 def open_rows(annotations: str | Path) -> list[dict] | PreparedRows:
     """Rows of a LLaVA-style file, or of a folder that `tools.prepare` made."""
-    path = files.place(annotations)
+    path = files.path_of(annotations)
     if is_prepared(path):
         return PreparedRows(path)
-    if files.is_dir(path):
+    if path.is_dir():
         raise ValueError(f"{path}: no data set that tools.prepare made (data.annotations)")
     return read_conversations(path)
 

@@ -33,8 +33,8 @@ FIELDS = ("id", "task", "video", "question", "answer")
 
 def read_questions(path: str | Path) -> list[dict]:
     """Rows of a question file. ValueError names file, question and the missing or broken field."""
-    path = files.place(path)
-    if not files.exists(path) or files.is_dir(path):
+    path = files.path_of(path)
+    if not files.exists(path) or path.is_dir():
         raise ValueError(f"{path}: no such question file")
     rows, seen = read_jsonl(path), set()
     if not rows:
@@ -135,7 +135,7 @@ def evaluate(
     )
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
-        files.place(data_config.media_root),
+        files.path_of(data_config.media_root),
         model_config.num_frames,
         model.vision_config.image_size,
         data_config.frame_sampling,

@@ -313,7 +313,7 @@ def test_results_of_many_jobs_are_in_one_listing_and_the_index(url, server, monk
 @pytest.mark.parametrize(
     ("address", "error", "line"),
     [
-        ("az://bucket/s", ConfigError, "az://bucket/s: unknown scheme; a store is a folder, gs://"),
+        ("az://bucket/s", ConfigError, "az://bucket/s: unknown scheme; must be a folder, gs://"),
         ("s3://bucket", ConfigError, "s3://bucket: must be s3://BUCKET/FOLDER"),
         ("gs:///s", ConfigError, "must be gs://BUCKET/FOLDER"),
         ("gs://bucket/s", ConfigError, "gs://bucket/s: no sweep here"),
@@ -333,12 +333,12 @@ def test_addresses_that_hold_no_sweep(server, address, error, line):
 @pytest.mark.parametrize(
     ("scheme", "module", "line"),
     [
-        ("gs", "buckets_gcs", r"needs google-cloud-storage: pip install 'vvlm_jax\[gs\]'"),
-        ("s3", "buckets_s3", r"needs boto3: pip install 'vvlm_jax\[s3\]'"),
+        ("gs", "gcs", r"needs google-cloud-storage: pip install 'vvlm_jax\[gs\]'"),
+        ("s3", "s3", r"needs boto3: pip install 'vvlm_jax\[s3\]'"),
     ],
 )
 def test_a_library_that_is_not_installed(monkeypatch, scheme, module, line):
-    monkeypatch.setitem(sys.modules, f"vvlm_jax.sweep.{module}", None)
+    monkeypatch.setitem(sys.modules, f"vvlm_jax.storage.{module}", None)
     with pytest.raises(ConfigError, match=line):
         Store.open(f"{scheme}://another-bucket/s")
 

@@ -24,6 +24,7 @@ from vvlm_jax.data.prepare.mixture import (
     validate,
 )
 from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import is_url
 
 _ROLES = ({"human", "user"}, {"gpt", "assistant"})
 
@@ -52,7 +53,7 @@ def from_file(path: Path) -> MixtureConfig:
     braces = re.fullmatch(r"(.*)\{(.*)\}(\.jsonl?)", str(path))
     if braces:
         folder, names, suffix = braces.groups()
-        found = [(files.place(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
+        found = [(files.path_of(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
     elif path.suffix in (".yaml", ".yml"):
         found = _listed(path)
     else:
@@ -71,7 +72,7 @@ def from_file(path: Path) -> MixtureConfig:
 
 
 def _whole(file: Path) -> str:
-    return str(file if files.is_remote(file) else file.resolve())
+    return str(file if is_url(file) else file.resolve())
 
 
 def _listed(path: Path) -> list[tuple[Path, str]]:
@@ -92,8 +93,8 @@ def _listed(path: Path) -> list[tuple[Path, str]]:
             raise ValueError(f"{path}: entry {i} of datasets has no json_path")
         strategy = str(entry.get("sampling_strategy", "all"))
         file = entry["json_path"]
-        whole = files.is_remote(file) or Path(file).is_absolute()
-        found.append((files.place(file) if whole else path.parent / file, strategy))
+        whole = is_url(file) or Path(file).is_absolute()
+        found.append((files.path_of(file) if whole else path.parent / file, strategy))
     return found
 
 
@@ -101,15 +102,15 @@ def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, Sou
     """Every annotation file of a mixture, in order. Raises ValueError naming the subset whose files
     are not there.
     """
-    if not files.is_dir(root):
+    if not root.is_dir():
         raise ValueError(f"--source {root}: no such folder")
     found = []
     for subset in mixture.subsets:
         for source in subset.sources:
             pattern = source.annotations
-            whole = files.is_remote(pattern) or Path(pattern).is_absolute()
-            matches = [files.place(pattern)] if whole else files.glob(root, pattern)
-            matches = [f for f in matches if files.exists(f) and not files.is_dir(f)]
+            whole = is_url(pattern) or Path(pattern).is_absolute()
+            matches = [files.path_of(pattern)] if whole else files.glob(root, pattern)
+            matches = [f for f in matches if files.exists(f) and not f.is_dir()]
             if not matches and whole:
                 raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
             if not matches:
@@ -126,7 +127,7 @@ def rows_of(
     mixture: MixtureConfig, root: Path, stamps: Callable[[str], str] | None = None
 ) -> Iterator[Row]:
     """All rows of a mixture, in order, also those that can be no example; of each file, once it has
-    been read. `stamps` (`places.stamps_below`) says which media there are. Raises ValueError for
+    been read. `stamps` (`files.stamps_below`) says which media there are. Raises ValueError for
     files that hold no rows.
     """
     stamps = stamps or files.stamps_below(root)
