@@ -10,8 +10,11 @@ VENV = .venv
 ARGS =
 
 PY = $(VENV)/bin/python
-# On a terminal pip shows its progress; in a log it stays quiet.
+# On a terminal the installers show their progress; in a log they stay quiet.
 QUIET = $(if $(MAKE_TERMOUT),,--quiet)
+# uv installs what takes pip two minutes in some seconds.
+UV = 0.13.9
+INSTALL = $(PY) -m uv pip install --python $(PY) $(QUIET)
 # Test files side by side, in their order: the longest is among the first. A process may take 5 GB.
 PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
@@ -19,7 +22,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup study test test-quick test-light test-tpu test-lmms lint format bench-fit bench-model bench-train clean
+.PHONY: help setup study test test-slow test-light test-tpu test-lmms lint format bench-fit bench-model bench-train clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-19s%s\n", $$1, $$2}'
@@ -27,16 +30,16 @@ help:  ## list these commands
 setup: $(VENV)/.ready  ## set up .venv and stop
 
 study: $(VENV)/.ready  ## run the study: its tables, figures and report
-	$(PY) -m tools.study $(ARGS)
+	$(PY) -m vvlm study $(ARGS)
 
-test: $(VENV)/.ready-torch  ## run all tests, and name those that cannot run here
-	$(PYTEST) $(ARGS)
-
-test-quick: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those left out
+test: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those left out
 	$(PYTEST) -m 'not slow' $(ARGS)
 
-test-light: $(VENV)/.ready-tests  ## of each test that is neither slow nor with PyTorch, a case
-	$(PYTEST) -m 'not slow and not torch' --first-cases $(ARGS)
+test-slow: $(VENV)/.ready-torch  ## run the slow tests: kills, clusters, larger compiles
+	$(PYTEST) -m slow $(ARGS)
+
+test-light: $(VENV)/.ready-tests  ## the first tests of each file, without PyTorch: for a second Python
+	$(PYTEST) -m 'not slow and not torch' --first-tests=2 $(ARGS)
 
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
 	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu --dist load --maxschedchunk 1 $(ARGS)
@@ -90,21 +93,23 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	  echo "Setting up $(VENV) (about a minute, once)"; \
 	  "$$python" -m venv $(VENV); \
 	fi
-	@$(PY) -m pip install $(QUIET) -r requirements.txt
-	@$(PY) -m pip install $(QUIET) --no-deps -e .
+	@$(PY) -m pip install $(QUIET) uv==$(UV)
+	@$(INSTALL) -r requirements.txt
+	@$(INSTALL) --no-deps -e .
 	@touch $@
 
 $(VENV)/.ready-tests: tests/requirements.txt $(VENV)/.ready
-	@$(PY) -m pip install $(QUIET) -r requirements.txt -r tests/requirements.txt
+	@$(INSTALL) -r requirements.txt -r tests/requirements.txt
 	@touch $@
 
+# By pip: some registries and mirrors that pip is configured for offer PyTorch without CUDA.
 $(VENV)/.ready-torch: tests/requirements-torch.txt $(VENV)/.ready-tests
 	@$(PY) -m pip install $(QUIET) -r requirements.txt -r tests/requirements-torch.txt
 	@touch $@
 
 # In a folder of its own: beside jax, libtpu would complain in every command that there is no TPU.
 $(VENV)/.ready-tpu: tests/requirements-tpu.txt $(VENV)/.ready-tests
-	@$(PY) -m pip install $(QUIET) --no-deps --upgrade --target $(VENV)/tpu -r $<
+	@$(INSTALL) --no-deps --upgrade --target $(VENV)/tpu -r $<
 	@touch $@
 
 # Apart, as LMMs-Eval wants an older PyAV, and brings much that nothing here needs. So is torchvision,

@@ -10,6 +10,13 @@ between language model with projector, and vision (Table 4).
 from dataclasses import dataclass
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
+from vvlm_jax.config_check import choose
+from vvlm_jax.flops import llm_params, vision_params
+from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig
+
+TEXT_TOKENS = 200
+"""Text tokens of a training conversation; they cost about as much as visual ones."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +73,73 @@ def study() -> StudyConfig:
 
 
 config = study
+
+
+def language_models(study: StudyConfig) -> dict[int, str]:
+    """Return x_N -> language model."""
+    return {llm_params(choose(LLAMA, llm, "llms")): llm for llm in study.llms}
+
+
+def lm_run(llm: str) -> str:
+    """Return the name of the run that pretrains a language model."""
+    return f"lm-{llm}"
+
+
+def sweep(study: StudyConfig, folder: str) -> SweepConfig:
+    """Return the star and the isoFLOP sweep of the study.
+
+    Args:
+      folder: holds the study's data and its store.
+    """
+    from fitting import sweeps
+
+    llms = language_models(study)
+    measured = sweeps.Domain(tuple(llms), study.num_frames_levels, study.tokens_levels)
+    center = max(llms), max(study.num_frames_levels), max(study.tokens_levels)
+    points = [
+        *sweeps.star_sweep(center, measured, study.num_examples),
+        *sweeps.isoflop_sweep(
+            domain(study),
+            study.budgets,
+            study.isoflop_examples,
+            inference_cost(study),
+            tolerance=study.tolerance,
+            max_per_curve=study.max_per_curve,
+        ),
+    ]
+    vision = ("vision", f"{folder}/runs/vision")
+    return SweepConfig(
+        name="study",
+        points=tuple(points),
+        sizes=tuple(
+            LmSize(size, llm, (vision, ("llm", f"{folder}/runs/{lm_run(llm)}")))
+            for size, llm in llms.items()
+        ),
+        finetune=finetune_stage(study, folder),
+        pretrain=projector_stage(study, study.llms[-1], folder),
+        evaluations=(Evaluation("val", f"{folder}/val.jsonl", folder, max_new_tokens=4),),
+        data_size=study.train_videos,
+        text_tokens=TEXT_TOKENS,
+    )
+
+
+def inference_cost(study: StudyConfig):
+    """Return equation 1 with the study's encoder: x_M its parameters, x_W its features a frame."""
+    from fitting.cost import CostConstants
+
+    vision = choose(VISION, study.vision, "vision")
+    return CostConstants(vision_params(vision), vision.num_patches)
+
+
+def domain(study: StudyConfig):
+    """Return the configurations that may be deployed."""
+    from fitting.sweeps import Domain
+
+    return Domain(
+        tuple(llm_params(LLAMA[llm]) for llm in study.llms),
+        study.domain_frames,
+        study.domain_tokens,
+    )
 
 
 def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:

@@ -11,6 +11,7 @@ matplotlib. No module has the name of an export, so `fitting.fit` is always the 
 import importlib
 
 _EXPORTS = {
+    "ablations": ("ablate",),
     "bootstrap": ("resample_weights",),
     "config": ("FitConfig",),
     "cost": ("PAPER", "ActualFlops", "CostConstants", "CostTable", "inference_flops", "read_costs"),
@@ -26,10 +27,11 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "law": ("BaggedFit",),
-    "optimise.search": ("Solution",),
-    "report.compute": ("Analysis", "analyse", "deployment_text", "examine", "findings"),
+    "optimise.lanes": ("Solution",),
+    "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
-    "report.page": ("add_law", "add_tasks"),
+    "report.page": ("write_page",),
+    "report.text": ("deployment_text",),
     "runs": ("LI2024", "RunTable", "read_runs", "write_runs"),
     "sweeps": (
         "PAPER_DOMAIN",
@@ -42,7 +44,7 @@ _EXPORTS = {
         "star_sweep",
     ),
     "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
-    "validation": ("ablate", "compare", "cross_validate", "extrapolate", "score"),
+    "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -1,4 +1,4 @@
-"""Resamples of the runs as weights [B, R], so that array shapes never change; wild targets."""
+"""Resample runs as weights [B, R], so that array shapes never change, or as wild targets."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ import numpy as np
 def resample_weights(
     num_runs: int, resamples: int, seed: int, *, rows=None, strata=None, kind: str = "count"
 ):
-    """How much each resample counts each run.
+    """Return the weight of each run in each resample.
 
     An iid resample of a small star can lose a whole language-model size (8.5% of the resamples of
     the paper's 39 star runs); strata keep every group at its own size.
@@ -44,7 +44,7 @@ def resample_weights(
 
 
 def wild_targets(fitted, target, jacobian, weights, resamples: int, seed: int) -> np.ndarray:
-    """Targets [B, R] of the wild bootstrap: the fit plus its residuals with random signs.
+    """Return targets [B, R] of the wild bootstrap: the fit plus residuals with random signs.
 
     The design stays as it is, so no level is ever lost, and each run keeps its own noise. A fitted
     residual is smaller than the noise, by sqrt(1 - leverage); HC2 makes up for that.
@@ -69,13 +69,13 @@ def wild_targets(fitted, target, jacobian, weights, resamples: int, seed: int) -
 
 
 def fewest_levels(x) -> int:
-    """The column of x [R, K] with the fewest levels above one."""
+    """Return the index of the column of x [R, K] with the fewest levels, two or more."""
     counts = [len(np.unique(column)) for column in x.T]
     return min(range(len(counts)), key=lambda k: (counts[k] == 1, counts[k]))
 
 
 def lost_levels(weights, levels) -> np.ndarray:
-    """Bool [B]: the resamples of weights [B, R] that miss some level of levels [R] altogether.
+    """Return bool [B]: which resamples, weights [B, R], contain no run of some level [R].
 
     A level that no resample holds (left out on purpose) does not count.
     """

@@ -12,64 +12,71 @@ AGGREGATES = ("median", "mean")
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")
 RESAMPLINGS = ("iid", "stratified", "wild", "bayesian", "none")
-SOLVERS = ("lm", "lbfgs", "jaxopt-lm")
+SOLVERS = ("lm", "lbfgs")
 SPACES = ("log", "linear")
 UNITS = {"lm_params": 1e9, "num_examples": 1e6}  # the paper's tables; other columns 1
 
 
 @dataclass(frozen=True)
 class FitConfig:
-    """How to fit one law; the defaults are the paper's (Appendix D) except the cap and the solver.
-
-    Attributes:
-      form: a name in `fitting.forms.FORMS`.
-      resamples: bootstrap resamples B of the runs; one member of the bag each.
-      starts: random starts I of each resample; the best optimum is kept.
-      seed: of the resamples and the starts; the same seed gives the same fit.
-      aggregate: how members become one prediction, 'median' or 'mean'.
-      exponent_cap: largest |exponent|; None for the paper's free exponents, whose optima can run
-        to infinity.
-      bound_exponents: whether exponents are kept >= 0 (Table 8's 'bounded positive').
-      free_floor: whether the floor may go negative; in linear space only.
-      space: residuals of 'log' error, as in equation 7, or of the error itself, 'linear'.
-      loss: 'mse', squared residuals, or 'huber'.
-      huber_delta: |residual| from which the Huber loss grows linearly; in the residual's own unit,
-        log error or error.
-      resampling: 'iid' over all runs (the paper's); 'stratified' within each sweep and level of
-        the factor with the fewest levels, which cannot lose such a level; 'wild', residuals of the
-        whole fit with random signs (HC2); 'bayesian', Dirichlet weights; 'none', one member, the
-        fit to all runs.
-      init: where starts come from: 'coefficient', coefficients uniform in (0, start_coefficient)
-        and exponents uniform in (-start_exponent, start_exponent); 'log-coefficient', the same
-        for the coefficients' logs; 'zero', all logs and exponents 0, one start; 'projected', such
-        exponents and, for each, the best coefficients >= 0.
-      solver: 'lm', Levenberg-Marquardt on the residuals, starts pruned and optima shared; or every
-        start of every resample to its end with jaxopt's 'lbfgs', the paper's procedure, or with
-        its 'jaxopt-lm'.
-      units: what a factor is measured in while starts are drawn and parameters reported: None for
-        1e9 of lm_params, 1e6 of num_examples and 1 of any other column; 'geomean' for geometric
-        means over the runs; or {column: unit} that replaces some of the former.
-      start_coefficient: see init; in error points of a scale of 100.
-      start_exponent: see init.
-    """
+    """How to fit a law; the defaults are the paper's (Appendix D) except the cap and the solver."""
 
     form: str = "add-interact"
+    """mult, add, add-interact-s, add-interact (equation 3), or another of fitting/forms.py."""
+
     resamples: int = 100
+    """Bootstrap resamples of the runs; each gives one member of the bag."""
+
     starts: int = 500
+    """Random starts of each resample; the best optimum is kept."""
+
     seed: int = 0
+    """Seed of resamples, starts and folds: the same seed gives the same fit."""
+
     aggregate: str = "median"
+    """How members become one prediction: median or mean."""
+
     exponent_cap: float | None = 4.0
+    """Largest |exponent|; none is the paper's, with optima that can run to infinity."""
+
     bound_exponents: bool = False
+    """Keep exponents at 0 or above (Table 8)."""
+
     free_floor: bool = False
+    """Let the floor become negative; needs linear space."""
+
     space: str = "log"
+    """Residuals of the log error (log, equation 7) or of the error itself (linear)."""
+
     loss: str = "mse"
+    """mse, squared residuals, or huber."""
+
     huber_delta: float = 1e-3
+    """Residual above which huber grows linearly: log error, or error in linear space."""
+
     resampling: str = "iid"
+    """iid, over all runs (the paper's); stratified, within each sweep and level of the factor with
+    the fewest levels, so that no level is lost; wild, residuals with random signs (HC2); bayesian,
+    Dirichlet weights; none, a single fit to all runs."""
+
     init: str = "coefficient"
+    """Starts: coefficient, uniform coefficients and exponents; log-coefficient, uniform logs; zero,
+    one start of zeros; projected, the best coefficients >= 0 of random exponents."""
+
     solver: str = "lm"
+    """lm, Levenberg-Marquardt, which prunes starts and shares optima between resamples; or lbfgs,
+    the paper's procedure: L-BFGS (jaxopt) from every start of every resample to its end. Both reach
+    the same optima; lbfgs takes a hundred times as long, so lm is the default."""
+
     units: str | Mapping[str, float] | None = None
+    """Units of the factors in starts and reported parameters: geomean, geometric means of the runs;
+    or COLUMN=NUMBER. By default lm_params=1e9, num_examples=1e6, and 1 for other columns."""
+
     start_coefficient: float = 30.0
+    """Upper end of the uniform starts of coefficients (or their logs), in points of 100."""
+
     start_exponent: float = 1.0
+    """Starts of exponents are uniform between minus and plus this."""
 
     def __post_init__(self):
         for name, allowed in _CHOICES.items():
@@ -91,7 +98,7 @@ class FitConfig:
             value = getattr(self, name)
             if not (value is None and name == "exponent_cap") and not _positive(value):
                 also = " or None" * (name == "exponent_cap")
-                raise ValueError(f"FitConfig.{name} must be positive{also}, got {value!r}")
+                raise ValueError(f"FitConfig.{name} must be a positive number{also}, got {value!r}")
         if self.free_floor and self.space != "linear":
             raise ValueError(
                 "FitConfig.free_floor needs space='linear': a negative floor has no logarithm"
@@ -107,20 +114,21 @@ class FitConfig:
                     )
         elif self.units not in (None, "geomean"):
             raise ValueError(
-                f"FitConfig.units must be None, 'geomean' or a mapping; got {self.units!r}"
+                "FitConfig.units must be None, 'geomean' or a mapping {column: number}; got "
+                f"{self.units!r}"
             )
 
     def unit(self, column: str) -> float:
-        """The unit of a column, where `units` is not 'geomean'."""
+        """Return the unit of a column, where `units` is not 'geomean'."""
         chosen = {} if self.units is None else self.units
         return float(chosen.get(column, UNITS.get(column, 1.0)))
 
     def replace(self, **changes) -> "FitConfig":
-        """A copy with some fields changed and the whole validated again."""
+        """Return a copy with some fields changed and the whole validated again."""
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """The fields as JSON-ready values; `FitConfig(**d)` reads them back."""
+        """Return the fields as JSON-ready values; `FitConfig(**d)` reads them back."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(self.units, Mapping):
             fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}

@@ -1,4 +1,4 @@
-"""What one example costs at inference: the paper's equation 1, the actual FLOPs, a measured table.
+"""Costs of one example at inference: the paper's equation 1, actual FLOPs, a measured table.
 
 A cost model, everywhere in this package, is a function from configurations [..., K] to a cost
 [...]. `PAPER` and `ActualFlops` read (lm_params, num_frames, tokens_per_frame) in that order; a
@@ -16,7 +16,7 @@ import numpy as np
 def inference_flops(
     lm_params, num_frames, tokens_per_frame, *, vision_params, features_per_frame
 ) -> np.ndarray:
-    """FLOPs to read one video: c = 2 x_T (x_M x_W + x_N x_V), equation 1.
+    """Return the FLOPs to read one video: c = 2 x_T (x_M x_W + x_N x_V), equation 1.
 
     Text tokens and decoding are disregarded, as in the paper.
 
@@ -49,7 +49,7 @@ class CostConstants:
     features_per_frame: float
 
     def __call__(self, x) -> np.ndarray:
-        """FLOPs [...] of configurations x [..., 3]: lm_params, num_frames, tokens_per_frame."""
+        """Return FLOPs [...] of x [..., 3]: lm_params, num_frames, tokens_per_frame."""
         return inference_flops(
             *_three(x), vision_params=self.vision_params, features_per_frame=self.features_per_frame
         )
@@ -75,18 +75,18 @@ class LanguageShape(NamedTuple):
 
     @property
     def block(self) -> int:
-        """Weights of the matrices in one block."""
+        """Return the number of weights in one block's matrices."""
         heads = 2 * self.num_heads + 2 * self.num_kv_heads
         return self.width * (self.head_dim * heads + 3 * self.mlp_dim)
 
     @property
     def lm_params(self) -> int:
-        """x_N: parameters without the input embedding; a tied head is that embedding."""
+        """Return x_N: parameters without the input embedding; a tied head is that embedding."""
         norms = (2 * self.depth + 1) * self.width
         return self.depth * self.block + norms + (not self.tied) * self.width * VOCAB
 
     def flops(self, length) -> np.ndarray:
-        """A causal forward pass over so many tokens, one position through the head.
+        """Return FLOPs of a causal pass over `length` tokens, one position through the head.
 
         Two a multiply-add; position i attends to i + 1 positions, so attention counts half.
         """
@@ -96,7 +96,7 @@ class LanguageShape(NamedTuple):
 
 
 class VisionShape(NamedTuple):
-    """A ViT; its last block is not run, the projector reads the features of the one before."""
+    """A ViT whose last block is not run: the projector reads the features of the one before."""
 
     width: int
     blocks_run: int
@@ -104,7 +104,7 @@ class VisionShape(NamedTuple):
     patch_size: int
 
     def flops(self, features) -> float:
-        """One frame of so many patches; every patch attends to all."""
+        """Return FLOPs of one frame of so many patches; every patch attends to all."""
         embedding = 3 * self.patch_size**2 * self.width
         block = 4 * self.width**2 + 2 * self.width * self.mlp_dim + 2 * features * self.width
         return 2.0 * features * (embedding + self.blocks_run * block)
@@ -132,7 +132,7 @@ class FlopParts(NamedTuple):
 
 @dataclass(frozen=True)
 class ActualFlops:
-    """What the models compute for one example, attention and text included; decoding is not.
+    """FLOPs that the models compute for one example: with attention and text, without decoding.
 
     Equation 1 counts parameters times tokens, and 768 features. The encoder at 384 px emits 729,
     all of which the two-layer projector reads before the tokens are pooled; attention grows with
@@ -147,11 +147,11 @@ class ActualFlops:
     text_tokens: int = 100
 
     def __call__(self, x) -> np.ndarray:
-        """FLOPs [...] of configurations x [..., 3]; ValueError as `parts`."""
+        """Return FLOPs [...] of configurations x [..., 3]; ValueError as `parts`."""
         return sum(self.parts(x))
 
     def parts(self, x) -> FlopParts:
-        """FLOPs of x [..., 3] by model.
+        """Return FLOPs of x [..., 3] by model.
 
         Raises:
           ValueError: lm_params is not within 5% of a known language model.
@@ -180,7 +180,7 @@ class ActualFlops:
 
 @dataclass(frozen=True, eq=False)
 class CostTable:
-    """Costs that somebody measured, such as latencies: a cost model, and its own domain.
+    """Measured costs, such as latencies: a cost model with its own domain.
 
     Attributes:
       factors: names of the K factor columns.
@@ -197,11 +197,11 @@ class CostTable:
     source: str
 
     def configurations(self) -> np.ndarray:
-        """The measured configurations [X, K]."""
+        """Return the measured configurations [X, K]."""
         return self.x
 
     def __call__(self, x) -> np.ndarray:
-        """Costs [...] of x [..., K]; ValueError names a configuration that was not measured."""
+        """Return costs [...] of x [..., K]; ValueError names a configuration without a cost."""
         x = np.asarray(x, np.float64)
         known = {tuple(row): value for row, value in zip(self.x, self.cost, strict=True)}
         rows = [tuple(row) for row in x.reshape(-1, len(self.factors))]
@@ -219,7 +219,7 @@ class CostTable:
 
 
 def read_costs(path, factors, column: str | None = None) -> CostTable:
-    """Reads a CSV with the factor columns and a cost column; # lines are comments.
+    """Read a CSV with the factor columns and a cost column; # lines are comments.
 
     Args:
       path: UTF-8, a header, one line a configuration.
@@ -273,7 +273,7 @@ def _positive(text, where: str) -> float:
 
 
 def _three(x) -> np.ndarray:
-    """x [..., 3] as three arrays [...]."""
+    """Return x [..., 3] as three arrays [...]."""
     x = np.asarray(x, np.float64)
     if x.shape[-1:] != (3,):
         raise ValueError(

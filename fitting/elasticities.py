@@ -1,4 +1,4 @@
-"""Elasticity: by how many percent x* moves when the data grow by one percent (eqs. 8-11).
+"""Compute elasticities: the percentage by which x* moves per percent more data (eqs. 8-11).
 
     e_k(c, n) = (x*_k(c; n + dn) - x*_k(c; n)) / dn * n / x*_k(c; n)                    equation 9
 
@@ -38,21 +38,21 @@ class Elasticity:
 
     @property
     def by_num_examples(self) -> np.ndarray:
-        """Equation 10: the mean over budgets, [M, K]; NaN where no budget defines it."""
+        """Return equation 10: the mean over budgets, [M, K]; NaN where no budget defines it."""
         return _mean(self.values, axis=0)
 
     @property
     def mean(self) -> np.ndarray:
-        """Equation 11: the mean over budgets and data sizes, [K]."""
+        """Return equation 11: the mean over budgets and data sizes, [K]."""
         return _mean(self.values, axis=(0, 1))
 
     @property
     def undefined(self) -> int:
-        """Pairs (budget, n) that no mean contains."""
+        """Return the number of pairs (budget, n) that the means leave out."""
         return int(np.isnan(self.values).any(axis=-1).sum())
 
     def interval(self, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Central interval (low [K], high [K]) of equation 11 over members; NaN without them."""
+        """Return the central interval (low [K], high [K]) of equation 11 over members, or NaN."""
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         defined = self.members[~np.isnan(self.members).any(axis=1)]
@@ -72,7 +72,7 @@ def elasticity(
     *,
     members: bool = True,
 ) -> Elasticity:
-    """Equation 9 at every budget and data size, on the exact discrete frontier.
+    """Return equation 9 at every budget and data size, on the exact discrete frontier.
 
     Args:
       model, domain, cost, budgets: as in `fitting.frontiers.frontier`; a law needs n.
@@ -90,7 +90,7 @@ def elasticity(
     now, then = where[: len(n_M)], where[len(n_M) :]
 
     def differences(x):
-        """Equation 9 of x* [..., all n, K]."""
+        """Return equation 9 of x* [..., all n, K]."""
         x_now, x_then = x[..., now, :], x[..., then, :]
         return (x_then - x_now) / delta * n_M[:, None] / x_now
 
@@ -104,7 +104,7 @@ def elasticity(
 
 
 def sensitivity(model, domain, cost, top: float = 100e12, unit: float = 1e6) -> list[tuple]:
-    """Table 10: equation 11 with other budgets, data sizes and steps than Appendix E's.
+    """Return Table 10: equation 11 with other budgets, data sizes and steps than Appendix E's.
 
     Args:
       model, domain, cost: as in `fitting.frontiers.frontier`.
@@ -127,7 +127,7 @@ def sensitivity(model, domain, cost, top: float = 100e12, unit: float = 1e6) -> 
 
 
 def _mean(values, axis) -> np.ndarray:
-    """Mean over what is defined; NaN, without a warning, where nothing is."""
+    """Return the mean over defined values; NaN, without a warning, where there are none."""
     defined = ~np.isnan(values)
     total = np.where(defined, values, 0.0).sum(axis=axis)
     count = defined.sum(axis=axis)

@@ -1,4 +1,4 @@
-"""Fits one law to a table of runs: resamples x starts -> a `BaggedFit` that keeps its members.
+"""Fit one law to a table of runs: resamples x starts -> a `BaggedFit` that keeps its members.
 
 Each bootstrap resample gives one member, the best optimum over all starts (Appendix D). Starts are
 drawn in `FitConfig.units`; inside, factors and errors are divided by their geometric means over the
@@ -20,8 +20,11 @@ from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.optimise import objective, starts
+from fitting.optimise.batch import BASIN
+from fitting.optimise.lanes import FAILED, Problem
+from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
-from fitting.optimise.search import BASIN, EXACT, FAILED, SCREEN, Problem, solve
+from fitting.optimise.search import SCREEN, solve
 from fitting.runs import RunTable
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
@@ -35,7 +38,7 @@ def fit(
     rows=None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> BaggedFit:
-    """Fits the law of `config.form` to the errors of one metric.
+    """Fit the law of `config.form` to the errors of one metric.
 
     Args:
       table: runs of a single metric.
@@ -57,7 +60,7 @@ def fit_many(
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[BaggedFit]:
-    """Several fits with one config as lanes of one batch: metrics, folds, splits.
+    """Fit several tables or subsets with one config, as lanes of one batch.
 
     Each is the fit that `fit` gives alone (to rounding, where tables differ in length); together
     they fill the machine better.
@@ -99,7 +102,7 @@ def fit_many(
 
 
 class _Case(NamedTuple):
-    """One table made ready: normalised, padded to the batch's number of runs."""
+    """One table prepared for the solver: normalised, padded to the batch's number of runs."""
 
     table: RunTable
     rows: np.ndarray  # bool [len(table)]
@@ -112,11 +115,11 @@ class _Case(NamedTuple):
     starts: np.ndarray  # [I, P]
 
     def problem(self) -> Problem:
-        """The fit to all runs from all starts."""
+        """Return the fit to all runs from all starts."""
         return Problem(self.log_z, self.target[None], self.weights[None], self.starts)
 
     def to_inner(self, theta, free_floor: bool) -> np.ndarray:
-        """theta [I, P] in `units`, all coefficients as logs, to the solver's."""
+        """Return the solver's theta [I, P] of theta in `units`, all coefficients as logs."""
         design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
         inner, terms = theta.copy(), self.layout.num_terms
         inner[:, :terms] = theta @ design_MP.T - np.log(self.table.scale)
@@ -125,7 +128,7 @@ class _Case(NamedTuple):
         return inner
 
     def to_outer(self, theta, free_floor: bool) -> np.ndarray:
-        """The solver's theta [B, P] to `units`."""
+        """Return theta in `units` of the solver's theta [B, P]."""
         design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
         outer, terms = theta.copy(), self.layout.num_terms
         outer[:, :terms] = theta @ design_MP.T + np.log(self.table.scale)
@@ -164,8 +167,8 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
 
 
 def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
-    """The whole fit again as row 0 and then every resample; and of each column, how many resamples
-    lost one of its levels.
+    """Return the problem of all resamples, with the fit to all runs as row 0, and for each column
+    how many resamples lost one of its levels.
     """
     size, table, kind = len(case.weights), case.table, config.resampling
     level_R = table.x[:, fewest_levels(table.x)]
@@ -211,7 +214,7 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
 
 
 def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) -> BaggedFit:
-    """A `BaggedFit` of what the solver found: `first` on all runs, `bag` on them and resamples."""
+    """Return a `BaggedFit` of two solutions: `first` on all runs, `bag` on them and resamples."""
     table, rows = case.table, case.rows
     if (bag.status == FAILED).all() or bag.status[0] == FAILED:
         raise ValueError(
@@ -247,7 +250,7 @@ def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) ->
 
 
 def _versions() -> dict[str, str]:
-    """Of what computes; a package that runs from a checkout has none."""
+    """Return the versions of the packages that compute; one that is not installed has none."""
     found = {"python": platform.python_version()}
     for name in VERSIONS:
         with contextlib.suppress(metadata.PackageNotFoundError):
@@ -256,12 +259,12 @@ def _versions() -> dict[str, str]:
 
 
 def _unit(config: FitConfig, scale: float) -> float:
-    """What a residual of 1 inside the solver is worth outside."""
+    """Return the size, outside the solver, of a residual of 1 inside."""
     return 1.0 if config.space == "log" else scale
 
 
 def _bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds [P] of the solver's theta; a log coefficient ends where its term is nothing."""
+    """Return bounds [P] of the solver's theta; at its lower bound a log coefficient's term is 0."""
     cap = np.inf if config.exponent_cap is None else config.exponent_cap
     gone = -1000.0 if config.exponent_cap is None else -60.0 - 10.0 * cap
     lower = np.full(layout.num_parameters, 0.0 if config.bound_exponents else -cap)
@@ -287,13 +290,13 @@ def _to_space(error, rows, space: str) -> np.ndarray:
 
 
 def _padded(values, size: int) -> np.ndarray:
-    """values [R, ...] with zeros appended to `size` rows."""
+    """Return values [R, ...] with zeros appended to `size` rows."""
     missing = np.zeros((size - len(values), *np.shape(values)[1:]))
     return np.concatenate([values, missing])
 
 
 def _strata(table: RunTable, level_R, rows_R) -> np.ndarray:
-    """Labels [R]: the sweep, where there is one, and the level.
+    """Return labels [R]: the sweep, where there is one, and the level.
 
     Raises:
       ValueError: no stratum holds two runs, so that every resample would be the table itself.

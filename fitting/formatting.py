@@ -1,4 +1,4 @@
-"""Numbers as people read them: 7.5B parameters, 250k examples, 15 TFLOPs; tables of such."""
+"""Format numbers for people: 7.5B parameters, 250k examples, 15 TFLOPs; aligned tables."""
 
 import difflib
 import math
@@ -23,12 +23,12 @@ _FLOPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""
 
 
 def label(column: str) -> str:
-    """A column's name in words, for an axis; any other name without its underscores."""
+    """Return a column's name in words, for an axis; other names lose their underscores."""
     return LABELS.get(column, column.replace("_", " "))
 
 
 def short(column: str) -> str:
-    """The same in one word, for a title or a narrow table."""
+    """Return a column's name in one word, for a title or a narrow table."""
     return SHORT.get(column, column.replace("_", " "))
 
 
@@ -39,7 +39,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def count(value: float, digits: int = 3) -> str:
-    """A count in so many significant digits: 7.5B, 250k, 32; '-' where undefined."""
+    """Return a count in so many significant digits: 7.5B, 250k, 32; '-' where undefined."""
     if not math.isfinite(value):
         return "-"
     size, prefix = _scale(value, _COUNT)
@@ -47,7 +47,7 @@ def count(value: float, digits: int = 3) -> str:
 
 
 def flops(value: float, digits: int = 3) -> str:
-    """A cost with its unit: 15 TFLOPs, 3.2 MFLOPs; '-' where undefined."""
+    """Return a cost with its unit: 15 TFLOPs, 3.2 MFLOPs; '-' where undefined."""
     if not math.isfinite(value):
         return "-"
     size, prefix = _scale(value, _FLOPS)
@@ -55,7 +55,7 @@ def flops(value: float, digits: int = 3) -> str:
 
 
 def flops_unit(values) -> tuple[float, str]:
-    """(divisor, unit) that suits a whole axis: the prefix of the values' geometric middle."""
+    """Return (divisor, unit) for a whole axis, by the geometric middle of the values."""
     values = np.asarray(values, np.float64)
     middle = math.sqrt(np.nanmin(values) * np.nanmax(values))
     size, prefix = _scale(middle, _FLOPS)
@@ -63,12 +63,12 @@ def flops_unit(values) -> tuple[float, str]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """A plain number in so many significant digits; '-' where undefined."""
+    """Return a plain number in so many significant digits; '-' where undefined."""
     return f"{value:.{digits}g}" if math.isfinite(value) else "-"
 
 
 def aligned(headers, rows) -> str:
-    """A table of texts as lines: the first column to the left, the others to the right."""
+    """Return a table of texts as lines, first column left-aligned, others right-aligned."""
     rows = [tuple(headers), *map(tuple, rows)]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []

@@ -24,7 +24,7 @@ N = -1  # the column of num_examples, after the K factors
 
 @dataclass(frozen=True)
 class Term:
-    """coefficient x product of base^(sign x exponent).
+    """One term of a form: coefficient x product of base^(sign x exponent).
 
     Attributes:
       coefficient: its name; the parameter is its log, so that the coefficient is positive.
@@ -36,7 +36,7 @@ class Term:
 
 
 class Layout(NamedTuple):
-    """A form as plain indices, which a compiled program can hold on to.
+    """A form as plain indices: a hashable argument of compiled programs.
 
     Attributes:
       num_terms: M; theta's first M entries are the terms' log coefficients.
@@ -51,7 +51,7 @@ class Layout(NamedTuple):
     floor: int | None
 
     def design(self, log_z) -> np.ndarray:
-        """A [R, M, P] with log terms = A theta, from log_z [R, K] or, with n, [R, K + 1]."""
+        """Return A [R, M, P] with log terms = A theta, from log_z [R, K] or, with n, [R, K + 1]."""
         design_RMP = np.zeros((len(log_z), self.num_terms, self.num_parameters))
         for m in range(self.num_terms):
             design_RMP[:, m, m] = 1.0
@@ -62,7 +62,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True)
 class Form:
-    """A named list of terms for any number of factors; parameters theta [P] = logs, exponents.
+    """A named list of terms for any number of factors; theta [P] = log coefficients, exponents.
 
     Attributes:
       name: the paper's name (table of forms, Appendix D).
@@ -76,7 +76,7 @@ class Form:
 
     @cache  # noqa: B019  forms live as long as the process
     def terms(self, num_factors: int, with_n: bool = True) -> tuple[Term, ...]:
-        """The M terms; without n, what n alone decides falls away.
+        """Return the M terms; without n, terms that depend on n alone are left out.
 
         Raises:
           ValueError: an interaction form without n, or no factor.
@@ -101,30 +101,40 @@ class Form:
 
     @property
     def has_n(self) -> bool:
-        """Whether the number of examples appears in it."""
+        """Return whether the number of examples appears in the form."""
         return any(power[2] == N for term in self.terms(1) for power in term.powers)
 
+    def check_examples(self, with_n: bool) -> None:
+        """Raise ValueError, beginning with the form's name, where n is missing or not wanted."""
+        if not with_n and self.frontier_moves:
+            raise ValueError(
+                f"{self.name!r} needs the number of examples: give --examples COLUMN, such as "
+                f"num_examples; forms that can do without: {', '.join(usable_forms(FORMS, False))}"
+            )
+        if with_n and not self.has_n:
+            raise ValueError(f"{self.name!r} has no number of examples; leave --examples out")
+
     def coefficients(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
-        """Names of the first M parameters, log coefficients, one a term."""
+        """Return the names of the first M parameters, one log coefficient per term."""
         return tuple(term.coefficient for term in self.terms(num_factors, with_n))
 
     def exponents(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
-        """Names of the other parameters, exponents; that of n comes last."""
+        """Return the names of the other parameters, exponents; that of n comes last."""
         powers = [power for term in self.terms(num_factors, with_n) for power in term.powers]
         return tuple(dict.fromkeys(p[0] for p in sorted(powers, key=lambda p: p[2] == N)))
 
     def parameters(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
-        """Names of all P parameters, in the order of theta."""
+        """Return the names of all P parameters, in the order of theta."""
         return self.coefficients(num_factors, with_n) + self.exponents(num_factors, with_n)
 
     def is_exponent(self, num_factors: int, with_n: bool = True) -> np.ndarray:
-        """Bool [P]: True where theta holds an exponent, False where a log coefficient."""
+        """Return bool [P]: True where theta holds an exponent, False for a log coefficient."""
         layout = self.layout(num_factors, with_n)
         return np.arange(layout.num_parameters) >= layout.num_terms
 
     @cache  # noqa: B019
     def layout(self, num_factors: int, with_n: bool = True) -> Layout:
-        """The form as indices."""
+        """Return the form as indices."""
         terms, names = self.terms(num_factors, with_n), self.parameters(num_factors, with_n)
         return Layout(
             len(terms),
@@ -138,25 +148,25 @@ class Form:
         )
 
     def design(self, log_x, log_n=None) -> np.ndarray:
-        """A [R, M, P] with log f = logsumexp over M of A theta, from log_x [R, K], log_n [R]."""
+        """Return A [R, M, P] with log f = logsumexp_M (A theta), from log_x [R, K], log_n [R]."""
         log_x = np.asarray(log_x)
         log_z = log_x if log_n is None else np.c_[log_x, np.asarray(log_n)]
         return self.layout(log_x.shape[1], log_n is not None).design(log_z)
 
     def log_error(self, theta, log_x, log_n=None):
-        """log f [R] of one theta [P] at log_x [R, K], log_n [R]; pure, for numpy or jax theta."""
+        """Return log f [R] of theta [P] (numpy or jax) at log_x [R, K], log_n [R]."""
         return log_sum_exp(self.design(log_x, log_n) @ theta)
 
 
 def log_sum_exp(log_terms):
-    """log of the sum of exponentials over the last axis; the arrays' own library does the work."""
+    """Return log(sum(exp(...))) over the last axis, of numpy or jax arrays."""
     xp = log_terms.__array_namespace__()
     top = xp.max(log_terms, axis=-1, keepdims=True)
     return (top + xp.log(xp.sum(xp.exp(log_terms - top), axis=-1, keepdims=True)))[..., 0]
 
 
 def factor_labels(num_factors: int) -> tuple[str, ...]:
-    """N, T, V (language model, frames, tokens) for three factors, else 1, 2, ..., K."""
+    """Return N, T, V (language model, frames, tokens) for three factors, else 1, 2, ..., K."""
     return tuple("NTV") if num_factors == 3 else tuple(str(k + 1) for k in range(num_factors))
 
 
@@ -178,7 +188,7 @@ def _mult(labels):
 
 
 def _li(labels):
-    """Li et al. (arXiv 2411.03312): A N^-alpha T^-beta + D, no n."""
+    """List the terms of Li et al. (arXiv 2411.03312): A N^-alpha T^-beta + D, no n."""
     greek = ("alpha", "beta", "gamma", "delta")
     names = greek if len(labels) <= len(greek) else tuple(f"alpha_{s}" for s in labels)
     return (Term("A", tuple((names[k], -1, k) for k in range(len(labels)))), Term("D"))
@@ -203,8 +213,13 @@ FORMS = {
 PAPER_FORMS = ("mult", "add", "add-interact-s", "add-interact")
 
 
+def usable_forms(names, with_n: bool) -> list[str]:
+    """Return the forms among `names` that can be fitted to runs with or without n."""
+    return [name for name in names if with_n or not FORMS[name].frontier_moves]
+
+
 def get_form(name: str) -> Form:
-    """The form of that name; ValueError names the nearest one."""
+    """Return the form of that name; ValueError names the nearest one."""
     if name in FORMS:
         return FORMS[name]
     raise ValueError(f"no form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")

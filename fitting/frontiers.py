@@ -1,4 +1,4 @@
-"""The frontier: the best configuration a budget affords, exactly, over a discrete domain (eq. 4).
+"""Find the frontier: the best configuration within a budget, over a discrete domain (eq. 4).
 
     x*(c; n) = argmin over x in the domain with cost(x) <= c of f(x, n)
 
@@ -44,13 +44,13 @@ class Frontier:
 
     @property
     def unaffordable(self) -> int:
-        """Budgets below the cheapest configuration."""
+        """Return the number of budgets below the cheapest configuration."""
         return int(np.isnan(self.cost[:, 0]).sum())
 
 
 @dataclass(frozen=True, eq=False)
 class EmpiricalFrontier:
-    """The best measured run within each budget; NaN and '' where there is none.
+    """The best measured run within each budget; NaN and '' where no run is affordable.
 
     Attributes:
       budgets: [C].
@@ -69,7 +69,7 @@ class EmpiricalFrontier:
 
 
 def frontier(model, domain, cost, budgets, num_examples=None) -> Frontier:
-    """x*(c; n) for all budgets c and data sizes n.
+    """Return x*(c; n) for all budgets c and data sizes n.
 
     Args:
       model: a `BaggedFit`, or any function (x [X, K], n scalar) -> error [X].
@@ -102,7 +102,7 @@ def frontier(model, domain, cost, budgets, num_examples=None) -> Frontier:
 
 
 def member_frontiers(fit, domain, cost, budgets, num_examples=None) -> np.ndarray:
-    """x* of every member that did not fail, [B', C, M, K]; NaN where a budget affords nothing."""
+    """Return x* [B', C, M, K] of every member that did not fail; NaN where none is affordable."""
     budgets, n_M = _vector(budgets, "budgets"), _data_sizes(fit, num_examples)
     x_XK, cost_X = by_cost(domain, cost, budgets.max())
     powers = _Powers.of(fit)
@@ -120,13 +120,13 @@ def member_frontiers(fit, domain, cost, budgets, num_examples=None) -> np.ndarra
 
 
 def agreement(best: Frontier, members_x) -> np.ndarray:
-    """Share of members [C, M] whose own x* is the one of the bag; NaN where there is none."""
+    """Return the share of members [C, M] with the same x* as the bag; NaN where there is none."""
     same_BCM = (members_x == best.x).all(axis=-1)
     return np.where(np.isnan(best.cost), np.nan, same_BCM.mean(axis=0))
 
 
 def empirical_frontier(table: RunTable, cost, budgets=None) -> EmpiricalFrontier:
-    """The measured run of least error within each budget.
+    """Return the measured run of least error within each budget.
 
     Args:
       table: runs of one metric.
@@ -153,7 +153,7 @@ def empirical_frontier(table: RunTable, cost, budgets=None) -> EmpiricalFrontier
 
 
 def by_cost(domain, cost, budget=np.inf) -> tuple[np.ndarray, np.ndarray]:
-    """Configurations [X, K] and costs [X] within the budget, cheapest first.
+    """Return configurations [X, K] and costs [X] within the budget, cheapest first.
 
     The cheapest configuration of all stays in, however small the budget.
     """
@@ -165,7 +165,7 @@ def by_cost(domain, cost, budget=np.inf) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _best_within(error_LX, cost_X, budgets) -> np.ndarray:
-    """Index [L, C] of the least error of every lane L among costs <= budget; -1 where none is."""
+    """Return the index [L, C] of the least error per lane L among costs <= budget; -1 for none."""
     running_LX = np.fmin.accumulate(error_LX, axis=1)
     improves_LX = np.ones(error_LX.shape, bool)
     np.less(error_LX[:, 1:], running_LX[:, :-1], out=improves_LX[:, 1:])
@@ -182,7 +182,7 @@ def _best_within(error_LX, cost_X, budgets) -> np.ndarray:
 
 
 class _Powers(NamedTuple):
-    """A law as f = sum over g of part_g(x) n^slope_g, the terms with equal powers of n together.
+    """A law as f = sum over g of part_g(x) n^slope_g: terms with equal powers of n are grouped.
 
     Members that failed are left out. Attributes: the law, theta [B', P] of the others, and for
     every group g its terms and its powers of n, (parameter, sign) each.
@@ -209,7 +209,7 @@ class _Powers(NamedTuple):
         return len(self.theta)
 
     def parts(self, x_XK, members=slice(None)) -> np.ndarray:
-        """[G, X, B] for x [X, K] and some of the members."""
+        """Return part_g(x) [G, X, B] for x [X, K] and some of the members."""
         theta_PB, law = self.theta[members].T, self.law
         log_x = np.log(x_XK / law.units[: len(law.factors)])
         parts_GXB = np.zeros((len(self.terms), len(x_XK), theta_PB.shape[1]))
@@ -225,7 +225,7 @@ class _Powers(NamedTuple):
         return parts_GXB
 
     def factors(self, n, members=slice(None)) -> np.ndarray:
-        """n^slope, [G, B]; ones for what does not depend on n."""
+        """Return n^slope_g [G, B]; ones for what does not depend on n."""
         theta_PB = self.theta[members].T
         log_n = np.log(n / self.law.units[-1])
         exponents = [
@@ -236,7 +236,7 @@ class _Powers(NamedTuple):
 
 
 def _bag_errors(law, x_XK, n_M) -> np.ndarray:
-    """What `law.predict` says, [M, X]."""
+    """Return `law.predict` [M, X]."""
     powers = _Powers.of(law)
     error_MX = np.empty((len(n_M), len(x_XK)))
     half = powers.size // 2
@@ -263,7 +263,7 @@ def _sum_of_products(parts, factors) -> np.ndarray:
 
 
 def _in_pieces(work, count: int, size: int) -> None:
-    """Calls work(slice) for pieces of range(count), a thread a core."""
+    """Call work(slice) for pieces of range(count), on one thread per core."""
 
     def quietly(piece):  # an uncapped exponent may overflow: an infinite error is never the best
         with np.errstate(over="ignore", invalid="ignore"):
@@ -275,7 +275,7 @@ def _in_pieces(work, count: int, size: int) -> None:
 
 
 def _pick(values, index, *rest) -> np.ndarray:
-    """values[index, *rest], NaN where index is -1."""
+    """Return values[index, *rest], NaN where index is -1."""
     picked = values[(index, *rest)]
     found = (index >= 0).reshape(index.shape + (1,) * (picked.ndim - index.ndim))
     return np.where(found, picked, np.nan)

@@ -1,78 +1,33 @@
-"""A fitted law with its members kept: what it is, what it predicts, where it is kept.
+"""A fitted law that keeps its bootstrap members: properties, predictions, report, file.
 
 The prediction is the median (or mean) of the members' predictions (Appendix D). Parameters are
 held and reported in `FitConfig.units`.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from fitting import summary
-from fitting.atomic import replacing
+from fitting import law_file, summary
 from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
+from fitting.law_file import FittedRuns, Members
 from fitting.optimise import objective
+from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
-from fitting.optimise.search import FAILED, STATUSES
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
 BLOCK = 2048  # configurations predicted at once
-FORMAT = 2  # of fit.json
 ROUNDING = 1e-9  # a value so close to the end of a range is inside it
-
-
-class FittedRuns(NamedTuple):
-    """The runs that took part, as they were fitted.
-
-    Attributes:
-      run_id: [R] names.
-      z: [R, C], the K factors and, with examples, n; in the CSV's units.
-      error: [R], on the fitted scale.
-      weights: [R].
-    """
-
-    run_id: np.ndarray
-    z: np.ndarray
-    error: np.ndarray
-    weights: np.ndarray
-
-    @property
-    def sha256(self) -> str:
-        """Of the numbers, little-endian float64, row by row: factors, n, error, weight."""
-        rows = np.column_stack([self.z, self.error, self.weights]).astype("<f8")
-        return hashlib.sha256(rows.tobytes()).hexdigest()
-
-
-class Members(NamedTuple):
-    """Fits of one law, one a row.
-
-    Attributes:
-      theta: [B, P], log coefficients (the floor itself, if it is free) and exponents, with every
-        factor measured in `BaggedFit.units`; NaN where the fit failed.
-      objective: [B], sum of w (log f_hat - log f)^2 over sum of w, or the like for another loss.
-      gradient_norm: [B], relative to the objective, without what presses on a bound.
-      status: [B], CONVERGED, STOPPED or FAILED of `fitting.optimise.search`.
-      basin_share: [B], share of the starts followed to the end that reached this optimum.
-    """
-
-    theta: np.ndarray
-    objective: np.ndarray
-    gradient_norm: np.ndarray
-    status: np.ndarray
-    basin_share: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
 class BaggedFit:
-    """A fitted law, members kept. Predictions are errors on the fitted scale.
+    """A fitted law with its members. Predictions are errors on the fitted scale.
 
     Attributes:
       config: how it was fitted.
@@ -102,90 +57,90 @@ class BaggedFit:
     lost: dict[str, int]
     versions: dict[str, str]
 
-    # --- what it is ---
+    # --- properties ---
 
     @property
     def form(self) -> Form:
-        """The functional form."""
+        """Return the functional form."""
         return get_form(self.config.form)
 
     @property
     def layout(self) -> Layout:
-        """The form as indices, for these factors."""
+        """Return the form as indices, for these factors."""
         return self.form.layout(len(self.factors), self.examples is not None)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Names of the factors and, with examples, of n: what `units` and `ranges` are of."""
+        """Return the names of the factors and of n, in the order of `units` and `ranges`."""
         return self.factors if self.examples is None else (*self.factors, self.examples)
 
     @property
     def parameters(self) -> tuple[str, ...]:
-        """Names of theta's columns; coefficients are held as their logs."""
+        """Return the names of theta's columns; coefficients are stored as their logs."""
         return self.form.parameters(len(self.factors), self.examples is not None)
 
     @property
     def is_exponent(self) -> np.ndarray:
-        """Bool [P]."""
+        """Return bool [P]: which parameters are exponents."""
         return np.arange(self.layout.num_parameters) >= self.layout.num_terms
 
     @property
     def num_runs(self) -> int:
-        """Runs fitted."""
+        """Return the number of fitted runs."""
         return len(self.runs.error)
 
     @property
     def ranges(self) -> np.ndarray:
-        """Least and largest fitted value of each column, [C, 2]."""
+        """Return the least and largest fitted value of each column, [C, 2]."""
         return np.stack([self.runs.z.min(axis=0), self.runs.z.max(axis=0)], axis=1)
 
     @property
     def theta(self) -> np.ndarray:
-        """[B, P], see `Members`."""
+        """Return theta [B, P] of the members, see `Members`."""
         return self.bag.theta
 
     @property
     def status(self) -> np.ndarray:
-        """[B], see `Members`."""
+        """Return the status [B] of the members, see `Members`."""
         return self.bag.status
 
     @property
     def status_names(self) -> tuple[str, ...]:
-        """What the numbers of `status` stand for."""
+        """Return the names of the numbers in `status`."""
         return STATUSES
 
     @property
     def objective(self) -> np.ndarray:
-        """[B], see `Members`."""
+        """Return the objective [B] of the members, see `Members`."""
         return self.bag.objective
 
     @property
     def members(self) -> list[dict]:
-        """{theta, objective, gradient_norm, status, basin_share} of each member, JSON-ready."""
-        return _rows(self.bag)
+        """Return one JSON-ready dict per member, with the fields of `Members`."""
+        return law_file.to_rows(self.bag)
 
     @property
     def level_factor(self) -> str:
-        """The factor with the fewest levels above one, which a resample loses most easily."""
+        """Return the factor with the fewest levels, two or more: resamples lose those first."""
         return self.factors[fewest_levels(self.runs.z[:, : len(self.factors)])]
 
     @property
     def lost_levels(self) -> int:
-        """Resamples without any run of some level of `level_factor`."""
+        """Return the number of resamples without any run of some level of `level_factor`."""
         return self.lost.get(self.level_factor, 0)
 
     @property
     def failures(self) -> int:
-        """Members of which no start stayed finite; they take no part in predictions."""
+        """Return the number of members without a finite start; predictions leave them out."""
         return int((self.status == FAILED).sum())
 
     @property
     def values(self) -> np.ndarray:
-        """Members [B, P] in readable form: coefficients in error points, exponents as they are."""
+        """Return members [B, P] with coefficients, in error points, in place of their logs."""
         return self.readable(self.theta)
 
     def readable(self, theta) -> np.ndarray:
-        """theta [..., P] with coefficients in place of their logs."""
+        """Return theta [..., P] with coefficients in place of their logs."""
         plain_P = self.is_exponent.copy()
         if self.config.free_floor:
             plain_P[self.layout.floor] = True
@@ -194,16 +149,16 @@ class BaggedFit:
 
     @property
     def at_cap(self) -> np.ndarray:
-        """Int [P]: members whose exponent sits at a bound; 0 for coefficients."""
+        """Return int [P]: how many members have this exponent at a bound; 0 for coefficients."""
         return (self._pressed(self.theta) & self.is_exponent).sum(axis=0)
 
     @property
     def absent(self) -> np.ndarray:
-        """Bool [B, P]: coefficients of terms that do nothing on any fitted run of a member."""
+        """Return bool [B, P]: coefficients of terms that are negligible on every fitted run."""
         return self.absent_in(self.theta)
 
     def absent_in(self, theta) -> np.ndarray:
-        """`absent`, of any theta [B, P]."""
+        """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
         absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.scale
@@ -211,8 +166,9 @@ class BaggedFit:
 
     @property
     def aicc(self) -> float:
-        """Corrected Akaike criterion of the whole fit; NaN with too few runs, and with the Huber
-        loss, which is no likelihood.
+        """Return the corrected Akaike criterion of the whole fit.
+
+        NaN with too few runs, and with the Huber loss, which is no likelihood.
         """
         runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
         if runs <= free + 1 or self.config.loss == "huber":
@@ -222,7 +178,7 @@ class BaggedFit:
 
     @cached_property
     def degenerate(self) -> str | None:
-        """Why the parameters of the whole fit mean nothing, or None.
+        """Return why the parameters of the whole fit mean nothing, or None.
 
         Where large terms cancel, an infinite family of parameters describes the runs alike, and
         the optimum lies at infinity (Li et al.'s law with a free floor).
@@ -237,10 +193,10 @@ class BaggedFit:
             "error): the optimum lies at infinity, with exponents near 0"
         )
 
-    # --- what it predicts ---
+    # --- predictions ---
 
     def predict(self, x, n=None) -> np.ndarray:
-        """Error on the fitted scale, the aggregate over members.
+        """Return the error on the fitted scale, aggregated over members.
 
         Args:
           x: configurations [..., K] in the order of `factors`, in the CSV's units.
@@ -255,7 +211,7 @@ class BaggedFit:
         return self._reduce(x, n, self._aggregate)
 
     def quantiles(self, x, n=None, q=(0.05, 0.5, 0.95)) -> np.ndarray:
-        """Quantiles [Q, ...] of the members' errors at x [..., K], n; run noise comes on top."""
+        """Return quantiles [Q, ...] of the members' errors at x [..., K], n, without run noise."""
         q = np.atleast_1d(np.asarray(q, float))
         if not ((q >= 0) & (q <= 1)).all():
             raise ValueError(f"quantiles lie between 0 and 1, got {q.tolist()}")
@@ -264,23 +220,23 @@ class BaggedFit:
         )
 
     def interval(self, x, n=None, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Central interval, (low [...], high [...]), of the members; run noise comes on top."""
+        """Return the members' central interval, (low [...], high [...]), without run noise."""
         if not 0 < level < 1:
             raise ValueError(f"level must lie between 0 and 1, got {level}")
         low, high = self.quantiles(x, n, [(1 - level) / 2, (1 + level) / 2])
         return low, high
 
     def predict_members(self, x, n=None) -> np.ndarray:
-        """Error [B, ...] of every member; NaN for those that failed."""
+        """Return the error [B, ...] of every member; NaN for those that failed."""
         z, shape = self._inputs(x, n)
         return self._predict(z, self.theta).reshape(len(self.theta), *shape)
 
     def predict_whole(self, z) -> np.ndarray:
-        """Error [X] of the whole fit at z [X, C]: the factors and, with examples, n."""
+        """Return the error [X] of the whole fit at z [X, C]: the factors and, with examples, n."""
         return self._predict(np.asarray(z, float), self.whole.theta)[0]
 
     def predict_grid(self, x, n) -> np.ndarray:
-        """Error [X, M] at every x [X, K] and every n [M]: `predict`, at the price of one n.
+        """Return `predict` [X, M] at every x [X, K] and every n [M], at the price of one n.
 
         A term is a function of x times a power of n, so the first is computed once.
         """
@@ -288,7 +244,7 @@ class BaggedFit:
         return np.stack([self._aggregate(members_XB) for members_XB in members_XBM], axis=1)
 
     def predict_members_grid(self, x, n):
-        """Yields errors [X, B'] of the members that did not fail, for one n [M] at a time."""
+        """Yield errors [X, B'] of the members that did not fail, for one n [M] at a time."""
         theta_BP = self.theta[self.status != FAILED]
         x, layout = np.asarray(x, float), self.layout
         by_n_MP = np.zeros((layout.num_terms, layout.num_parameters))
@@ -319,105 +275,30 @@ class BaggedFit:
         """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
         return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
 
-    # --- what it says and where it is kept ---
+    # --- report and file ---
 
     def report(self) -> str:
-        """The fit as a page of text: card, parameters, health, residuals, ranges."""
+        """Return the fit as text: settings, parameters, convergence, residuals, ranges."""
         return summary.report(self)
 
     def parameter_rows(self) -> list[tuple]:
-        """(name, whole fit, median, 5%, 95%, note) of every parameter, in readable form."""
+        """Return (name, whole fit, median, 5%, 95%, note) of each parameter, as in `readable`."""
         return summary.parameter_rows(self)
 
     def save(self, folder) -> Path:
-        """Writes `fit.json` into the folder and returns its path; the same fit, the same bytes."""
-        path = Path(folder) / "fit.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kinds = ["exponent" if e else "log coefficient" for e in self.is_exponent]
-        if self.config.free_floor:
-            kinds[self.layout.floor] = "coefficient"
-        fields = {
-            "format": FORMAT,
-            "form": self.config.form,
-            "metric": self.metric,
-            "factors": list(self.factors),
-            "examples": self.examples,
-            "scale": self.scale,
-            "aggregate": self.config.aggregate,
-            "parameters": [
-                {"name": name, "kind": kind}
-                for name, kind in zip(self.parameters, kinds, strict=True)
-            ],
-            "units": dict(zip(self.columns, self.units.tolist(), strict=True)),
-            "normalisation": "theta describes error(column / unit); no other",
-            "settings": self.config.to_dict(),
-            "whole": _rows(self.whole)[0],
-            "members": self.members,
-            "failures": self.failures,
-            "lost_levels": self.lost,
-            "degenerate": self.degenerate,
-            "data": {
-                "source": self.source,
-                "sha256": self.runs.sha256,
-                "columns": [*self.columns, "error", "weight"],
-                "run_id": self.runs.run_id.tolist(),
-                "rows": np.column_stack(self.runs[1:]).tolist(),
-            },
-            "versions": self.versions,
-        }
-        fields["checksum"] = _checksum(fields)
-        text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
-        with replacing(path) as partial:
-            partial.write_text(text, encoding="utf-8")
-        return path
+        """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
+        return law_file.write(self, folder)
 
     @classmethod
     def load(cls, folder) -> "BaggedFit":
-        """Reads what `save` wrote into the folder.
+        """Return what `save` wrote into the folder.
 
         Raises:
           FileNotFoundError, ValueError: one line; no fit there, not one, one that was changed by
             hand or cut short, or of a form that has other parameters by now.
         """
-        path = Path(folder)
-        path = path / "fit.json" if path.is_dir() or path.suffix != ".json" else path
-        try:
-            text = path.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file; tools.fit writes it") from None
-        except UnicodeDecodeError:
-            raise ValueError(f"{path}: not a fit: it holds no text") from None
-        try:
-            fields = json.loads(text)
-        except ValueError as e:
-            raise ValueError(f"{path}: not a whole fit: {e}") from None
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            there = fields.get("format") if isinstance(fields, dict) else None
-            raise ValueError(
-                f"{path}: not a fit of format {FORMAT} but {there!r}; fit again with this version"
-            )
-        if fields.pop("checksum", None) != _checksum(fields):
-            raise ValueError(f"{path}: changed since it was written; fit again")
-        try:
-            data = fields["data"]
-            rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
-            fit = cls(
-                config=FitConfig(**fields["settings"]),
-                metric=fields["metric"],
-                factors=tuple(fields["factors"]),
-                examples=fields["examples"],
-                scale=fields["scale"],
-                source=data["source"],
-                units=np.array(list(fields["units"].values()), float),
-                bag=_members(fields["members"]),
-                whole=_members([fields["whole"]]),
-                runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
-                lost=fields["lost_levels"],
-                versions=fields["versions"],
-            )
-            names = tuple(parameter["name"] for parameter in fields["parameters"])
-        except (ValueError, KeyError, TypeError) as e:
-            raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
+        path, fields, names = law_file.read(folder)
+        fit = cls(**fields)
         if fit.parameters != names:
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
@@ -425,7 +306,7 @@ class BaggedFit:
     # --- helpers ---
 
     def _inputs(self, x, n) -> tuple[np.ndarray, tuple]:
-        """Checked z [X, C] and the shape of the answer."""
+        """Return z [X, C], checked, and the shape of the answer."""
         x = np.asarray(x, float)
         if x.ndim == 0 or x.shape[-1] != len(self.factors):
             got = "a single number" if x.ndim == 0 else f"{x.shape[-1]} values"
@@ -454,7 +335,7 @@ class BaggedFit:
         return Loss("linear" if self.config.free_floor else "log", None, self.config.free_floor)
 
     def _predict(self, z, theta) -> np.ndarray:
-        """Error [B, X]."""
+        """Return the error [B, X] at z [X, C] of theta [B, P]."""
         log_z, loss = np.log(z / self.units).T[None], self._loss()
         blocks = [log_z[..., i : i + BLOCK] for i in range(0, max(1, len(z)), BLOCK)]
         values = [objective.model(theta, block, self.layout, loss)[0] for block in blocks]
@@ -462,7 +343,7 @@ class BaggedFit:
         return np.exp(value) if loss.space == "log" else value
 
     def _terms(self, theta, z=None) -> np.ndarray:
-        """Error points of every term, [B, M, X], at z [X, C] or the fitted runs."""
+        """Return every term in error points, [B, M, X], at z [X, C] or the fitted runs."""
         z = self.runs.z if z is None else z
         loss = Loss("linear", None, self.config.free_floor)
         terms = objective.model(theta, np.log(z / self.units).T[None], self.layout, loss)[1]
@@ -472,7 +353,7 @@ class BaggedFit:
         return terms
 
     def _pressed(self, theta) -> np.ndarray:
-        """Bool [B, P]: at a bound of the exponents."""
+        """Return bool [B, P]: exponents at a bound."""
         pressed = np.zeros(np.shape(theta), bool)
         if self.config.exponent_cap is not None:
             pressed |= np.abs(theta) >= self.config.exponent_cap * (1 - 1e-9)
@@ -491,51 +372,8 @@ class BaggedFit:
         return out.reshape((*shape, *out.shape[1:]))
 
     def _aggregate(self, members) -> np.ndarray:
-        """[..., B] -> [...]; a sort is far faster than np.median on a long last axis."""
+        """Reduce [..., B] to [...]; a sort is far faster than np.median on a long last axis."""
         if self.config.aggregate == "mean":
             return members.mean(axis=-1)
         ordered, half = np.sort(members, axis=-1), members.shape[-1] // 2
         return (ordered[..., half] + ordered[..., -1 - half]) / 2
-
-
-# --- to and from JSON ---
-
-
-def _rows(members: Members) -> list[dict]:
-    """One dict a member; None for what JSON cannot hold."""
-    return [
-        {
-            "theta": None if status == FAILED else theta.tolist(),
-            "objective": _finite(value),
-            "gradient_norm": _finite(norm),
-            "status": STATUSES[status],
-            "basin_share": float(share),
-        }
-        for theta, value, norm, status, share in zip(*members, strict=True)
-    ]
-
-
-def _members(rows: list[dict]) -> Members:
-    width = max(len(row["theta"] or ()) for row in rows)
-    missing = [float("nan")] * width
-    return Members(
-        np.array([row["theta"] or missing for row in rows], float),
-        np.array([_number(row["objective"]) for row in rows]),
-        np.array([_number(row["gradient_norm"]) for row in rows]),
-        np.array([STATUSES.index(row["status"]) for row in rows]),
-        np.array([row["basin_share"] for row in rows], float),
-    )
-
-
-def _checksum(fields: dict) -> str:
-    """sha256 of all that stands in the file beside it."""
-    text = json.dumps(fields, sort_keys=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _finite(value):
-    return float(value) if np.isfinite(value) else None
-
-
-def _number(value) -> float:
-    return float("nan") if value is None else value

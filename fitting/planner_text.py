@@ -1,4 +1,4 @@
-"""The answers of `tools.plan` as a page of text."""
+"""Print the answers of `fitting.planner` as text."""
 
 import math
 
@@ -10,7 +10,7 @@ SHOWN = 5  # data sizes at which equation 10 is printed
 
 
 def as_text(answer: dict, law, unit: str) -> str:
-    """The answer as a page."""
+    """Return an answer as text."""
     head = answer["law"]
     lines = [
         f"{head['form']} on {head['metric']}: {head['runs']} runs, {head['members']} members; "
@@ -27,7 +27,7 @@ def as_text(answer: dict, law, unit: str) -> str:
 
 
 def plan_lines(plan: dict, law, unit: str) -> list[str]:
-    """Of one budget."""
+    """Return the lines of a decision for one budget."""
     best, regret, compute = plan["best"], plan["regret_set"], plan["flops"]
     with_n = f" and {formatting.count(plan['examples'])} examples" if plan["examples"] else ""
     error = "{:.2f}" if law.scale == 100 else "{:.4f}"
@@ -65,7 +65,7 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
 
 
 def option_cells(option: dict, unit: str, error: str) -> list[str]:
-    """One line of the table of alternatives."""
+    """Return one line of the table of alternatives."""
     return [
         *(formatting.count(value, 4) for value in option["x"].values()),
         error.format(option["error"]),
@@ -78,7 +78,7 @@ def option_cells(option: dict, unit: str, error: str) -> list[str]:
 
 
 def flops_line(compute: dict) -> str:
-    """Equation 1 beside what is really computed."""
+    """Return a line with equation 1 and the actual FLOPs."""
     text = f"FLOPs of the best: equation 1 {formatting.flops(compute['equation_1'], 4)}; "
     if compute["actual"] is None:
         return f"{text}actual unknown: {compute['why']}"
@@ -91,7 +91,7 @@ def flops_line(compute: dict) -> str:
 
 
 def serving_lines(serving: dict, cost: float, n: float, unit: str) -> list[str]:
-    """Appendix A.1."""
+    """Return a line with serving compute against finetuning compute (Appendix A.1)."""
     totals = ""
     if serving["serving_flops"] is not None:
         totals = (
@@ -106,7 +106,7 @@ def serving_lines(serving: dict, cost: float, n: float, unit: str) -> list[str]:
 
 
 def elasticity_lines(change: dict, law, unit: str) -> list[str]:
-    """Equation 11 with intervals, and equation 10 at some data sizes."""
+    """Return equation 11 with intervals, and equation 10 at some data sizes."""
     low, high, count = change["budgets"]
     rows = change["by_examples"]
     shown = [rows[i] for i in np.unique(np.linspace(0, len(rows) - 1, SHOWN).round().astype(int))]
@@ -137,7 +137,7 @@ def elasticity_lines(change: dict, law, unit: str) -> list[str]:
 
 
 def frontier_lines(found: dict) -> list[str]:
-    """What was written."""
+    """Return a line about the file that was written."""
     return [
         f"{found['file']}: {found['rows']} rows, of which {found['extrapolate']} extrapolate; "
         f"{found['unaffordable']} of {found['budgets']} budgets are below the cheapest "
@@ -146,7 +146,7 @@ def frontier_lines(found: dict) -> list[str]:
 
 
 def amount(value: float, unit: str) -> str:
-    """A cost with its unit."""
+    """Return a cost with its unit."""
     return formatting.flops(value, 4) if unit == "FLOPs" else f"{value:.4g} {unit}"
 
 
@@ -156,12 +156,12 @@ def describe(names, values) -> str:
 
 
 def span(low: float, high: float) -> str:
-    """4 to 40, or 4."""
+    """Return a range as text: 4 to 40, or 4."""
     first, last = formatting.count(low, 4), formatting.count(high, 4)
     return first if first == last else f"{first} to {last}"
 
 
 def bounds(ends, pattern: str) -> str:
-    """low to high; '-' where undefined."""
+    """Return `low to high`; '-' where undefined."""
     texts = [pattern.format(float(end)) if math.isfinite(end) else "-" for end in ends]
     return " to ".join(texts) if "-" not in texts else "-"

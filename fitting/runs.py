@@ -1,34 +1,27 @@
-"""The table of runs: what every fit starts from, read from anyone's CSV.
+"""The table of runs, which every fit reads: from a CSV or Parquet file, or from mappings.
 
-One row a run and metric; lines that start with # are comments (below the header they are counted).
-A score is better when higher; a law describes the error, scale - score. The house's own tables have
-the columns `COLUMNS`, and `read_runs` takes those when it is told nothing else.
+A table has one row for each run and metric. A higher score is better; a law describes the error,
+scale - score. Without options `read_runs` reads the default columns, `run_files.COLUMNS`; options
+name those of other tables. Lines of a CSV that start with # are comments; those below the header
+are counted in a note.
 """
 
-import csv
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 
 import numpy as np
 
+from fitting import run_checks, run_files
 from fitting.atomic import replacing
 from fitting.config import FACTORS
 from fitting.formatting import nearest
+from fitting.run_files import OPTIONAL, REQUIRED
 
-REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
-"""Columns that a table of runs with the default columns needs."""
-COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")
-"""All default columns, in the order in which they are written: `seed` of the training run, the
-`protocol` of the evaluation (such as 'questions' or 'lmms-eval-0.3.0'), and `score_se`, the
-standard error of the score in the score's unit. The three may be missing or empty."""
-OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
-SCALES = (100.0, 1.0)
-MISSING = ("", "nan", "none", "null")  # a score that is not there, in lower case
-TINY = 1e-100  # below it, and above its inverse, powers leave float64
+TINY = 1e-100  # powers of numbers below it, or above its inverse, overflow float64
 
 LI2024 = Path(__file__).parent / "data" / "li2024.csv"
 """The published grid of Li et al. (arXiv 2411.03312): lm_params, visual_tokens, error (0 to 1)."""
@@ -40,17 +33,17 @@ class RunTable:
 
     Attributes:
       factors: names of the K factors.
-      x: configurations [R, K], in the CSV's own units.
+      x: configurations [R, K], in the file's units.
       examples: name of the column of data sizes; None for laws without n.
       n: data sizes [R], or None.
-      error: [R], on the scale that is fitted.
+      error: errors [R], 0 to `scale`.
       scale: the error of a complete failure, 100 or 1.
-      weights: [R], 1 by default.
-      run_id: [R] names; 'row 7' where the CSV names none.
-      metric: [R] what the error is of.
+      weights: weights [R] in a fit, 1 by default.
+      run_id: names [R]; 'row 7' where the file has none.
+      metric: names [R] of the metrics.
       columns: the other columns as text [R] each, such as 'sweep'.
       source: the file's name, for messages.
-      notes: what people should know of the reading: lines passed over, runs that look doubled.
+      notes: warnings for the user, such as skipped lines or runs that look like duplicates.
     """
 
     factors: tuple[str, ...]
@@ -96,26 +89,26 @@ class RunTable:
 
     @property
     def seed(self) -> np.ndarray | None:
-        """Seeds of the training runs [R], float64, NaN where unknown; None when no row has one."""
+        """Return the trainings' seeds [R], float64, NaN where unknown; None if no row has one."""
         return self._numbers("seed")
 
     @property
     def score_se(self) -> np.ndarray | None:
-        """Standard errors of the scores [R], on the table's scale, NaN where unknown; None when no
-        row has one.
+        """Return the scores' standard errors [R], on the table's scale, NaN where unknown; None if
+        no row has one.
         """
         return self._numbers("score_se")
 
     @property
     def protocol(self) -> np.ndarray | None:
-        """Evaluation protocols [R], '' where unknown; None when no row has one."""
+        """Return the evaluation protocols [R], '' where unknown; None when no row has one."""
         value_R = self.columns.get("protocol")
         return value_R if value_R is not None and any(value_R) else None
 
     def _numbers(self, name: str) -> np.ndarray | None:
         if name not in self.columns:
             return None
-        value_R = np.array([_float(value) for value in self.columns[name]])
+        value_R = np.array([run_checks.number(value) for value in self.columns[name]])
         return None if np.isnan(value_R).all() else value_R
 
     def rows(self) -> list[dict]:
@@ -128,7 +121,7 @@ class RunTable:
             raise ValueError(
                 f"{self.source}: only tables with the columns {', '.join(REQUIRED)} can be written"
             )
-        unknown = [None] * len(self)
+        unknown, protocol = [None] * len(self), self.protocol
         seed, score_se = (
             unknown if v is None else [None if math.isnan(x) else x for x in v.tolist()]
             for v in (self.seed, self.score_se)
@@ -139,7 +132,7 @@ class RunTable:
             **dict(zip(self.factors, self.x.T.tolist(), strict=True)),
             "num_examples": self.n.tolist(),
             "seed": [None if v is None else int(v) for v in seed],
-            "protocol": unknown if self.protocol is None else [v or None for v in self.protocol],
+            "protocol": unknown if protocol is None else [v or None for v in protocol.tolist()],
             "metric": self.metric.tolist(),
             "score": (100 - self.error).tolist(),
             "score_se": score_se,
@@ -148,11 +141,11 @@ class RunTable:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """The distinct metrics, sorted."""
+        """Return the distinct metrics, sorted."""
         return self.levels("metric")
 
     def column(self, name: str) -> np.ndarray:
-        """Any column [R]: numbers for factors and n, text for the rest.
+        """Return a column [R]: numbers for factors and n, text for the rest.
 
         Raises:
           ValueError: no such column; names the nearest.
@@ -162,15 +155,15 @@ class RunTable:
             named[self.examples] = self.n
         named |= {**self.columns, "run_id": self.run_id, "metric": self.metric}
         if name not in named:
-            raise ValueError(f"{self.source}: {_no_column(name, named)}")
+            raise ValueError(f"{self.source}: {run_checks.no_column(name, named)}")
         return named[name]
 
     def levels(self, column: str) -> tuple:
-        """The distinct values of a column, sorted; floats for factors and n, else texts."""
+        """Return the distinct values of a column, sorted: floats for factors and n, else text."""
         return tuple(np.unique(self.column(column)).tolist())
 
     def take(self, rows) -> "RunTable":
-        """The rows of a boolean mask [R] or of indices."""
+        """Return the table of the rows of a boolean mask [R] or of indices."""
         return RunTable(
             self.factors,
             self.x[rows],
@@ -187,17 +180,17 @@ class RunTable:
         )
 
     def where(self, column: str, value) -> np.ndarray:
-        """Bool [R]: the rows that have the value in the column; 2e12 also finds 2000000000000.
+        """Return a mask [R] of the rows with a value in a column; 2e12 equals 2000000000000.
 
         Raises:
-          ValueError: no such column, or no such row; names what there is.
+          ValueError: no such column, or no such row; names the values that exist.
         """
-        values_R, number = self.column(column), _float(value)
+        values_R, number = self.column(column), run_checks.number(value)
         same_R = values_R.astype(str) == str(value)
         if not math.isnan(number):
-            same_R |= np.array([_float(v) == number for v in values_R])
+            same_R |= np.array([run_checks.number(v) == number for v in values_R])
         if not same_R.any():
-            present = [_plain(level) for level in self.levels(column)]
+            present = [run_files.plain(level) for level in self.levels(column)]
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
@@ -206,10 +199,12 @@ class RunTable:
         return same_R
 
     def select(self, **values) -> "RunTable":
-        """The rows with these values, such as `select(metric='avg', sweep='star')`; None is any.
+        """Return the rows with these values, as in `select(metric='avg', sweep='star')`.
+
+        A value of None selects all.
 
         Raises:
-          ValueError: no such column, value or combination; names what there is.
+          ValueError: no such column, value or combination; names the values that exist.
         """
         keep_R = np.ones(len(self), bool)
         chosen = {column: value for column, value in values.items() if value is not None}
@@ -234,45 +229,49 @@ def read_runs(
     group: str | None = None,
     skip_missing: bool = False,
 ) -> RunTable:
-    """Reads and validates a table of runs; without options, one with the house's `COLUMNS`.
+    """Read and validate a table of runs; without options, one with the columns `COLUMNS`.
 
     Args:
-      path: a CSV in UTF-8, a header line, one line a run (and metric); blank and # lines are passed
-        over. Or the same columns as .parquet, where pyarrow is installed.
+      path: a CSV in UTF-8 with a header line and one line for each run and metric; blank lines and
+        those that start with # are skipped. Or a .parquet file, if pyarrow is installed.
       factors: names of the K columns that make up a configuration.
-      examples: name of the column of data sizes n, None for laws without n; left out,
-        'num_examples' where the file has it or the factors are the house's.
+      examples: name of the column of data sizes n, None for laws without n; by default
+        'num_examples' if the file has it or the factors are the default ones.
       score: column of scores, 0 to `scale`, higher is better; 'score' if `error` is None too.
       error: column of errors, in place of scores.
-      metric: keeps the rows with this value in the column 'metric'.
+      metric: keep only rows with this value in the column 'metric'.
       weights: column of the runs' weights, 0 or more.
-      scale: 100 or 1, the error of a complete failure; 100 by default, except that values which
-        are all at most 1 need it said.
-      group: column that says what a row's error is of, 'metric' by default; a run may appear once
-        in each group. The table's `metric` is then of that column.
-      skip_missing: whether rows without a score (or error) are left out and noted.
+      scale: 100 or 1, the error of a complete failure; 100 by default. It must be given when no
+        value is above 1.
+      group: column whose values take the place of metrics, 'metric' by default; a run may appear
+        once in each group.
+      skip_missing: leave out rows without a score (or error), with a note.
 
     Raises:
       ValueError: one line, naming file, row, column, value and what is allowed.
       FileNotFoundError: one line.
     """
     factors = (factors,) if isinstance(factors, str) else tuple(factors)
-    read = _read_parquet if Path(path).suffix == ".parquet" else _read_csv
+    read = run_files.read_parquet if Path(path).suffix == ".parquet" else run_files.read_csv
     header, lines, records, notes = read(path)
     if examples is ...:
-        house = "num_examples" in header or factors == FACTORS
-        examples = "num_examples" if house and "num_examples" not in factors else None
+        has_n = "num_examples" in header or factors == FACTORS
+        examples = "num_examples" if has_n and "num_examples" not in factors else None
     wheres = [f"row {row} (line {line})" for row, line in enumerate(lines, start=1)]
     columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
     values_of = error or score or "score"
     if skip_missing and values_of in columns:
-        known = [i for i, value in enumerate(columns[values_of]) if value.lower() not in MISSING]
+        known = [
+            i
+            for i, value in enumerate(columns[values_of])
+            if value.lower() not in run_checks.MISSING
+        ]
         if gone := len(wheres) - len(known):
             first = next(i for i in range(len(wheres)) if i not in set(known))
             notes.append(f"{path}: {gone} rows have no {values_of}, the first is {wheres[first]}")
             wheres, columns = _kept(known, wheres, columns)
     if metric is not None:
-        _check_columns(["metric"], columns, path)
+        run_checks.check_columns(["metric"], columns, path)
         kept = [i for i, value in enumerate(columns["metric"]) if value == metric]
         if not kept:
             there = sorted(set(columns["metric"]))
@@ -288,10 +287,11 @@ def read_runs(
 
 
 def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
-    """Write runs as a CSV with the columns `COLUMNS`, sorted by run_id, metric and protocol.
+    """Write runs with the columns `COLUMNS`, sorted by run_id, metric and protocol.
 
-    The same runs give the same bytes, in whatever order they come. The file is replaced in one
-    step, so that a reader never sees half of it.
+    A path that ends in .parquet gets a Parquet file with types, for which pyarrow must be
+    installed; any other a CSV. Scores and their errors have four decimals in both. The same runs
+    give the same CSV, in whatever order they come. The file is replaced in one step.
 
     Raises:
       ValueError: as `RunTable.from_rows`, or a table with other columns than the default ones.
@@ -299,89 +299,30 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
     records, path = table.rows(), Path(path)
     records.sort(key=lambda row: (row["run_id"], row["metric"], row["protocol"] or ""))
-    with replacing(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        for row in records:
-            points = {k: f"{row[k]:.4f}" for k in ("score", "score_se") if row[k] is not None}
-            row = {**row, **points}
-            writer.writerow(["" if row[k] is None else _plain(row[k]) for k in COLUMNS])
+    write = run_files.write_parquet if path.suffix == ".parquet" else run_files.write_csv
+    with replacing(path) as partial:
+        write(partial, records)
 
 
-def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
-    """Header, of each record its line in the file and its stripped texts, and notes."""
-    numbers, comments, lines, records = [], [], [], []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(_content(file, numbers, comments))
-            for record in reader:
-                lines.append(numbers[reader.line_num - 1])
-                records.append([value.strip() for value in record])
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: a folder; a CSV file of runs is needed") from None
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 text ({e.reason}); save it as CSV UTF-8") from None
-    except csv.Error as e:
-        raise ValueError(f"{path}, line {numbers[-1]}: not CSV: {e}") from None
-    if not records:
-        raise ValueError(f"{path}: empty; the first line must name the columns")
-    header = records[0]
-    for name in header:
-        if header.count(name) > 1:
-            raise ValueError(f"{path}, line {lines[0]}: column {name!r} appears twice")
-    for mark, what in ((";", "semicolons"), ("\t", "tabs")):
-        if len(header) == 1 and mark in header[0]:
-            raise ValueError(f"{path}: columns are parted by {what}; save it with commas")
-    if len(records) == 1:
-        raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
-    for row, (line, record) in enumerate(zip(lines[1:], records[1:], strict=True), start=1):
-        if len(record) != len(header):
-            raise ValueError(
-                f"{path}, row {row} (line {line}): {len(record)} values for {len(header)} columns"
-            )
-    below, notes = [number for number in comments if number > lines[0]], []
-    if below:
-        verb = "lines that start with # were" if len(below) > 1 else "line that starts with # was"
-        notes.append(f"{path}: {len(below)} {verb} passed over, the first is line {below[0]}")
-    return header, lines[1:], records[1:], notes
+def add_runs(path, rows: Iterable[Mapping]) -> None:
+    """Add rows to a file of runs, which may be missing. Those of the same run, protocol and metric
+    are replaced.
 
+    Raises:
+      ValueError: as `read_runs` and `write_runs`.
+    """
 
-def _read_parquet(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
-    """The same of a Parquet file; a row's line is its number."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError(f"{path}: needs pyarrow: pip install pyarrow; or give a CSV") from None
-    try:
-        columns = parquet.read_table(path).to_pydict()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (pyarrow.ArrowException, OSError) as e:
-        raise ValueError(f"{path}: not Parquet: {str(e).splitlines()[0]}") from None
-    texts = [["" if v is None else str(v).strip() for v in values] for values in columns.values()]
-    records = [list(record) for record in zip(*texts, strict=True)]
-    if not records:
-        raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
-    return list(columns), list(range(1, len(records) + 1)), records, []
+    def key(row: Mapping) -> tuple:
+        return row["run_id"], row["protocol"], row["metric"]
+
+    rows = list(rows)
+    old = read_runs(path).rows() if Path(path).exists() else []
+    replaced = {key(row) for row in rows}
+    write_runs(path, [row for row in old if key(row) not in replaced] + rows)
 
 
 def _kept(rows: list[int], wheres: list[str], columns: dict) -> tuple[list[str], dict]:
     return [wheres[i] for i in rows], {k: [v[i] for i in rows] for k, v in columns.items()}
-
-
-def _content(file, numbers: list[int], comments: list[int]) -> Iterator[str]:
-    """The lines that are no comments and not blank; the numbers of both go into the lists."""
-    for number, line in enumerate(file, start=1):
-        if line.lstrip().startswith("#"):
-            comments.append(number)
-        elif line.strip():
-            numbers.append(number)
-            yield line
 
 
 def _table(
@@ -396,30 +337,14 @@ def _table(
     scale: float | None = None,
     group: str | None = None,
 ) -> RunTable:
-    """Validated columns as a `RunTable`; `wheres` name the rows in messages."""
-    if not wheres:
-        raise ValueError(f"{source}: no runs; at least one row is needed")
-    if score is not None and error is not None:
-        raise ValueError(f"give a score column or an error column, not both ({score}, {error})")
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale must be 100 or 1, got {scale!r}")
+    """Validate columns and return them as a `RunTable`; `wheres` name the rows in messages."""
     values_of = error or score or "score"
-    needed = [*factors, examples, values_of, weights]
-    needed = [name for name in needed if name is not None]
-    if not factors:
-        raise ValueError(f"{source}: at least one factor is needed")
-    for name in needed:
-        if needed.count(name) > 1:
-            raise ValueError(f"{source}: column {name!r} has two parts among {', '.join(needed)}")
-    _check_columns([*needed, *([group] if group else [])], columns, source)
-    if group not in (None, "metric") and len(kinds := sorted(set(columns.get("metric", ())))) > 1:
-        raise ValueError(
-            f"{source}: grouped by {group}, each group would mix the metrics {', '.join(kinds)}; "
-            "choose one metric"
-        )
+    needed = run_checks.check_roles(
+        columns, wheres, source, factors, examples, score, error, weights, scale, group
+    )
 
     def numbers(name: str, allowed: str, good) -> np.ndarray:
-        found = [_float(value) for value in columns[name]]
+        found = [run_checks.number(value) for value in columns[name]]
         for where, value, number in zip(wheres, columns[name], found, strict=True):
             if not good(number):
                 raise ValueError(
@@ -439,8 +364,8 @@ def _table(
     value_R = numbers(values_of, f"a number from 0 to {top:g}", lambda v: 0 <= v <= top)
     if scale is None and value_R.max() <= 1:
         raise ValueError(
-            f"{source}: column {values_of!r} lies between {value_R.min():g} and {value_R.max():g}, "
-            "never above 1; say scale 1 if 1 is the most there is, else scale 100"
+            f"{source}: column {values_of!r} has values from {value_R.min():g} to "
+            f"{value_R.max():g}, never above 1; say scale 1 if 1 is the best score, else scale 100"
         )
     weight_R = np.ones(len(wheres))
     if weights is not None:
@@ -448,6 +373,7 @@ def _table(
         if not weight_R.any():
             raise ValueError(f"{source}: column {weights!r}: no run has a weight above 0")
     metric = group or "metric"
+    taken = {*needed, "run_id", "metric"}
     table = RunTable(
         factors=factors,
         x=x_RK,
@@ -458,117 +384,10 @@ def _table(
         weights=weight_R,
         run_id=texts("run_id", [where.split(" (")[0] for where in wheres]),
         metric=texts(metric, [values_of] * len(wheres)),
-        columns={
-            name: texts(name, []) for name in columns if name not in {*needed, "run_id", "metric"}
-        },
+        columns={name: texts(name, []) for name in columns if name not in taken},
         source=source,
-        notes=tuple(
-            _doubts(source, x_RK, n_R, value_R, texts(metric, [""] * len(wheres)), weight_R)
-        ),
     )
-    table = dataclasses.replace(table, notes=(*table.notes, *_mixed_protocols(table)))
-    _check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
-    _check_optional(table, wheres)
-    _check_unique(table, columns, wheres)
-    return table
-
-
-def _doubts(source: str, x_RK, n_R, value_R, metric_R, weight_R) -> Iterator[str]:
-    """What is allowed but seldom meant."""
-    if idle := int((weight_R == 0).sum()):
-        yield f"{source}: {idle} runs have weight 0 and take no part"
-    n = () if n_R is None else (n_R,)
-    rows = list(zip(*x_RK.T, *n, value_R, metric_R, strict=True))
-    if doubled := len(rows) - len(set(rows)):
-        yield (
-            f"{source}: {doubled} rows have the configuration, examples and value of another row; "
-            "each counts"
-        )
-
-
-def _mixed_protocols(table: RunTable) -> Iterator[str]:
-    """Warn of scores that different evaluations gave: they may not be comparable."""
-    if table.protocol is None:
-        return
-    for metric in table.metrics:
-        names = sorted({name or "unknown" for name in table.protocol[table.metric == metric]})
-        if len(names) > 1:
-            yield (
-                f"{table.source}: scores of {metric} come from {len(names)} protocols "
-                f"({', '.join(names)}), which may not be comparable"
-            )
-
-
-def _check_optional(table: RunTable, wheres: list[str]) -> None:
-    """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
-    if table.factors != FACTORS:  # somebody else's table, whose column `seed` may hold anything
-        return
-    rules = {
-        "seed": ("a whole number, 0 or above, or empty", lambda v: v >= 0 and v.is_integer()),
-        "score_se": ("0 or a positive number, or empty", lambda v: 0 <= v < math.inf),
-    }
-    for name in rules.keys() & table.columns.keys():
-        allowed, good = rules[name]
-        for where, text in zip(wheres, table.columns[name], strict=True):
-            if text.strip().lower() not in MISSING and not good(_float(str(text))):
-                raise ValueError(
-                    f"{table.source}, {where}: column {name!r} is {str(text)!r}; it must be "
-                    f"{allowed}"
-                )
-
-
-def _check_texts(columns, wheres, source, names) -> None:
-    for name in names:
-        for where, value in zip(wheres, columns[name], strict=True):
-            if not str(value).strip():
-                raise ValueError(f"{source}, {where}: column {name!r} is empty; it needs a text")
-
-
-def _check_unique(table: RunTable, columns: Mapping[str, list], wheres: list[str]) -> None:
-    """A run once a metric; without names, no two rows alike in every column."""
-    if "run_id" in columns:
-        what = "run_id {!r} with metric {!r}"
-        keys = list(zip(table.run_id, table.metric, strict=True))
-        if table.protocol is not None:
-            what += " and protocol {!r}"
-            keys = [(*key, name) for key, name in zip(keys, table.protocol, strict=True)]
-    else:
-        n = () if table.n is None else (table.n,)
-        alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
-        keys, what = zip(*alike, strict=True), "the same values in all columns"
-    seen = {}
-    for where, key in zip(wheres, keys, strict=True):
-        if key in seen:
-            raise ValueError(
-                f"{table.source}, {where}: {what.format(*map(str, key))} again, first in "
-                f"{seen[key]}; a run may appear once"
-            )
-        seen[key] = where
-
-
-def _check_columns(names: list[str], columns, source) -> None:
-    for name in names:
-        if name not in columns:
-            raise ValueError(f"{source}: {_no_column(name, columns)}")
-
-
-def _no_column(name: str, columns) -> str:
-    there = [column for column in columns if column]
-    return f"no column {name!r}{nearest(name, there)}; there are {', '.join(there)}"
-
-
-def _float(value) -> float:
-    """NaN for what is no number; Python's 1_000 is none."""
-    if isinstance(value, str) and "_" in value:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _plain(value) -> str:
-    """Every digit, an integer without a point."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    return str(value)
+    run_checks.check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
+    run_checks.check_optional(table, wheres)
+    run_checks.check_unique(table, columns, wheres)
+    return dataclasses.replace(table, notes=tuple(run_checks.warnings(table, value_R)))

@@ -1,4 +1,4 @@
-"""The report of one fit as a page of text: what was done, the values, how far to trust them.
+"""Report one fit as text: settings, values, convergence and residuals.
 
 Takes a `fitting.fits.BaggedFit`; pure text, no computation that the fit does not keep the data for.
 """
@@ -16,13 +16,13 @@ MOST_LEVELS = 12  # of a factor, shown one by one; more are cut into quarters
 
 
 def report(law) -> str:
-    """The page."""
+    """Return the report."""
     parts = [_card(law), _values(law), _correlations(law), _members(law), _residuals(law)]
     return "\n\n".join(part for part in [*parts, _ranges(law)] if part)
 
 
 def parameter_rows(law) -> list[tuple]:
-    """(name, whole fit, median, 5%, 95%, note) of every parameter, in readable form."""
+    """Return (name, whole fit, median, 5%, 95%, note) of every parameter, in readable form."""
     good_BP = np.where(law.absent, 0.0, law.values)[np.isfinite(law.theta).all(axis=1)]
     low, mid, high = np.quantile(good_BP, [0.05, 0.5, 0.95], axis=0)
     whole = np.where(law.absent_in(law.whole.theta)[0], 0.0, law.readable(law.whole.theta[0]))
@@ -30,7 +30,7 @@ def parameter_rows(law) -> list[tuple]:
 
 
 def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
-    """Of the whole fit, from its Jacobian: [P] standard errors and singular values (scaled).
+    """Return standard errors [P] and singular values of the whole fit, from its scaled Jacobian.
 
     Columns are scaled to length 1, so that a singular value near 0 is a combination of parameters
     that the runs do not see; its parameters get an infinite standard error.
@@ -49,7 +49,7 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
 
 
 def undetermined(law) -> np.ndarray:
-    """Bool [P]: parameters that the runs do not determine.
+    """Return bool [P]: parameters that the runs do not determine.
 
     The 90% range of the members is wider than `WIDE` (a factor e^2 of a coefficient), or the whole
     fit's standard error is above a quarter of that, or the members do not agree on whether the term
@@ -68,7 +68,7 @@ def undetermined(law) -> np.ndarray:
 
 
 def _linearised(law) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted residuals [R] of the whole fit and their Jacobian [R, P], in the fitted space."""
+    """Return the whole fit's weighted residuals [R] and Jacobian [R, P], in the fitted space."""
     linear = law.config.space == "linear"
     loss = Loss(law.config.space, None, law.config.free_floor)
     target = law.runs.error if linear else np.log(law.runs.error)
@@ -192,7 +192,7 @@ def _members(law) -> str:
 
 
 def _residuals(law) -> str:
-    """Mean and root mean square of the relative residuals of all runs, by level of each column."""
+    """Return mean and root mean square of the relative residuals, by level of each column."""
     fitted = law.predict_whole(law.runs.z)
     miss = 100 * (fitted - law.runs.error) / np.maximum(np.abs(law.runs.error), 1e-300)
     total = ((law.runs.error - law.runs.error.mean()) ** 2).sum()
@@ -221,7 +221,7 @@ def _aicc_text(law) -> str:
 
 
 def _levels(column) -> list[tuple]:
-    """(label, rows) of each level, or of each quarter where there are many."""
+    """Return (label, rows) of each level, or of each quarter where there are many."""
     levels = np.unique(column)
     if len(levels) <= MOST_LEVELS:
         return [(f"{level:g}", column == level) for level in levels]

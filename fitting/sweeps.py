@@ -1,8 +1,8 @@
-"""Which runs to train: star and isoFLOP sweeps, and the paper's own (Table 6) as data.
+"""Generators of sweeps: stars and isoFLOP curves, and the runs of the paper's Table 6.
 
-A star varies one factor at a time around a centre and shows what each factor does alone. An isoFLOP
-sweep holds the inference cost and trades the factors against each other, so that each curve shows
-an optimum. Both are deterministic, and both give `Point`s: what to train, on how many examples.
+A star varies one factor at a time around a centre, which shows the effect of each factor alone. An
+isoFLOP sweep holds the inference cost fixed and trades the factors against each other, so that
+each curve has an optimum. Both are deterministic and return `Point`s.
 """
 
 import itertools
@@ -14,8 +14,7 @@ import numpy as np
 from fitting.config import FACTORS
 
 
-@dataclass(frozen=True, order=True)
-class Point:
+class Point(NamedTuple):
     """One run to train.
 
     Attributes:
@@ -38,13 +37,13 @@ class Point:
 
     @property
     def x(self) -> tuple[float, int, int]:
-        """The configuration, in factor order."""
+        """Return the configuration (x_N, x_T, x_V)."""
         return self.lm_params, self.num_frames, self.tokens_per_frame
 
     @property
     def run_id(self) -> str:
-        """A stable name, e.g. `star-N1e9-T32-V196-n250000`, with `-seed1` for a point that has a
-        seed; the budget is not part of it.
+        """Return a stable name, e.g. `star-N1e9-T32-V196-n250000`; a point with a seed has `-seed1`
+        at the end, and the budget is not part of the name.
         """
         return (
             f"{self.sweep}-N{_short(self.lm_params)}-T{_exact(self.num_frames)}"
@@ -55,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Domain:
-    """The discrete configurations on offer: every combination of the three tuples of levels."""
+    """A discrete domain: every combination of the levels of the three factors."""
 
     lm_params: tuple
     num_frames: tuple
@@ -70,16 +69,16 @@ class Domain:
 
     @property
     def levels(self) -> tuple[tuple, tuple, tuple]:
-        """The three tuples, in factor order."""
+        """Return the levels of the three factors, in factor order."""
         return self.lm_params, self.num_frames, self.tokens_per_frame
 
     def configurations(self) -> np.ndarray:
-        """All combinations [X, 3], float64, the last factor varying fastest."""
+        """Return all combinations [X, 3], float64, the last factor varying fastest."""
         return np.array(list(itertools.product(*self.levels)), np.float64)
 
 
 class StarPlan(NamedTuple):
-    """The arguments of `star_sweep`, as one value."""
+    """Arguments of `star_sweep`."""
 
     center: tuple
     levels: Domain
@@ -115,12 +114,12 @@ def star_sweep(center, levels: Domain, num_examples, seeds=(None,)) -> tuple[Poi
 
 
 def isoflop_candidates(domain: Domain, budgets, cost, tolerance: float) -> dict:
-    """Exhaustive search for the configurations whose cost is within tolerance of a budget.
+    """Find all configurations whose cost is within a tolerance of a budget.
 
     A configuration near two budgets belongs to the nearer one (in log cost).
 
     Args:
-      domain: the levels on offer.
+      domain: the configurations to search.
       budgets: target costs, in the cost model's unit.
       cost: x [X, 3] -> cost [X].
       tolerance: largest |cost / budget - 1|, e.g. 0.03.
@@ -129,7 +128,7 @@ def isoflop_candidates(domain: Domain, budgets, cost, tolerance: float) -> dict:
       {budget: tuple of (lm_params, num_frames, tokens_per_frame)}, each tuple in domain order.
 
     Raises:
-      ValueError: a budget has no candidate; names it and the nearest cost that can be reached.
+      ValueError: a budget has no candidate; names it and the nearest cost in the domain.
     """
     if not tolerance > 0:
         raise ValueError(f"tolerance must be positive, got {tolerance}")
@@ -162,11 +161,12 @@ def isoflop_sweep(
     max_per_curve=5,
     seeds=(None,),
 ) -> tuple[Point, ...]:
-    """A well-spaced subset of `isoflop_candidates` for each curve (budget, language model).
+    """Return a well-spaced subset of `isoflop_candidates` for each curve (budget, language model).
 
     A curve keeps its two ends and then, one by one, the candidate farthest from those kept, in
-    log (num_frames, tokens_per_frame). A model that no candidate of a budget uses has no curve; one
-    candidate is a curve of one (2 TFLOPs at 7.5B within 3%; within 6% the paper's have 2 or more).
+    log (num_frames, tokens_per_frame). A language model without a candidate of a budget has no
+    curve there; one candidate makes a curve of one run. (At 2 TFLOPs and 7.5B there is one within
+    3%; within 6% the paper's curves have 2 or more.)
 
     Args:
       domain, budgets, cost, tolerance: as in `isoflop_candidates`.
@@ -192,7 +192,7 @@ def isoflop_sweep(
 
 
 def _well_spaced(curve: list, size: int) -> list:
-    """Greedy maximin subset of configurations [(N, T, V)] of one curve, its two ends first."""
+    """Return a greedy maximin subset of the configurations [(N, T, V)] of one curve, ends first."""
     if len(curve) <= size:
         return curve
     log_xy = np.log(np.array(curve, np.float64)[:, 1:])
@@ -212,12 +212,12 @@ def _distinct(seeds) -> tuple[int | None, ...]:
 
 
 def _exact(value) -> str:
-    """Every digit: an integer without a point, else the shortest text that reads back equal."""
+    """Return a number with all its digits: as an integer, or the shortest text equal to it."""
     return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def _short(value) -> str:
-    """As `_exact`, or as mantissa and power (1e9, 2.8e9) where that is shorter."""
+    """Return `_exact`, or mantissa and power (1e9, 2.8e9) where that is shorter."""
     digits = _exact(value)
     if not digits.isdigit():
         return digits

@@ -1,4 +1,4 @@
-"""How far to trust a decision: what its error may be, whether it is the best, what it may lose.
+"""Quantify a decision's uncertainty: its error, the chance that it is best, its regret.
 
 Every member of a bag is a law that the runs might as well have given. So the share of members
 whose best configuration is x estimates P(x is optimal | budget, n), and what a member loses by x
@@ -13,7 +13,7 @@ import numpy as np
 
 from fitting.frontiers import by_cost
 from fitting.law import BaggedFit
-from fitting.optimise.search import FAILED
+from fitting.optimise.lanes import FAILED
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
@@ -43,7 +43,7 @@ class Decision:
     regret: np.ndarray
 
     def regret_set(self, tolerance: float, confidence: float = 0.9) -> np.ndarray:
-        """Bool [X]: {x : P(f(x) - f(x*) <= tolerance) >= confidence}, x* each member's own."""
+        """Return bool [X]: P(f(x) - f(x*) <= tolerance) >= confidence, x* each member's own."""
         if not (tolerance >= 0 and 0 < confidence <= 1):
             raise ValueError(
                 f"tolerance must be 0 or more and confidence in (0, 1], got {tolerance} and "
@@ -53,7 +53,7 @@ class Decision:
 
 
 def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> Decision:
-    """The best configuration within one budget, and the alternatives.
+    """Return all configurations within one budget, the best first.
 
     Args:
       law: a `BaggedFit`.
@@ -89,7 +89,7 @@ def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> De
 
 
 def run_noise(law: BaggedFit) -> float:
-    """Standard deviation of a run around the law, in the space it was fitted in.
+    """Return the standard deviation of a run around the law, in the space it was fitted in.
 
     Of the whole fit's residuals, weighted, with a degree of freedom off for each parameter: log
     error, so roughly relative, or points in linear space. NaN where parameters exhaust the runs.
@@ -105,7 +105,7 @@ def run_noise(law: BaggedFit) -> float:
 
 
 def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9):
-    """Where the error of a new run would fall: members and run noise together.
+    """Return the interval of the error of a new run: members and run noise together.
 
     Args:
       law: a `BaggedFit`.

@@ -37,7 +37,7 @@ COMPILED_QUICKLY = (
     "tools/test_bench_train.py",
 )
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
-MORE_CASES = pytest.StashKey[int]()
+MORE_TESTS = pytest.StashKey[int]()
 
 # The same examples every time (others with --hypothesis-profile=others), however long they take:
 # the first one compiles.
@@ -57,15 +57,16 @@ def _machine():
 
 def pytest_addoption(parser):
     parser.addoption(
-        "--first-cases", action="store_true",
-        help="of a parametrized test only the first case that is neither slow nor with PyTorch",
+        "--first-tests", type=int, metavar="N",
+        help="of each file only the first N tests that are neither slow nor need PyTorch, and of a "
+        "parametrized test its first case",
     )  # fmt: skip
 
 
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of background jobs; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.stash[LEFT_OUT], config.stash[MORE_CASES] = {}, 0
+    config.stash[LEFT_OUT], config.stash[MORE_TESTS] = {}, 0
     if hasattr(config, "cache"):
         # By config and not by environment: child processes, which some tests kill, write none.
         cache = config.cache.mkdir(f"jax-{jax.__version__}-{_machine()}")
@@ -88,21 +89,23 @@ def pytest_collection_modifyitems(config, items):
     # Files with slow tests first: with what is short at the end no process waits for another.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    if config.option.first_cases:
-        _keep_first_cases(config, items)
+    if config.option.first_tests:
+        _keep_first_tests(config, items, config.option.first_tests)
 
 
-def _keep_first_cases(config, items):
-    kept, more, seen = [], [], set()
+def _keep_first_tests(config, items, limit):
+    kept, more, seen = [], [], {}
     for item in items:
         if _why_left_out(item) is None:
+            names = seen.setdefault(item.path, set())
             name = item.nodeid.partition("[")[0]
-            (more if name in seen else kept).append(item)
-            seen.add(name)
+            (more if name in names or len(names) == limit else kept).append(item)
+            if len(names) < limit:
+                names.add(name)
         else:
             kept.append(item)
     items[:] = kept
-    config.stash[MORE_CASES] = len(more)
+    config.stash[MORE_TESTS] = len(more)
     config.hook.pytest_deselected(items=more)
 
 
@@ -123,14 +126,14 @@ def pytest_sessionfinish(session):
     """With several processes (`pytest -n`) each worker leaves out the same tests."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
-        session.config.workeroutput["more_cases"] = session.config.stash[MORE_CASES]
+        session.config.workeroutput["more_tests"] = session.config.stash[MORE_TESTS]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     output = getattr(node, "workeroutput", {})
     node.config.stash[LEFT_OUT].update(output.get("left_out", {}))
-    node.config.stash[MORE_CASES] = output.get("more_cases", 0)
+    node.config.stash[MORE_TESTS] = output.get("more_tests", 0)
 
 
 @pytest.hookimpl(trylast=True)
@@ -141,8 +144,8 @@ def pytest_terminal_summary(terminalreporter, config):
         terminalreporter.section(f"{len(left_out)} not run, by -m {config.option.markexpr!r}")
         for name, why in sorted(left_out.items()):
             terminalreporter.write_line(f"NOT RUN {name} - {why}")
-    if more := config.stash[MORE_CASES]:
-        terminalreporter.write_line(f"NOT RUN {more} further cases of tests, by --first-cases")
+    if more := config.stash[MORE_TESTS]:
+        terminalreporter.write_line(f"NOT RUN {more} further tests, by --first-tests")
 
 
 @pytest.fixture(autouse=True, scope="module")

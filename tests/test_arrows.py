@@ -32,7 +32,8 @@ TREE_MAY_IMPORT = {
 # One row a floor, from the ground up. A room may import the floors below its own.
 FLOORS = {
     "vvlm_jax": [
-        "types config config_check override sharding devices distributed progress atomic",
+        "types config config_check override sharding devices distributed progress atomic "
+        "exit_codes",
         "storage",
         "data models flops",
         "weights train generate",
@@ -42,12 +43,14 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting",
-        "sweeps cost runs forms grids",
-        "optimise bootstrap summary",
+        "sweeps cost run_files run_checks forms grids",
+        "runs",
+        "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
         "validation frontiers",
+        "ablations",
         "elasticities uncertainty",
-        "planner planner_text",
+        "planner planner_text validation_text",
         "figures report",
     ],
 }
@@ -62,7 +65,7 @@ NARROWER = {
 
 NOWHERE = ("tensorflow", "tests", "jax.experimental.optimizers")
 ONLY_IN = {
-    "jaxopt": "fitting.optimise.search",
+    "jaxopt": "fitting.optimise.lbfgs",
     "lmms_eval": "vvlm_jax.eval.lmms vvlm_jax.eval.lmms_entry",
     "submitit": "vvlm_jax.sweep.launch.slurm",
     "torch": "tools.bench.torch_train tools.bench.bench_model",  # what they measure against
@@ -265,7 +268,7 @@ def test_a_planted_violation_is_caught(module, line, why):
         ("vvlm_jax.models.vlm", "from .llama import Llama"),
         ("vvlm_jax.train.step", "import jax\nfrom vvlm_jax.models.vlm import Vlm"),
         ("vvlm_jax.train.loop", "from vvlm_jax import flops"),
-        ("fitting.optimise.search", "import jaxopt"),
+        ("fitting.optimise.lbfgs", "import jaxopt"),
         ("fitting.report.page", "from fitting.figures import curves"),
         ("tools.study", "import fitting\nfrom configs import study\nfrom vvlm_jax import flops"),
         ("tools.convert", "import tensorflow_datasets"),

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow(reason="trains a miniature study: minutes")
 # The driver fits laws, which takes three times as long when little is optimised.
 WORKERS_COMPILE_QUICKLY = f"""
 import os, sys
-if "tools.sweep" in sys.orig_argv:
+if "work" in sys.orig_argv:
     os.environ["XLA_FLAGS"] = {FAST_TO_COMPILE!r}
 """
 

@@ -27,6 +27,12 @@ CONFIGS = "configs" if __package__ == "tools" else f"{__package__}.configs"
 """Package of the shipped configs: beside `tools` in a checkout, inside `vvlm` when installed."""
 
 
+def own_command(*words: str) -> list[str]:
+    """Return the command line of one of these commands in another process: `vvlm WORDS …`."""
+    package = "vvlm" if importlib.util.find_spec("vvlm") else "tools"  # a checkout, not installed
+    return [sys.executable, "-m", package, *words]
+
+
 def shipped(name: str) -> ModuleType:
     """Return a module of the shipped configs, such as `shipped("study")`."""
     return importlib.import_module(f"{CONFIGS}.{name}")
@@ -183,8 +189,3 @@ def check_is_here(flag: str, path: Path) -> None:
     if address := re.fullmatch(r"([A-Za-z][\w+.-]*):/+(.*)", str(path)):
         where = "://".join(address.groups())
         raise ConfigError(f"{flag} {where}: must be on this machine, not in a bucket")
-
-
-def printable(line: str) -> str:
-    """A line from a store without what would move a terminal's cursor."""
-    return "".join(c if c.isprintable() else "�" for c in line)

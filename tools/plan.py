@@ -1,4 +1,4 @@
-"""What to deploy within an inference budget, by a law that `tools.fit` wrote, and how sure it is.
+"""Choose what to deploy within an inference budget, by a law that `tools.fit` wrote.
 
 Examples:
     python -m tools.plan runs/law --budget-tflops 15 --examples 2e6

@@ -22,6 +22,7 @@ from typing import Annotated
 import tyro
 
 from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.override import override, to_json
 
 from .common import die_in_one_line, load_config
@@ -49,10 +50,6 @@ class Args:
     """Print the whole config with its overrides and stop."""
 
 
-STOPPED = 75
-"""Exit code after SIGTERM: sysexits' EX_TEMPFAIL, "try again later"."""
-
-
 def main(args: Args) -> None:
     """Runs the stage and prints where the model is."""
     config = override(load_config(args.config, TrainConfig), args.set)
@@ -75,7 +72,7 @@ def main(args: Args) -> None:
         summary = train(config, should_stop=should_stop, allow=args.allow, profile=profile)
     except Preempted as e:
         print(e, file=sys.stderr)
-        sys.exit(STOPPED)
+        sys.exit(Exit.RETRY)
     finally:
         if not agreed:
             signal.signal(signal.SIGTERM, before)

@@ -1,5 +1,6 @@
 """Metrics as JSON lines, and a progress line on a terminal."""
 
+import contextlib
 import json
 import sys
 import time
@@ -83,3 +84,29 @@ def duration(seconds: float) -> str:
     if s < 60:
         return f"{s} s"
     return f"{s // 60} min {s % 60} s" if s < 3600 else f"{s // 3600} h {s % 3600 // 60} min"
+
+
+def printable(line: str) -> str:
+    """Replace characters that would move a terminal's cursor, in a line from a file."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in line)
+
+
+@contextlib.contextmanager
+def live(title: str):
+    """Show a progress line while the block runs.
+
+    The block gets a function to call with ([label,] done, total).
+    """
+    bars = []
+
+    def say(*progress):
+        *label, done, total = progress
+        name = " ".join([title, *label])
+        if not bars or bars[-1].title != name:
+            bars.append(Progress(name, total, "fits"))
+        bars[-1].total = total
+        bars[-1].update(done)
+
+    yield say
+    for bar in bars[-1:]:
+        bar.close()

@@ -42,14 +42,3 @@ class Batch(NamedTuple):
     query_BQ: np.ndarray | None = None
     query_lengths_B: np.ndarray | None = None
     index_B: np.ndarray | None = None
-
-
-class Prompts(NamedTuple):
-    """Questions ready for generation: right-padded ids, their lengths and the video each one asks
-    about.
-    """
-
-    tokens_BL: np.ndarray
-    lengths_B: np.ndarray
-    video_B: np.ndarray
-    """int32 index into the encoded videos of the same call."""

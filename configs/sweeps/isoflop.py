@@ -1,8 +1,8 @@
 """Table 6's isoFLOP curves: 2, 5, 15 and 30 TFLOPs, all 2,192,374 examples; 49 runs.
 
-    python -m tools.sweep plan configs/sweeps/isoflop.py
+    vvlm sweep plan sweeps/isoflop
 
-Curves of your own: `fitting.sweeps.isoflop_sweep(PAPER_DOMAIN, budgets, n, PAPER)` searches them.
+For other budgets use `fitting.sweeps.isoflop_sweep(PAPER_DOMAIN, budgets, n, PAPER)`.
 """
 
 from fitting.sweeps import PAPER_ISOFLOP
@@ -12,5 +12,5 @@ from . import table6
 
 
 def sweep() -> SweepConfig:
-    """The isoFLOP runs of Table 6."""
+    """Return the isoFLOP runs of Table 6."""
     return table6.config("isoflop", PAPER_ISOFLOP)

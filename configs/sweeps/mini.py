@@ -1,9 +1,9 @@
-"""A sweep of minutes on a processor: four runs of the study's world, two language models.
+"""A sweep that takes minutes on a CPU: four runs on the study's data, two language models.
 
     python -m configs.sweeps.mini        # writes its clips and pictures, once
-    python -m tools.sweep launch configs/sweeps/mini.py --on local --store runs/mini-sweep
+    vvlm sweep launch sweeps/mini --store runs/mini-sweep
 
-It learns nothing; it shows every part of a sweep at work.
+The models learn nothing; the sweep exercises every part of the code.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ STUDY = StudyConfig(llms=LLMS, train_videos=16, val_videos=2, captions=8)
 
 
 def sweep() -> SweepConfig:
-    """A star of three arms at one data size."""
+    """Return a star with one run on each arm, at one data size."""
     small, large = (llm_params(LLAMA[llm]) for llm in LLMS)
     levels = Domain((small, large), (1, 2), (1, 4))
     return SweepConfig(
@@ -39,13 +39,13 @@ def sweep() -> SweepConfig:
 
 
 def _small(stage: TrainConfig) -> TrainConfig:
-    """Batches of four, each step logged and saved."""
+    """Return a stage with batches of four, whose every step is logged and saved."""
     more = dict(batch_size=4, microbatches=1, epochs=1, log_every=1, checkpoint_every=1)
     return dataclasses.replace(stage, **more)
 
 
 def write_data(folder: Path) -> None:
-    """Clips, questions, pictures and their annotations; what is there already is kept."""
+    """Write clips, questions, pictures and their annotations, unless they exist."""
     from vvlm_jax.data import synthetic
 
     size, seed = STUDY.image_size, STUDY.seed

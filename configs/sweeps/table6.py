@@ -1,6 +1,6 @@
-"""What the star and the isoFLOP sweep of Table 6 share: models, stages, weights, questions.
+"""Shared by the star and the isoFLOP sweep of Table 6: models, stages, weights, questions.
 
-A sweep of your own: copy star.py, and give `table6.config` your points, or build a `SweepConfig`
+To write another sweep copy star.py and give `table6.config` your points, or build a `SweepConfig`
 from your own stages. Paths are relative to where the commands run.
 """
 
@@ -21,7 +21,7 @@ LLMS = ("llama3.2-1b", "llama3.2-3b", "llama3.1-8b")
 
 
 def config(name: str, points) -> SweepConfig:
-    """Stages as in Table 4, for any points with the paper's three language models."""
+    """Return a sweep with the stages of Table 4, for points with the paper's language models."""
     stage_1 = pretrain.config()
     return SweepConfig(
         name=name,

@@ -1,7 +1,7 @@
-"""The paper to draw on: style, colours, rows of panels, log axes with readable ticks, saved bytes.
+"""Matplotlib helpers shared by all figures: style, colours, panels, log axes, and output as SVG.
 
-No pyplot, no display, no global state. Colours are the Okabe-Ito set, viridis and cividis, which
-stay apart under every common colour blindness.
+They use no pyplot, display or global state. Colours are the Okabe-Ito set, viridis and cividis,
+which remain distinguishable with every common form of colour blindness.
 """
 
 import functools
@@ -35,7 +35,7 @@ STYLE = {
 
 
 def styled(draw):
-    """Runs a plot function under `STYLE`, leaving the process's own settings alone."""
+    """Decorate a plot function to run under `STYLE`, without changing global settings."""
 
     @functools.wraps(draw)
     def wrapped(*args, **kwargs) -> Figure:
@@ -46,34 +46,34 @@ def styled(draw):
 
 
 def error_label(scale: float) -> str:
-    """The label of an axis of errors."""
+    """Return the label of an axis of errors."""
     return f"error (0 to {scale:g})"
 
 
 def plain(text: str) -> str:
-    """A name that somebody gave, as it is: matplotlib takes dollars for formulas."""
+    """Escape the dollar signs of a name, which matplotlib would read as a formula."""
     return text.replace("$", r"\$")
 
 
 def panel_grid(rows: int, panels: int, *, width: float = 3.1, height: float = 3.3, sharey="row"):
-    """(Figure, axes [rows, panels]); panels of a row share their y axis unless told otherwise."""
+    """Return (Figure, axes [rows, panels]); the panels of a row share their y axis by default."""
     figure = Figure(figsize=(width * panels, height * rows), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.09)  # inches: the ends of two axes do not touch
+    figure.get_layout_engine().set(w_pad=0.09)  # inches between neighbouring axes
     return figure, figure.subplots(rows, panels, sharey=sharey, squeeze=False)
 
 
 def shades(values, name: str = "viridis_r") -> dict:
-    """value -> colour of the named map, light to dark with the value by default."""
+    """Return value -> colour of the named map, by default darker for larger values."""
     values = np.unique(values)
     return {v: colormaps[name](t) for v, t in zip(values, _spread(len(values)), strict=True)}
 
 
 def _spread(size: int) -> np.ndarray:
-    return np.linspace(0.12, 0.96, size)  # the ends of the maps are too light, too dark
+    return np.linspace(0.12, 0.96, size)  # the ends of the maps are too light or too dark
 
 
 def legend_below(figure: Figure, axis, *, where: str = "center", title: str | None = None) -> None:
-    """One legend under the panels, from one panel's labels, so that it covers no data."""
+    """Put one legend, with the labels of `axis`, under the panels, where it covers no data."""
     handles, labels = axis.get_legend_handles_labels()
     chosen = np.unique(np.linspace(0, len(labels) - 1, min(6, len(labels))).round().astype(int))
     figure.legend(
@@ -85,7 +85,7 @@ def legend_below(figure: Figure, axis, *, where: str = "center", title: str | No
 
 
 def log_axis(axis, levels, label: str | None, *, which: str = "x", digits: int = 3) -> None:
-    """Log scale with ticks at the levels themselves, thinned until their labels have room."""
+    """Set a log scale with ticks at the levels, thinned until their labels have room."""
     levels = np.unique(levels[np.isfinite(levels)])
     levels = _thin(levels, 0.12 if which == "x" else 0.08)
     axis.set(**{f"{which}scale": "log"})
@@ -98,7 +98,7 @@ def log_axis(axis, levels, label: str | None, *, which: str = "x", digits: int =
 
 
 def _thin(levels, share: float) -> np.ndarray:
-    """The levels that stand at least this share of the log span apart; both ends stay."""
+    """Return levels at least this share of the log span apart, both ends included."""
     logs = np.log(levels)
     room = share * np.ptp(logs)
     kept = [0]
@@ -109,7 +109,7 @@ def _thin(levels, share: float) -> np.ndarray:
 
 
 def round_ticks(values) -> np.ndarray:
-    """1, 2, 5 times powers of ten inside the range of the values."""
+    """Return 1, 2 and 5 times powers of ten within the range of the values."""
     low, high = np.min(values), np.max(values)
     powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     ticks = np.sort(np.concatenate([powers, 2 * powers, 5 * powers]))
@@ -118,12 +118,12 @@ def round_ticks(values) -> np.ndarray:
 
 
 def keep(axis, x, y, texts=None, **columns) -> None:
-    """Keeps with a figure what one of its panels shows.
+    """Attach the data that a panel shows to its figure.
 
     Args:
       axis: the panel.
-      x, y: [V], places on its axes.
-      texts: [V], what the pointer finds there; None for nothing.
+      x, y: [V], coordinates.
+      texts: [V], shown when a point is hovered; None for no texts.
       columns: name -> one value or [V], for the CSV.
     """
     kept = axis.figure.__dict__.setdefault("kept", [])
@@ -131,7 +131,7 @@ def keep(axis, x, y, texts=None, **columns) -> None:
 
 
 def kept_rows(figure: Figure) -> tuple[list[str], list[list]]:
-    """(header, rows) of all that was kept; '' where a panel has no such column."""
+    """Return (header, rows) of all data attached by `keep`; '' where a panel lacks a column."""
     kept = getattr(figure, "kept", [])
     header = list(dict.fromkeys(name for *_, columns in kept for name in columns))
     rows = []
@@ -142,9 +142,9 @@ def kept_rows(figure: Figure) -> tuple[list[str], list[list]]:
 
 
 def kept_marks(figure: Figure) -> list[tuple[float, float, str]]:
-    """(across, down, text) of all that the pointer finds, in shares of the figure.
+    """Return (across, down, text) of the points with a text, as fractions of the figure.
 
-    After `to_bytes`: only drawing decides where the panels are.
+    Call it after `to_svg`: the positions of panels are known only once they are drawn.
     """
     marks = []
     for axis, x, y, texts, _ in getattr(figure, "kept", []):
@@ -156,16 +156,16 @@ def kept_marks(figure: Figure) -> list[tuple[float, float, str]]:
 
 
 class Drawn(NamedTuple):
-    """A figure as it is kept and shown; crosses process borders.
+    """A drawn figure as plain data, which can be sent between processes.
 
     Attributes:
-      files: kind -> bytes, 'svg' among them.
-      header, rows: of the CSV, as in `kept_rows`.
+      svg: the file.
+      header, rows: its CSV, as in `kept_rows`.
       marks: as in `kept_marks`.
       width, height: inches.
     """
 
-    files: dict[str, bytes]
+    svg: bytes
     header: list[str]
     rows: list[list]
     marks: list[tuple[float, float, str]]
@@ -173,26 +173,26 @@ class Drawn(NamedTuple):
     height: float
 
 
-def drawn(figure: Figure, kinds=("svg",), *, title: str = "", mark: str = "") -> Drawn:
-    """Draws a figure; above its panels stand a title, such as the metric, and a mark.
+def drawn(figure: Figure, *, title: str = "", mark: str = "") -> Drawn:
+    """Draw a figure under a title, such as the metric, and a mark.
 
-    The mark, up to a colon, is what every reader must know: "Synthetic data: made up".
+    The mark is shown up to its first colon: "Synthetic data" of "Synthetic data: made up".
     """
     texts = [text for text in (title, mark.partition(":")[0]) if text]
     if texts:
         style = dict(fontsize=8, x=0.01, ha="left", color=PALETTE[1] if mark else GREY)
         figure.suptitle(" · ".join(texts), parse_math=False, **style)
-    files = {kind: to_bytes(figure, kind) for kind in kinds}
+    svg = to_svg(figure)
     size = (float(side) for side in figure.get_size_inches())
-    return Drawn(files, *kept_rows(figure), kept_marks(figure), *size)
+    return Drawn(svg, *kept_rows(figure), kept_marks(figure), *size)
 
 
 def stacked(figures: Sequence[Drawn]) -> Drawn:
-    """Several figures as one, below one another; for their files, without marks."""
+    """Stack figures into one file, below one another, without marks."""
     width, tops = max(f.width for f in figures), np.cumsum([0, *(f.height for f in figures)])
     parts = []
     for figure, top in zip(figures, tops, strict=False):
-        inner = figure.files["svg"]
+        inner = figure.svg
         inner = inner[inner.index(b"<svg") + 4 :]
         parts.append(b'<svg y="%d" ' % round(72 * top) + inner)
     size = (round(72 * width), round(72 * tops[-1]))
@@ -204,16 +204,14 @@ def stacked(figures: Sequence[Drawn]) -> Drawn:
         for f in figures
         for row in f.rows
     ]
-    return Drawn({"svg": data}, header, rows, [], width, float(tops[-1]))
+    return Drawn(data, header, rows, [], width, float(tops[-1]))
 
 
-def to_bytes(figure: Figure, kind: str) -> bytes:
-    """The figure as 'svg' or 'png'; the same figure gives the same bytes: no date, no random id."""
+def to_svg(figure: Figure) -> bytes:
+    """Return the figure as SVG; the same figure gives the same bytes: no date, no random ids."""
     buffer = io.BytesIO()
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
     with rc_context({"svg.hashsalt": "fitting", "svg.fonttype": "path"}):
-        figure.savefig(buffer, format=kind, dpi=160, metadata=metadata)
-    data = buffer.getvalue()
-    if kind == "svg":  # a hundredth of a point is enough, and halves the size
-        data = re.sub(rb' d="[^"]*"', lambda d: re.sub(rb"(\.\d\d)\d+", rb"\1", d[0]), data)
-    return data
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    # A hundredth of a point is precise enough, and halves the size.
+    shorten = re.compile(rb"(\.\d\d)\d+")
+    return re.sub(rb' d="[^"]*"', lambda d: shorten.sub(rb"\1", d[0]), buffer.getvalue())

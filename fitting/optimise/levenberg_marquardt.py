@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt within a box, for thousands of small least-squares fits at once: one program.
+"""Levenberg-Marquardt within a box, for thousands of small least-squares fits in one program.
 
 Exponents that press on their bound are held there. All arrays are float64; the lanes of a chunk
 go on until the last is done, and one that is done rests.
@@ -23,7 +23,7 @@ COMPILER = {"xla_cpu_multi_thread_eigen": False}  # a chunk is one thread's work
 def descend(
     theta, damping, log_z, target, root, lower, upper, iterations, *, layout: Layout, loss: Loss
 ):
-    """Levenberg-Marquardt within the box, for lanes L at once.
+    """Descend by Levenberg-Marquardt within the box, for lanes L at once.
 
     Args:
       theta: [L, P].
@@ -96,7 +96,7 @@ def descend(
 
 
 def solve_positive(matrix, right):
-    """x [L, P] with matrix [L, P, P] x = right [L, P], positive definite: elimination, lanes last.
+    """Solve matrix [L, P, P] x = right [L, P], positive definite, by elimination, lanes last.
 
     LAPACK's batched Cholesky is no option: in jaxlib 0.10 it waits inside XLA's thread pool for
     tasks of the same pool, and two chunks at once wait for ever.

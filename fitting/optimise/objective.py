@@ -1,4 +1,4 @@
-"""What a fit minimises: weighted squared residuals, in log or linear space, plain or Huber.
+"""The objective of a fit: weighted squared residuals, in log or linear space, plain or Huber.
 
 Equation 7 is the mean of w (log f_hat - log f)^2. The other losses are transforms of the residuals
 whose squares sum to them, so that one second-order least-squares solver serves all. Everything
@@ -13,7 +13,7 @@ from fitting.forms import Layout
 
 
 class Loss(NamedTuple):
-    """Which residuals; hashable, so that a program can be compiled for it.
+    """The kind of residuals; hashable, so that a program can be compiled for it.
 
     Attributes:
       space: 'log' or 'linear'.
@@ -27,7 +27,7 @@ class Loss(NamedTuple):
 
 
 def model(theta, log_z, layout: Layout, loss: Loss):
-    """The law in the space of the loss.
+    """Return the law in the space of the loss.
 
     Args:
       theta: [L, P].
@@ -56,7 +56,7 @@ def model(theta, log_z, layout: Layout, loss: Loss):
 
 
 def transform(residual, loss: Loss):
-    """Residuals whose squares are the loss, and their slope by the plain residual.
+    """Return residuals whose squares are the loss, and their derivative by the plain residual.
 
     Huber: r^2 up to delta, then 2 delta |r| - delta^2; twice the textbook's, so that a large delta
     gives the squares.
@@ -74,15 +74,15 @@ def transform(residual, loss: Loss):
 
 
 def residuals(theta, log_z, target, root, layout: Layout, loss: Loss):
-    """Weighted residuals [L, R] of theta [L, P]; target [L, R] in the loss's space, root = sqrt w.
+    """Return weighted residuals [L, R] of theta [L, P]; target [L, R] in the loss's space.
 
-    The objective is the sum of their squares.
+    root [L, R] is sqrt(w); the objective is the sum of the squares.
     """
     return root * transform(model(theta, log_z, layout, loss)[0] - target, loss)[0]
 
 
 def residuals_and_jacobian(theta, log_z, target, root, layout: Layout, loss: Loss):
-    """`residuals` [L, R] and their derivatives by theta, [L, P, R]."""
+    """Return `residuals` [L, R] and their derivatives by theta, [L, P, R]."""
     xp = theta.__array_namespace__()
     value, slopes = model(theta, log_z, layout, loss)
     residual, slope = transform(value - target, loss)
@@ -96,7 +96,7 @@ def residuals_and_jacobian(theta, log_z, target, root, layout: Layout, loss: Los
 
 
 def derivatives(theta, log_z, target, root, layout: Layout, loss: Loss):
-    """Objective [L], gradient [L, P] and the whole Hessian [L, P, P], in numpy.
+    """Return objective [L], gradient [L, P] and the full Hessian [L, P, P], in numpy.
 
     The products of first derivatives that Levenberg-Marquardt takes for the Hessian leave out the
     curvature of the law itself, and with it the speed of the last steps in a flat valley.

@@ -1,4 +1,4 @@
-"""Where descents begin: theta [I, P], drawn in the user's units, as the paper draws them."""
+"""Draw the starts of descents, theta [I, P], in the user's units, as the paper draws them."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ SWEEPS = 400  # of coordinate descent over a few coefficients
 
 
 def draw(layout: Layout, config: FitConfig, scale: float) -> np.ndarray:
-    """Random starts [I, P] in `config.units`; 'zero' has one.
+    """Return random starts [I, P] in `config.units`; 'zero' has one.
 
     Args:
       layout: of the form.
@@ -33,7 +33,7 @@ def draw(layout: Layout, config: FitConfig, scale: float) -> np.ndarray:
 
 
 def project(theta, log_z, error, weights, layout: Layout) -> np.ndarray:
-    """The same exponents with the best coefficients >= 0, [I, P] (variable projection).
+    """Return the same exponents with the best coefficients >= 0, [I, P] (variable projection).
 
     The error is linear in the coefficients, so this is a small non-negative least-squares problem
     in relative error for each start. A coefficient at 0 becomes a millionth of the error, from

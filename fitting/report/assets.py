@@ -1,4 +1,4 @@
-"""What a page looks like (CSS) and what it does (JavaScript): a metric chosen, values hovered."""
+"""The page's CSS, and its JavaScript for choosing a metric and showing values on hover."""
 
 STYLE = """
 :root { color-scheme: light; }

@@ -1,12 +1,12 @@
-"""One self-contained HTML page: text, tables, figures and warnings, escaped, for screen and paper.
+"""One self-contained HTML page: text, tables, figures and warnings, for screen and paper.
 
     report = Report("Study", "what it shows")
     report.section("Runs", "All of them.")
     report.figure("runs", figure, "Every run.", alt="Scatter of errors against cost")
-    report.write("out")          # out/report.html, out/figures/runs.svg, .png and .csv
+    report.write("out")          # out/report.html, out/figures/runs.svg and runs.csv
 
-The same calls give the same bytes: no dates, no random ids, nothing fetched from elsewhere. Only
-the page's own script may run (Content-Security-Policy), whatever stands in the data.
+The same calls give the same bytes: no dates, no random ids, nothing loaded from elsewhere. All text
+is escaped, and the Content-Security-Policy lets only the page's own script run.
 """
 
 import base64
@@ -23,34 +23,33 @@ from fitting.figures import style
 from fitting.figures.style import Drawn
 from fitting.report.assets import SCRIPT, STYLE
 
-REM_PER_INCH = 5.6  # of a figure: its 9-point letters as large as the page's small ones
-PHONE = 22.0  # rem that a phone shows; what is wider scrolls there, and says so
-FEW_COLUMNS = 5  # of a table, that a phone shows
+REM_PER_INCH = 5.6  # makes a figure's 9-point text as large as the page's small text
+PHONE = 22.0  # rem; wider figures scroll on a phone, with a hint
+FEW_COLUMNS = 5  # tables with more columns scroll on a phone, with a hint
 
 
 class Report:
-    """Collects content in order, then writes it once. Every text is escaped; no raw HTML.
+    """A page under construction: content is added in order and written once.
 
     Args:
-      title: of the page.
-      subtitle: a line under it.
-      mark: what every reader must know, such as that the data are synthetic: a banner on the page,
-        a line in every CSV.
-      kinds: of files that a figure is kept in, 'svg' and perhaps 'png'.
+      title: heading of the page.
+      subtitle: line under it.
+      mark: notice that every reader must see, such as that the data are synthetic: a banner on the
+        page and a comment in every CSV.
 
     Attributes:
       files: name -> bytes of what `write` saves beside the page.
     """
 
-    def __init__(self, title: str, subtitle: str = "", *, mark: str = "", kinds=("svg", "png")):
-        self.title, self.subtitle, self.mark, self.kinds = title, subtitle, mark, tuple(kinds)
+    def __init__(self, title: str, subtitle: str = "", *, mark: str = ""):
+        self.title, self.subtitle, self.mark = title, subtitle, mark
         self._body: list[str] = []
         self._sections: list[tuple[str, str]] = []
         self._metrics: list[str] = []
         self.files: dict[str, bytes] = {}
 
     def section(self, title: str, *paragraphs: str) -> None:
-        """Starts a section, listed in the navigation, with some paragraphs of text."""
+        """Start a section, listed in the navigation, with paragraphs of text."""
         anchor = f"s{len(self._sections) + 1}"
         self._sections.append((anchor, title))
         self._body.append(f'<h2 id="{anchor}">{escape(title)}</h2>')
@@ -59,7 +58,7 @@ class Report:
 
     @contextlib.contextmanager
     def of(self, metric: str):
-        """What is added inside belongs to a metric: the page shows one of them at a time."""
+        """Assign what is added inside to a metric; the page shows one metric at a time."""
         if metric not in self._metrics:
             self._metrics.append(metric)
         self._body.append(
@@ -69,47 +68,39 @@ class Report:
         self._body.append("</div>")
 
     def heading(self, text: str) -> None:
-        """A title within a section."""
+        """Add a heading within a section."""
         self._body.append(f"<h3>{escape(text)}</h3>")
 
     def paragraph(self, text: str) -> None:
-        """A paragraph of plain text."""
+        """Add a paragraph of plain text."""
         self._body.append(f"<p>{escape(text)}</p>")
 
     def items(self, texts) -> None:
-        """A list with a dot before each text."""
+        """Add a bulleted list."""
         lines = "\n".join(f"<li>{escape(text)}</li>" for text in texts)
         self._body.append(f"<ul>\n{lines}\n</ul>")
 
     def absent(self, what: str, why: str) -> None:
-        """Stands where a figure or a table would, and says why there is none."""
+        """Say why a figure or table is missing, in its place."""
         self._body.append(f'<p class="absent"><b>{escape(what)}</b>: not shown. {escape(why)}</p>')
 
     def warning(self, text: str) -> None:
-        """A marked paragraph: something the reader must not overlook."""
+        """Add a highlighted paragraph."""
         self._body.append(f'<p class="warning" role="note"><b>Warning.</b> {escape(text)}</p>')
-
-    def folded_warnings(self, title: str, texts) -> None:
-        """Warnings that show on a click on the title; nothing where there are none."""
-        if texts:
-            self._body.append(f"<details><summary>{escape(title)}</summary>")
-            for text in texts:
-                self.warning(text)
-            self._body.append("</details>")
 
     @contextlib.contextmanager
     def folded(self, title: str):
-        """What is added inside shows on a click on the title."""
+        """Hide what is added inside until the reader clicks on the title."""
         self._body.append(f"<details><summary>{escape(title)}</summary>")
         yield
         self._body.append("</details>")
 
     def preformatted(self, text: str) -> None:
-        """Text in a fixed-width font, lines kept; too long ones go on in the next."""
+        """Add text in a fixed-width font, with its line breaks."""
         self._body.append(f'<div class="wide"><pre tabindex="0">{escape(text)}</pre></div>')
 
     def table(self, headers, rows, caption: str = "", *, name: str | None = None) -> None:
-        """A table; cells are shown as str, the first column to the left.
+        """Add a table; cells are shown as str, the first column left-aligned.
 
         With a name, `write` also saves tables/NAME.csv.
 
@@ -132,14 +123,14 @@ class Report:
         )
 
     def figure(self, name: str, figure, caption: str, alt: str) -> None:
-        """A figure, embedded as SVG; `write` also saves figures/NAME in every kind, and as CSV.
+        """Add a figure, embedded as SVG; `write` also saves figures/NAME.svg and NAME.csv.
 
         Args:
-          name: of the files; letters, digits, dash, underscore and dot, used once.
+          name: file name; letters, digits, dash, underscore and dot, used once.
           figure: a matplotlib Figure, drawn now, so that later changes to it do not show; or what
-            `canvas.drawn` made of one, perhaps in another process.
+            `style.drawn` made of one, perhaps in another process.
           caption: shown below.
-          alt: what one would read out to somebody who cannot see it.
+          alt: description for readers who cannot see the figure.
 
         Raises:
           ValueError: a bad or repeated name, or no alt text.
@@ -148,12 +139,11 @@ class Report:
             raise ValueError(f"figure name {name!r} must be new and made of letters, digits, _.-")
         if not alt.strip():
             raise ValueError(f"figure {name!r} needs an alt text")
-        drawn = figure if isinstance(figure, Drawn) else style.drawn(figure, self.kinds)
-        for kind, data in drawn.files.items():
-            self.file(f"figures/{name}.{kind}", data)
+        drawn = figure if isinstance(figure, Drawn) else style.drawn(figure)
+        self.file(f"figures/{name}.svg", drawn.svg)
         if drawn.header:
             self.file(f"figures/{name}.csv", self.csv_bytes(drawn.header, drawn.rows))
-        data = base64.b64encode(drawn.files["svg"]).decode("ascii")
+        data = base64.b64encode(drawn.svg).decode("ascii")
         width = REM_PER_INCH * drawn.width
         wide = ' class="wide"' if width > PHONE else ""
         self._body.append(
@@ -163,11 +153,11 @@ class Report:
         )
 
     def file(self, name: str, data: bytes) -> None:
-        """Another file for `write` to save beside the page."""
+        """Add a file for `write` to save beside the page."""
         self.files[name] = data
 
     def csv_bytes(self, header, rows) -> bytes:
-        """A CSV under the report's mark."""
+        """Return a CSV that starts with the report's mark as a comment."""
         text = io.StringIO()
         if self.mark:
             text.write(f"# {self.mark}\n")
@@ -176,7 +166,7 @@ class Report:
         return text.getvalue().encode()
 
     def html(self, metric: str | None = None) -> str:
-        """The whole page; `metric` is the one it opens with, the first by default."""
+        """Return the whole page; it opens with `metric`, by default the first."""
         links = " ".join(f'<a href="#{a}">{escape(title)}</a>' for a, title in self._sections)
         banner = f'<p class="banner" role="note">{escape(self.mark)}</p>\n' * bool(self.mark)
         allowed = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode("ascii")
@@ -207,10 +197,7 @@ class Report:
         )
 
     def write(self, out_dir, *, metric: str | None = None) -> Path:
-        """Writes figures/, tables/ and then report.html; returns its path.
-
-        Each file is replaced in one step, so that a reader never sees half of one.
-        """
+        """Write figures/, tables/ and then report.html, each atomically; return the page's path."""
         out_dir, page = Path(out_dir), self.html(metric).encode()
         for name, data in {**self.files, "report.html": page}.items():
             path = out_dir / name
@@ -221,7 +208,7 @@ class Report:
 
 
 def _marks(drawn: Drawn) -> str:
-    """What the pointer finds: invisible circles over the picture."""
+    """Return invisible circles over the figure, which show a text when hovered."""
     if not drawn.marks:
         return ""
     width, height = 72 * drawn.width, 72 * drawn.height

@@ -5,7 +5,7 @@ import numpy as np
 from fitting.config import FitConfig
 from fitting.forms import get_form
 from fitting.law import BaggedFit, FittedRuns, Members
-from fitting.optimise.search import CONVERGED, FAILED
+from fitting.optimise.lanes import CONVERGED, FAILED
 from fitting.runs import FACTORS
 from tests.fitting.synthetic import PAPER_POINTS, PAPER_UNITS, true_theta
 

@@ -14,7 +14,7 @@ from fitting.config import FitConfig
 from fitting.fits import fit, fit_many
 from fitting.forms import PAPER_FORMS, get_form
 from fitting.law import BaggedFit
-from fitting.optimise.search import CONVERGED
+from fitting.optimise.lanes import CONVERGED
 from fitting.runs import LI2024, read_runs
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table, table_of, true_error
 
@@ -465,8 +465,8 @@ def test_bad_tables_are_refused(noisy):
         ({"aggregate": "mode"}, "aggregate must be one of median, mean; got 'mode'"),
         ({"starts": 0}, "starts must be an integer >= 1, got 0"),
         ({"resamples": 2.5}, "resamples must be an integer"),
-        ({"exponent_cap": -1.0}, "exponent_cap must be positive or None"),
-        ({"huber_delta": float("nan")}, "huber_delta must be positive, got nan"),
+        ({"exponent_cap": -1.0}, "exponent_cap must be a positive number or None"),
+        ({"huber_delta": float("nan")}, "huber_delta must be a positive number, got nan"),
         ({"solver": "adam"}, "solver must be one of lm, lbfgs"),
         ({"free_floor": True}, "free_floor needs space='linear'"),
         ({"bound_exponents": 1}, "bound_exponents must be True or False"),

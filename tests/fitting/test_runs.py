@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fitting.runs import COLUMNS, FACTORS, LI2024, RunTable, read_runs, write_runs
+from fitting.run_files import COLUMNS
+from fitting.runs import FACTORS, LI2024, RunTable, add_runs, read_runs, write_runs
 
 ROW = {
     "run_id": "star-N1e9-T4-V16-n1000",
@@ -43,7 +44,7 @@ def fails(path, **options) -> str:
     return message
 
 
-# The house's own table.
+# Tables with the default columns.
 
 
 def test_round_trip_is_exact_and_sorted(tmp_path):
@@ -60,7 +61,7 @@ def test_round_trip_is_exact_and_sorted(tmp_path):
     assert list(tmp_path.glob(".partial*")) == []
 
 
-def test_other_tables_cannot_be_written_as_the_houses(tmp_path):
+def test_tables_with_other_columns_cannot_be_written(tmp_path):
     with pytest.raises(ValueError, match="only tables with the columns run_id, sweep"):
         write_runs(tmp_path / "out.csv", li2024())
     assert not list(tmp_path.iterdir())
@@ -207,7 +208,7 @@ def test_a_spreadsheets_file_reads(tmp_path):
 # Anyone's table.
 
 
-MINE = """# measured by nobody: synthetic
+MINE = """# not measured: synthetic
 seed, params ,layers,loss,acc,count,lr
 0,1e6,4,0.5,0.25,1,a
 1,1e6,4,0.5,0.26,2,a
@@ -243,7 +244,10 @@ def test_any_columns_serve(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"error": "loss", "scale": None}, "'loss' lies between 0.25 and 0.5, never above 1; say"),
+        (
+            {"error": "loss", "scale": None},
+            "'loss' has values from 0.25 to 0.5, never above 1; say",
+        ),
         ({"score": "acc", "scale": None}, "say scale 1"),
         ({"error": "los"}, "no column 'los' (the nearest is 'loss')"),
         ({}, "no column 'score'"),
@@ -421,3 +425,15 @@ def test_other_marks_between_columns_are_named(tmp_path):
     path = tmp_path / "runs.csv"
     path.write_text("a;b\n1;2\n")
     assert "parted by semicolons; save it with commas" in fails(path)
+
+
+def test_rows_are_added_to_a_file_and_replace_those_of_the_same_run(tmp_path):
+    run = dict(
+        run_id="a", sweep="single", lm_params=1e9, num_frames=8, tokens_per_frame=4,
+        num_examples=100, seed=0, protocol="p", metric="PT", score=50.0, score_se=1.5,
+    )  # fmt: skip
+    add_runs(tmp_path / "runs.csv", [run, {**run, "metric": "NQA"}])
+    add_runs(tmp_path / "runs.csv", [{**run, "score": 60.0}, {**run, "protocol": "q"}])
+    rows = read_runs(tmp_path / "runs.csv").rows()
+    found = {(row["protocol"], row["metric"]): (row["score"], row["score_se"]) for row in rows}
+    assert found == {("p", "NQA"): (50, 1.5), ("p", "PT"): (60, 1.5), ("q", "PT"): (50, 1.5)}

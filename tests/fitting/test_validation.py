@@ -8,20 +8,12 @@ import pytest
 from hypothesis import strategies as st
 
 import fitting
+from fitting.ablations import ablate, variations
 from fitting.config import FitConfig
 from fitting.fits import fit
+from fitting.splits import column_split, leave_out_splits, random_folds
 from fitting.sweeps import Domain, star_sweep
-from fitting.validation import (
-    ablate,
-    column_split,
-    compare,
-    cross_validate,
-    extrapolate,
-    leave_out_splits,
-    random_folds,
-    score,
-    variations,
-)
+from fitting.validation import compare, cross_validate, extrapolate, score
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table
 
 QUICK = FitConfig(form="add", resamples=3, starts=8)

@@ -2,7 +2,6 @@
 runner on the same questions. `make test-lmms` gives it an environment of its own.
 """
 
-import dataclasses
 import importlib.util
 import json
 import os
@@ -91,12 +90,11 @@ def native(letters_model, judge, tmp_path_factory):
     """(folder, questions of each task, {task: {id: prediction}}, {(task, metric): score}); of four
     answers three are right.
     """
-    from vvlm_jax.train.model_dir import load_model
+    from vvlm_jax import VideoVLM
 
     folder = tmp_path_factory.mktemp("mini")
     questions = miniatures.write(folder)
-    model, params, tok, config = load_model(letters_model)
-    data = dataclasses.replace(config.data, media_root=str(folder / "hf"))
+    vlm = VideoVLM.load(letters_model)
     replies, measured = {}, []
 
     def ask(task, name):
@@ -104,7 +102,7 @@ def native(letters_model, judge, tmp_path_factory):
         length = LENGTHS.get(task, MVBENCH)
         rows = questions[task]
         runner.evaluate(
-            model, params, tok, rows, file, config.model, data, max_new_tokens=length,
+            vlm, rows, file, media_root=folder / "hf", max_new_tokens=length,
             likelihood=task == LIKELY,
         )  # fmt: skip
         return runner.read_predictions(file)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fitting.config import FitConfig
+from fitting.report.text import is_synthetic
 from fitting.runs import read_runs
 from tools.bench import bench_appendix, bench_coverage, bench_report
-from tools.report import is_synthetic
 
 ROOT = Path(__file__).parents[2]
 

@@ -130,7 +130,7 @@ def test_places_in_a_bucket_that_are_none_are_named(args, service):
 
 
 def test_benchmarks_are_read_on_this_machine(tmp_path, monkeypatch):
-    with pytest.raises(ConfigError, match="--media-root: .*; LMMs-Eval finds videos by itself$"):
+    with pytest.raises(ConfigError, match="--media-root: .*; LMMs-Eval finds videos itself"):
         main(Args(tmp_path, tasks=("paper",), media_root="gs://bucket/videos"))
     monkeypatch.setenv("HF_HOME", "gs://bucket/hf")
     with pytest.raises(ConfigError, match="^HF_HOME=gs://bucket/hf: must be a folder of this"):

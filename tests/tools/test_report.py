@@ -4,61 +4,29 @@ import csv
 import dataclasses
 import gc
 import json
-import os
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
-from types import SimpleNamespace
 
-import numpy as np
-import psutil
 import pytest
 import tyro
 
-from fitting.config import FitConfig
-from fitting.cost import CostConstants
-from fitting.runs import COLUMNS, write_runs
-from fitting.sweeps import Domain, isoflop_sweep, star_sweep
+from fitting.run_files import COLUMNS
+from fitting.runs import write_runs
 from tests.browser import CHROMIUM, browser
+from tests.fitting.report.tables import COST, HEADER, POINTS, STAR, UNITS, lines_of, write
 from tests.fitting.synthetic import synthetic_table
-from tests.patience import LONG, wait_until
-from tools import _report_jobs as work
-from tools import _report_text as words
 from tools import report as command
 from tools.common import die_in_one_line
-from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import Job, Store
+from vvlm_jax.sweep.table import collect
 
-COST = CostConstants(vision_params=60_000, features_per_frame=16)
-DOMAIN = Domain((20_000, 120_000, 700_000), (1, 2, 3, 4, 6, 8, 12, 16), (1, 4, 9, 16))
-LEVELS = Domain(DOMAIN.lm_params, (1, 2, 4, 8), (1, 4, 9))
-STAR = star_sweep((700_000, 8, 9), LEVELS, (1000, 2000, 4000))
-POINTS = STAR + isoflop_sweep(DOMAIN, (8e6, 1.6e7, 3.2e7, 6.4e7), 8000, COST, tolerance=0.15)
-UNITS = [120_000, 5, 5, 3000.0]
 EVIL = 'acc $x^{ <img src="x" onerror="window.pwned=1">'
 METRICS = ("Metrics/Avg", EVIL, "vqa")
-HEADER = "run_id,sweep,lm_params,num_frames,tokens_per_frame,num_examples,metric,score"
 QUICK = ("--form", "add", "--resamples", "5", "--starts", "8", "--workers", "1")
 EQUATION = ("--vision-params", "60000", "--features", "16")
-
-
-def lines_of(points, metric, seed=0):
-    """Rows of a CSV, quoted where a name asks for it."""
-    table = synthetic_table("add", points, noise=0.01, seed=seed, units=UNITS, metric=metric)
-    quoted = '"' + metric.replace('"', '""') + '"'
-    return [
-        f"<b>{point.run_id}</b>,{point.sweep},{point.lm_params},{point.num_frames},"
-        f"{point.tokens_per_frame},{point.num_examples},{quoted},{100 - error:.6f}"
-        for point, error in zip(points, table.error, strict=True)
-    ]
-
-
-def write(path, lines, comment="# synthetic\n"):
-    path.write_text(comment + "\n".join([HEADER, *lines]) + "\n")
-    return path
 
 
 def report(*words):
@@ -69,7 +37,7 @@ def report(*words):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A report of three metrics with the appendix, of two forms and two variations."""
-    from fitting import validation
+    from fitting import ablations
 
     folder = tmp_path_factory.mktemp("report")
     lines = [line for seed, m in enumerate(METRICS) for line in lines_of(POINTS, m, seed)]
@@ -77,9 +45,10 @@ def made(tmp_path_factory):
     lines[lines.index(first)] = first.rsplit(",", 1)[0] + ","  # a score that is missing
     runs = write(folder / "runs.csv", lines)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "PAPER_FORMS", ("mult", "add"))  # the others compile for long
-        some = validation.variations
-        patch.setattr(validation, "variations", lambda c: dict(list(some(c).items())[2:4]))
+        whole, some = command.settings_of, ablations.variations
+        few = dict(forms=("mult", "add"))  # the others compile for long
+        patch.setattr(command, "settings_of", lambda *a: dataclasses.replace(whole(*a), **few))
+        patch.setattr(ablations, "variations", lambda c: dict(list(some(c).items())[2:4]))
         report(runs, "--out", folder / "out", *QUICK, *EQUATION)
     return folder
 
@@ -95,7 +64,7 @@ def test_every_figure_and_table_of_the_paper_is_there(made):
     for number in (1, 2, "3a", "3b", "3c", 4, 5, 6, 7):
         assert f"As the paper&#x27;s Figure {number}:" in page
     for number in (8, 9, 10):
-        assert f"The paper&#x27;s Figure {number} is this figure for every task" in page
+        assert f"The paper&#x27;s Figure {number} shows this figure for every task" in page
         assert len([*(made / "out" / "figures").glob(f"figure{number}_*_by_task.svg")]) == 1
     for number in (2, 8, 9, 10):
         assert f"As the paper&#x27;s Table {number}" in page
@@ -180,13 +149,19 @@ def test_the_page_works_in_a_browser(made, tmp_path):
     assert (tmp_path / "page.png").stat().st_size > 10_000
 
 
-def test_laws_are_taken_up_and_what_the_runs_do_not_support_is_said(made, tmp_path, monkeypatch):
-    """Again, from a sweep's folder; then runs of one n without isoFLOP, then fewer than needed."""
-    calls, fit = [], work.law_job
-    monkeypatch.setattr(work, "law_job", lambda *args: calls.append(args) or fit(*args))
+def laws(folder):
+    """{file: (bytes, when it was written)} of the laws of a report."""
+    files = sorted((folder / "laws").rglob("fit.json"))
+    return {file.parent.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
+
+
+def test_laws_are_reused_and_what_the_runs_do_not_support_is_said(made, tmp_path):
+    """Again, from a folder with runs.csv; then runs of one n without isoFLOP, and too few runs."""
     again = shutil.copytree(made / "out", tmp_path / "again")
+    before = laws(again)
     report(made, "--out", again, *QUICK, *EQUATION, "--appendix", "none")
-    assert calls == []
+    assert laws(again) == before
+    assert len(before) == len(METRICS)
     assert (made / "out" / "tables" / "table8.csv").exists()
     assert not (again / "tables" / "table8.csv").exists()  # of the report before
     page = (again / "report.html").read_text()
@@ -196,13 +171,13 @@ def test_laws_are_taken_up_and_what_the_runs_do_not_support_is_said(made, tmp_pa
     few = [line for line in lines_of(STAR, "few", 1) if ",1000," in line][:4]
     runs = write(tmp_path / "lone.csv", lone + few, comment="")
     report(runs, "--out", tmp_path / "out", *QUICK, *EQUATION, "--appendix", "none")
-    assert [table.metrics for table, _ in calls] == [("acc",)]
+    assert set(laws(tmp_path / "out")) == {"acc"}
     page = (tmp_path / "out" / "report.html").read_text()
     for text in (
         r"<b>Figure 2</b>: not shown\. .*no runs with sweep &#x27;isoflop&#x27;",
         r"<b>Elasticity to the number of examples</b>: not shown\. All runs have n = 1k\.",
-        r"<b>Figure 5</b>: not shown\. No metric has a law and runs of several n\.",
-        r"<b>A law of few</b>: not shown\. 4 runs do not determine the 7 parameters of add\.",
+        r"<b>Figure 5</b>: not shown\. No metric has a law, known costs, and runs of several n\.",
+        r"<b>A law of few</b>: not shown\. 4 runs do not determine the 7 parameters",
         r"<b>Figure 4</b>: not shown\. 4 runs do not",
     ):
         assert re.search(text, page), text
@@ -222,11 +197,6 @@ def half_done(path):
     return store, asked
 
 
-def test_one_of_a_kind_is_named_so():
-    text = "the 700k language model, 1 frame, 1 visual token a frame"
-    assert words.model_text((7e5, 1, 1)) == text
-
-
 def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
     store, asked = half_done(tmp_path / "star")
     out = tmp_path / "out"
@@ -234,7 +204,7 @@ def test_a_store_is_collected_as_far_as_it_is(tmp_path, capsys):
     told, page = capsys.readouterr(), (out / "report.html").read_text()
     assert "star: 5 runs, 1 metrics" in page
     assert f"1 scores are missing, the first is {asked[-1].id}: " in page
-    assert "There is no law of these runs, so nothing says what to deploy within a budget." in page
+    assert "No law fits these runs, so nothing can be recommended." in page
     best = "the 700k language model, 2 frames, 9 visual tokens a frame and 1k examples"
     assert f"measured error of 5 runs is 49.4, with {best}: {asked[4].run}." in page
     assert "<b>Figure 8</b>: not shown. It is Figure 7 of every metric, and there is one." in page
@@ -280,7 +250,7 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
     shares = [f"{head},{float(score) / 100}" for head, _, score in lines]
     runs = write(tmp_path / "runs.csv", shares)
     words = (runs, "--out", tmp_path / "out", *QUICK, "--appendix", "none")
-    with pytest.raises(ValueError, match="say scale 1 if 1 is the most there is"):
+    with pytest.raises(ValueError, match="say scale 1 if 1 is the best score"):
         report(*words)
     report(*words, "--scale", "1")
     _, rows = rows_of(tmp_path / "out" / "figures" / "figure7_runs-acc.csv")
@@ -294,15 +264,15 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
     [
         (None, (), "nowhere.csv: no such file"),
         ("store", (), "star: no run has a score yet"),
-        ("folder", (), "a folder with neither a sweep's store nor runs.csv or runs.parquet"),
+        ("folder", (), "has neither a sweep's store nor runs.csv"),
         (lambda t: t.replace("num_frames,", "frames,", 1), (), "no column 'num_frames' (the near"),
         (lambda t: HEADER + "\n", (), "no runs; at least one row is needed"),
         (lambda t: re.sub(r",[\d.]+\n", ",\n", t), (), "no runs; at least one row is needed"),
         (lambda t: t, ("--metric", "vqb"), "no runs with metric 'vqb' (the nearest is 'vqa')"),
         (lambda t: t, ("--form", "add-intract"), "add-interact"),
-        (lambda t: t, ("--form", "li"), "--form li has no number of examples; there are mult"),
+        (lambda t: t, ("--form", "li"), "--form li has no number of examples; choose one of mult"),
         (lambda t: t, ("--starts", "0"), "--starts must be an integer >= 1"),
-        (lambda t: t, ("--resampling", "none"), "--resampling none: how sure a law is takes"),
+        (lambda t: t, ("--resampling", "none"), "--resampling none: "),
         (lambda t: t, ("--out", "gs://b/r"), "--out gs://b/r: must be on this machine, not in a"),
         (lambda t: t, ("--scale", "10"), "scale must be 100 or 1, got 10.0"),
         (lambda t: t, ("--features", "0"), "--features must be a positive number, got 0"),
@@ -324,27 +294,6 @@ def test_bad_input_ends_with_one_line_and_nothing_written(tmp_path, capsys, chan
     assert (shown.startswith("error: "), shown.count("\n")) == (True, 1)
     assert message in shown
     assert not (tmp_path / "out").exists()
-
-
-def test_workers_end_with_a_parent_that_is_killed(tmp_path):
-    code = "import os, time\nfrom tools import _report_jobs as work\n"
-    code += "if __name__ == '__main__':\n    with work.crew(2) as run:\n"
-    code += "        run({'a': (time.sleep, 600), 'b': (time.sleep, 600)})\n"
-    (tmp_path / "parent.py").write_text(code)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    parent = psutil.Popen([sys.executable, tmp_path / "parent.py"], env=environment)
-
-    def workers():
-        return [p for p in parent.children() if "spawn_main" in " ".join(p.cmdline())]
-
-    found = wait_until(lambda: len(w := workers()) == 2 and w, parent.is_running)
-    time.sleep(1)  # until they are at work
-    parent.kill()
-    parent.wait()
-    gone, alive = psutil.wait_procs(found, timeout=LONG)
-    for process in alive:
-        process.kill()
-    assert (len(gone), alive) == (2, [])
 
 
 def test_parquet_without_its_reader_is_one_line(tmp_path, monkeypatch):
@@ -369,81 +318,3 @@ def test_parquet_reads_as_the_csv_does(tmp_path):
     assert table.error.sum() == pytest.approx(
         sum(100 - float(row["score"]) for row in rows if row["score"])
     )
-
-
-def test_runs_that_are_all_alike_or_a_single_one_get_no_law_and_no_advice():
-    law = FitConfig(form="add", units="geomean")
-    table = synthetic_table("add", STAR, units=UNITS, metric="acc")
-    alike = work.subject(dataclasses.replace(table, error=np.full(len(table), 75.0)), law)
-    assert alike.why == "All 24 runs have the same error; there is nothing that a law could tell."
-    assert words.best_text(alike) == "All 24 runs have an error of 75.0: nothing tells them apart."
-    assert "all 75.0. The values" in words.runs_alt(alike.table)
-    one = work.subject(table.take([0]), law)
-    assert one.why == "1 run does not determine the 7 parameters of add."
-    assert words.best_text(one).endswith(
-        "700k language model, 8 frames, 9 visual tokens a frame and 1k examples: "
-        "star-N7e5-T8-V9-n1000."
-    )
-    assert words.best_text(one).startswith("The error of the one run is ")
-
-
-@pytest.mark.parametrize(
-    ("probability", "regret", "said"),
-    [
-        (0.99, 0.1, "Nearly all bootstrap members choose it."),
-        (0.6, 0.1, "60% of the bootstrap members choose it."),
-        (
-            0.2,
-            0.4,
-            "A near tie: 20% of the bootstrap members choose it, but for 90% of them it is ",
-        ),
-        (0.2, 7.0, "Unsure: 20% of the bootstrap members choose it, and for 90% of them it is at "),
-        (0.0, 0.4, "A near tie: no bootstrap member has just this as its best, but for 90% of "),
-    ],
-)
-def test_how_sure_a_choice_is_in_words(probability, regret, said):
-    numbers = dict(budget=1e12, cost=9e11, num_examples=1e6, x=(1e9, 8, 16), error=30.0, low=28.0)
-    more = dict(high=33.0, alike=1, affordable=9, outside=[])
-    choice = work.Choice(probability=probability, regret=regret, **numbers, **more)
-    assert said in words.choice_text(choice, SimpleNamespace(scale=100.0))
-    assert words.path_text([choice, choice._replace(budget=2e12, x=(1e9, 8, 36))]).endswith(
-        "language model stays at 1B, frames stay at 8, tokens 16 → 36."
-    )
-
-
-@pytest.mark.parametrize(
-    ("measured", "offered", "found"),
-    [
-        ([3.0, 70.0], [3.0, 70.0], [5, 10, 20, 50]),
-        ([2.001, 9.0], [2.001, 9.0], [2.001, 5]),  # 2 would not pay for the cheapest
-        ([2.001, 9.0], [1.5, 9.0], [2, 5]),
-        ([4.0, 4.0], [4.0], [4.0]),
-        ([1.0, 9e6], [1.0], [1, 20, 500, 10_000, 200_000, 5e6]),
-    ],
-)
-def test_budgets_are_round_and_pay_for_something(measured, offered, found):
-    assert work.budgets(np.array(measured), np.array(offered), 6) == pytest.approx(found)
-
-
-def test_file_names_are_plain_and_apart():
-    names = command.file_names(["a/b", "a b", "A_b", "é", "..", "avg"])
-    assert names == dict(
-        zip(names, ["a_b", "a_b-2", "A_b-3", "metric", "metric-2", "avg"], strict=True)
-    )
-    assert command.in_order(["b", "Metrics/Avg", "a"]) == ["Metrics/Avg", "a", "b"]
-
-
-def test_processes_do_what_one_does():
-    named = {"a": STAR, "b": POINTS}
-    tables = {k: synthetic_table("add", points, units=UNITS) for k, points in named.items()}
-    jobs = {name: (work.extrapolates, table) for name, table in tables.items()}
-    seen = []
-    with work.crew(2) as apart, work.crew(1) as here:
-        found = apart(jobs, lambda key, value: seen.append(key))
-        assert found == here(jobs) == {"a": False, "b": True}
-    assert sorted(seen) == ["a", "b"]
-    with (
-        pytest.raises(ValueError, match="a process of the report was killed"),
-        work.crew(2) as run,
-    ):
-        run({"a": (os._exit, 1), "b": (work.extrapolates, tables["a"])})

@@ -2,17 +2,16 @@
 
 import dataclasses
 import fcntl
-import json
 import re
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from configs import study, study_mini
-from tools import _study_jobs as jobs
 from tools import study as command
 from tools.common import die_in_one_line
+from tools.study import jobs
+from tools.study.folder import LATER, content_hash
 from vvlm_jax.override import override
 from vvlm_jax.sweep.jobs import train_config
 from vvlm_jax.sweep.store import journal
@@ -76,13 +75,13 @@ def test_a_negative_number_of_workers_is_refused(tmp_path, capsys):
 
 def test_two_studies_in_one_folder_are_refused(tmp_path, capsys):
     config = Path("configs/study_mini.py")
-    work = tmp_path / "work" / command.content_hash(study_mini.config())
+    work = tmp_path / "work" / content_hash(study_mini.config())
     work.mkdir(parents=True)
     with (work / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SystemExit):
             run(tmp_path, config=config)
-    assert "another study is at work there" in capsys.readouterr().err
+    assert "another study is running there" in capsys.readouterr().err
     assert [p.name for p in work.iterdir()] == ["lock"]
 
 
@@ -91,36 +90,15 @@ def test_only_what_a_run_depends_on_names_its_folder():
     same = override(
         base, ["resamples=100", "budgets=[12e6, 24e6, 48e6]", "num_examples=[8, 16, 32]"]
     )
-    assert command.content_hash(same) == command.content_hash(base)
+    assert content_hash(same) == content_hash(base)
     others = [
         override(base, [a]) for a in ("seed=1", "rate=1e-3", "train_videos=4001", "captions=99")
     ]
-    assert len({command.content_hash(s) for s in [base, *others]}) == 5
+    assert len({content_hash(s) for s in [base, *others]}) == 5
 
 
 def test_a_later_option_is_an_option():
-    assert {f.name for f in dataclasses.fields(study.StudyConfig)} >= command.LATER
-
-
-def test_a_phase_taken_whole_is_not_added_up(tmp_path, monkeypatch):
-    clock = command.Clock(tmp_path / "phases.json")
-    now = [7.0]
-    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    for _ in range(2):
-        clock.phases |= {"sweep": 5.0, "fits": 5.0}
-        for phase in ("sweep", "fits"):
-            with clock(phase, whole=phase == "fits"):
-                now[0] += 2.0
-    assert clock.phases == {"sweep": 7.0, "fits": 2.0}
-
-
-def test_time_belongs_to_the_first_phase_that_is_not_over(tmp_path):
-    clock = command.Clock(tmp_path / "phases.json")
-    for phase in ("data", "data", "sweep", None, None):
-        clock.switch(phase)
-    kept = json.loads((tmp_path / "phases.json").read_text())
-    assert list(kept["seconds"]) == ["data", "sweep"]
-    assert kept["peak_memory_mib"].keys() == {"driver", "largest worker"}
+    assert {f.name for f in dataclasses.fields(study.StudyConfig)} >= LATER
 
 
 # Its store.
@@ -174,8 +152,8 @@ def test_every_stage_starts_from_what_was_made_for_its_language_model(store):
 
 def test_phases_follow_one_another(store):
     def phase(*done):
-        states = {id: State("ready", journal.NONE) for id in store.jobs}
-        states |= {id: State("done", journal.NONE) for id in store.jobs if id.startswith(done)}
+        states = {id: State("ready", journal.NO_ENTRY) for id in store.jobs}
+        states |= {id: State("done", journal.NO_ENTRY) for id in store.jobs if id.startswith(done)}
         return jobs.phase(store, states)
 
     data, preparing = "videos, pictures and stories", "pretrained encoder and language models"

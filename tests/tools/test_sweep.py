@@ -14,7 +14,6 @@ import pytest
 
 from configs.sweeps import mini, star
 from fitting.runs import read_runs
-from tools import sweep as command
 from vvlm_jax.devices import parse_topology
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.config import configurations
@@ -41,7 +40,7 @@ def test_json_has_the_same_rows_and_totals(ask):
     assert found["assumed"] == {"device": "TPU v5p", "peak": 459e12, "mfu": 0.5, "price": 2.0}
 
 
-def test_a_table_for_people_ends_with_totals_and_what_was_assumed(ask):
+def test_the_text_of_a_plan_ends_with_totals_and_what_was_assumed(ask):
     out, _ = ask("plan", MINI, "--price", "2")
     lines = out.splitlines()
     assert lines[0].split()[:4] == ["run", "x_N", "x_T", "x_V"]
@@ -68,7 +67,7 @@ def test_a_plan_without_the_size_of_stage_1_says_so_and_counts_it_where_it_can(a
         (("--mfu", "1.5"), "error: --mfu 1.5: must be a share above 0, at most 1"),
         (("--price", "0"), "error: --price 0: must be above 0"),
         (("--csv", "--json"), "error: --csv and --json: choose one"),
-        (("--set", "data_size=9"), "num_examples = 12: above the 9 examples there are"),
+        (("--set", "data_size=9"), "num_examples = 12: above the 9 examples"),
         (("--set", "finetune.data.n=9"), "finetune.data.n: no such option"),
     ],
 )
@@ -114,7 +113,7 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
         assert fits == {(32, "no"), (16, sixteen), (12, "yes"), (8, "yes"), (4, "yes")}
 
 
-def test_who_reads_no_further_is_told_nothing():
+def test_a_closed_pipe_ends_the_command_without_a_message():
     code = "from tools.common import die_in_one_line\ndie_in_one_line(lambda: print('x' * 2**20))"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -165,7 +164,7 @@ def test_watching_ends_when_everything_has(ask, store, monkeypatch):
         waits.append(seconds)
         store.cancel(f"{RUNS[len(waits) + 1]}/train")
 
-    monkeypatch.setattr(command.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     lines = ask("status", store.path, "--watch")[0].splitlines()
     assert [line.split(" · ")[0] for line in lines if line.startswith("mini:")] == [
         "mini: 6 runs: 3 done, 1 failed, 2 waiting",

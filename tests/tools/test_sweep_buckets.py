@@ -10,6 +10,7 @@ import pytest
 
 from configs.sweeps import mini
 from tools import sweep as command
+from tools.sweep_plan import load
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.store.store import Store
 from vvlm_jax.sweep.worker import Interrupted, Stop, pull
@@ -48,7 +49,7 @@ def test_a_sweep_in_a_bucket_ends_in_the_table_of_a_local_one(ask, server, tmp_p
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     Path("mine.py").write_text(SWEEP)
     mini.write_data(Path(mini.DATA))
-    config, kinds = command.load(Path("mine.py")), command.kinds()
+    config, kinds = load(Path("mine.py")), command.kinds()
     pull(jobs.create("s", config), kinds, Stop())
     ask("collect", "s")
 
@@ -84,7 +85,7 @@ def test_a_sweep_in_a_bucket_ends_in_the_table_of_a_local_one(ask, server, tmp_p
         (("launch", MINI, "--store", "s3://b"), "s3://b: must be s3://BUCKET/FOLDER"),
         (
             ("launch", MINI, "--on", "slurm", "--store", "gs://bucket/s"),
-            "--store gs://bucket/s: --on slurm keeps its files in the store, and a run's hosts",
+            "--store gs://bucket/s: --on slurm keeps its files in the store",
         ),
         (("retry", "gs://bucket/none"), "gs://bucket/none: no sweep here (no sweep.json)"),
     ],

@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 
-from tools import sweep as command
-from vvlm_jax.sweep import clusters
+from configs.sweeps import mini
+from vvlm_jax.sweep import clusters, jobs
+from vvlm_jax.sweep.launch import slurm
 from vvlm_jax.sweep.store.store import Job, Store
 
 MINI = "configs/sweeps/mini.py"
@@ -58,7 +59,7 @@ def test_files_for_tpu_pods(ask, tmp_path):
     items = json.loads((store / "tpu/jobsets-2.json").read_text())["items"]
     assert len(items) == 4
     scripts = {json.dumps(item) for item in items}
-    assert all(f"tools.sweep work {store} star-" in text for text in scripts)
+    assert all(f"vvlm sweep work {store} star-" in text for text in scripts)
     first = (store / "tpu/jobsets-1.json").read_text()
     assert f"work {store} stage1-study-s/train" in first
     for script in (store / "tpu").glob("*.sh"):
@@ -72,7 +73,7 @@ def test_files_for_tpu_pods(ask, tmp_path):
         ("slurm", (), "error: slurm: no sbatch, "),
         ("slurm", ("partitoin=gpu",), "partitoin: no such option; did you mean 'partition'?"),
         ("slurm", ("minutes=soon",), "minutes"),
-        ("tpu", ("image=i",), "not below mount=/sweeps, where hosts have the file system"),
+        ("tpu", ("image=i",), "not below mount=/sweeps, where hosts have the filesystem"),
         (
             "tpu",
             ("mount=/",),
@@ -113,10 +114,9 @@ def slurm_of_files(tmp_path, monkeypatch):
 @pytest.fixture
 def submitted(tmp_path):
     """A store of which three runs were submitted."""
-    store = clusters.jobs.create(tmp_path / "s", command.load(command.Path(MINI)))
+    store = jobs.create(tmp_path / "s", mini.sweep())
     runs = list(dict.fromkeys(job.run for job in store.jobs.values()))
-    (store.path / "slurm").mkdir()
-    clusters._remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))
+    clusters.remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))
     return store, runs
 
 
@@ -144,28 +144,27 @@ def test_a_line_of_slurms_ids_that_was_cut_is_passed_over(slurm_of_files, submit
     file = store.path / "slurm" / "jobs.jsonl"
     file.write_text(file.read_text()[:-4])  # a driver that died while it wrote
     assert clusters.queued(store) == {a: "7_0", b: "7_1"}
-    clusters._remember(store, {c: "7_1", d: "9"})
-    assert clusters._submitted(store) == {a: "7_0", b: "7_1", c: "7_1", d: "9"}
+    clusters.remember(store, {c: "7_1", d: "9"})
+    assert clusters.submitted(store) == {a: "7_0", b: "7_1", c: "7_1", d: "9"}
 
 
-def test_runs_are_done_where_paths_were_looked_at(submitted, tmp_path, monkeypatch, capsys):
+def test_runs_are_done_where_paths_were_looked_at(submitted, tmp_path, monkeypatch):
     store, runs = submitted
     (store.path / "slurm" / "jobs.jsonl").unlink()
     asked = []
 
-    def submit(jobs, options, **how):
-        asked.append((how["cwd"], len(jobs)))
-        return [f"{len(asked)}_{i}" for i in range(len(jobs))]
+    def submit(commands, options, **how):
+        asked.append((how["cwd"], len(commands)))
+        return [f"{len(asked)}_{i}" for i in range(len(commands))]
 
-    config = command.load(command.Path(MINI))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(clusters.slurm, "check", lambda *a: 100)
-    monkeypatch.setattr(clusters.slurm, "submit", submit)
-    monkeypatch.setattr(clusters.jobs, "not_there", lambda config: [])
-    clusters.launch("slurm", store.path, config, (), dry_run=False)
+    monkeypatch.setattr(slurm, "check", lambda *a: 100)
+    monkeypatch.setattr(slurm, "submit", submit)
+    monkeypatch.setattr(jobs, "missing_inputs", lambda config: [])
+    done = clusters.launch("slurm", store.path, mini.sweep(), (), ("-m", "x"), dry_run=False)
     assert {cwd for cwd, _ in asked} == {tmp_path}
     assert sum(count for _, count in asked) == len(runs)
-    assert capsys.readouterr().out.startswith(f"{len(runs)} runs submitted, 0 were queued")
+    assert done.startswith(f"{len(runs)} runs submitted, 0 were queued")
 
 
 def test_where_no_slurm_is_status_does_without(ask, submitted, tmp_path, monkeypatch):

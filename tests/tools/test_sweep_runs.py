@@ -15,8 +15,8 @@ from tests.processes import FAST_TO_COMPILE
 from tools.common import load_config
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.config import SweepConfig
-from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store.store import Store
+from vvlm_jax.sweep.table import collect
 
 ROOT = Path(__file__).parents[2]
 SWEEP = """

@@ -1,4 +1,4 @@
-"""The paper's appendix in one go: Tables 2, 8 and 9 on a synthetic twin, timed.
+"""Compute the paper's Tables 2, 8 and 9 on a synthetic twin, timed.
 
 Example:
     python -m tools.bench.bench_appendix --quick
@@ -18,9 +18,10 @@ import tyro
 from fitting import formatting
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
+from fitting.validation_text import bagging_text, comparison_text
 from tools.bench.bench_frontier import peak_gib, twin
 from tools.common import die_in_one_line
-from tools.fit import bagging_text, comparison_text, live
+from vvlm_jax.progress import live
 
 SPLIT = dict(train="sweep=star", test="sweep=isoflop", leave_out=False)
 
@@ -34,7 +35,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints the tables and how long they took."""
+    """Print the tables and how long they took."""
     import jax
 
     config = FitConfig(resamples=10, starts=50) if args.quick else FitConfig()
@@ -55,7 +56,7 @@ def main(args: Args) -> None:
 
 
 def appendix(config: FitConfig) -> list[tuple[str, float, float]]:
-    """Prints Tables 2, 8 and 9; (name, wall seconds, CPU seconds) of each part."""
+    """Print Tables 2, 8 and 9; return (name, wall seconds, CPU seconds) of each part."""
     table2, *first = timed("Table 2", compare, config)
     print(f"Table 2\n\n{comparison_text(table2)}\n")
     tables89, *second = timed("Tables 8 and 9", ablate, config)
@@ -65,7 +66,7 @@ def appendix(config: FitConfig) -> list[tuple[str, float, float]]:
 
 
 def compare(config: FitConfig, say):
-    """Table 2's procedure."""
+    """Return the comparison of Table 2."""
     from fitting import validation
 
     forms = {name: config.replace(form=name) for name in PAPER_FORMS}
@@ -73,14 +74,14 @@ def compare(config: FitConfig, say):
 
 
 def ablate(config: FitConfig, say):
-    """Those of Tables 8 and 9."""
-    from fitting import validation
+    """Return the ablations of Tables 8 and 9."""
+    from fitting.ablations import ablate
 
-    return validation.ablate(twin(), config, on_progress=say, **SPLIT)
+    return ablate(twin(), config, on_progress=say, **SPLIT)
 
 
 def timed(title: str, work, config: FitConfig):
-    """(result, wall seconds, CPU seconds), with a progress line on a terminal."""
+    """Return (result, wall seconds, CPU seconds); show progress on a terminal."""
     wall, cpu = time.perf_counter(), time.process_time()
     with live(title) as say:
         found = work(config, say)
@@ -88,7 +89,7 @@ def timed(title: str, work, config: FitConfig):
 
 
 def as_text(rows) -> list[tuple[str, ...]]:
-    """Numbers as text."""
+    """Return rows with their numbers as text."""
     return [(name, *map(formatting.number, values)) for name, *values in rows]
 
 

@@ -1,4 +1,4 @@
-"""How often a 90% interval holds the truth, by resampling mode, on synthetic twins.
+"""Measure how often a 90% interval contains the truth, by resampling mode, on synthetic twins.
 
 Example:
     python -m tools.bench.bench_coverage --tables 5
@@ -49,7 +49,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints a line for each kind of resampling."""
+    """Print a line for each kind of resampling."""
     if args.quick:
         args = dataclasses.replace(args, tables=3, resamples=20, starts=20)
     kinds = [kind for kind in RESAMPLINGS if kind != "none"]
@@ -74,7 +74,7 @@ def main(args: Args) -> None:
 
 
 def covered(config: FitConfig, seeds) -> list[list[float]]:
-    """[law at runs, law elsewhere, run at runs, run elsewhere, width ratio] of each table."""
+    """Return [law at runs, law elsewhere, run at runs, run elsewhere, width ratio] per table."""
     from fitting.fits import fit_many
     from fitting.uncertainty import prediction_interval
 
@@ -92,21 +92,21 @@ def covered(config: FitConfig, seeds) -> list[list[float]]:
             new = truth * np.exp(NOISE * noise.standard_normal(truth.shape))
             low, high = prediction_interval(law, x, n, LEVEL)
             of_runs.append(np.mean((low <= new) & (new <= high)))
-        # Against the interval of somebody who knows the law: run noise alone.
+        # Relative to the interval if the law were known, which is run noise alone.
         width = np.median((high - low) / (2 * 1.645 * NOISE * truth))
         found.append([*of_law, *of_runs, float(width)])
     return found
 
 
 def elsewhere():
-    """(x [X, 3], n [X]): configurations up to 100 TFLOPs at three data sizes."""
+    """Return (x [X, 3], n [X]): configurations up to 100 TFLOPs at three data sizes."""
     x = PAPER_DOMAIN.configurations()
     x = x[PAPER(x) <= 100e12][::EVERY]
     return np.tile(x, (len(SIZES), 1)), np.repeat(SIZES, len(x))
 
 
 def cells(found_S5: np.ndarray) -> list[str]:
-    """Means ± standard errors over tables, in percent; the last column is a ratio."""
+    """Return means ± standard errors over tables, in percent; the last column is a ratio."""
     mean, spread = found_S5.mean(axis=0), np.zeros(5)
     if len(found_S5) > 1:
         spread = found_S5.std(axis=0, ddof=1) / np.sqrt(len(found_S5))

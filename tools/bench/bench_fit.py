@@ -1,4 +1,4 @@
-"""The bagged fit against scipy and against a far longer search, side by side: time and quality.
+"""Compare the bagged fit with scipy and with a far longer search: time and quality.
 
 Example:
     python -m tools.bench.bench_fit --quick
@@ -53,7 +53,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints a table a question."""
+    """Print one table per question."""
     config = FitConfig(resamples=10, starts=50) if args.quick else FitConfig()
     if args.quick:
         args = dataclasses.replace(args, repeats=1, reference_starts=100, scipy_resamples=1)
@@ -61,7 +61,7 @@ def main(args: Args) -> None:
 
 
 def once() -> None:
-    """A whole bagged fit in a fresh process: its seconds and its memory, as JSON."""
+    """Run a whole bagged fit in a fresh process and print its seconds and memory as JSON."""
     start = float(os.environ["BENCH_START"])
     from fitting.fits import fit
 
@@ -72,7 +72,7 @@ def once() -> None:
 
 
 def cold(config: FitConfig) -> list[float]:
-    """Wall seconds, CPU seconds and peak GiB of `once`, from the command to the end."""
+    """Return wall seconds, CPU seconds and peak GiB of `once`, start of the process included."""
     given = {"BENCH_START": repr(time.time()), "BENCH_CONFIG": json.dumps(config.to_dict())}
     environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"} | given
     done = subprocess.run(
@@ -84,7 +84,7 @@ def cold(config: FitConfig) -> list[float]:
 
 
 def speed(config: FitConfig, args: Args) -> None:
-    """Times, memory and quality of the bagged fit, of scipy and of the long search."""
+    """Print times, memory and quality of the bagged fit, of scipy and of the long search."""
     colds = [cold(config) for _ in range(args.repeats)]
     import jax
 
@@ -127,10 +127,10 @@ def speed(config: FitConfig, args: Args) -> None:
 
 
 def setup(table, config: FitConfig):
-    """What the fit hands to its solver: the normalised case, its resamples and the bounds."""
+    """Return what a fit gives its solver: the normalised case, its resamples and the bounds."""
     from fitting.bootstrap import resample_weights
     from fitting.fits import _bounds, _case
-    from fitting.optimise.search import Problem
+    from fitting.optimise.lanes import Problem
 
     case = _case(table, None, config, len(table))
     weights_BR = resample_weights(len(table), config.resamples, config.seed, rows=case.rows)
@@ -140,7 +140,7 @@ def setup(table, config: FitConfig):
 
 
 def quality(law, case, problem, bounds, config: FitConfig, count: int) -> None:
-    """Objectives and predictions against so many other starts a resample, run to convergence."""
+    """Print how a fit compares with `count` other starts per resample, run to convergence."""
     from fitting.fits import _case
     from fitting.optimise.search import solve
 
@@ -172,7 +172,7 @@ def quality(law, case, problem, bounds, config: FitConfig, count: int) -> None:
 
 
 def scipy_fits(case, problem, bounds, config: FitConfig, chosen) -> tuple[float, np.ndarray]:
-    """Wall seconds of `PROCESSES` processes, and the least objective of each chosen resample."""
+    """Return wall seconds of `PROCESSES` processes and the least objective per resample."""
     design = case.layout.design(case.log_z)
     jobs = [
         (design, case.target, problem.weights[b - 1], start, *bounds)
@@ -190,7 +190,7 @@ def scipy_fits(case, problem, bounds, config: FitConfig, chosen) -> tuple[float,
 
 
 def scipy_fit(job) -> float:
-    """The objective that L-BFGS-B reaches from one start, tolerances tight."""
+    """Return the objective that L-BFGS-B reaches from one start, with tight tolerances."""
     import scipy.optimize
 
     design, target, weights, start, lower, upper = job

@@ -1,4 +1,4 @@
-"""The exact frontier against brute force, side by side: seconds, memory, and whether they agree.
+"""Compare the exact frontier with brute force: seconds, memory, and whether they agree.
 
 Example:
     python -m tools.bench.bench_frontier
@@ -44,7 +44,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints a table and whether both agree."""
+    """Print a table and whether both agree."""
     from fitting.config import FitConfig
     from fitting.fits import fit
     from fitting.law import BaggedFit
@@ -80,18 +80,18 @@ def main(args: Args) -> None:
 
 
 def twin(seed: int = 0) -> RunTable:
-    """Synthetic errors of a known law on the paper's 88 runs, with 1% noise drawn from `seed`."""
+    """Return synthetic errors of a known law on the paper's 88 runs, with 1% noise from `seed`."""
     points = star_sweep(*PAPER_STAR) + PAPER_ISOFLOP
     error = twin_law(np.array([p.x for p in points]), np.array([p.num_examples for p in points]))
     error *= np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(points)))
     return RunTable.from_rows(
-        dataclasses.asdict(p) | {"run_id": p.run_id, "metric": "synthetic", "score": 100 - e}
+        p._asdict() | {"run_id": p.run_id, "metric": "synthetic", "score": 100 - e}
         for p, e in zip(points, error.tolist(), strict=True)
     )
 
 
 def twin_law(x, n) -> np.ndarray:
-    """The twin's error [...] without noise, at x [..., 3] and n [...]."""
+    """Return the twin's error [...] without noise, at x [..., 3] and n [...]."""
     lm, frames, tokens = np.moveaxis(x / [4e9, 16.0, 60.0], -1, 0)
     data = (n / 8e5) ** -0.6
     error = 20 + 9 * lm**-0.25 + 5 * frames**-0.4 + 3 * tokens**-0.2
@@ -99,7 +99,7 @@ def twin_law(x, n) -> np.ndarray:
 
 
 def brute_force(law, domain, cost, budgets, sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Least error [C, M] and the index [C, M] of its configuration, the plain way."""
+    """Return the least error [C, M] and the index [C, M] of its configuration, by brute force."""
     x = domain.configurations()
     cost_X = cost(x)
     order = np.argsort(cost_X, kind="stable")  # ties go to the cheaper
@@ -114,7 +114,7 @@ def brute_force(law, domain, cost, budgets, sizes) -> tuple[np.ndarray, np.ndarr
 
 
 def measure(work, repeats: int):
-    """(result, median wall seconds, median CPU seconds of all threads)."""
+    """Return (result, median wall seconds, median CPU seconds of all threads)."""
     walls, busy, found = [], [], None
     for _ in range(repeats):
         wall, cpu = time.perf_counter(), time.process_time()
@@ -125,7 +125,7 @@ def measure(work, repeats: int):
 
 
 def peak_gib() -> float:
-    """Of this process so far, jax and all."""
+    """Return the peak memory of this process so far, in GiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**30 if sys.platform == "darwin" else 2**20)
 

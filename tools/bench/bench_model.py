@@ -205,7 +205,7 @@ def weights(config: LlamaConfig, dtype: str) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from vvlm_jax.generate.generate import laid_apart
+    from vvlm_jax.generate.placement import laid_apart
     from vvlm_jax.models import vlm
 
     def draw(path, x, key):

@@ -84,7 +84,7 @@ def write_store(path: Path, count: int) -> Store:
                 }
             entries.append({"event": journal.DONE, "seconds": 12.5, "result": result})
         for i, entry in enumerate(entries, 1):
-            journal.file_of(folder, job.name, i).write_text(json.dumps(entry) + "\n")
+            journal.entry_file(folder, job.name, i).write_text(json.dumps(entry) + "\n")
     return store
 
 

@@ -95,7 +95,7 @@ class Examples:
         rows = open_rows(data.annotations)
         self.row_numbers = nested_subset(len(rows), data.num_examples, seed)
         self.rows = Chosen(rows, self.row_numbers)
-        self.data, self.tokenizer = data, tokenizer
+        self.data, self.assembler = data, chat.Assembler(data, model, tokenizer)
         self.reader = FrameReader(
             data.media_root,
             model.num_frames,
@@ -103,15 +103,13 @@ class Examples:
             data.frame_sampling,
             data.frame_cache_mb,
         )
-        self.blocks = {
-            t: chat.visual_block(t, model.tokens_per_frame, model.newline, tokenizer.special)
-            for t in (1, model.num_frames)
-        }
         # One shape for all: rows with less than the most are padded, with black frames at the end
         # that no placeholder refers to.
         media = [media_in(row, model.num_frames) for row in self.rows.kinds()]
         self.num_frames = max(sum(m.num_frames for m in row) for row in media)
-        self.num_visual = max(sum(len(self.blocks[m.num_frames]) for m in row) for row in media)
+        self.num_visual = max(
+            sum(len(self.assembler.block(m.num_frames)) for m in row) for row in media
+        )
         self.asks = model.resampler == "quecc"
         self.unreadable = Unreadable(int(data.max_unreadable * len(self.rows)))
 
@@ -161,10 +159,11 @@ class Examples:
             except _MediumError as e:
                 self.unreadable.add(*e.args)
                 continue
-            example = pad(text.encoded, frames_THWC, text.own, self.num_visual, room)
+            example = pad(text.said, frames_THWC, self.num_visual, room)
             if self.asks:
-                query_Q = np.pad(np.asarray(text.query, np.int32), (0, room - len(text.query)))
-                example = example._replace(query_Q=query_Q, query_length=np.int32(len(text.query)))
+                query = text.said.query
+                query_Q = np.pad(np.asarray(query, np.int32), (0, room - len(query)))
+                example = example._replace(query_Q=query_Q, query_length=np.int32(len(query)))
             return example._replace(index=np.int32(self.row_numbers[place]))
         raise TooManyUnreadable("no example has readable media")
 
@@ -175,19 +174,15 @@ class Examples:
         turns, room = row["conversations"], self.data.max_text_tokens
         try:
             media = row_media(row, self.reader.num_frames)
-            blocks = [self.blocks[m.num_frames] for m in media]
-            encoded = chat.encode(
-                turns, self.tokenizer, blocks, self.data.prompt, self.data.system, self.data.mask
-            )
-            own = sum(map(len, blocks))
-            query = chat.question(turns, self.tokenizer) if self.asks else []
-            for ids, kind in ((encoded.ids[own:], "text tokens"), (query, "tokens of questions")):
-                if len(ids) > room:
-                    raise ValueError(f"has {len(ids)} {kind}; data.max_text_tokens allows {room}")
-            _answers(encoded)
+            said = self.assembler.conversation(turns, [m.num_frames for m in media])
+            num_text, num_query = len(said.ids) - said.num_visual, len(said.query)
+            for count, kind in ((num_text, "text tokens"), (num_query, "tokens of questions")):
+                if count > room:
+                    raise ValueError(f"has {count} {kind}; data.max_text_tokens allows {room}")
+            _answers(said)
         except ValueError as e:
             raise ValueError(f"{self.data.annotations}: example {row.get('id')!r}: {e}") from None
-        return _Text(encoded, own, media, query, max(len(encoded.ids) - own, len(query)))
+        return _Text(said, media, max(num_text, num_query))
 
     def _frames(self, media: list[Medium]) -> np.ndarray:
         if len(media) == 1 and media[0].num_frames == self.num_frames:
@@ -210,34 +205,30 @@ class Examples:
 
 
 class _Text(NamedTuple):
-    """What an example is without its pixels."""
+    """An example without its pixels."""
 
-    encoded: chat.Encoded
-    own: int
-    """How many of the ids stand for its media."""
+    said: chat.Assembled
     media: list[Medium]
-    query: list[int]
     length: int
-    """Room that it needs."""
+    """Text tokens, of the conversation or of the query, whichever are more."""
 
 
-def _answers(encoded: chat.Encoded) -> list[int]:
+def _answers(said: chat.Assembled) -> list[int]:
     """Positions of the tokens to predict. Nothing predicts the first, which LLaVA's labels
     include.
     """
-    found = [i for i, flag in enumerate(encoded.is_answer) if flag and i > 0]
+    found = [i for i, flag in enumerate(said.is_answer) if flag and i > 0]
     if not found:
         raise ValueError("has no answer to learn from")
     return found
 
 
-def pad(encoded: chat.Encoded, frames_THWC, own: int, num_visual: int, room: int) -> Example:
-    """Pads to L = num_visual + room and M = room, where `own` of the ids are visual ones; the
-    others fit the room.
+def pad(said: chat.Assembled, frames_THWC, num_visual: int, room: int) -> Example:
+    """Return an Example padded to L = num_visual + room and M = room, which the text must fit.
 
-    What is padding is known by position and weight, never by id: id 0 may be a word.
+    Padding is told apart by position and weight, never by id: id 0 may be a word.
     """
-    ids, answers = encoded.ids, _answers(encoded)
+    ids, answers = said.ids, _answers(said)
 
     def padded(values, size, dtype):
         return np.pad(np.asarray(values, dtype), (0, size - len(values)))

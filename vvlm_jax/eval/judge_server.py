@@ -1,13 +1,13 @@
-"""The judge as LMMs-Eval's tasks ask for it: an endpoint on this machine.
+"""A local endpoint through which LMMs-Eval's tasks reach the judge.
 
-These tasks post their requests themselves, a few at a time, and make 0 of what they cannot read. So
-the relay never asks anybody. What the judge has said it hands out, in the form that the tasks read;
-of all else it takes a note and gives no grade. The judge is then asked for all of that at once, at
-its own pace and within its limits, and the task is scored again: no grade is waited for twice, and
-what it may cost is known before.
+The tasks post their requests themselves, a few at a time, and count a reply that they cannot parse
+as 0. So this server sends no request to the judge. It answers with grades that the judge has given
+before, in the form that the tasks parse; other requests get a placeholder without a grade, and are
+listed in `missing`. The caller then asks the judge for all of them at once, within its rate and
+cost limits, and scores the task again.
 
-The tasks never see the judge's address or key: the relay has a key of its own, good for this
-process alone.
+The tasks never see the judge's address or key: this server has a key of its own, valid for this
+process only.
 """
 
 import json
@@ -30,25 +30,31 @@ GRADES = {
     "gpt_eval_score_temporal": "a temporal accuracy score",
     "gpt_eval_score_consistency": "a consistency score",
 }
-"""LMMs-Eval's judged metrics, and what it asks to be given "only as" for them."""
+"""LMMs-Eval's judged metrics, and the phrase after "only as" in its request for each."""
 _NO_VERDICT = "{'pred': 'ungraded', 'score': 0}"
-"""In `activitynetqa` neither yes nor no, so that its accuracy leaves it out; elsewhere a 0."""
+"""Placeholder: neither yes nor no, so that `activitynetqa` leaves it out of its accuracy; other
+tasks count 0.
+"""
 
 
-class Relay:
-    """A context in which the endpoint answers; `judge` None knows nothing."""
+class JudgeServer:
+    """A context manager that runs the endpoint.
+
+    Args:
+      judge: whose grades are handed out; None when no task is judged.
+    """
 
     def __init__(self, judge: Judge | None):
-        self._judge, self._lock = judge, threading.Lock()
+        self.judge, self._lock = judge, threading.Lock()
         self.key = secrets.token_hex(16)
         self.asked: Counter[str] = Counter()
-        """Requests for each of `GRADES`' values since `restart`."""
+        """Number of requests since `restart`, by value of `GRADES`."""
         self.ungraded: Counter[str] = Counter()
-        """Those without a grade."""
+        """Number of those that got no grade."""
         self.missing: list[Messages] = []
-        """Those that the judge has said nothing to."""
+        """Requests that the judge has not been asked yet."""
 
-    def __enter__(self) -> "Relay":
+    def __enter__(self) -> "JudgeServer":
         self._server = _Server(("127.0.0.1", 0), _handler(self))
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self._thread.start()
@@ -60,17 +66,19 @@ class Relay:
         self._thread.join()
 
     def restart(self) -> None:
-        """Forgets what was asked."""
+        """Reset the counters and the list of missing requests."""
         with self._lock:
             self.asked.clear()
             self.ungraded.clear()
             self.missing = []
 
     def environment(self, model: str, now: Mapping[str, str] = os.environ) -> dict[str, str]:
-        """Variables by which LMMs-Eval's tasks find the relay; to be set before these are loaded.
+        """Return the variables by which LMMs-Eval's tasks find this server. Set them before the
+        tasks are loaded.
 
         Args:
           model: name of the judge, for the tasks' requests.
+          now: the environment, whose list of hosts without a proxy is extended.
         """
         here = f"http://127.0.0.1:{self._server.server_port}/v1/chat/completions"
         direct = {
@@ -86,10 +94,10 @@ class Relay:
         }
 
     def answer(self, messages: Messages) -> str:
-        """What a task reads as the judge's reply."""
+        """Return the reply to one request of a task."""
         asked = messages[-1]["content"]
         wanted = next((w for w in set(GRADES.values()) if f"only as {w}" in asked), "")
-        said = self._judge.kept(messages) if self._judge else None
+        said = self.judge.kept(messages) if self.judge else None
         read = _verdict if wanted == GRADES["gpt_eval_accuracy"] else _score
         grade = read(said or "")
         with self._lock:
@@ -116,14 +124,14 @@ class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
 
-def _handler(relay: Relay) -> type:
+def _handler(server: JudgeServer) -> type:
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            if self.headers.get("Authorization") != f"Bearer {relay.key}":
+            if self.headers.get("Authorization") != f"Bearer {server.key}":
                 return self._send(401, {"error": {"message": "not this process"}})
             try:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                text = relay.answer([dict(m) for m in body["messages"]])
+                text = server.answer([dict(m) for m in body["messages"]])
             except (ValueError, LookupError, TypeError):
                 return self._send(400, {"error": {"message": "not a chat completion"}})
             message = {"role": "assistant", "content": text}

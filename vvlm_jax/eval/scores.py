@@ -6,6 +6,7 @@ that standard error (Korn and Graubard's proposal for surveys): it stays within 
 width above zero even where all questions are right. Averages over tasks treat tasks as independent.
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,13 @@ class Score:
     """Questions with a value."""
     left_out: int
     """Questions without a value: an unreadable video, or a reply that the judge did not grade."""
+
+    def __str__(self) -> str:
+        left_out = f", {self.left_out} left out" if self.left_out else ""
+        return (
+            f"{self.task:12s} {self.metric:12s} {self.score:6.2f}  95% {self.low:6.2f} to "
+            f"{self.high:6.2f}  ({self.num_questions} questions{left_out})"
+        )
 
 
 def measure(
@@ -111,6 +119,17 @@ def overall(scores: Sequence[Score]) -> Score:
     left_out = sum(s.left_out for s in mains)
     error = math.nan if error is None else error
     return Score("avg", "main", mean, error, mean - below, mean + above, asked, left_out)
+
+
+def as_json(scores: Sequence[Score]) -> dict[str, dict]:
+    """Return {task: {metric: its numbers}} for JSON, which has no NaN: None stands for it."""
+    found: dict[str, dict] = {}
+    for score in scores:
+        row = dataclasses.asdict(score)
+        task, metric = row.pop("task"), row.pop("metric")
+        numbers = {name: None if math.isnan(value) else value for name, value in row.items()}
+        found.setdefault(task, {})[metric] = numbers
+    return found
 
 
 def interval(values: Sequence[float], groups: Sequence) -> tuple[float, float, float, float]:

@@ -1,27 +1,34 @@
-"""Generation: prefill, then a jitted loop of single-token steps over a key-value cache.
+"""Compiled programs of generation: encode, prefill, and a loop of single-token steps over a cache.
 
-The loop runs up to any place and can be taken up there, so that one program writes a whole reply at
+The loop runs up to any token and can be resumed there, so that one program writes a whole reply at
 once or a few tokens at a time.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vvlm_jax.data.tokenizer import Tokenizer
+from vvlm_jax.generate.placement import cache_sharding
 from vvlm_jax.generate.sampling import Draws, next_token
 from vvlm_jax.models.kv_cache import KVCache
-from vvlm_jax.models.llama import apart, layer_name
+from vvlm_jax.models.llama import apart
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.sharding import BATCH, row_shards
-from vvlm_jax.types import Prompts
+
+
+class Prompts(NamedTuple):
+    """A batch of prompts, padded on the right."""
+
+    tokens_BL: np.ndarray
+    """int32 ids; the placeholder's id stands once for every visual token."""
+    lengths_B: np.ndarray
 
 
 class Replies(NamedTuple):
@@ -36,10 +43,11 @@ class Replies(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """Compiled once a shape, for parameters as they were trained or, better, `laid_apart`.
+    """A model's programs, compiled once a shape. Parameters may be stacked as they were trained, or
+    better `laid_apart`.
 
-    encode(params, frames_BTHWC, query_BQ, query_lengths_B) → visual tokens [B, T·V, D]; a question
-    only where they depend on it (QueCC);
+    encode(params, frames_BTHWC, query_BQ, query_lengths_B) → visual tokens [B, T·V, D]; the query
+    only where visual tokens depend on it (QueCC);
     begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM) → Replies with their
     first token and `room` = M;
     go_on(params, replies, until, draws, choices_BCM) → Replies with `until` tokens, or ended. It
@@ -55,7 +63,7 @@ class Programs(NamedTuple):
 
 @functools.lru_cache(maxsize=8)
 def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) -> Programs:
-    """The programs of a model. On a mesh, the cache is placed as `cache_sharding` says."""
+    """Return the programs of a model. On a mesh, the cache is placed by `cache_sharding`."""
 
     def compiled(program, **options):
         return jax.jit(on_mesh(program, mesh), **options)
@@ -100,7 +108,7 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
 
 
 def on_mesh(program: Callable, mesh: Mesh | None) -> Callable:
-    """A program whose attention knows its mesh: kernels of TPUs are split by hand."""
+    """Return `program` traced with its mesh known, by which attention splits its TPU kernels."""
 
     @functools.wraps(program)
     def known(*args):
@@ -111,42 +119,8 @@ def on_mesh(program: Callable, mesh: Mesh | None) -> Callable:
     return known
 
 
-def laid_apart(params: dict) -> dict:
-    """The parameters as generation wants them: each layer's in arrays of its own (`llama.apart`).
-
-    A step then reads each weight where it lies. Given stacked ones, `go_on` copies them at every
-    call, so that they are in memory twice. The stacked arrays' memory is given up, one after
-    another. Leaves may be `ShapeDtypeStruct`s.
-    """
-    rest = dict(params["llm"])
-    if "layers" not in rest:
-        return params
-    depth_first, layers = flatten_dict(rest.pop("layers")), {}
-    for path, x in depth_first.items():
-        on = x.sharding
-        if isinstance(on, NamedSharding):
-            on = NamedSharding(on.mesh, PartitionSpec(*on.spec[1:]))
-        if isinstance(x, jax.ShapeDtypeStruct):
-            parts = [jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=on)] * x.shape[0]
-        else:
-            parts = jax.jit(jnp.unstack, out_shardings=on)(x)
-            x.delete()
-        for i, part in enumerate(parts):
-            layers[layer_name(i), *path] = part
-    return params | {"llm": rest | unflatten_dict(layers)}
-
-
-def cache_sharding(mesh: Mesh, batch: int, num_kv_heads: int) -> NamedSharding:
-    """How a layer's cache [B, K, S, H] lies on a mesh: as the model that fills it, rows over the
-    data-parallel axes and key-value heads over `tensor`, where they divide.
-    """
-    rows = BATCH[0] if batch % row_shards(mesh) == 0 else None
-    heads = "tensor" if num_kv_heads % mesh.shape["tensor"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(rows, heads, None, None))
-
-
 def _append(replies: Replies, logits_Bv, draws, choices_BCM, stop_ids) -> Replies:
-    """The replies with one more token a row; ended rows stay as they are."""
+    """Return the replies with one more token a row; ended rows stay as they are."""
     i, out_BM = replies.place, replies.out_BM
     if choices_BCM is None:
         token_B = next_token(logits_Bv, draws, i)
@@ -158,7 +132,7 @@ def _append(replies: Replies, logits_Bv, draws, choices_BCM, stop_ids) -> Replie
 
 
 def _likeliest_choice(logits_Bv, out_BM, i, choices_BCM):
-    # Only the choices that go on as this reply has begun may give its next token.
+    # Only choices that begin with the reply so far may give its next token.
     place_11M = jnp.arange(out_BM.shape[1])[None, None, :]
     same_BCM = (choices_BCM == out_BM[:, None]) | (place_11M >= i)
     next_BC = choices_BCM[:, :, i]
@@ -181,21 +155,21 @@ def write(
     draws: Draws | None = None,
     choices_BCM=None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Writes replies, handing them out as they grow.
+    """Write replies, yielding them as they grow.
 
     Args:
-      prompts: right-padded ids and lengths; `video_B` is not looked at.
-      visual_BVD: visual tokens of each row, in its placeholders' order; what is over is unused.
+      visual_BVD: visual tokens of each row in the order of its placeholders; surplus ones are not
+        used.
       room: at least `max_new_tokens`; rounding it up saves compiles.
-      chunk: tokens between two hand-outs; None hands out the whole.
+      chunk: tokens between two yields; None yields once, at the end.
+      choices_BCM: from `encode_choices`, with M = `room`.
 
     Yields:
       (ids [B, tokens so far], whether each row has ended [B]). A row ends with its first stop id;
-      what stands behind is to be passed over (`until_stop`).
+      ids behind it mean nothing (`until_stop`).
     """
-    tokens_BL, lengths_B = prompts.tokens_BL, prompts.lengths_B
     room, place = room or max_new_tokens, 1
-    replies = run.begin(params, tokens_BL, lengths_B, visual_BVD, room, draws, choices_BCM)
+    replies = run.begin(params, *prompts, visual_BVD, room, draws, choices_BCM)
     while True:
         place = min(place + chunk, max_new_tokens) if chunk else max_new_tokens
         replies = run.go_on(params, replies, np.int32(place), draws, choices_BCM)
@@ -205,58 +179,62 @@ def write(
             return
 
 
-def generate(
-    model: VLM,
-    params,
+def encode_choices(
+    choices: Sequence[Sequence[str]],
     tokenizer: Tokenizer,
-    prompts: Prompts,
-    visual_BVD,
     max_new_tokens: int,
-    choices: list[list[str]] | None = None,
-) -> list[str]:
-    """Greedy continuations of `prompts` as text, up to a stop id; a list of B strings.
+    room: int | None = None,
+) -> np.ndarray:
+    """Return each row's only allowed replies as int32 ids [B, C, M], M = `room` or
+    `max_new_tokens`, filled up with the first stop id.
 
-    Args:
-      prompts: right-padded; `video_B` picks the row of `visual_BVD` each one asks about, so that
-        several questions share one encoded video.
-      visual_BVD: from `programs(...).encode`.
-      choices: the only replies allowed to each prompt; the likeliest next token that leads to one
-        of them is taken.
-
-    Raises ValueError when a choice has more than `max_new_tokens` tokens.
+    C is rounded up to a power of two, so that few shapes are compiled; shorter lists repeat their
+    first choice. Raises ValueError for a choice of more than `max_new_tokens` tokens.
     """
-    stop_ids = tokenizer.stop_ids
-    choices_BCM = (
-        _encode_choices(choices, tokenizer, max_new_tokens, stop_ids[0]) if choices else None
-    )
-    [(out_BM, _)] = write(
-        programs(model, stop_ids),
-        params,
-        prompts,
-        visual_BVD[prompts.video_B],
-        max_new_tokens,
-        choices_BCM=choices_BCM,
-    )
-    return [tokenizer.decode(until_stop(row, stop_ids)) for row in out_BM]
-
-
-def _encode_choices(choices, tokenizer: Tokenizer, max_new_tokens: int, stop_id: int) -> np.ndarray:
-    """int32 [B, C, M] ids, filled up with `stop_id`; shorter lists repeat their first choice."""
-    most = max(map(len, choices))
-    choices_BCM = np.full((len(choices), most, max_new_tokens), stop_id, np.int32)
+    most = 2 ** math.ceil(math.log2(max(map(len, choices))))
+    shape = len(choices), most, room or max_new_tokens
+    choices_BCM = np.full(shape, tokenizer.stop_ids[0], np.int32)
     for b, texts in enumerate(choices):
         for c in range(most):
             text = texts[c if c < len(texts) else 0]
             ids = tokenizer.encode(text)
             if len(ids) > max_new_tokens:
                 raise ValueError(
-                    f"choice {text!r} has {len(ids)} tokens; max_new_tokens is {max_new_tokens}"
+                    f"choice {text!r} has {len(ids)} tokens, more than the {max_new_tokens} that a "
+                    "reply may have"
                 )
             choices_BCM[b, c, : len(ids)] = ids
     return choices_BCM
 
 
 def until_stop(ids: np.ndarray, stop_ids: tuple[int, ...]) -> np.ndarray:
-    """The ids before the first stop id; all when there is none."""
+    """Return the ids before the first stop id; all when there is none."""
     hits = np.flatnonzero(np.isin(ids, stop_ids))
     return ids[: hits[0]] if len(hits) else ids
+
+
+class ReplyText:
+    """A reply's text as its ids grow, in pieces that end with whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.given, self.done = tokenizer, "", False
+
+    def more(self, ids, done: bool) -> str:
+        """Return the new text. Bytes of an incomplete character wait for the rest."""
+        if self.done:
+            return ""
+        self.done = done
+        text = self.tokenizer.decode(ids)
+        if not done:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+        piece = text[len(self.given) :]
+        self.given += piece
+        return piece
+
+
+def bucket(count: int) -> int:
+    """Return `count` rounded up to a multiple of 32, or of a sixteenth of the next power of two:
+    few sizes, and from 256 on less than an eighth more than was asked for.
+    """
+    step = max(32, 2 ** math.ceil(math.log2(count)) // 16)
+    return step * math.ceil(count / step)

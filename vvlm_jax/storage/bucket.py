@@ -225,7 +225,7 @@ class Key:
 
 
 class Bucket:
-    """A bucket whose methods retry; a `sweep.store.backends.Place` whose paths are Keys."""
+    """A bucket whose methods retry; the `sweep.store.backends.Backend` of Keys."""
 
     def __init__(self, url: str, client: Client):
         self.url, self.client = url, client
@@ -237,7 +237,10 @@ class Bucket:
         return f"Bucket({self.url!r})"
 
     def create(self, key: Key, text: str) -> bool:
-        """As `Place.create`."""
+        """Implement `Backend.create`.
+
+        On "already exists" compare nonces: a lost reply may have been our own success.
+        """
         nonce, data = uuid.uuid4().hex, text.encode()
         try:
             tag = self.retrying(lambda: self.client.put(key.key, data, nonce, new=True))
@@ -250,16 +253,16 @@ class Bucket:
         return True
 
     def read(self, key: Key) -> tuple[bytes, float]:
-        """As `Place.read`."""
+        """Implement `Backend.read`."""
         item = self.retrying(lambda: self.client.get(key.key))
         return item.data, item.seconds
 
     def tail(self, key: Key, size: int) -> bytes:
-        """As `Place.tail`."""
+        """Implement `Backend.tail`."""
         return self.retrying(lambda: self.client.get(key.key, size)).data
 
     def listing(self, folder: Key) -> Iterator[Listed]:
-        """As `Place.listing`, of all objects below."""
+        """Implement `Backend.listing`, of all objects below."""
         prefix = folder.prefix
         for item in self.objects(prefix):
             yield item._replace(name=item.path.key.removeprefix(prefix))
@@ -283,7 +286,7 @@ class Bucket:
         ]
 
     def touch(self, key: Key) -> None:
-        """As `Place.touch`, without retries: a claim that is kept alive is touched again soon."""
+        """Implement `Backend.touch`, without retries: a heartbeat tries again soon."""
         try:
             item = self._mine.get(key.key) or self.client.get(key.key)
             try:
@@ -298,12 +301,12 @@ class Bucket:
             raise Unreachable(errno.EIO, f"no answer ({e})", str(key)) from e
 
     def replace(self, key: Key, text: str) -> None:
-        """As `Place.replace`."""
+        """Implement `Backend.replace`."""
         nonce = uuid.uuid4().hex
         self.retrying(lambda: self.client.put(key.key, text.encode(), nonce, new=False))
 
     def now(self, folder: Key) -> float:
-        """As `Place.now`, never ahead, so that no claim is taken for older than it is.
+        """Implement `Backend.now`, never ahead, so that no claim is taken for older than it is.
 
         Reads the server's clock every `CLOCK_SECONDS`.
         """
@@ -316,7 +319,7 @@ class Bucket:
             return self._clock[0] + time.monotonic() - self._clock[1]
 
     def each(self, function: Callable, items: Iterable) -> list:
-        """As `Place.each`."""
+        """Implement `Backend.each` with threads."""
         with ThreadPoolExecutor(_THREADS) as threads:
             return list(threads.map(function, items))
 

@@ -1,1 +1,1 @@
-"""Many runs: points to run configs, the store they write to, and the workers that run them."""
+"""Sweeps: many training runs, the store that records them, and the workers that do them."""

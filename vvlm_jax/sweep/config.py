@@ -1,10 +1,9 @@
-"""A sweep as a value: which runs there are, and the stages, weights and questions of each. Imports
-no jax.
+"""The config of a sweep: its runs, and the training stages, weights and questions that they share.
 
 A sweep's file is short Python that defines `sweep() -> SweepConfig`; configs/sweeps/ has Table 6.
+Imports no jax.
 """
 
-import json
 import math
 import re
 from collections import Counter
@@ -12,31 +11,31 @@ from dataclasses import dataclass, fields, replace
 
 from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.config_check import choose, nearest, validate
-from vvlm_jax.override import from_dict
 
 EXPORTS = ("hf", "hf-llm", "hf-vision")
-"""Hugging Face directories: the whole model (LlavaOnevision), or one tower."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")  # of folders and, with more, of files
+"""Hugging Face folders to export: the whole model (LlavaOnevision), or one tower."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,119}")
+"""Names become folders and parts of file names, which filesystems limit to 255 characters."""
 PARTS = ("vision", "projector", "llm", "quecc", "newline")
-"""Of a model, that may start from weights."""
+"""Parts of a model that can be initialised from weights."""
 
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """One run: x and n, by the names of the runs table."""
+    """One run: x and n, under the names of the table of runs."""
 
     run_id: str
-    """Names the run's folder."""
+    """Name of the run and of its folder."""
     sweep: str
     lm_params: float
-    """x_N as the table has it; `LmSize` says which language model it is."""
+    """x_N, the value in the table; `LmSize` maps it to a language model."""
     num_frames: int
     tokens_per_frame: int
     num_examples: int
     budget: float | None = None
-    """Of an isoFLOP run: the inference FLOPs it was made for."""
+    """Inference FLOPs that an isoFLOP run was chosen for."""
     seed: int | None = None
-    """Of the training; None takes the stage's."""
+    """Seed of the finetuning; None takes the stage's."""
 
 
 @dataclass(frozen=True)
@@ -52,37 +51,38 @@ class LmSize:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A question file that every finished run answers."""
+    """A question file for every finished run."""
 
     name: str
     questions: str
-    """JSONL as `tools.evaluate` reads it; its tasks are the metrics of the runs table."""
+    """JSON lines as `vvlm evaluate` reads them; tasks become metrics of the table of runs."""
     media_root: str
     max_new_tokens: int = 16
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """A sweep. `points` may be `fitting.sweeps.Point`s, as the generators there make them."""
+    """A sweep."""
 
     name: str
     points: tuple[SweepPoint, ...]
+    """The runs. Any objects with a SweepPoint's attributes are accepted, such as those that the
+    generators of `fitting.sweeps` return."""
     sizes: tuple[LmSize, ...]
     finetune: TrainConfig
-    """The stage of every run; x, n, init and out_dir are the sweep's."""
+    """The stage of every run; the sweep sets x, n, seed, init and out_dir."""
     pretrain: TrainConfig | None = None
-    """Stage 1, the projector alone: once a language-model size, shared by its runs. Its frames and
-    tokens stand (unpooled features); init and out_dir are the sweep's.
-    """
+    """Stage 1, which trains the projector alone: once for each language-model size, shared by its
+    runs. The sweep sets init and out_dir, but not frames and tokens (stage 1 pools no features)."""
     init: tuple[tuple[str, str], ...] = ()
     """(part, folder): weights that all sizes start from, such as the encoder's."""
     evaluations: tuple[Evaluation, ...] = ()
     exports: tuple[str, ...] = ()
-    """What else to write of a finished model, as tools.convert does: some of `EXPORTS`."""
+    """Formats to export finished models to, some of `EXPORTS`."""
     data_size: int | None = None
-    """Examples there are to finetune on; None counts them in `finetune.data.annotations`."""
+    """Number of examples to finetune on; None counts those in `finetune.data.annotations`."""
     text_tokens: int = 128
-    """Text tokens an example, for estimates of training FLOPs."""
+    """Text tokens of an example, for estimates of training FLOPs."""
     vision_params: float | None = None
     """x_M of equation 1; None counts the encoder's parameters."""
     features_per_frame: int | None = None
@@ -93,7 +93,7 @@ class SweepConfig:
         object.__setattr__(self, "points", points)
 
     def size(self, point: SweepPoint) -> LmSize:
-        """The language model of a run. ConfigError when no size has its x_N."""
+        """Return the language model of a run. Raises ConfigError when no size has its x_N."""
         for size in self.sizes:
             if size.lm_params == point.lm_params:
                 return size
@@ -107,7 +107,7 @@ def _point(value) -> SweepPoint:
 
 
 def finetune_config(config: SweepConfig, point: SweepPoint) -> TrainConfig:
-    """The finetuning stage of a run, without `init` and `out_dir`, which depend on the store."""
+    """Return the finetuning stage of a run, without `init` and `out_dir`: the store sets them."""
     x = dict(num_frames=point.num_frames, tokens_per_frame=point.tokens_per_frame)
     return replace(
         config.finetune,
@@ -123,7 +123,7 @@ def seed(config: SweepConfig, point: SweepPoint) -> int:
 
 
 def row(config: SweepConfig, point: SweepPoint) -> dict:
-    """Return what the table of runs says of a run apart from its scores."""
+    """Return the columns of the table of runs that describe a run, all but its scores."""
     return dict(
         run_id=point.run_id,
         sweep=point.sweep,
@@ -146,21 +146,21 @@ def configurations(config: SweepConfig) -> dict[tuple[float, int, int], TrainCon
 
 
 def pretrain_config(config: SweepConfig, size: LmSize) -> TrainConfig:
-    """Stage 1 of a language-model size, without `init` and `out_dir`."""
+    """Return stage 1 of a language-model size, without `init` and `out_dir`."""
     return replace(config.pretrain, model=replace(config.pretrain.model, llm=size.llm))
 
 
 def used_sizes(config: SweepConfig) -> list[LmSize]:
-    """The sizes that some run has, in the config's order."""
+    """Return the sizes that at least one run has, in the config's order."""
     used = {point.lm_params for point in config.points}
     return [size for size in config.sizes if size.lm_params in used]
 
 
 def check(config: SweepConfig, data_size: int | None = None) -> None:
-    """Raises ConfigError, one line that names the run or field, for a sweep that cannot be run.
+    """Raise ConfigError, one line that names the run or field, for a sweep that cannot be run.
 
     Args:
-      data_size: examples there are, where it is known; every n must be within it.
+      data_size: number of examples, the upper limit of every n; None where unknown.
     """
     from vvlm_jax.models.variants import LLAMA, VISION
 
@@ -190,10 +190,10 @@ def check(config: SweepConfig, data_size: int | None = None) -> None:
         if data_size is not None and point.num_examples > data_size:
             raise ConfigError(
                 f"{point.run_id}: num_examples = {point.num_examples}: above the {data_size} "
-                "examples there are"
+                "examples of the data"
             )
         _check_batch(point.run_id, point.num_examples, config.finetune)
-    # A combination of x is checked once: n plays no part in it.
+    # Each configuration once, since a sweep may have thousands of points: n does not matter here.
     for point in {
         (p.lm_params, p.num_frames, p.tokens_per_frame): p for p in config.points
     }.values():
@@ -233,7 +233,7 @@ def _check_values(config: SweepConfig) -> None:
 
 
 def stage_1_run(size: LmSize) -> str:
-    """The run that stage 1 of a language-model size is."""
+    """Return the name of the run that does stage 1 of a language-model size."""
     return f"stage1-{size.llm}"
 
 
@@ -261,22 +261,22 @@ def _check_distinct(config: SweepConfig) -> None:
     ):
         name, count = Counter(names).most_common(1)[0] if names else ("", 1)
         if count > 1:
-            raise ConfigError(f"{field}: {name!r} is there {count} times; names must differ")
+            raise ConfigError(f"{field}: {name!r} appears {count} times; names must differ")
 
 
 def num_steps(config: TrainConfig, num_examples: int) -> int:
-    """Optimiser steps of a stage on so many examples."""
+    """Return the number of optimiser steps of a stage; a last, incomplete batch is left out."""
     return num_examples // config.batch_size * config.epochs
 
 
 def milestones(config: TrainConfig, steps: int) -> list[int]:
-    """Steps before the last one whose checkpoints stay."""
+    """Return the steps before the last whose checkpoints are kept."""
     every = config.keep_every if config.checkpoint_every else 0
     return list(range(every, steps, every)) if every else []
 
 
 def trained_towers(config: TrainConfig) -> set[str]:
-    """Towers whose parameters a stage trains, as its rates for `TOWER/…` say."""
+    """Return the towers whose learning rate is above 0 (the first pattern that matches counts)."""
     towers = set()
     for tower in ("vision", "projector", "llm"):
         rates = (
@@ -285,10 +285,3 @@ def trained_towers(config: TrainConfig) -> set[str]:
         if next(rates, 0.0) > 0:
             towers.add(tower)
     return towers
-
-
-def from_json(text: str) -> SweepConfig:
-    """Inverse of `vvlm_jax.override.to_json`, quick for thousands of points."""
-    values = json.loads(text)
-    points = tuple(SweepPoint(**point) for point in values.pop("points"))
-    return replace(from_dict(SweepConfig, {**values, "points": []}), points=points)

@@ -1,12 +1,16 @@
-"""A sweep's config → the jobs of its store, and the functions that do them: training, evaluation.
+"""The jobs of a sweep, and the functions that do them: training, evaluation, export.
 
-Stage 1 of each language-model size comes before all runs of it; evaluations and exports come after
-a run's training, are keyed by the step of its model, and are jobs of their own: what was missed by
-a preemption is done later by whoever comes. Milestones (`keep_every`) are evaluated, too.
+Stage 1 of a language-model size comes before all its runs. Evaluations and exports are jobs of
+their own, named by the step of the model, so that any worker can do what a preempted one left.
+Milestones (`keep_every`) are evaluated too.
 """
 
 import math
+import os
 import re
+import shutil
+import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -15,22 +19,22 @@ from vvlm_jax.override import from_dict
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import Evaluation, SweepConfig
 from vvlm_jax.sweep.plan import encoder, stage_1_cost, step_flops
-from vvlm_jax.sweep.status import QUESTIONS
 from vvlm_jax.sweep.store.store import Job, Store
+from vvlm_jax.sweep.table import QUESTIONS
 from vvlm_jax.sweep.worker import Context, Interrupted
 
 CONFIG_OF_STORE = ("out_dir", "init")
-"""Options that change when a store is moved, and nothing else does."""
+"""Options of a training stage that depend on the store's address alone."""
 
 
 def create(path: str | Path, config: SweepConfig, **options) -> Store:
-    """The store of a sweep. ConfigError when the folder holds another one."""
+    """Create the store of a sweep, or open it. Raises ConfigError as `Store.create`."""
     asked = (jobs_of(config), runs_of(config), shared_by(config))
     return Store.create(path, config.name, *asked, encoder=encoder(config), **options)
 
 
 def shared_by(config: SweepConfig) -> dict:
-    """What all jobs of a sweep need: its stages, weights and questions."""
+    """Return what all jobs of a sweep need: its stages, weights and questions."""
     return dict(
         finetune=asdict(config.finetune),
         pretrain=config.pretrain and asdict(config.pretrain),
@@ -45,7 +49,7 @@ def runs_of(config: SweepConfig) -> list[dict]:
 
 
 def jobs_of(config: SweepConfig) -> list[Job]:
-    """Stage 1 once a size, then of each run its training, evaluations and exports."""
+    """Return stage 1 of each size, then each run's training, evaluations and exports."""
     jobs, before, flops = [], {}, {}
     for size in sweep_config.used_sizes(config):
         if config.pretrain is None:
@@ -89,8 +93,8 @@ def jobs_of(config: SweepConfig) -> list[Job]:
     return jobs
 
 
-def not_there(config: SweepConfig) -> list[str]:
-    """Files and folders that the jobs will read and that are not there, with what names them."""
+def missing_inputs(config: SweepConfig) -> list[str]:
+    """Return a line for each file or folder that the jobs will read and that does not exist."""
     named = [(f"evaluations: {e.name}", e.questions) for e in config.evaluations]
     for name in ("finetune", "pretrain"):
         if (stage := getattr(config, name)) is not None:
@@ -99,9 +103,9 @@ def not_there(config: SweepConfig) -> list[str]:
     named += [(f"init: {part}", folder) for part, folder in config.init]
     for size in sweep_config.used_sizes(config):
         named += [(f"sizes: {size.llm}: {part}", folder) for part, folder in size.init]
-    from vvlm_jax.storage.files import exists, path_of
+    from vvlm_jax.storage.files import exists, path_of  # data may be in a bucket
 
-    # An .npz may be followed by where in it the parameters are.
+    # An .npz may be followed by the prefix of the parameters in it.
     files = {re.sub(r"(\.npz):.*", r"\1", file): name for name, file in reversed(named)}
     return [
         f"{file}: not there ({name})" for file, name in files.items() if not exists(path_of(file))
@@ -109,7 +113,7 @@ def not_there(config: SweepConfig) -> list[str]:
 
 
 def train_config(context: Context) -> TrainConfig:
-    """The stage of a training job, in its run's folder."""
+    """Return the config of a training job, with weights and folders of this store."""
     argument, shared = context.job.argument, context.store.shared
     base = from_dict(TrainConfig, shared[argument["stage"]])
     init = [*shared["init"], *argument["init"]]
@@ -127,7 +131,7 @@ def train_config(context: Context) -> TrainConfig:
 
 
 def train(context: Context) -> dict:
-    """Trains a stage, from its newest checkpoint; its model is the run's folder."""
+    """Train a stage into the run's folder, from its newest checkpoint if there is one."""
     from vvlm_jax.train import loop
 
     try:
@@ -140,8 +144,9 @@ def train(context: Context) -> dict:
 
 
 def evaluate(context: Context) -> dict:
-    """Answers a question file with a finished run, or with one of its milestones."""
+    """Evaluate a finished run, or one of its milestones, on a question file."""
     from vvlm_jax.eval import runner
+    from vvlm_jax.generate.video_vlm import VideoVLM
     from vvlm_jax.train import checkpoint, model_dir
 
     argument = context.job.argument
@@ -154,34 +159,33 @@ def evaluate(context: Context) -> dict:
     asked = evaluation(context, argument["evaluation"])
     with context.stop.anywhere():
         questions = runner.read_questions(asked.questions)
-        model = model_dir.load_model(context.folder, read=read)
-        return answer(context, asked, questions, model, f"{context.job.run} at step {step}")
+        vlm = VideoVLM.load(context.folder, read=read)
+        return answer(context, asked, questions, vlm, f"{context.job.run} at step {step}")
 
 
 def evaluation(context: Context, name: str) -> Evaluation:
-    """One of the sweep's."""
+    """Return an evaluation of the sweep by its name."""
     return from_dict(Evaluation, context.store.shared["evaluations"][name])
 
 
-def answer(
-    context: Context, asked: Evaluation, questions: list[dict], model: tuple, identity: str
-) -> dict:
-    """Answers questions by a model, (model, params, tokenizer, TrainConfig), whose name is
-    `identity`: the result of a job. What is answered already is not asked again.
+def answer(context: Context, asked: Evaluation, questions: list[dict], vlm, identity: str) -> dict:
+    """Answer questions and return the result of an evaluation job.
+
+    Predictions are kept in the job's folder, and answered questions are not asked again.
+
+    Args:
+      vlm: the model, a `VideoVLM`.
+      identity: names the model; predictions of another one are not taken over.
     """
     from vvlm_jax.eval import runner
     from vvlm_jax.eval.scores import main_scores
 
-    model, params, tok, config = model
     predictions = context.folder / context.job.name / "predictions.jsonl"
     measured = runner.evaluate(
-        model,
-        params,
-        tok,
+        vlm,
         questions,
         predictions,
-        config.model,
-        replace(config.data, media_root=asked.media_root),
+        media_root=asked.media_root,
         identity=identity,
         max_new_tokens=asked.max_new_tokens,
         title=context.job.id,
@@ -200,5 +204,28 @@ def _number(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
+def export(context: Context, command: Sequence[str]) -> dict:
+    """Write a run's model, or a tower of it, as a Hugging Face folder in the run's folder.
+
+    Args:
+      command: the start of the command line that converts models, in a process of its own: jax
+        must be on the CPU there, and cannot be moved in this process.
+    """
+    out = context.folder / context.job.name
+    _, _, part = context.job.argument["to"].partition("-")
+    shutil.rmtree(out, ignore_errors=True)  # a worker that died may have left a part of it
+    with context.stop.anywhere():
+        done = subprocess.run(
+            [*command, str(context.folder), str(out), "--to", "hf"]
+            + (["--part", part] if part else []),
+            env=os.environ | {"JAX_PLATFORMS": "cpu"},
+            capture_output=True,
+            text=True,
+        )
+    if done.returncode:
+        raise RuntimeError((done.stderr.strip().splitlines() or ["the export failed"])[-1])
+    return {"folder": out.name}
+
+
 KINDS = {"train": train, "evaluate": evaluate}
-"""What the jobs of a sweep are, but for exports."""
+"""The functions of a sweep's jobs, apart from `export`, which needs a command."""

@@ -1,10 +1,13 @@
-"""What a sweep will take, from its config alone: a row a run, stage 1, totals. Imports no jax.
+"""The cost of a sweep before it runs, from its config alone. Imports no jax.
 
-A step's FLOPs are `flops.train_flops` of a batch of whole videos with `text_tokens` of text each;
-device-hours follow from a device's peak rate and a stated MFU (the share of it that is reached).
+The FLOPs of a step are `flops.train_flops` of a batch of videos with `text_tokens` of text each.
+Device-hours follow from a device's peak rate and an assumed MFU, the share of the peak that
+training reaches.
 """
 
+import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 from vvlm_jax import flops
 from vvlm_jax.config import LlamaConfig, TrainConfig, VisionConfig, visual_length
@@ -17,7 +20,7 @@ COLUMNS = (
     *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples", "seed"),
     *("inference_flops", "parameters", "train_flops", "steps", "device_hours", "cost", "fits"),
 )
-"""Of a plan's row; `cost` is None without a price, `fits` where nobody has compiled it."""
+"""Keys of a plan's row; `cost` is None without a price, `fits` where it is not known."""
 
 
 def rows(
@@ -29,13 +32,13 @@ def rows(
     price: float | None = None,
     fits: dict[tuple, bool] | None = None,
 ) -> list[dict]:
-    """One row a run, in the sweep's order, with the keys `COLUMNS`.
+    """Return one row a run, in the sweep's order, with the keys `COLUMNS`.
 
     Args:
       inference_flops: configurations [(x_N, x_T, x_V)] → c(x) of each, equation 1.
       peak, mfu: FLOP/s of a device, and the share of it that training reaches.
       price: of one device for an hour, in any currency.
-      fits: x → whether the train step fits its devices.
+      fits: (x_N, x_T, x_V) → whether the train step fits the memory of its devices.
     """
     xs = [(p.lm_params, p.num_frames, p.tokens_per_frame) for p in config.points]
     cost = dict(zip(xs, inference_flops(xs), strict=True))
@@ -59,8 +62,9 @@ def rows(
 def stage_1_rows(
     config: SweepConfig, *, peak: float, mfu: float, price: float | None = None
 ) -> list[dict]:
-    """Stage 1 of each language-model size that the sweep uses; empty without one, or where the
-    size of its data is not known (`pretrain.data.num_examples`).
+    """Return a row for stage 1 of each language-model size that the sweep uses.
+
+    Empty without stage 1, or when the size of its data is unknown (`pretrain.data.num_examples`).
     """
     if config.pretrain is None or config.pretrain.data.num_examples is None:
         return []
@@ -75,7 +79,7 @@ def stage_1_rows(
 
 
 def totals(rows: list[dict], stage_1: list[dict]) -> dict:
-    """Runs, and FLOPs, device-hours and cost of them with stage 1."""
+    """Return the number of runs, and the sums of FLOPs, device-hours and cost with stage 1."""
     names = ("train_flops", "device_hours", "cost")
     everything = [*rows, *stage_1]
     sums = {
@@ -90,8 +94,8 @@ def totals(rows: list[dict], stage_1: list[dict]) -> dict:
 
 
 def encoder(config: SweepConfig) -> dict:
-    """x_M and x_W of equation 1 for this sweep, its own or those it names: `vision_params` and
-    `features_per_frame`.
+    """Return x_M and x_W of equation 1, `vision_params` and `features_per_frame`: those that the
+    sweep sets, else its encoder's own.
     """
     vision, _ = sizes(config.finetune)
     x_M, x_W = config.vision_params, config.features_per_frame
@@ -102,20 +106,20 @@ def encoder(config: SweepConfig) -> dict:
 
 
 def sizes(stage: TrainConfig) -> tuple[VisionConfig, LlamaConfig]:
-    """The encoder and the language model of a stage."""
+    """Return the configs of a stage's encoder and language model."""
     model = stage.model
     return choose(VISION, model.vision, "model.vision"), choose(LLAMA, model.llm, "model.llm")
 
 
 def num_parameters(vision: VisionConfig, llm: LlamaConfig) -> int:
-    """All parameters of a model: encoder, projector, language model with its embedding."""
+    """Count a model's parameters: encoder, projector, language model with its embedding."""
     projector = llm.width * (vision.width + 1 + llm.width + 1)
     return flops.vision_params(vision) + projector + flops.llm_params(llm) + llm.vocab * llm.width
 
 
 def step_flops(stage: TrainConfig, text_tokens: int) -> int:
-    """FLOPs of one training step: whole videos, `text_tokens` of text an example, logits at
-    each of these.
+    """Return the FLOPs of one training step on videos of full length with `text_tokens` of text
+    each, logits at each text token.
     """
     vision, llm = sizes(stage)
     model = stage.model
@@ -135,8 +139,33 @@ def _work(stage, steps: int, text_tokens: int, peak: float, mfu: float, price) -
 
 
 def stage_1_cost(config: SweepConfig, size: LmSize) -> float:
-    """FLOPs of stage 1; of one step where the size of its data is not known."""
+    """Return the FLOPs of stage 1, or of one step when the size of its data is unknown."""
     stage = sweep_config.pretrain_config(config, size)
     n = config.pretrain.data.num_examples
     steps = 1 if n is None else sweep_config.num_steps(stage, n)
     return float(steps * step_flops(stage, config.text_tokens))
+
+
+def data_size(config: SweepConfig) -> int | None:
+    """Return how many examples there are to finetune on; None when the data are not here."""
+    if config.data_size is not None:
+        return config.data_size
+    return _count_examples(config.finetune.data.annotations)
+
+
+def with_counts(config: SweepConfig) -> SweepConfig:
+    """Set the number of stage 1's examples, if all are used and the data are here."""
+    stage = config.pretrain
+    if stage is None or stage.data.num_examples is not None:
+        return config
+    count = _count_examples(stage.data.annotations)
+    data = dataclasses.replace(stage.data, num_examples=count)
+    return dataclasses.replace(config, pretrain=dataclasses.replace(stage, data=data))
+
+
+def _count_examples(annotations: str) -> int | None:
+    if not Path(annotations).exists():
+        return None
+    from vvlm_jax.data.rows import count_rows
+
+    return count_rows(annotations)

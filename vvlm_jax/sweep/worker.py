@@ -1,4 +1,4 @@
-"""One worker: takes a job of a store, keeps its claim alive, does it, and writes how it ended."""
+"""A worker: claims a job of a store, keeps the claim alive, runs the job and records its end."""
 
 import contextlib
 import os
@@ -12,35 +12,34 @@ from pathlib import Path
 
 from vvlm_jax import devices
 from vvlm_jax.config import ConfigError, Stopped
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.storage.bucket import Unreachable
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import Claim, Job, NotClaimed, Store
-from vvlm_jax.sweep.store.sync import Copies
+from vvlm_jax.sweep.store.sync import RunSync
 
-DONE, FAILED, BAD, TAKEN, AGAIN = 0, 1, 2, 3, 75
-"""Exit codes: finished; failed, and the store says why; bad input; not to be had now (somebody
-alive has it, or it waits for another job); stopped with its work saved, run it again."""
-_BEATS = 6
-"""Touches of a claim in the time of a lease."""
+_TOUCHES_PER_LEASE = 6
+_CLAIMED = -1
+"""What the first host tells the others when it has claimed the job; exit codes are never < 0."""
 
 
 class Interrupted(Exception):
-    """A job was asked to stop and did; doing it again continues."""
+    """A job stopped because it was asked to; running it again continues it."""
 
 
-class Full(Stopped):
-    """Nothing more can be written; the message names the disk's complaint and what to do."""
+class StoreFull(Stopped):
+    """The store's disk is full; the message names the error and what to do."""
 
 
 @dataclass
 class Stop:
-    """Whether this process was asked to stop; a handler of signals."""
+    """A request to stop this process. An instance is a signal handler."""
 
     asked: bool = False
     at_once: bool = False
 
     def __call__(self, *_) -> None:
-        """Somebody asks. Raises Interrupted where a job has said that it may be left anywhere."""
+        """Record the request. Raises Interrupted inside a block of `anywhere`."""
         self.asked = True
         if self.at_once:
             self.at_once = False
@@ -48,7 +47,7 @@ class Stop:
 
     @contextlib.contextmanager
     def anywhere(self) -> Iterator[None]:
-        """Within, being asked to stop raises Interrupted at once."""
+        """Allow a block to be interrupted at any point: a request raises Interrupted in it."""
         self.at_once = True
         try:
             if self.asked:
@@ -60,55 +59,74 @@ class Stop:
 
 @dataclass(frozen=True)
 class Context:
-    """What a job's function gets."""
+    """The argument of a job's function."""
 
     store: Store
     job: Job
     stop: Stop
     agreed: Callable[[int], bool] | None = None
-    """Of several hosts: whether to stop before a step, the same on all."""
-    copies: Copies | None = None
-    """Of a bucket's store: the folders on this machine."""
+    """With several hosts: whether to stop before a step; all hosts get the same answer."""
+    sync: RunSync | None = None
+    """With a store in a bucket: the copies of run folders on this machine."""
 
     @property
     def folder(self) -> Path:
-        """The run's folder."""
+        """Return the run's folder on this machine."""
         return self.folder_of(self.job.run)
 
     def folder_of(self, run: str) -> Path:
-        """The folder of another run, to read."""
-        return self.copies.folder(run) if self.copies else self.store.folder(run)
+        """Return the folder of a run on this machine; only the job's own may be written."""
+        return self.sync.folder(run) if self.sync else self.store.folder(run)
 
     def should_stop(self, step: int) -> bool:
-        """For trainers: whether to save before this step and raise Interrupted."""
+        """Return whether a trainer should save before this step and raise Interrupted."""
         return self.agreed(step) if self.agreed else self.stop.asked
 
 
 Kinds = Mapping[str, Callable[[Context], dict]]
-"""{kind of job: function that does one and returns its result, as JSON}. Doing a job again must
-continue or repeat it, never spoil it."""
+"""{kind of job: function that does one and returns its result, as JSON}. A function may be called
+again for a job that was begun before: it must continue or repeat the work, never spoil it."""
 
 
 @dataclass(frozen=True)
 class Hosts:
-    """The processes of one job: alone by default. The first keeps the journal."""
+    """The processes that do one job together, one by default. The first writes the journal."""
 
     index: int = 0
     agreed: Callable[[int], bool] | None = None
-    tell: Callable[[int], int] = field(default=lambda code: code)
-    """The first one's number, to all of them."""
+    broadcast: Callable[[int], int] = field(default=lambda code: code)
+    """Returns the first process's number on every process."""
 
 
-_GO = -1
+def join_hosts(coordinator: str | None, processes: int | None, process: int | None) -> Hosts:
+    """Join the other processes of this job, if there are any, by jax.distributed.
+
+    Args:
+      coordinator, processes, process: as `distributed.join` takes them; None where a TPU pod or
+        Slurm tells.
+    """
+    from vvlm_jax import distributed
+
+    agreed = distributed.join(coordinator, processes, process)
+    if agreed is None:
+        return Hosts()
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    def broadcast(code: int) -> int:
+        return int(multihost_utils.broadcast_one_to_all(np.int32(code)))
+
+    return Hosts(jax.process_index(), agreed, broadcast)
 
 
 def run_job(
     store: Store, job_id: str, kinds: Kinds, stop: Stop, hosts: Hosts | None = None
 ) -> tuple[int, str]:
-    """Does one job. Returns its exit code and a line for people.
+    """Run one job. Return its exit code and a message.
 
-    Raises Full when the store's disk takes no more: the job is as it was, and others would fail
-    the same way.
+    Raises StoreFull when the store's disk is full: the job stays as it was, and other jobs would
+    fail the same way.
     """
     hosts, job = hosts or Hosts(), store.job(job_id)
     if store.in_bucket and hosts.agreed is not None:
@@ -117,85 +135,102 @@ def run_job(
             "(Filestore, FSx, NFS), or use one host a run"
         )
     if job.kind not in kinds:
-        raise ConfigError(f"{job_id}: unknown kind {job.kind!r}; of another version's store?")
-    claim, code, line = None, _GO, ""
+        raise ConfigError(
+            f"{job_id}: unknown kind {job.kind!r}; was the store made by another version?"
+        )
+    claim, code, message = None, _CLAIMED, ""
     if hosts.index == 0:
         try:
             claim = store.claim(job_id)
         except NotClaimed as e:
-            codes = {"done": DONE, "running": TAKEN, "waiting": TAKEN}
-            code, line = codes.get(e.phase, FAILED), str(e)
+            codes = {"done": Exit.DONE, "running": Exit.CLAIMED, "waiting": Exit.CLAIMED}
+            code, message = codes.get(e.phase, Exit.FAILED), str(e)
         except OSError as e:
-            hosts.tell(FAILED)
-            raise _full(store, e) from e
-    if (code := hosts.tell(code)) != _GO:
-        return code, line
+            hosts.broadcast(Exit.FAILED)  # or the others would wait for ever
+            raise _store_full(store, e) from e
+    if (code := hosts.broadcast(code)) != _CLAIMED:
+        return code, message
     context = Context(store, job, stop, hosts.agreed)
-    if claim is None:  # another host of the job
-        if job.kind == "train":  # the rest is done by the first host, on its own devices
-            try:
-                kinds[job.kind](context)
-            except Interrupted:
-                pass  # all hosts are, at one step
-            except Exception:
-                traceback.print_exc()  # the first one writes how the job ended
-        return hosts.tell(FAILED), ""
+    if claim is None:
+        return _follow(kinds[job.kind], context, hosts), ""
     if store.in_bucket:
-        copies = Copies(store.folder, job.run, claim.is_held, store.lease / 4)
-        context = replace(context, copies=copies)
-    code = FAILED
+        sync = RunSync(store.folder, job.run, claim.is_held, store.lease / 4)
+        context = replace(context, sync=sync)
+    code = Exit.FAILED
     try:
-        code, line = _do(store, claim, kinds[job.kind], context)
+        code, message = _run_claimed(store, claim, kinds[job.kind], context)
     finally:
-        hosts.tell(code)
-    return code, line
+        hosts.broadcast(code)
+    return code, message
 
 
-def _do(store: Store, claim: Claim, function, context: Context) -> tuple[int, str]:
+def _follow(function, context: Context, hosts: Hosts) -> int:
+    """Do the part of a host that is not the first; return the exit code that the first one tells.
+
+    Only trainings use all hosts: the first does other jobs alone, on its own devices.
+    """
+    if context.job.kind == "train":
+        try:
+            function(context)
+        except Interrupted:
+            pass  # on all hosts, at the same step
+        except Exception:
+            traceback.print_exc()  # the first host records how the job ended
+    return hosts.broadcast(Exit.FAILED)
+
+
+def _run_claimed(store: Store, claim: Claim, function, context: Context) -> tuple[int, str]:
+    """Run a job that this process has claimed and write the next entry of its journal."""
     start, id = time.monotonic(), claim.job.id
     try:
         with Heartbeat(store, claim):
             try:
-                event, values, code = journal.DONE, {"result": _call(function, context)}, DONE
+                result = _call(function, context)
+                event, values, code = journal.DONE, {"result": result}, Exit.DONE
             except Interrupted:
-                event, values, code = journal.STOPPED, {}, AGAIN
+                event, values, code = journal.STOPPED, {}, Exit.RETRY
             except KeyboardInterrupt:
                 store.end(claim, journal.STOPPED)
                 raise
             except Exception as e:
                 if _is_the_stores(e):
                     raise
-                event, code = journal.FAILED, FAILED
+                event, code = journal.FAILED, Exit.FAILED
                 values = {"error": last_line(e), "traceback": traceback.format_exc()}
             seconds = round(time.monotonic() - start, 3)
             if not store.end(claim, event, seconds=seconds, **values):
-                return TAKEN, f"{id}: somebody else has taken it; what it gave is thrown away"
+                return Exit.CLAIMED, f"{id}: another worker took the job; this result is discarded"
     except Exception as e:
         if not _is_the_stores(e):
             raise
+        # The job is not to blame: give the claim back, if the store takes that.
         with contextlib.suppress(OSError):
             store.end(claim, journal.STOPPED)
-        raise _full(store, e) from e
-    told = {DONE: "done", AGAIN: "stopped; run it again to continue", FAILED: values.get("error")}
-    return code, f"{id}: {told[code]}"
+        raise _store_full(store, e) from e
+    messages = {
+        Exit.DONE: "done",
+        Exit.RETRY: "stopped; run it again to continue",
+        Exit.FAILED: values.get("error"),
+    }
+    return code, f"{id}: {messages[code]}"
 
 
 def _call(function, context: Context) -> dict:
-    """A job's result, or error. Of a bucket's store all that it wrote is up then."""
-    with context.copies or contextlib.nullcontext() as copies:
+    """Return a job's result; a bucket then has all files that the job wrote, also if it raised."""
+    with context.sync or contextlib.nullcontext() as sync:
         try:
             return function(context)
         finally:
-            if copies is not None:
-                copies.finish()
+            if sync is not None:
+                sync.finish()
 
 
 class Heartbeat(threading.Thread):
-    """Touches a claim while its job is done, and ends the process when it is somebody else's.
+    """A thread that touches a claim while its job runs, and ends the process if the claim is lost.
 
-    A process that could not touch its claim for most of its lease must be gone before another
-    takes the job over: both would write to the run's folder. (What counts is safe anyway: only one
-    can write the next entry.)
+    A process that could not touch its claim for most of the lease must end before another worker
+    may take the job over, or both would write to the run's folder. The journal itself would stay
+    right: only one of them can create the next entry.
     """
 
     def __init__(self, store: Store, claim: Claim):
@@ -212,33 +247,35 @@ class Heartbeat(threading.Thread):
         self.join()
 
     def run(self) -> None:
-        """Until the job is over."""
+        """Touch the claim several times a lease until the job is over."""
         last = time.monotonic()
-        while not self.over.wait(self.lease / _BEATS):
+        while not self.over.wait(self.lease / _TOUCHES_PER_LEASE):
             try:
                 if not self.claim.is_held():
-                    self._leave("somebody else has taken it")
-                before = time.monotonic()  # a touch may take a while to be answered
+                    self._leave("another worker has taken it")
+                # The store sets the time on arrival, which may be at once: count from the request.
+                before = time.monotonic()
                 journal.touch(self.claim.file)
                 last = before
             except FileNotFoundError:
                 self._leave("its claim was removed")
             except OSError as e:
-                if time.monotonic() - last > self.lease * (1 - 1.5 / _BEATS):
+                if time.monotonic() - last > self.lease * (1 - 1.5 / _TOUCHES_PER_LEASE):
                     self._leave(f"the store cannot be reached ({e.strerror})")
 
     def _leave(self, why: str) -> None:
         if self.over.is_set():
             return
         print(f"{self.claim.job.id}: {why}; leaving it", file=sys.stderr, flush=True)
-        os._exit(TAKEN)
+        os._exit(Exit.CLAIMED)  # no clean-up: it would write to the run's folder
 
 
 def pull(store: Store, kinds: Kinds, stop: Stop, poll: float = 1.0) -> None:
-    """Does jobs, costly ones first, until nothing is left that anybody may do. Waits for jobs that
-    others do: they may die.
+    """Run jobs, the costliest first, until all have ended.
 
-    Raises Full as `run_job`, Interrupted when asked to stop.
+    Waits while other workers run the last jobs: a worker may die, and its job become ready again.
+
+    Raises StoreFull as `run_job` does, Interrupted when asked to stop.
     """
     while True:
         states = store.states()
@@ -249,11 +286,11 @@ def pull(store: Store, kinds: Kinds, stop: Stop, poll: float = 1.0) -> None:
             if stop.asked:
                 raise Interrupted
             code, _ = run_job(store, id, kinds, stop)
-            if code == AGAIN:
+            if code == Exit.RETRY:
                 raise Interrupted
-            if code != TAKEN:
+            if code != Exit.CLAIMED:
                 devices.release_memory()
-                break  # what is ready may have changed
+                break  # other jobs may be ready now
         else:
             time.sleep(poll)
         if stop.asked:
@@ -261,18 +298,18 @@ def pull(store: Store, kinds: Kinds, stop: Stop, poll: float = 1.0) -> None:
 
 
 def last_line(error: BaseException) -> str:
-    """The last line of what an error says."""
+    """Return the last line of an error's message, after the name of its type."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[-1][:500]}" if text else type(error).__name__
 
 
 def _is_the_stores(error: BaseException) -> bool:
-    """Whether an error says nothing about the job: it is as it was, and done again later."""
+    """Return whether the store, not the job, caused an error; the job can be run again later."""
     return isinstance(error, Unreachable) or journal.is_full(error)
 
 
-def _full(store: Store, error: BaseException) -> Exception:
-    """What to raise when the store could not be written."""
+def _store_full(store: Store, error: BaseException) -> Exception:
+    """Return the exception to raise for an error that the store caused."""
     if not journal.is_full(error):
         return error
-    return Full(f"{store.path}: {last_line(error)}; free some, and run the same command again")
+    return StoreFull(f"{store.path}: {last_line(error)}; free some, and run the same command again")

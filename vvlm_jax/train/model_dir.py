@@ -190,17 +190,20 @@ def read_config(folder: str | Path) -> TrainConfig:
         raise ConfigError(f"{file}: {e}") from None
 
 
-def load_model(
-    folder: str | Path, place=None, read=load_params
-) -> tuple[VLM, dict, Tokenizer, TrainConfig]:
-    """A finished stage's or converted model, its parameters, tokenizer and config, ready for
-    generation. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
+def open_model(folder: str | Path, dtype: str | None = None) -> tuple[VLM, Tokenizer, TrainConfig]:
+    """Return a finished stage's or converted model without its parameters (`load_params`), its
+    tokenizer and its config. A `tokenizer.json` in the folder goes before `config.data.tokenizer`.
 
-    `place(model, shapes)` may give the parameters' shapes other dtypes, and shardings.
-    `read(folder, shapes)` may read others than the finished ones.
+    Args:
+      dtype: compute dtype in place of `config.model.dtype`.
+
+    Raises CheckpointError for a folder without a whole model or a tokenizer, ConfigError for a
+    config that cannot work, ValueError for a tokenizer that does not fit the model.
     """
     folder = Path(folder).absolute()
     config, own = read_config(folder), folder / "tokenizer.json"
+    if dtype is not None:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dtype=dtype))
     if not is_finished(folder):
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
     parts = _stored(folder).keys()
@@ -220,9 +223,12 @@ def load_model(
     llm = choose(variants.LLAMA, config.model.llm, "model.llm")
     tok = tokenizer.load_for(file, config.data.prompt, config.model.newline, llm.vocab)
     tok = dataclasses.replace(tok, more_ends=_ends(folder / "generation_config.json", tok))
-    model = vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
-    shapes = vlm.shapes(model)
-    return model, read(folder, place(model, shapes) if place else shapes), tok, config
+    return build_model(config, tok), tok, config
+
+
+def build_model(config: TrainConfig, tok: Tokenizer) -> VLM:
+    """Return the model of a config with its tokenizer's ids. Raises as `vlm.build`."""
+    return vlm.build(config.model, video_id(tok), tok.vocab, newline_id(tok))
 
 
 def _ends(file: Path, tok: Tokenizer) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from fitting import figures
 from fitting.config import FitConfig
 from fitting.cost import PAPER, ActualFlops
 from fitting.elasticities import Elasticity
-from fitting.figures.style import drawn, stacked, to_bytes
+from fitting.figures.style import drawn, stacked, to_svg
 from fitting.fits import fit
 from fitting.frontiers import Frontier, empirical_frontier
 from fitting.runs import FACTORS, LI2024, read_runs
@@ -394,7 +394,7 @@ def test_any_number_of_factors_is_drawn_without_a_warning(num_factors, with_n):
     boxes = figures.parameter_boxes(law)
     assert sum(len(a.get_xticklabels()) for a in boxes.axes) == len(law.parameters)
     for figure in (contours, runs, boxes):
-        assert to_bytes(figure, "png").startswith(b"\x89PNG")
+        assert to_svg(figure).startswith(b"<?xml")
 
 
 def test_what_a_figure_shows_is_kept_with_it(table, law):
@@ -405,7 +405,7 @@ def test_what_a_figure_shows_is_kept_with_it(table, law):
     kept = {row["run_id"]: (row["error"], row["predicted"], row["num_frames"]) for row in rows}
     columns = zip(table.run_id, table.error, predicted, table.x[:, 1], strict=True)
     assert kept == {name: tuple(values) for name, *values in columns}
-    assert picture.files["svg"].count("<!-- a$b · Synthetic data -->".encode()) == 1
+    assert picture.svg.count("<!-- a$b · Synthetic data -->".encode()) == 1
     # The pointer finds a run where it is drawn: rightwards with its error, upwards as predicted.
     across, down = np.array([mark[:2] for mark in picture.marks]).T
     names = [mark[2].split("\n")[0] for mark in picture.marks]
@@ -422,7 +422,12 @@ def test_figures_below_one_another_are_one(table, law):
     two = drawn(figures.all_runs(table, PAPER))
     both = stacked([one, two])
     assert both.height == pytest.approx(one.height + two.height)
-    inner = [e for e in ElementTree.fromstring(both.files["svg"]) if e.tag.endswith("}svg")]
+    inner = [e for e in ElementTree.fromstring(both.svg) if e.tag.endswith("}svg")]
     assert [e.get("y") for e in inner] == ["0", str(round(72 * one.height))]
     assert len(both.rows) == len(one.rows) + len(two.rows)
     assert {"parameter", "run_id"} <= set(both.header)
+
+
+def test_cost_groups_split_at_gaps():
+    groups = figures.cost_groups(np.array([31.0, 2.0, 30.0, 2.1, 5.0]))
+    assert list(groups) == [2, 0, 2, 0, 1]

@@ -61,7 +61,7 @@ def test_a_model_is_loaded_with_the_tokenizer_in_its_folder(stage, tmp_path):
     folder = stage()
     synthetic.write_tokenizer(folder)
     (tmp_path / "words/tokenizer.json").unlink()
-    _, params, tok, _ = model_dir.load_model(folder)
+    params, tok = model_dir.load_params(folder), model_dir.open_model(folder)[1]
     assert tok.vocab > 5
     assert params.keys() == {"vision", "projector", "llm"}
 
@@ -73,18 +73,18 @@ def test_a_part_of_a_model_is_not_asked(npz, tmp_path):
         f'tools.train makes one of it: --set \'init=[["vision","{tmp_path / "ours"}"]]\''
     )
     with pytest.raises(CheckpointError, match=said):
-        model_dir.load_model(tmp_path / "ours")
+        model_dir.open_model(tmp_path / "ours")
 
 
 def test_replies_end_where_the_generation_config_says(stage, tmp_path):
     folder = stage()
-    before = model_dir.load_model(folder)[2].stop_ids
+    before = model_dir.open_model(folder)[1].stop_ids
     for ends, more in ((3, (3,)), ([before[0], 3], (3,)), (5, ()), ([10**9, "x"], ()), (None, ())):
         (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
-        assert model_dir.load_model(folder)[2].stop_ids == before + more
+        assert model_dir.open_model(folder)[1].stop_ids == before + more
     (folder / "generation_config.json").write_text("{")
     with pytest.raises(WeightsError, match="generation_config.json: not a generation config"):
-        model_dir.load_model(folder)
+        model_dir.open_model(folder)
 
 
 def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
@@ -99,7 +99,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
         assert old in before
         config.write_text(before.replace(old, new))
         with pytest.raises(ValueError, match=message):
-            model_dir.load_model(folder)
+            model_dir.open_model(folder)
         config.write_text(before)
 
     def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
     ):
-        model_dir.load_model(folder)
+        model_dir.open_model(folder)
 
 
 READ = """

@@ -48,7 +48,7 @@ def test_an_interrupted_conversion_leaves_nothing_that_looks_whole(npz, tmp_path
     ("options", "message"),
     [
         (dict(to="npz"), "with --to npz, DST must end in .npz"),
-        (dict(source=Path("x")), "--source x: only --to hf writes over a source"),
+        (dict(source=Path("x")), "--source x: needs --to hf"),
         (dict(part="llm"), "--part llm: the model has no such part"),
         (dict(image_size=0), "--image-size 0: must be at least one patch"),
     ],
@@ -66,7 +66,7 @@ def test_an_image_size_that_cannot_be(npz, llama, tmp_path):
         (npz, 10**9, "--image-size 1000000000: must be from 12, one patch, to 4096"),
         (tmp_path / "hf", 11, "--image-size 11: must be from 12, one patch, to 4096"),
         (llama, 48, f"--image-size 48: {llama} holds no vision tower"),
-        (tmp_path / "ours", 48, "--image-size 48: only what is read from other libraries"),
+        (tmp_path / "ours", 48, "--image-size 48: only models of other libraries"),
     ):
         with pytest.raises((ConfigError, WeightsError), match=re.escape(message)):
             run(src, tmp_path / "out", image_size=size)
@@ -160,7 +160,7 @@ def test_a_tokenizer_that_cannot_serve_the_model(llama, stage, tmp_path):
     with pytest.raises(ValueError, match=lacks):
         run(folder, tmp_path / "again")
     with pytest.raises(ValueError, match=lacks):
-        model_dir.load_model(folder)
+        model_dir.open_model(folder)
     run(folder, tmp_path / "tower", part="vision")
     run(folder, tmp_path / "llm", part="llm")
 

@@ -90,7 +90,9 @@ def test_float16_is_kept_and_told_when_it_will_be_rounded(
     half, tmp_path, capsys, dtype, stored, computed
 ):
     run(half, tmp_path / "ours", dtype=dtype)
-    said = "stored in float16 and run in bfloat16, as training and kernels know no other narrow"
+    said = (
+        "stored in float16 and run in bfloat16, since training and kernels support no other narrow"
+    )
     assert (said in capsys.readouterr().out) == (dtype is None)
     assert {str(x.dtype) for x in params_of(tmp_path / "ours").values()} == {stored}
     assert model_dir.read_config(tmp_path / "ours").model.dtype == computed

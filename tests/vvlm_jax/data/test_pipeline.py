@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.vvlm_jax.byte_level import save_byte_level
+from vvlm_jax.config import DataConfig, ModelConfig
 from vvlm_jax.data import chat, media, pipeline, tokenizer
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.pipeline import Examples, TooManyUnreadable, batches, global_order
@@ -268,9 +269,8 @@ def test_a_host_tokenises_little_of_what_the_others_read(bucketed, monkeypatch):
     text = type(source)._text
     monkeypatch.setattr(type(source), "_text", lambda s, row: asked.append(row) or text(s, row))
     monkeypatch.setattr("vvlm_jax.data.chat.most_tokens", lambda turns, _: known[id(turns)])
-    known = {
-        id(row["conversations"]): len(encode(row, source.tokenizer).ids) for row in source.rows
-    }
+    tok = source.assembler.tokenizer
+    known = {id(row["conversations"]): len(encode(row, tok).ids) for row in source.rows}
     every = np.arange(len(source))
     batch = source.load(every, slice(0, None, len(every)))
     assert batch.tokens_BL.shape == (1, 8 + 160)
@@ -620,8 +620,8 @@ def test_padding_swallows_no_exclamation_mark(tmp_path):
     tok = tokenizer.load(tmp_path)
     assert tok.encode("!") == [0]
     turns = [{"from": "human", "value": "hi!!"}, {"from": "gpt", "value": "!yes!"}]
-    encoded = chat.encode(turns, tok)
-    example = pipeline.pad(encoded, np.zeros((0, 4, 4, 3), np.uint8), 0, 0, 100)
+    encoded = chat.Assembler(DataConfig(), ModelConfig(), tok).conversation(turns, [])
+    example = pipeline.pad(encoded, np.zeros((0, 4, 4, 3), np.uint8), 0, 100)
     length = len(encoded.ids)
     assert example.tokens_L.tolist() == encoded.ids + [0] * (100 - length)
     assert example.tokens_L[:length].tolist().count(0) == 4

@@ -1,7 +1,7 @@
 import pytest
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.eval.benchmarks import TASKS, average, choose
+from vvlm_jax.eval.benchmarks import TASKS, Result, select, with_average
 
 # What LMMs-Eval would write, in its own ranges; the scores below are by hand.
 RESULTS = {
@@ -27,18 +27,36 @@ BY_HAND = {
 }  # fmt: skip
 
 
+QUESTIONS = {part: 100 for task in TASKS for part in task.tasks}
+
+
 def table(results):
-    return average({task.name: task.score(results) for task in TASKS})
+    found = {}
+    for task in TASKS:
+        error = task.standard_error(results, QUESTIONS)
+        found[task.name] = Result(task.score(results), error, {}, 100, 0, 0)
+    return found
 
 
 def test_the_eight_scores_and_their_mean():
-    scores = table(RESULTS)
+    scores = {name: score for name, (score, _) in with_average(table(RESULTS)).items()}
     assert scores.pop("avg") == pytest.approx(453 / 8)
     assert scores == {name: pytest.approx(score) for name, score in BY_HAND.items()}
 
 
+def test_standard_errors_are_those_of_shares():
+    errors = {name: error for name, (_, error) in with_average(table(RESULTS)).items()}
+    assert errors["VDC"] is errors["VCG"] is errors["avg"] is None  # grades of 0-5
+    assert errors["PT"] == pytest.approx(100 * (0.6 * 0.4 / 100) ** 0.5, rel=0.01)
+    assert errors["AQA"] == pytest.approx(100 * (0.51 * 0.49 / 100) ** 0.5, rel=0.01)
+    assert errors["MV"] == pytest.approx(5 / 20**0.5, rel=0.02)  # twenty of 100 questions
+    aqa, few = TASKS[1], dict(asked={"gpt_eval_accuracy": 100}, ungraded={"gpt_eval_accuracy": 75})
+    assert aqa.standard_error(RESULTS, QUESTIONS, **few) > 1.9 * errors["AQA"]
+
+
 def test_there_is_no_mean_of_fewer():
-    assert average({"PT": 60.0, "VMME": 55.5}) == {"PT": 60.0, "VMME": 55.5}
+    found = {name: result for name, result in table(RESULTS).items() if name in ("PT", "VMME")}
+    assert set(with_average(found)) == {"PT", "VMME"}
 
 
 def test_what_has_no_grade_is_left_out():
@@ -55,8 +73,8 @@ def test_what_has_no_grade_is_left_out():
 
 
 def test_tasks_are_chosen_by_either_name_in_the_papers_order():
-    assert [t.name for t in choose(["videomme", "VDC", "VMME"])] == ["VDC", "VMME"]
-    assert choose(["paper"]) == choose(["NQA", "paper"]) == list(TASKS)
+    assert [t.name for t in select(["videomme", "VDC", "VMME"])] == ["VDC", "VMME"]
+    assert select(["paper"]) == select(["NQA", "paper"]) == list(TASKS)
     assert [t.name for t in TASKS if t.judged] == ["VDC", "AQA", "VCG"]
 
 
@@ -67,7 +85,7 @@ def test_mvbench_has_twenty_subtasks_and_videochatgpt_five_scores():
 
 def test_an_unknown_task_is_one_line_with_the_nearest():
     with pytest.raises(ConfigError, match="--tasks videome: no such task; .*videomme") as e:
-        choose(["videome"])
+        select(["videome"])
     assert "\n" not in str(e.value)
 
 

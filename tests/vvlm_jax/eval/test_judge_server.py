@@ -7,7 +7,7 @@ import pytest
 
 from tests.vvlm_jax.eval.fake_judge import serving
 from vvlm_jax.eval.judge import Judge, JudgeConfig, JudgeError
-from vvlm_jax.eval.judge_server import GRADES, Relay
+from vvlm_jax.eval.judge_server import GRADES, JudgeServer
 
 KEY = "sk-of-the-judge"
 VERDICT, DETAIL = GRADES["gpt_eval_accuracy"], GRADES["gpt_eval_score"]
@@ -54,22 +54,22 @@ SAID = {
 def test_nothing_is_asked_until_the_judge_is_and_then_it_is_handed_out(judge):
     grader, server = judge(lambda body, number: SAID[body["messages"][1]["content"][8:].split()[0]])
     requests = [request(w, a) for w in (VERDICT, DETAIL) for a in SAID]
-    with Relay(grader) as relay:
-        found = relay.environment("mini", {})
+    with JudgeServer(grader) as endpoint:
+        found = endpoint.environment("mini", {})
         told = [ask(found, messages) for messages in requests]
         assert set(told) == {"{'pred': 'ungraded', 'score': 0}"}
-        assert relay.missing == requests
+        assert endpoint.missing == requests
         assert server.seen == []
-        grader.ask(relay.missing)
-        relay.restart()
+        grader.ask(endpoint.missing)
+        endpoint.restart()
         told = [ask(found, messages) for messages in requests]
     assert told == [
         "{'pred': 'yes', 'score': 4.0}", "{'pred': 'no', 'score': 1.0}", told[-1],
         "{'score': 4.0}", "{'score': 1.0}", "{'pred': 'ungraded', 'score': 0}",
     ]  # fmt: skip
-    assert relay.missing == []
-    assert (relay.asked[VERDICT], relay.asked[DETAIL]) == (3, 3)
-    assert (relay.ungraded[VERDICT], relay.ungraded[DETAIL]) == (1, 1)
+    assert endpoint.missing == []
+    assert (endpoint.asked[VERDICT], endpoint.asked[DETAIL]) == (3, 3)
+    assert (endpoint.ungraded[VERDICT], endpoint.ungraded[DETAIL]) == (1, 1)
     assert len(server.seen) == 6
 
 
@@ -78,16 +78,16 @@ def test_what_the_endpoint_refuses_has_no_grade(judge):
         return (400, {}, b"no") if "grey" in body["messages"][1]["content"] else SAID["red"]
 
     grader, _ = judge(script)
-    with Relay(grader) as relay:
-        found = relay.environment("mini", {})
+    with JudgeServer(grader) as endpoint:
+        found = endpoint.environment("mini", {})
         requests = [request(VERDICT, "red"), request(VERDICT, "grey")]
         for _ in range(2):
-            relay.restart()
+            endpoint.restart()
             told = [ask(found, messages) for messages in requests]
             with contextlib.suppress(JudgeError):
-                grader.ask(relay.missing)
+                grader.ask(endpoint.missing)
     assert told == ["{'pred': 'yes', 'score': 4.0}", "{'pred': 'ungraded', 'score': 0}"]
-    assert relay.ungraded[VERDICT] == 1
+    assert endpoint.ungraded[VERDICT] == 1
 
 
 @pytest.mark.parametrize(
@@ -96,24 +96,24 @@ def test_what_the_endpoint_refuses_has_no_grade(judge):
 )
 def test_others_and_other_requests_are_refused(judge, key, messages, status):
     grader, _ = judge(lambda body, number: "")
-    with Relay(grader) as relay, pytest.raises(urllib.error.HTTPError) as e:
-        ask(relay.environment("mini", {}), messages, key)
+    with JudgeServer(grader) as endpoint, pytest.raises(urllib.error.HTTPError) as e:
+        ask(endpoint.environment("mini", {}), messages, key)
     e.value.close()
     assert e.value.code == status
-    assert relay.missing == []
+    assert endpoint.missing == []
 
 
 def test_the_judges_key_is_not_passed_on(judge):
     grader, _ = judge(lambda body, number: "")
     grader.require_key()
-    with Relay(grader) as relay:
-        found = relay.environment("mini", {"no_proxy": "example.org"})
+    with JudgeServer(grader) as endpoint:
+        found = endpoint.environment("mini", {"no_proxy": "example.org"})
     assert KEY not in str(found)
     assert found["no_proxy"] == "example.org,127.0.0.1"
     assert found["MODEL_VERSION"] == "mini"
 
 
 def test_without_a_judge_nothing_is_known():
-    with Relay(None) as relay:
-        assert relay.answer(request(DETAIL)) == "{'pred': 'ungraded', 'score': 0}"
-        assert (relay.asked[DETAIL], relay.ungraded[DETAIL]) == (1, 1)
+    with JudgeServer(None) as endpoint:
+        assert endpoint.answer(request(DETAIL)) == "{'pred': 'ungraded', 'score': 0}"
+        assert (endpoint.asked[DETAIL], endpoint.ungraded[DETAIL]) == (1, 1)

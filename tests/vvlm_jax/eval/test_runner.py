@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import math
 import shutil
@@ -7,24 +6,25 @@ import jax
 import pytest
 from PIL import Image
 
-from vvlm_jax.config import ConfigError, DataConfig
+from vvlm_jax.config import ConfigError
 from vvlm_jax.data import pipeline, synthetic
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.video import VideoError
-from vvlm_jax.eval import answers, runner
+from vvlm_jax.eval import answers
 from vvlm_jax.eval.runner import evaluate, prompt_text, read_questions
 from vvlm_jax.eval.scores import main_scores
+from vvlm_jax.generate import video_vlm
+from vvlm_jax.generate.video_vlm import VideoVLM
 from vvlm_jax.models import vlm
 
 
 @pytest.fixture(scope="module")
 def setup(stage, tok):
-    """Everything `evaluate` takes first; weights so large that replies depend on what is asked."""
+    """A model with weights so large that replies depend on what is asked."""
     config = stage()
     model = vlm.build(config.model, pipeline.video_id(tok))
     params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(1))
-    params = jax.tree.map(lambda x: 3 * x, params)
-    return model, params, tok, config
+    return VideoVLM.from_params(config, jax.tree.map(lambda x: 3 * x, params), tok)
 
 
 @pytest.fixture(scope="module")
@@ -35,29 +35,24 @@ def questions(world):
 @pytest.fixture
 def ask(setup, tmp_path, world):
     """ask(questions, root=…, max_unreadable=…, …) -> scores; predictions in tmp_path."""
-    model, params, tok, config = setup
 
-    def run(questions, name="predictions.jsonl", root=world, max_unreadable=0.0, **options):
-        data = dataclasses.replace(config.data, media_root=str(root), max_unreadable=max_unreadable)
-        options = {"max_new_tokens": 3, **options}
-        return evaluate(
-            model, params, tok, questions, tmp_path / name, config.model, data, **options
-        )
+    def run(questions, name="predictions.jsonl", root=world, **options):
+        options = {"max_new_tokens": 3, "max_unreadable": 0.0, **options}
+        return evaluate(setup, questions, tmp_path / name, media_root=root, **options)
 
     return run
 
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The ids of the questions that the model is asked, batch by batch."""
-    seen = []
-    plain = runner._Answerer.__call__
+    """The prompts that the model is asked, batch by batch."""
+    seen, plain = [], VideoVLM.generate
 
-    def call(self, frames, rows, *sizes):
-        seen.append([row["id"] for row in rows])
-        return plain(self, frames, rows, *sizes)
+    def generate(self, videos, prompts, **options):
+        seen.append(list(prompts))
+        return plain(self, videos, prompts, **options)
 
-    monkeypatch.setattr(runner._Answerer, "__call__", call)
+    monkeypatch.setattr(VideoVLM, "generate", generate)
     return seen
 
 
@@ -68,14 +63,10 @@ def rows_of(path):
 @pytest.fixture(scope="module")
 def replies(setup, questions, world, tmp_path_factory):
     """{id: reply} of every question, each asked alone about its video."""
-    model, params, tok, config = setup
     found = {}
     for q in questions:
         file = tmp_path_factory.mktemp("alone") / "p.jsonl"
-        evaluate(
-            model, params, tok, [q], file, config.model, config.data,
-            max_new_tokens=3, videos_per_batch=1,
-        )  # fmt: skip
+        evaluate(setup, [q], file, media_root=world, max_new_tokens=3)
         found[q["id"]] = rows_of(file)[0]["reply"]
     return found
 
@@ -91,15 +82,45 @@ def test_replies_differ_by_video_and_question(replies, questions):
     assert max(map(len, videos.values())) > 1
 
 
-@pytest.mark.parametrize("videos_per_batch", [1, 2, 4, 7])
+@pytest.mark.parametrize("prompts_per_batch", [1, 7, 16])
 def test_replies_do_not_depend_on_how_questions_are_batched(
-    ask, asked, questions, replies, tmp_path, videos_per_batch
+    ask, asked, questions, replies, tmp_path, prompts_per_batch
 ):
-    uneven = questions[:-1]  # the last video has one question fewer
-    ask(uneven, videos_per_batch=videos_per_batch)
+    ask(questions[:-1], prompts_per_batch=prompts_per_batch)
     got = {p["id"]: p["reply"] for p in rows_of(tmp_path / "predictions.jsonl")}
-    assert got == {q["id"]: replies[q["id"]] for q in uneven}
-    assert len(asked) == math.ceil(6 / videos_per_batch)
+    assert got == {q["id"]: replies[q["id"]] for q in questions[:-1]}
+    assert len(asked) == math.ceil(17 / prompts_per_batch)
+
+
+def test_many_questions_about_one_video_among_others_are_bounded_batches(
+    ask, setup, questions, tmp_path, monkeypatch
+):
+    """121 questions about one video and 11 about others: 132 rows, and each video encoded once."""
+    names = list(dict.fromkeys(q["video"] for q in questions))
+    videos = [names[i % 5 + 1] for i in range(11)]
+    videos[6:6] = [names[0]] * 121
+    many = [
+        {**questions[0], "id": f"{i}", "video": video, "question": f"what {i % 3} ?"}
+        for i, video in enumerate(videos)
+    ]
+    setup._encoded.clear()
+    rows, frames = [], []
+    run = video_vlm.programs(setup.model, setup.tokenizer.stop_ids, setup.mesh)
+
+    def begin(params, tokens_BL, *more):
+        rows.append(len(tokens_BL))
+        return run.begin(params, tokens_BL, *more)
+
+    def encode(params, frames_BTHWC):
+        frames.append(len(frames_BTHWC))
+        return run.encode(params, frames_BTHWC)
+
+    watched = run._replace(begin=begin, encode=encode)
+    monkeypatch.setattr(video_vlm, "programs", lambda *_: watched)
+    ask(many)
+    assert rows == [16] * 8 + [4]
+    assert frames == [1] * 6
+    assert len(rows_of(tmp_path / "predictions.jsonl")) == 132
 
 
 def test_scores_by_hand(ask, questions, replies, tmp_path):
@@ -167,7 +188,7 @@ def test_unreadable_videos_are_counted_and_left_out(ask, damaged, questions, rep
 def test_more_unreadable_videos_than_allowed_stop_every_time(ask, damaged, questions, tmp_path):
     for _ in range(2):
         with pytest.raises(VideoError, match=r"2 unreadable videos.* 1 .*max_unreadable = 0") as e:
-            ask(questions, root=damaged, max_unreadable=1.9 / 6, videos_per_batch=6)
+            ask(questions, root=damaged, max_unreadable=1.9 / 6)
         assert str(damaged / "val") in str(e.value)
         assert "\n" not in str(e.value)
 
@@ -179,7 +200,7 @@ def test_a_mended_video_is_asked_about(ask, asked, damaged, world, questions, re
         shutil.copy(world / name, damaged / name)
     scores = ask(questions, root=damaged, max_unreadable=0.5)
     mended = {q["id"] for q in questions if q["video"] in ("val/000001.mp4", "val/000004.mp4")}
-    assert sorted(sum(asked, [])) == sorted(mended)
+    assert sum(map(len, asked)) == len(mended) == 6
     assert all(s.left_out == 0 for s in scores)
     got = {p["id"]: p.get("reply") for p in rows_of(tmp_path / "predictions.jsonl")}
     assert got == replies
@@ -189,7 +210,7 @@ def test_a_mended_video_is_asked_about(ask, asked, damaged, world, questions, re
 
 
 def test_the_likeliest_letter_is_told_beside_the_reply(ask, questions, replies, tmp_path):
-    ask(questions, likelihood=True, videos_per_batch=4)
+    ask(questions, likelihood=True, prompts_per_batch=7)
     rows = {p["id"]: p for p in rows_of(tmp_path / "predictions.jsonl")}
     assert {id: row["reply"] for id, row in rows.items()} == replies
     letters = set()
@@ -221,7 +242,7 @@ def test_any_of_several_references_is_right(ask, questions, replies, tmp_path):
 
 
 def test_a_folder_of_frames_is_a_video(ask, setup, questions, world, tmp_path):
-    config = setup[-1]
+    config = setup.config
     root = tmp_path / "folders"
     names = list(dict.fromkeys(q["video"] for q in questions))[:2]
     for name in names:
@@ -232,13 +253,7 @@ def test_a_folder_of_frames_is_a_video(ask, setup, questions, world, tmp_path):
             Image.fromarray(pixels).save(folder / f"{i:03}.png")
     mine = [q for q in questions if q["video"] in names]
     ask(mine, "files.jsonl")
-    data = dataclasses.replace(config.data, frame_sampling="force")
-    model, params, tok, _ = setup
-    data = dataclasses.replace(data, media_root=str(root))
-    evaluate(
-        model, params, tok, mine, tmp_path / "sub" / "folders.jsonl", config.model, data,
-        max_new_tokens=3,
-    )  # fmt: skip
+    ask(mine, "sub/folders.jsonl", root, reader=FrameReader(root, len(frames), 48, "force"))
     assert rows_of(tmp_path / "sub" / "folders.jsonl") == rows_of(tmp_path / "files.jsonl")
 
 
@@ -256,8 +271,6 @@ def test_an_interrupted_evaluation_goes_on(ask, asked, questions, replies, tmp_p
     rows = rows_of(tmp_path / "predictions.jsonl")
     assert {p["id"]: p["reply"] for p in rows} == replies
     assert len(rows) == 18
-    missing = {q["id"] for q in questions} - {json.loads(t)["id"] for t in text[: int(kept)]}
-    assert set(sum(asked, [])) == missing
     assert sum(map(len, asked)) == 18 - int(kept)
 
 
@@ -286,12 +299,18 @@ def test_a_missing_field_is_named(tmp_path, field, value):
     ("bad", "message"),
     [
         (QUESTION, "question 2: repeats id '1'"),
-        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "C"}, "answer 'C' is no letter"),
+        (
+            {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "C"},
+            "answer 'C' is not a letter",
+        ),
         (
             {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "AB"},
-            "answer 'AB' is no letter",
+            "answer 'AB' is not a letter",
         ),
-        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"}, "answer 'x' is no letter"),
+        (
+            {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"},
+            "answer 'x' is not a letter",
+        ),
         ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": 1}, "answer = 1: must be a text"),
         ({**QUESTION, "id": 2}, "question 2: id = 2: must be a text"),
         ({**QUESTION, "id": "2", "references": ["x"]}, "references: are for open questions, in"),
@@ -300,12 +319,15 @@ def test_a_missing_field_is_named(tmp_path, field, value):
             "references: must be 1 or more texts, got 0",
         ),
         ({**QUESTION, "id": "2", "options": "xy"}, "options = 'xy': must be a list of texts"),
-        ({**QUESTION, "id": "\ud800"}, "question 2: id: holds half a character"),
+        ({**QUESTION, "id": "\ud800"}, "question 2: id: contains an unpaired"),
         ({**QUESTION, "id": "2", "options": ["\udfff", "y"]}, "must be a list of texts"),
         ({**QUESTION, "id": "2", "options": list("abcdefghi")}, "from 1 to 8 texts, got 9"),
-        ({**QUESTION, "id": "2", "question": "<video> ?"}, "question 2: holds a placeholder"),
+        (
+            {**QUESTION, "id": "2", "question": "<video> ?"},
+            "question 2: contains <video> or <image>",
+        ),
         ('{"id": 2,', "line 2 is not JSON"),
-        ("[1, 2]", "question 2 is no JSON object"),
+        ("[1, 2]", "question 2 is not a JSON object"),
     ],
 )
 def test_a_broken_question_is_named(tmp_path, bad, message):
@@ -316,7 +338,7 @@ def test_a_broken_question_is_named(tmp_path, bad, message):
 
 
 def test_a_question_file_without_questions_or_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"q\.jsonl: holds no question"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: has no questions"):
         read_questions(write(tmp_path / "q.jsonl"))
     (tmp_path / "l.jsonl").write_bytes(b"{\xe9}")
     with pytest.raises(ValueError, match=r"l\.jsonl: byte 1 is not UTF-8 text"):
@@ -334,9 +356,17 @@ def test_replies_to_other_questions_or_of_another_model_are_not_taken_over(ask, 
         ask(questions[:3], identity="one", max_new_tokens=2)
 
 
-def test_no_room_for_a_reply_is_refused(ask, questions):
-    with pytest.raises(ConfigError, match="max_new_tokens = 0: must be at least 1"):
-        ask(questions, max_new_tokens=0)
+@pytest.mark.parametrize("option", ["max_new_tokens", "prompts_per_batch"])
+def test_no_room_for_a_reply_is_refused(ask, questions, option):
+    with pytest.raises(ConfigError, match=f"{option} = 0: must be at least 1"):
+        ask(questions, **{option: 0})
+
+
+def test_a_question_that_does_not_fit_is_named_before_any_is_asked(ask, asked, questions):
+    long = {**questions[1], "prompt": "red " * 200_000}
+    with pytest.raises(ValueError, match=rf"^question '{long['id']}' has 200,\d+ tokens, "):
+        ask([questions[0], long])
+    assert not asked
 
 
 def test_a_missing_question_file_is_named(tmp_path):
@@ -357,16 +387,14 @@ def test_the_given_reader_is_used(ask, setup, questions, world):
             self.seen.append(name)
             return super().video(name)
 
-    config = setup[-1]
-    assert isinstance(config.data, DataConfig)
-    reader = Counting(world, config.model.num_frames, 48)
+    reader = Counting(world, setup.config.model.num_frames, 48)
     ask(questions, reader=reader)
     assert sorted(Counting.seen) == sorted({q["video"] for q in questions})  # once each
 
 
 def test_choices_are_the_only_replies(ask, questions, tmp_path):
     rows = [{**q, "choices": synthetic.valid_replies(q)} for q in questions]
-    ask(rows, max_new_tokens=4, videos_per_batch=2)
+    ask(rows, max_new_tokens=4, prompts_per_batch=5)
     replies = {row["id"]: row["reply"] for row in rows_of(tmp_path / "predictions.jsonl")}
     assert len(replies) == len(rows)
     assert all(replies[row["id"]] in row["choices"] for row in rows)

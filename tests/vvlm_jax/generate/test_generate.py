@@ -7,12 +7,12 @@ import pytest
 
 from vvlm_jax.config import LlamaConfig, VisionConfig
 from vvlm_jax.data.tokenizer import EOT, NEWLINE, SPECIAL, VIDEO, Tokenizer, word_level
-from vvlm_jax.generate.generate import generate, laid_apart, programs, until_stop, write
+from vvlm_jax.generate.generate import Prompts, encode_choices, programs, until_stop, write
+from vvlm_jax.generate.placement import laid_apart
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
 from vvlm_jax.models.llama import apart
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.types import Prompts
 
 WORDS = [f"w{i}" for i in range(40)]
 NAMES = [*SPECIAL, "<unk>", "\n\n", "\n", *WORDS, NEWLINE]
@@ -43,7 +43,8 @@ def frames():
 
 @pytest.fixture(scope="module")
 def visual(params, frames):
-    return programs(MODEL, (0,)).encode(params, frames)
+    """Visual tokens of each row's video."""
+    return programs(MODEL, (0,)).encode(params, frames)[VIDEO_OF]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +53,7 @@ def prompts():
     rng = np.random.default_rng(0)
     tokens = rng.integers(8, LLAMA.vocab, (len(LENGTHS), LENGTHS.max()), dtype=np.int32)
     tokens[:, 1 : 1 + T] = SPECIAL_IDS[VIDEO]
-    return Prompts(tokens, LENGTHS, VIDEO_OF)
+    return Prompts(tokens, LENGTHS)
 
 
 @jax.jit
@@ -79,6 +80,14 @@ def tokenizer(stop_id):
     return Tokenizer(BACKEND, SPECIAL_IDS | {EOT: int(stop_id)})
 
 
+def generate(params, tok, prompts, visual, new, choices=None):
+    """Greedy replies as texts."""
+    choices_BCM = encode_choices(choices, tok, new) if choices else None
+    run = programs(MODEL, tok.stop_ids)
+    [(out, _)] = write(run, params, prompts, visual, new, choices_BCM=choices_BCM)
+    return [tok.decode(until_stop(ids, tok.stop_ids)) for ids in out]
+
+
 def words(ids):
     return " ".join(NAMES[i] for i in ids if len(SPECIAL) <= i < len(NAMES) - 1).strip()
 
@@ -93,7 +102,7 @@ def test_prefill_and_decode_are_the_full_forward_pass(params, frames, visual, pr
     full = np.asarray(all_logits(params, tokens, frames[VIDEO_OF]))
     rows, variables = np.arange(B), {"params": params}
     logits, cache = MODEL.apply(
-        variables, prompts.tokens_BL, LENGTHS, visual[VIDEO_OF], extra, method="prefill"
+        variables, prompts.tokens_BL, LENGTHS, visual, extra, method="prefill"
     )
     np.testing.assert_allclose(logits, full[rows, LENGTHS - 1], atol=1e-4)
     step = jax.jit(lambda v, t, c: MODEL.apply(v, t, c, method="decode_step"))
@@ -107,7 +116,7 @@ def test_greedy_is_the_argmax_of_repeated_full_passes(params, visual, prompts, g
     assert all(len(set(row)) > 2 for row in greedy.tolist())  # else many bugs would not show
     never = 0
     assert never not in greedy
-    texts = generate(MODEL, params, tokenizer(never), prompts, visual, NEW)
+    texts = generate(params, tokenizer(never), prompts, visual, NEW)
     assert texts == [words(row) for row in greedy]
 
 
@@ -118,7 +127,7 @@ def test_layers_laid_apart_write_the_same(params, visual, prompts, greedy):
     for i in range(LLAMA.depth):
         np.testing.assert_array_equal(ours["llm"][f"layers_{i}"]["mlp"]["up"]["kernel"], stacked[i])
     assert laid_apart(ours) is ours
-    texts = generate(MODEL, ours, tokenizer(0), prompts, visual, NEW)
+    texts = generate(ours, tokenizer(0), prompts, visual, NEW)
     assert texts == [words(row) for row in greedy]
 
 
@@ -157,12 +166,12 @@ def test_generation_stops_at_eot(params, visual, prompts, greedy, row, at):
     ends = [ids.index(stop_id) if stop_id in ids else NEW for ids in greedy.tolist()]
     assert max(ends) == NEW  # another row goes on
     run = programs(MODEL, (int(stop_id),))
-    [(out, ended)] = write(run, params, prompts, visual[VIDEO_OF], NEW)
+    [(out, ended)] = write(run, params, prompts, visual, NEW)
     assert ended.tolist() == [end < NEW for end in ends]
     for found, expected, end in zip(out, greedy, ends, strict=True):
         np.testing.assert_array_equal(found[:end], expected[:end])
         assert (found[end:] == stop_id).all()
-    texts = generate(MODEL, params, tokenizer(stop_id), prompts, visual, NEW)
+    texts = generate(params, tokenizer(stop_id), prompts, visual, NEW)
     assert texts == [words(ids[:end]) for ids, end in zip(greedy, ends, strict=True)]
     assert (texts[row] == "") == (at == 0)
 
@@ -170,7 +179,7 @@ def test_generation_stops_at_eot(params, visual, prompts, greedy, row, at):
 @pytest.mark.parametrize("chunk", [1, 3, 100])
 @pytest.mark.parametrize("how", [None, draws(5, range(4), 1.5, 0.9)], ids=["likeliest", "drawn"])
 def test_a_few_tokens_at_a_time_are_the_same_reply(params, visual, prompts, how, chunk):
-    run, given = programs(MODEL, (0,)), (params, prompts, visual[VIDEO_OF], NEW)
+    run, given = programs(MODEL, (0,)), (params, prompts, visual, NEW)
     [(whole, _)] = write(run, *given, draws=how)
     parts = [ids for ids, _ in write(run, *given, draws=how, chunk=chunk, room=NEW + 2)]
     assert [ids.shape[1] for ids in parts] == [*range(1 + chunk, NEW, chunk), NEW]
@@ -182,7 +191,7 @@ def test_any_of_several_stop_ids_ends_a_reply(params, visual, prompts, greedy):
     stop_ids = (0, int(greedy[0, 3]), int(greedy[1, 1]))
     ends = [next((i for i, t in enumerate(row) if t in stop_ids), NEW) for row in greedy.tolist()]
     assert max(ends) > min(ends)
-    [(out, ended)] = write(programs(MODEL, stop_ids), params, prompts, visual[VIDEO_OF], NEW)
+    [(out, ended)] = write(programs(MODEL, stop_ids), params, prompts, visual, NEW)
     assert ended.tolist() == [end < NEW for end in ends]
     for found, expected, end in zip(out, greedy, ends, strict=True):
         np.testing.assert_array_equal(until_stop(found, stop_ids), expected[:end])
@@ -190,36 +199,23 @@ def test_any_of_several_stop_ids_ends_a_reply(params, visual, prompts, greedy):
 
 def test_writing_ends_when_all_rows_have(params, visual, prompts, greedy):
     stop_ids = tuple(set(greedy[:, 1].tolist()))
-    handed_out = list(
-        write(programs(MODEL, stop_ids), params, prompts, visual[VIDEO_OF], NEW, chunk=2)
-    )
+    handed_out = list(write(programs(MODEL, stop_ids), params, prompts, visual, NEW, chunk=2))
     assert len(handed_out) == 1
     assert handed_out[0][1].all()
 
 
 def test_one_new_token(params, visual, prompts, greedy):
-    texts = generate(MODEL, params, tokenizer(0), prompts, visual, 1)
+    texts = generate(params, tokenizer(0), prompts, visual, 1)
     assert texts == [words(row[:1]) for row in greedy]
-
-
-def test_prompts_about_one_video_share_its_tokens(params, frames, visual, prompts, greedy):
-    assert visual.shape == (2, T, LLAMA.width)
-    swapped = prompts._replace(video_B=1 - VIDEO_OF)
-    assert generate(MODEL, params, tokenizer(0), swapped, visual, NEW) != [
-        words(row) for row in greedy
-    ]
-    texts = generate(MODEL, params, tokenizer(0), swapped, visual[::-1], NEW)
-    assert texts == [words(row) for row in greedy]
 
 
 def test_neither_padding_rows_nor_more_padding_matter(params, visual, prompts, greedy):
     B, L = prompts.tokens_BL.shape
     tokens = np.zeros((B + 2, L + 3), np.int32)
     tokens[:B, :L] = prompts.tokens_BL
-    padded = Prompts(
-        tokens, np.append(LENGTHS, [1, 1]).astype(np.int32), np.append(VIDEO_OF, [0, 0])
-    )
-    texts = generate(MODEL, params, tokenizer(0), padded, visual, NEW)
+    padded = Prompts(tokens, np.append(LENGTHS, [1, 1]).astype(np.int32))
+    more = np.concatenate([visual, visual[:2]])
+    texts = generate(params, tokenizer(0), padded, more, NEW)
     assert texts[:B] == [words(row) for row in greedy]
 
 
@@ -231,9 +227,7 @@ def test_only_the_given_choices_are_replied(params, frames, visual, prompts):
     """Each reply is built from the likeliest next token of its own choices, which share prefixes,
     differ in length and in number."""
     choices = [[(1, 2, 3), (1, 2, 4), (5,)], [(1, 2), (1, 3)], [(7,)], [(9, 8), (8, 9), (9, 9)]]
-    texts = generate(
-        MODEL, params, tokenizer(SPECIAL_IDS[EOT]), prompts, visual, 4, choice_texts(choices)
-    )
+    texts = generate(params, tokenizer(SPECIAL_IDS[EOT]), prompts, visual, 4, choice_texts(choices))
     ids = [[[NAMES.index(f"w{i}") for i in c] + [SPECIAL_IDS[EOT]] for c in row] for row in choices]
     for b, row in enumerate(ids):
         begun = []
@@ -249,5 +243,5 @@ def test_only_the_given_choices_are_replied(params, frames, visual, prompts):
 
 def test_a_choice_that_does_not_fit_is_named(params, visual, prompts):
     choices = [["w1 w2 w3"]] * len(LENGTHS)
-    with pytest.raises(ValueError, match="choice 'w1 w2 w3' has 3 tokens; max_new_tokens is 2"):
-        generate(MODEL, params, tokenizer(0), prompts, visual, 2, choices)
+    with pytest.raises(ValueError, match="choice 'w1 w2 w3' has 3 tokens, more than the 2"):
+        generate(params, tokenizer(0), prompts, visual, 2, choices)

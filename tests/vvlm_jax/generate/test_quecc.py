@@ -10,12 +10,11 @@ import pytest
 from vvlm_jax.data import chat
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import VIDEO
-from vvlm_jax.generate.generate import generate, programs
+from vvlm_jax.generate.generate import Prompts, programs, until_stop, write
 from vvlm_jax.generate.video_vlm import VideoVLM
 from vvlm_jax.models import vlm as vlm_module
 from vvlm_jax.override import to_json
-from vvlm_jax.train.model_dir import load_model, save_params
-from vvlm_jax.types import Prompts
+from vvlm_jax.train.model_dir import load_params, open_model, save_params
 
 VIDEOS = Path(__file__).parents[2] / "testdata" / "videos"
 CLIP, OTHER = VIDEOS / "h264_one_gop.mp4", VIDEOS / "vp9.webm"
@@ -27,7 +26,7 @@ NEW = 24
 def folder(model_folder, tmp_path_factory):
     """`model_folder` with QueCC: 4 tokens a frame, each of 2 × 2 patches."""
     folder = tmp_path_factory.mktemp("quecc")
-    model, _, tok, config = load_model(model_folder)
+    model, tok, config = open_model(model_folder)
     sizes = dataclasses.replace(config.model, resampler="quecc", quecc_layers=(1,))
     model = vlm_module.build(sizes, tok.special[VIDEO], tok.vocab)
     params = jax.jit(vlm_module.init, static_argnums=0)(model, jax.random.key(1))
@@ -39,7 +38,8 @@ def folder(model_folder, tmp_path_factory):
 @pytest.mark.slow(reason="compiles several programs")
 def test_layers_apart_answer_as_layers_that_are_scanned(folder):
     vlm = VideoVLM.load(folder)
-    model, params, tok, _ = load_model(folder)
+    model, tok, _ = open_model(folder)
+    params = load_params(folder)
     assert {"layers_0", "layers_1"} <= vlm.params["llm"].keys()
     assert "layers" in params["llm"]
     run, reader, expected = programs(model, tok.stop_ids), FrameReader("", 3, 16), []
@@ -50,8 +50,9 @@ def test_layers_apart_answer_as_layers_that_are_scanned(folder):
         visual = run.encode(params, *asked)
         np.testing.assert_allclose(run.encode(vlm.params, *asked), visual, rtol=1e-4, atol=1e-4)
         ids = np.int32([chat.encode_prompt(turns, tok, [[tok.special[VIDEO]] * 12])])
-        prompts = Prompts(ids, np.int32([ids.shape[1]]), np.zeros(1, np.int32))
-        expected += generate(model, params, tok, prompts, visual, NEW)
+        prompts = Prompts(ids, np.int32([ids.shape[1]]))
+        [(out, _)] = write(run, params, prompts, visual, NEW)
+        expected.append(tok.decode(until_stop(out[0], tok.stop_ids)))
     videos, texts = zip(*ASKED, strict=True)
     assert vlm.generate(videos, texts, max_tokens=NEW) == expected
     assert len(set(expected)) == len(ASKED)

@@ -1,10 +1,11 @@
-"""Generation on a mesh, in a process of its own that simulates 8 devices: this very file."""
+"""The engine on 1, 2 and 8 simulated devices, in a process of its own: this very file."""
 
 import json
 import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import jax
@@ -15,13 +16,15 @@ from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from tests.processes import FAST_TO_COMPILE
 from vvlm_jax.config import LlamaConfig, VisionConfig
-from vvlm_jax.generate.generate import cache_sharding, laid_apart, programs
+from vvlm_jax.eval import runner
+from vvlm_jax.generate.generate import programs
+from vvlm_jax.generate.placement import cache_sharding, laid_apart
 from vvlm_jax.generate.video_vlm import VideoVLM
 from vvlm_jax.models import vlm as vlm_module
 from vvlm_jax.models.llama import apart
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import AXES, BATCH, make_mesh, param_shardings
-from vvlm_jax.train.model_dir import load_model
+from vvlm_jax.train.model_dir import load_params, open_model
 
 ROOT = Path(__file__).parents[3]
 CLIP = ROOT / "tests" / "testdata" / "videos" / "h264_one_gop.mp4"
@@ -29,13 +32,20 @@ TEXTS = [f"{'x' * n}?" for n in (1, 9, 4, 30, 2)]
 
 
 def answers(folder, num_devices):
-    """Replies, and how parameters and cache lie on the devices."""
+    """Replies, likelihoods, and how parameters and cache lie on the devices."""
     vlm = VideoVLM.load(folder, jax.devices()[:num_devices])
     replies = vlm.generate(CLIP, TEXTS, max_tokens=20)
-    said = {"replies": replies, "streamed": ["" for _ in TEXTS]}
+    likely = vlm.loglikelihoods(CLIP, TEXTS, [["A", "B"]] * len(TEXTS))
+    said = {
+        "replies": replies,
+        "likely": [[x.logprob for x in row] for row in likely],
+        "evaluated": evaluated(vlm),
+        "bytes": [sum(x.nbytes for x in jax.tree.leaves(vlm.params)), bytes_on_devices(vlm.params)],
+        "streamed": ["" for _ in TEXTS],
+    }
     for index, piece in vlm.generate(CLIP, TEXTS, max_tokens=20, stream=True):
         said["streamed"][index] += piece
-    if vlm.mesh is None:
+    if num_devices < 8:
         return said
     run = programs(vlm.model, vlm.tokenizer.stop_ids, vlm.mesh)
     rows, _ = vlm._rows(CLIP, TEXTS, None, None, 20)
@@ -59,9 +69,36 @@ def answers(folder, num_devices):
     }
 
 
+def evaluated(vlm):
+    """[reply, log-probabilities of the letters] of each text as a question of a file."""
+    questions = [
+        dict(id=f"{i}", task="t", video=CLIP.name, question="?", prompt=text, answer="A",
+             options=["x", "y"])
+        for i, text in enumerate(TEXTS)
+    ]  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "predictions.jsonl"
+        runner.evaluate(
+            vlm, questions, file, media_root=CLIP.parent, max_new_tokens=20, likelihood=True,
+            prompts_per_batch=5,
+        )  # fmt: skip
+        found = runner.read_predictions(file)
+    return [[found[q["id"]]["reply"], list(found[q["id"]]["logprobs"].values())] for q in questions]
+
+
+def bytes_on_devices(params):
+    """Bytes of the parameters' shards, device by device."""
+    held = {}
+    for x in jax.tree.leaves(params):
+        for shard in x.addressable_shards:
+            held[shard.device.id] = held.get(shard.device.id, 0) + shard.data.nbytes
+    return sorted(held.values())
+
+
 def on_2x2x2(folder):
     """Replies where rows, weights and heads are all shared out; and programs for 8 TPUs."""
-    model, params, tok, config = load_model(folder)
+    model, tok, config = open_model(folder)
+    params = load_params(folder)
     mesh = make_mesh(tuple((axis, 2) for axis in AXES[1:]))
     params = jax.device_put(params, param_shardings(params, mesh))
     vlm = VideoVLM(model, laid_apart(params), tok, config, mesh)
@@ -115,13 +152,33 @@ def run(model_folder):
 
 
 def test_a_mesh_answers_as_one_device_does(run):
-    one, many, _ = run
+    one, two, many, _ = run
     assert len(set(one["replies"])) == len(TEXTS)
-    assert many["replies"] == many["streamed"] == one["replies"] == one["streamed"]
+    for found in (one, two, many):
+        assert found["replies"] == found["streamed"] == one["replies"]
+
+
+def test_evaluation_answers_as_generation_does_on_any_number_of_devices(run):
+    one = run[0]
+    for found in run[:3]:
+        replies, letters = zip(*found["evaluated"], strict=True)
+        assert list(replies) == found["replies"]
+        np.testing.assert_allclose(letters, found["likely"], atol=2e-4)
+        np.testing.assert_allclose(found["likely"], one["likely"], atol=2e-4)
+
+
+def test_every_device_holds_its_share_of_the_parameters(run):
+    """Two key-value heads: matrices are halved over `tensor`, vectors are on every device."""
+    (whole, [alone]), (_, two), (_, eight) = (found["bytes"] for found in run[:3])
+    assert alone == whole
+    assert (len(two), len(eight)) == (2, 8)
+    assert set(two) == set(eight)
+    assert len(set(two)) == 1
+    assert 0.5 <= two[0] / whole < 0.7
 
 
 def test_model_and_cache_are_shared_out(run):
-    many = run[1]
+    many = run[2]
     assert many["mesh"] == {"replica": 1, "data": 4, "fsdp": 1, "tensor": 2}
     (width, hidden), shard = many["up"]
     assert shard == [width, hidden // 2]
@@ -131,12 +188,12 @@ def test_model_and_cache_are_shared_out(run):
 
 
 def test_a_step_moves_no_cache_between_devices(run):
-    length = run[1]["cache"][2]
-    assert not [shape for shape in run[1]["gathered"] if f",{length}," in shape]
+    length = run[2]["cache"][2]
+    assert not [shape for shape in run[2]["gathered"] if f",{length}," in shape]
 
 
 def test_rows_weights_and_heads_may_all_be_shared_out(run):
-    one, _, cube = run
+    one, *_, cube = run
     assert cube["replies"] == one["replies"]
     (hidden, width), shard = cube["down"]
     assert shard == [hidden // 2, width // 2]
@@ -144,7 +201,7 @@ def test_rows_weights_and_heads_may_all_be_shared_out(run):
 
 def test_each_tpu_runs_attention_on_its_rows_and_heads(run):
     """8 rows (and 16 frames) over 4, heads over 2; 300 positions are padded to 384."""
-    kernels = run[2]["kernels"]
+    kernels = run[3]["kernels"]
     assert kernels == {"prefill": ["2x2x384x16"], "encode": ["4x1x256x8"]}  # one, for all layers
 
 
@@ -162,4 +219,4 @@ def test_what_does_not_divide_is_on_every_device(batch, heads, spec):
 
 
 if __name__ == "__main__":
-    print(json.dumps([*(answers(sys.argv[1], n) for n in (1, 8)), on_2x2x2(sys.argv[1])]))
+    print(json.dumps([*(answers(sys.argv[1], n) for n in (1, 2, 8)), on_2x2x2(sys.argv[1])]))

@@ -7,10 +7,10 @@ import pytest
 
 from tests.vvlm_jax.models.reference import llama, varied
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
-from vvlm_jax.generate.generate import laid_apart, programs, write
+from vvlm_jax.generate.generate import Prompts, programs, write
+from vvlm_jax.generate.placement import laid_apart
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.types import Prompts
 
 pytestmark = pytest.mark.torch
 
@@ -40,7 +40,7 @@ def test_greedy_tokens_are_transformers(tied, scaling, qwen):
         jax.tree.map(lambda x: 3 * x, jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(4)))
     )
     tokens = np.random.default_rng(0).integers(1, 190, (4, LENGTHS.max()), dtype=np.int32)
-    prompts = Prompts(tokens, LENGTHS, np.arange(4))
+    prompts = Prompts(tokens, LENGTHS)
     never = config.vocab
     reference = llama(params["llm"], config)
     reference.generation_config.eos_token_id = None

@@ -6,20 +6,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import vvlm_jax
+from vvlm_jax.config import ConfigError
 from vvlm_jax.data import chat, tokenizer
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import VIDEO
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.generate import video_vlm
-from vvlm_jax.generate.generate import generate, programs
-from vvlm_jax.generate.video_vlm import VideoVLM, _Text, bucket
-from vvlm_jax.train.model_dir import CheckpointError, load_model, save_params
-from vvlm_jax.types import Prompts
+from vvlm_jax.generate.generate import (
+    Prompts,
+    ReplyText,
+    bucket,
+    encode_choices,
+    programs,
+    until_stop,
+    write,
+)
+from vvlm_jax.generate.video_vlm import VideoVLM
+from vvlm_jax.train.model_dir import CheckpointError, load_params, open_model, save_params
 
 ROOT = Path(__file__).parents[3]
 VIDEOS = ROOT / "tests" / "testdata" / "videos"
@@ -58,17 +67,23 @@ def test_the_package_exports_it_and_loads_no_jax_for_it():
         vvlm_jax.VideoVML  # noqa: B018
 
 
+def by_hand(model, params, tok, ids, frames, length):
+    """The reply to one prompt, from stacked float32 parameters."""
+    run = programs(model, tok.stop_ids)
+    visual = run.encode(params, frames[None])
+    prompts = Prompts(np.int32([ids]), np.int32([len(ids)]))
+    [(out, _)] = write(run, params, prompts, visual, length)
+    return tok.decode(until_stop(out[0], tok.stop_ids))
+
+
 def test_it_answers_as_the_parts_do(vlm, model_folder):
     """Ragged prompts on two videos, one at a time and by hand, and all at once."""
-    model, params, tok, config = load_model(model_folder)
-    reader = FrameReader("", 3, 16)
-    run, expected = programs(model, tok.stop_ids), []
+    model, tok, _ = open_model(model_folder)
+    params, reader, expected = load_params(model_folder), FrameReader("", 3, 16), []
     for path, text in zip((CLIP, OTHER, CLIP), ASKED, strict=True):
         turns = [{"from": "human", "value": f"<video>\n{text}"}]
-        ids = np.array(chat.encode_prompt(turns, tok, [[tok.special[VIDEO]] * 12]), np.int32)
-        visual = run.encode(params, reader.video(path)[None])
-        prompts = Prompts(ids[None], np.array([len(ids)], np.int32), np.zeros(1, np.int32))
-        expected += generate(model, params, tok, prompts, visual, 20)
+        ids = chat.encode_prompt(turns, tok, [[tok.special[VIDEO]] * 12])
+        expected.append(by_hand(model, params, tok, ids, reader.video(path), 20))
     assert len(set(expected)) == 3
     assert vlm.generate([CLIP, OTHER, CLIP], ASKED, max_tokens=20) == expected
 
@@ -162,12 +177,12 @@ def test_a_piece_ends_with_a_whole_character(model_folder):
     said = "naïve 漢字 🎞️ done"
     ids = tok.encode(said)
     assert len(ids) == len(said.encode())
-    text = _Text(tok)
+    text = ReplyText(tok)
     pieces = [text.more(ids[:n], n == len(ids)) for n in range(1, len(ids) + 1)]
     assert "".join(pieces) == said
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert text.more(ids, True) == ""
-    cut = _Text(tok)  # a reply that is cut inside a character says so
+    cut = ReplyText(tok)  # a reply that is cut inside a character says so
     assert cut.more(ids[:3], False) + cut.more(ids[:3], True) == "na\N{REPLACEMENT CHARACTER}"
 
 
@@ -257,14 +272,44 @@ def test_matrices_are_kept_in_the_dtype_of_their_products(tmp_path, model_folder
     vlm = VideoVLM.load(tmp_path / "m")
     assert vlm.params["llm"]["layers_1"]["mlp"]["up"]["kernel"].dtype == "bfloat16"
     assert vlm.params["llm"]["norm"]["scale"].dtype == "float32"
-    model, params, tok, _ = load_model(tmp_path / "m")
+    model, tok, _ = open_model(tmp_path / "m")
+    params = load_params(tmp_path / "m")
     frames = FrameReader("", 3, 16).video(CLIP)[None]
     run = programs(model, tok.stop_ids)
     for ours, theirs in zip(
         run.encode(vlm.params, frames), run.encode(params, frames), strict=True
     ):
         np.testing.assert_array_equal(ours, theirs)
-    assert video_vlm.programs is programs
+    assert VideoVLM.load(tmp_path / "m", dtype="float32").model.dtype == "float32"
+    with pytest.raises(ConfigError, match="model.dtype = .*float23"):
+        VideoVLM.load(tmp_path / "m", dtype="float23")
+
+
+def test_parameters_in_memory_answer_as_those_in_a_folder(vlm, model_folder):
+    _, tok, config = open_model(model_folder)
+    params = load_params(model_folder)
+    ours = VideoVLM.from_params(config, params, tok)
+    assert ours.generate(CLIP, ASKED, max_tokens=8) == vlm.generate(CLIP, ASKED, max_tokens=8)
+    assert not any(x.is_deleted() for x in jax.tree.leaves(params))  # they stay the caller's
+
+
+def test_decoded_frames_are_a_video_encoded_once(vlm, encodes):
+    vlm._encoded.clear()
+    frames = FrameReader("", 3, 16).video(CLIP)
+    replies = vlm.generate(frames, ASKED, max_tokens=8)
+    assert encodes == [(1, 3, 16, 16, 3)]
+    assert replies == vlm.generate(CLIP, ASKED, max_tokens=8)
+    with pytest.raises(ConfigError, match=r"^frames of uint8 \[3, 8, 16, 3\]: must be "):
+        vlm.generate(frames[:, :8], "x")
+
+
+def test_choices_are_the_only_replies(vlm):
+    choices = [["yes", "no"], ["a b c", "ab", "b"], ["yes"]]
+    replies = vlm.generate(CLIP, ASKED, max_tokens=8, choices=choices, batch_size=2)
+    assert all(reply in mine for reply, mine in zip(replies, choices, strict=True))
+    assert encode_choices(choices, vlm.tokenizer, 8).shape == (3, 4, 8)  # few sizes
+    with pytest.raises(ValueError, match="choice 'a b c' has 5 tokens, more than the 4"):
+        vlm.generate(CLIP, ASKED, max_tokens=4, choices=choices)
 
 
 @pytest.mark.parametrize("newline", ["per-video", "per-frame", "grid"])
@@ -272,8 +317,7 @@ def test_newlines_are_read_where_the_model_has_them(tmp_path, model_folder, newl
     """The reply changes with the learnt newline, and is that of the parts put together."""
     values = json.loads((model_folder / "config.json").read_text())
     values["model"]["newline"] = newline
-    _, params, tok, _ = load_model(model_folder)
-    replies = []
+    params, replies = load_params(model_folder), []
     for scale in (0.0, 1.0):
         folder = tmp_path / str(scale)
         learnt = scale * np.linspace(-3, 3, 24, dtype=np.float32)
@@ -281,10 +325,8 @@ def test_newlines_are_read_where_the_model_has_them(tmp_path, model_folder, newl
         (folder / "config.json").write_text(json.dumps(values))
         replies += VideoVLM.load(folder).generate([CLIP, CLIP], ["What?", "?"], max_tokens=20)
     assert len(set(replies)) == 4
-    model, params, tok, _ = load_model(folder)
+    model, tok, _ = open_model(folder)
     block = chat.visual_block(3, 4, newline, tok.special)
     ids = chat.encode_prompt([{"from": "human", "value": "<video>?"}], tok, [block])
-    run = programs(model, tok.stop_ids)
-    visual = run.encode(params, FrameReader("", 3, 16).video(CLIP)[None])
-    prompts = Prompts(np.int32([ids]), np.int32([len(ids)]), np.zeros(1, np.int32))
-    assert generate(model, params, tok, prompts, visual, 20) == replies[3:]
+    frames = FrameReader("", 3, 16).video(CLIP)
+    assert [by_hand(model, load_params(folder), tok, ids, frames, 20)] == replies[3:]

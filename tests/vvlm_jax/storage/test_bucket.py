@@ -12,14 +12,15 @@ import pytest
 
 from tests.patience import LONG, wait_until
 from vvlm_jax.config import ConfigError
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.storage import bucket
 from vvlm_jax.storage.bucket import Key, Unreachable
 from vvlm_jax.sweep import worker
 from vvlm_jax.sweep.store import backends, journal, sweep_json
 from vvlm_jax.sweep.store import sync as copies_module
 from vvlm_jax.sweep.store.store import Job, NotClaimed, Store
-from vvlm_jax.sweep.store.sync import FILES, Copies, remove_left_behind
-from vvlm_jax.sweep.worker import DONE, FAILED, Hosts, Stop, run_job
+from vvlm_jax.sweep.store.sync import FILES, RunSync, remove_left_behind
+from vvlm_jax.sweep.worker import Hosts, Stop, run_job
 
 # A broken connection is left to the collector by requests and its urllib3.
 pytestmark = [
@@ -133,7 +134,7 @@ def test_a_claims_age_is_by_the_servers_clock(url, server, monkeypatch, minutes)
     server(minutes=minutes)
     store = squares(url, 1, lease=300.0)
     with monkeypatch.context() as patch:
-        patch.setattr(journal, "life", lambda: ELSEWHERE)
+        patch.setattr(journal, "identity", lambda: ELSEWHERE)
         first = store.claim("r0/train")
     fresh = Store.open(url)
     assert fresh.states()["r0/train"].phase == "running"
@@ -164,11 +165,11 @@ def test_the_clock_is_never_ahead_of_what_the_server_gives_next(url):
 # Sweeps.
 
 
-def test_drivers_that_race_with_faults_do_every_job_once(url, server):
+def test_workers_that_race_with_faults_do_every_job_once(url, server):
     store = squares(url, 10)
     server(share=0.05)
-    for driver in [start("drive", url, 1) for _ in range(2)]:
-        finish(driver)
+    for process in [start("pull", url) for _ in range(2)]:
+        finish(process)
     counts = server()
     server(share=0)
     assert counts.get("lost", 0) + counts.get("503", 0) + counts.get("429", 0) > 0
@@ -191,7 +192,7 @@ def test_a_worker_takes_up_what_another_has_left(url):
     code, _ = run_job(store, "r0/train", {"square": lambda c: train(c, stop, seen)}, stop)
     assert code == 75
     code, _ = run_job(store, "r0/train", {"square": lambda c: train(c, Stop(), seen)}, Stop())
-    assert code == DONE
+    assert code == Exit.DONE
     assert seen == [[], ["checkpoints/1/data/a", "checkpoints/1/manifest.json", "log"]]
     files = {item.name for item in store.path.bucket.listing(store.folder("r0"))}
     assert files == {"log", "params/a", FILES}, "an old checkpoint has gone here, too"
@@ -220,9 +221,9 @@ def write(file, text):
     file.write_text(text)
 
 
-def test_what_an_upload_that_broke_off_left_does_not_count(url, monkeypatch):
+def test_files_of_an_interrupted_upload_are_ignored(url, monkeypatch):
     store = squares(url, 1)
-    copies = Copies(store.folder, "r0", lambda: True, 60.0)
+    copies = RunSync(store.folder, "r0", lambda: True, 60.0)
     sent = []
 
     def upload(file, key):
@@ -240,15 +241,15 @@ def test_what_an_upload_that_broke_off_left_does_not_count(url, monkeypatch):
             with pytest.raises(Unreachable):
                 copies.finish()
     assert sent == ["a", "b"]
-    with Copies(store.folder, "r0", lambda: True, 60.0) as again:
+    with RunSync(store.folder, "r0", lambda: True, 60.0) as again:
         assert not list(again.folder("r0").rglob("*"))
     assert not (store.folder("r0") / "checkpoints").is_dir(), "it is removed: it may be large"
 
 
-def test_a_worker_that_lost_its_claim_brings_nothing_up(url):
+def test_a_worker_that_lost_its_claim_uploads_nothing(url):
     store = squares(url, 1)
-    with Copies(store.folder, "r0", lambda: False, 60.0) as copies:
-        write(copies.folder("r0") / "log", "of nobody's")
+    with RunSync(store.folder, "r0", lambda: False, 60.0) as copies:
+        write(copies.folder("r0") / "log", "of a lost claim")
         copies.finish()
     assert not store.folder("r0").is_dir()
 
@@ -256,32 +257,32 @@ def test_a_worker_that_lost_its_claim_brings_nothing_up(url):
 def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     store = squares(url, 1)
-    life = journal.life()
+    life = journal.identity()
     with monkeypatch.context() as patch:  # a process of this id that started at another time
-        patch.setattr(journal, "life", lambda: [*life[:3], "0"])
+        patch.setattr(journal, "identity", lambda: [*life[:3], "0"])
         (tmp_path / f"{copies_module._named()}x").mkdir()
     (tmp_path / "vvlm_jax-sweep-elsewhere-1-0-x").mkdir()
-    with Copies(store.folder, "r0", lambda: True, 60.0) as copies:
+    with RunSync(store.folder, "r0", lambda: True, 60.0) as copies:
         remove_left_behind()
         assert copies.folder("r0").is_dir()
         assert len(list(tmp_path.iterdir())) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["vvlm_jax-sweep-elsewhere-1-0-x"]
 
 
-def test_metrics_come_up_while_a_job_runs(url, monkeypatch):
+def test_metrics_are_uploaded_while_a_job_runs(url, monkeypatch):
     store, there, looks = squares(url, 1), threading.Event(), []
 
-    def copies(*args):
+    def sync(*args):
         *others, seconds = args
         looks.append(seconds)
-        return Copies(*others, seconds / 100)  # this test has no half a minute
+        return RunSync(*others, seconds / 100)  # this test has no half a minute
 
     def slow(context):
         write(context.folder / "metrics.jsonl", '{"step": 1}\n{"step": 2}\n')
         assert there.wait(LONG)
         return {"scores": {}}
 
-    monkeypatch.setattr(worker, "Copies", copies)
+    monkeypatch.setattr(worker, "RunSync", sync)
     with ThreadPoolExecutor(1) as threads:
         job = threads.submit(run_job, store, "r0/train", {"square": slow}, Stop())
         file = store.folder("r0") / "metrics.jsonl"
@@ -289,13 +290,13 @@ def test_metrics_come_up_while_a_job_runs(url, monkeypatch):
         assert looks == [store.lease / 4]
         assert backends.of(file).tail(file, 12) == b'{"step": 2}\n'
         there.set()
-        assert job.result()[0] == DONE
+        assert job.result()[0] == Exit.DONE
 
 
 def test_results_of_many_jobs_are_in_one_listing_and_the_index(url, server, monkeypatch):
     from vvlm_jax.sweep.store import store as store_module
 
-    monkeypatch.setattr(store_module, "FAR", 5)
+    monkeypatch.setattr(store_module, "INDEX_AFTER", 5)
     store = squares(url, 12)
     for i in range(12):
         store.end(store.claim(f"r{i}/train"), journal.DONE, result={"scores": {"task": i}})
@@ -371,7 +372,7 @@ def test_a_job_fails_with_its_files_kept(url):
         raise ValueError("no luck")
 
     store = squares(url, 1)
-    assert run_job(store, "r0/train", {"square": fail}, Stop())[0] == FAILED
+    assert run_job(store, "r0/train", {"square": fail}, Stop())[0] == Exit.FAILED
     assert (store.folder("r0") / "log").read_text() == "why"
     assert store.retry("r0/train")
     assert store.states()["r0/train"].phase == "ready"

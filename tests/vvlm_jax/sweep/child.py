@@ -26,7 +26,7 @@ from vvlm_jax.sweep.worker import Interrupted, Stop, pull, run_job
 
 def square(context):
     """In three steps, each kept, as a training keeps checkpoints. Notes that it ran. With a `gate`,
-    a file, the first step lasts until that is there, or somebody asks it to stop; it notes that it
+    a file, the first step lasts until that is there, or a signal asks it to stop; it notes that it
     is in that step (`at_gate`).
     """
     argument = context.job.argument
@@ -172,7 +172,8 @@ def main() -> int:
     if what == "drive":
         command = [sys.executable, "-m", "tests.vvlm_jax.sweep.child", "pull", path]
         shares = [local.Share({}, frozenset(os.sched_getaffinity(0)), "")] * int(more[0])
-        return 0 if local.run(opened, command, shares, look_every=0.05) else 1
+        local.LOOK_EVERY = 0.05
+        return 0 if local.drive(opened, command, shares) else 1
     signal.signal(signal.SIGTERM, stop)
     if what == "job":
         code, line = run_job(opened, more[0], KINDS, stop)

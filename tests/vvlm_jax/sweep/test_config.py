@@ -4,7 +4,7 @@ import pytest
 
 from configs.sweeps import mini, star
 from vvlm_jax.config import ConfigError
-from vvlm_jax.override import to_json
+from vvlm_jax.override import from_json, to_json
 from vvlm_jax.sweep import config as sweep_config
 from vvlm_jax.sweep.config import SweepConfig, check
 
@@ -30,7 +30,7 @@ def first(**values):
 
 def test_a_sweep_comes_back_from_its_json():
     for config in (mini.sweep(), star.sweep()):
-        assert sweep_config.from_json(to_json(config)) == config
+        assert from_json(SweepConfig, to_json(config)) == config
         check(config, config.data_size)
 
 
@@ -42,7 +42,7 @@ def test_a_sweep_comes_back_from_its_json():
             r"are the same run, x = \(54000, 2, 4\) with n = 12 and seed 0",
         ),
         (lambda: changed(seed=-1), "seed = -1: must be 0 or above"),
-        (lambda: changed(num_examples=17), "num_examples = 17: above the 16 examples there are"),
+        (lambda: changed(num_examples=17), "num_examples = 17: above the 16 examples"),
         (lambda: changed(num_examples=3), "must be at least one batch, 4"),
         (lambda: changed(lm_params=1e9), r"lm_params = 1e\+09: sizes has 24736, 54000"),
         (lambda: changed(tokens_per_frame=5), "model.tokens_per_frame = 5: must be a perfect"),
@@ -52,7 +52,7 @@ def test_a_sweep_comes_back_from_its_json():
         (lambda: with_(text_tokens=0), "text_tokens = 0: must be above 0"),
         (lambda: with_(vision_params=float("nan")), "vision_params = nan: must be above 0"),
         (lambda: with_(init=(("visoin", "x"),)), "init = 'visoin': unknown; did you mean 'vision'"),
-        (lambda: changed(1, run_id=mini.sweep().points[0].run_id), "is there 2 times"),
+        (lambda: changed(1, run_id=mini.sweep().points[0].run_id), "appears 2 times"),
         (lambda: first(num_examples=3), "pretrain: num_examples = 3: must be at least one batch"),
         (lambda: dataclasses.replace(mini.sweep(), points=()), "needs at least one run"),
         (lambda: dataclasses.replace(mini.sweep(), exports=("h5",)), "exports: 'h5': unknown"),
@@ -79,7 +79,7 @@ def test_a_point_may_have_a_seed_of_its_own():
     assert sweep_config.finetune_config(config, other).seed == 7
     assert sweep_config.row(config, other)["seed"] == 7
     assert sweep_config.row(config, config.points[0])["seed"] == config.finetune.seed
-    assert sweep_config.from_json(to_json(config)) == config
+    assert from_json(SweepConfig, to_json(config)) == config
 
 
 def test_stages_get_x_and_n():

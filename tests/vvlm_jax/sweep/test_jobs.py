@@ -116,7 +116,7 @@ def test_data_in_a_bucket_are_looked_for_there(tmp_path, monkeypatch):
     data = dataclasses.replace(sweep.finetune.data, annotations="s3://lab/train.json")
     sweep = dataclasses.replace(sweep, finetune=dataclasses.replace(sweep.finetune, data=data))
     missing = "s3://lab/train.json: not there (finetune.data.annotations)"
-    assert missing in jobs.not_there(sweep)
+    assert missing in jobs.missing_inputs(sweep)
     (tmp_path / "lab").mkdir()
     (tmp_path / "lab/train.json").touch()
-    assert missing not in jobs.not_there(sweep)
+    assert missing not in jobs.missing_inputs(sweep)

@@ -19,20 +19,11 @@ from tests.patience import LONG, wait_until
 from tests.vvlm_jax.sweep.child import KINDS
 from vvlm_jax import devices
 from vvlm_jax.config import ConfigError
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.sweep.launch import local
 from vvlm_jax.sweep.store import journal
 from vvlm_jax.sweep.store.store import MAX_DEATHS, Job, Store
-from vvlm_jax.sweep.worker import (
-    AGAIN,
-    DONE,
-    FAILED,
-    TAKEN,
-    Heartbeat,
-    Hosts,
-    Stop,
-    pull,
-    run_job,
-)
+from vvlm_jax.sweep.worker import Heartbeat, Hosts, Stop, pull, run_job
 
 ROOT = Path(__file__).parents[3]
 KILLS = 24
@@ -153,7 +144,7 @@ def test_a_worker_that_lives_keeps_its_claim_beyond_the_lease(tmp_path):
     # It may just have been kept from touching it for a while.
     wait_until(lambda: store.state("r/train").phase == "running")
     gate.touch()
-    finish(worker, DONE)
+    finish(worker, Exit.DONE)
     assert_whole(store)
     assert claims(store) == 2
 
@@ -167,9 +158,9 @@ def test_a_worker_that_was_paused_beyond_its_lease_gives_way(tmp_path):
     second = start("job", store.path, "r/train")
     wait_until(lambda: claims(store) == 2)
     paused.send_signal(signal.SIGCONT)
-    assert "somebody else has taken it" in "".join(finish(paused, TAKEN))
+    assert "another worker has taken it" in "".join(finish(paused, Exit.CLAIMED))
     gate.touch()
-    finish(second, DONE)
+    finish(second, Exit.DONE)
     assert_whole(store)
 
 
@@ -183,16 +174,16 @@ def test_exit_codes(tmp_path):
     store = Store.create(tmp_path / "s", "codes", jobs)
     start("job", store.path, "r/train")
     wait_until(lambda: (store.folder("r") / "ran").exists())
-    for id, code in (("r/train", TAKEN), ("r/next", TAKEN), ("f/train", FAILED)):
+    for id, code in (("r/train", Exit.CLAIMED), ("r/next", Exit.CLAIMED), ("f/train", Exit.FAILED)):
         assert run_job(store, id, KINDS, Stop())[0] == code
     entry = store.state("f/train").entry
     assert entry.body["error"] == "ValueError: no luck"
     assert "first line" in entry.body["traceback"]
-    assert run_job(store, "f/next", KINDS, Stop())[0] == FAILED
-    finish(start("job", store.path, "f/next"), FAILED)
+    assert run_job(store, "f/next", KINDS, Stop())[0] == Exit.FAILED
+    finish(start("job", store.path, "f/next"), Exit.FAILED)
     assert store.cancel("r/train")
     code, line = run_job(store, "r/train", KINDS, Stop())
-    assert code == FAILED
+    assert code == Exit.FAILED
     assert "retry makes it ready again" in line
 
 
@@ -201,13 +192,13 @@ def test_sigterm_saves_and_the_next_goes_on(tmp_path):
     worker = start("job", store.path, "r/train")
     wait_until(lambda: (store.folder("r") / "at_gate").exists())
     worker.send_signal(signal.SIGTERM)
-    finish(worker, AGAIN)
+    finish(worker, Exit.RETRY)
     assert store.state("r/train").phase == "ready"
     assert (store.folder("r") / "steps").read_text() == "x"
     gate.touch()
-    finish(start("job", store.path, "r/train"), DONE)
+    finish(start("job", store.path, "r/train"), Exit.DONE)
     assert_whole(store)
-    assert "done already" in finish(start("job", store.path, "r/train"), DONE)[0]
+    assert "done already" in finish(start("job", store.path, "r/train"), Exit.DONE)[0]
 
 
 def test_a_cancelled_job_is_left_by_its_worker(tmp_path):
@@ -215,7 +206,7 @@ def test_a_cancelled_job_is_left_by_its_worker(tmp_path):
     worker = start("job", store.path, "r/train")
     wait_until(lambda: claims(store) == 1)
     assert store.cancel("r/train")
-    finish(worker, TAKEN)
+    finish(worker, Exit.CLAIMED)
     assert store.state("r/train").phase == "cancelled"
 
 
@@ -236,7 +227,7 @@ def test_a_full_disk_stops_the_driver_and_loses_nothing(small_disk, tmp_path):
     gate = tmp_path / "gate"
     store = squares(small_disk / "s", 6, gate=str(gate))
     gate.touch()
-    assert run_job(store, "r0/train", KINDS, Stop())[0] == DONE
+    assert run_job(store, "r0/train", KINDS, Stop())[0] == Exit.DONE
     gate.unlink()
     driver = start("drive", store.path, 1)
     wait_until(lambda: claims(store) == 3)
@@ -254,7 +245,10 @@ def test_others_go_on_when_one_fails_or_its_worker_dies(tmp_path):
     jobs = [Job(f"r{i}/train", "square", dict(value=i)) for i in range(4)]
     bad = [Job("bad/train", "fail", cost=9.0), Job("late/train", "square", {}, ("bad/train",))]
     store = Store.create(tmp_path / "s", "mixed", [*bad, Job("oom/train", "die", cost=8.0), *jobs])
-    finish(start("drive", store.path, 2), 1)
+    _, err = finish(start("drive", store.path, 2), 1)
+    assert "failed: bad/train: ValueError: no luck\n" in err
+    assert "2 failed, 1 blocked by them" in err
+    assert "6/7 " in err, "a line for each run that ends"
     phases = {id: state.phase for id, state in Store.open(store.path).states().items()}
     assert {phases[job.id] for job in jobs} == {"done"}
     assert (phases["bad/train"], phases["late/train"]) == ("failed", "blocked")
@@ -303,19 +297,20 @@ def alone(script, *argv):
 def test_workers_that_all_die_before_they_begin_end_the_driver(tmp_path):
     store = squares(tmp_path / "s", 2)
     out, err = alone(STILLBORN, store.path)
-    assert "workers in a row were ended by SIGKILL before they" in out
+    assert "workers in a row were killed by SIGKILL before they" in out
     ended = int(out.split()[0])  # more than are allowed when it looks at the store seldom
     assert ended >= MAX_DEATHS
-    assert err == "a worker was ended by SIGKILL\n" * ended
+    assert err == "a worker was killed by SIGKILL\n" * ended
     assert claims(store) == 0
 
 
-def test_an_interrupted_driver_lets_its_workers_save(tmp_path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, -signal.SIGINT), (15, Exit.RETRY)])
+def test_an_interrupted_driver_lets_its_workers_save(tmp_path, number, code):
     store = squares(tmp_path / "s", 2, gate=str(tmp_path / "never"))
     driver = start("drive", store.path, 2)
     wait_until(lambda: all((store.folder(f"r{i}") / "ran").exists() for i in range(2)))
-    driver.send_signal(signal.SIGINT)
-    driver.communicate(timeout=LONG)
+    driver.send_signal(number)
+    assert "workers are saving" in finish(driver, code)[1]
     events = [state.entry.event for state in Store.open(store.path).states().values()]
     assert events.count(journal.STOPPED) == 2
 
@@ -326,7 +321,7 @@ def test_what_a_job_raises_in_this_process_is_kept(tmp_path):
 
     store = Store.create(tmp_path / "s", "test", [Job("r/train", "trouble")])
     code, line = run_job(store, "r/train", {"trouble": trouble}, Stop())
-    assert (code, line) == (FAILED, "r/train: RuntimeError")
+    assert (code, line) == (Exit.FAILED, "r/train: RuntimeError")
 
 
 def test_of_several_hosts_all_train_and_the_first_keeps_the_journal(tmp_path):
@@ -344,7 +339,7 @@ def test_of_several_hosts_all_train_and_the_first_keeps_the_journal(tmp_path):
             at_work.wait(LONG)
             return told[0]
 
-        return Hosts(index, agreed=lambda step: False, tell=tell)
+        return Hosts(index, agreed=lambda step: False, broadcast=tell)
 
     store = Store.create(tmp_path / "s", "test", [Job("r/train", "train"), Job("r/x", "x")])
     kinds = {"train": train, "x": lambda context: {"by": 1}}
@@ -353,10 +348,10 @@ def test_of_several_hosts_all_train_and_the_first_keeps_the_journal(tmp_path):
             ended = list(
                 pool.map(lambda i, id=id: run_job(store, id, kinds, Stop(), host(i)), range(2))
             )
-            assert [code for code, _ in ended] == [DONE, DONE]
+            assert [code for code, _ in ended] == [Exit.DONE, Exit.DONE]
             assert store.state(id).entry.body["result"] == result
         again = list(pool.map(lambda i: run_job(store, "r/x", kinds, Stop(), host(i)), range(2)))
-    assert [code for code, _ in again] == [DONE, DONE]
+    assert [code for code, _ in again] == [Exit.DONE, Exit.DONE]
     assert claims(store) == 4
 
 

@@ -16,10 +16,10 @@ from flax.traverse_util import flatten_dict
 
 from tests.patience import LONG, free_port, wait_until
 from tests.processes import FAST_TO_COMPILE
-from tools.train import STOPPED
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.override import to_json
 from vvlm_jax.train import manifest
-from vvlm_jax.train.model_dir import load_model
+from vvlm_jax.train.model_dir import load_params
 
 ROOT = Path(__file__).parents[3]
 CONFIG = """
@@ -81,7 +81,7 @@ def steps(config):
 
 
 def params(config):
-    flat = flatten_dict(load_model(config.out_dir)[1], sep="/")
+    flat = flatten_dict(load_params(config.out_dir), sep="/")
     return {path: np.asarray(x) for path, x in flat.items()}
 
 
@@ -184,7 +184,7 @@ def test_a_sigterm_to_one_host_stops_both_at_one_step_and_a_resume_goes_on_alike
 
     wait_until(lambda: metrics.exists() and len(metrics.read_text().splitlines()) >= 7, is_alive)
     both[1].send_signal(signal.SIGTERM)
-    end(both, STOPPED)
+    end(both, Exit.RETRY)
     (saved,) = (Path(config.out_dir) / "checkpoints").iterdir()
     assert int(saved.name) == steps(config)[-1]  # nothing that was done is lost
     assert 7 <= int(saved.name) < STEPS

@@ -17,7 +17,7 @@ from vvlm_jax.train import loop, model_dir, optim
 from vvlm_jax.train.compiled import compiled_step, initial_state
 from vvlm_jax.train.log import SPEEDS, TrainingDiverged
 from vvlm_jax.train.loop import train
-from vvlm_jax.train.model_dir import CheckpointError, load_model
+from vvlm_jax.train.model_dir import CheckpointError, load_params, open_model
 
 
 class Stopped(Exception):
@@ -36,7 +36,7 @@ def flat(tree):
 
 
 def params_of(folder):
-    return flat(load_model(folder)[1])
+    return flat(load_params(folder))
 
 
 def assert_equal(a, b):
@@ -98,7 +98,8 @@ def test_every_step_is_a_line_of_metrics(whole):
 def test_a_finished_run_is_read_back_whole(whole, stage, tok):
     config = stage(whole, epochs=2)
     assert from_json(TrainConfig, (whole / "config.json").read_text()) == config
-    model, params, again, read = load_model(whole)
+    model, again, read = open_model(whole)
+    params = load_params(whole)
     assert (read, again.special) == (config, tok.special)
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, vlm.shapes(model))
     summary = json.loads((whole / "summary.json").read_text())
@@ -333,7 +334,7 @@ def test_a_missing_model_is_named(stage, tok, tmp_path):
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: no finished model here"):
         state_of(stage(init=(("llm", str(tmp_path)),)), tok)
     with pytest.raises(CheckpointError, match=rf"{tmp_path}: no config\.json"):
-        load_model(tmp_path)
+        open_model(tmp_path)
 
 
 def test_a_part_of_another_size_is_named_with_both_shapes(stage, whole, tok):

@@ -12,7 +12,7 @@ from vvlm_jax.data import pipeline
 from vvlm_jax.eval.runner import evaluate, read_questions
 from vvlm_jax.models import variants
 from vvlm_jax.train.loop import train
-from vvlm_jax.train.model_dir import load_model
+from vvlm_jax.train.model_dir import load_params, open_model
 
 OPTIONS = (
     "model.resampler=quecc",
@@ -49,7 +49,7 @@ def test_examples_carry_their_questions(stage, tok):
 
 
 def test_visual_tokens_depend_on_the_question(trained, world):
-    model, params, _, _ = load_model(trained)
+    model, params = open_model(trained)[0], load_params(trained)
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 48, 48, 3), dtype=np.uint8)
     frames[1] = frames[0]
     encode = jax.jit(lambda *args: model.apply({"params": params}, *args, method="encode"))
@@ -61,13 +61,12 @@ def test_visual_tokens_depend_on_the_question(trained, world):
 
 
 def test_evaluation_and_generation_give_the_same_replies(trained, world, tmp_path):
-    model, params, tok, config = load_model(trained)
+    vlm = VideoVLM.load(trained)
     questions = [dict(q) for q in read_questions(world / "val.jsonl")]
     for question in questions:
         question.pop("choices", None)
     file = tmp_path / "predictions.jsonl"
-    evaluate(model, params, tok, questions, file, config.model, config.data, max_new_tokens=3)
-    vlm = VideoVLM.load(trained)
+    evaluate(vlm, questions, file, media_root=world, max_new_tokens=3)
     by_id = {p["id"]: p["reply"] for p in map(json.loads, file.read_text().splitlines())}
     some = questions[:6]
     told = vlm.generate(

@@ -72,7 +72,7 @@ def job(stage, tmp_path_factory):
         folder.mkdir(exist_ok=True)
         config = stage(folder / "run", "microbatches=2", "checkpoint_every=1", epochs=2)
         (folder / "c.py").write_text(
-            "from vvlm_jax.config import TrainConfig, from_json\n"
+            "from vvlm_jax.config import TrainConfig\nfrom vvlm_jax.override import from_json\n"
             f"def config():\n    return from_json(TrainConfig, {to_json(config)!r})\n"
         )
         argv = ["--config", str(folder / "c.py")]

@@ -1,1 +1,1 @@
-"""Where a sweep's jobs run: this machine, Slurm, TPU pods."""
+"""Launchers of a sweep's jobs: this machine, Slurm, TPU pods."""

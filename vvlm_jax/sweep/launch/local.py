@@ -1,7 +1,7 @@
-"""A sweep on this machine: worker processes that pull jobs of a store, with a share of the devices.
+"""A sweep on this machine: workers that run a store's jobs, each with a part of the devices.
 
-The store alone says what is done: any number of drivers may work on one, and one that dies leaves
-what the next takes up. Workers end with their driver, however it ends.
+All state is in the store, so several drivers may work on one, and a launch continues what an
+earlier one left. Workers end with their driver, even when it is killed.
 """
 
 import ctypes
@@ -16,16 +16,22 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError, Stopped
-from vvlm_jax.sweep.store.store import MAX_DEATHS, Store
-from vvlm_jax.sweep.worker import AGAIN, TAKEN
+from vvlm_jax.exit_codes import Exit
+from vvlm_jax.progress import printable
+from vvlm_jax.sweep.status import overview
+from vvlm_jax.sweep.store.store import MAX_DEATHS, State, Store
+from vvlm_jax.sweep.text import failures, summary
 
 _PR_SET_PDEATHSIG = 1
 GRACE = 600.0
 """Seconds that a worker may take to save when it is asked to stop."""
+LOOK_EVERY = 1.0
+"""Seconds between looks at the store, at least; a slow store is looked at less."""
+_TO_DO = ("ready", "waiting", "running")
 
 
 class Share(NamedTuple):
-    """What one worker has of the machine."""
+    """The part of this machine that one worker uses."""
 
     environ: dict[str, str]
     cores: frozenset[int]
@@ -33,10 +39,11 @@ class Share(NamedTuple):
 
 
 def shares(workers: int) -> list[Share]:
-    """Divides the accelerators, or without any the cores, between workers. 0 workers: one with all
-    accelerators, or one a core.
+    """Divide the accelerators between workers, or the cores if there are none.
 
-    Raises ConfigError when they cannot be divided.
+    0 workers means one with all accelerators, or one for each core.
+
+    Raises ConfigError when the accelerators cannot be divided by that number.
     """
     cores, gpus, tpus = _cores(), _gpus(), list(Path("/dev").glob("accel[0-9]*"))
     if os.environ.get("JAX_PLATFORMS", "") == "cpu" or not (gpus or tpus):
@@ -75,25 +82,64 @@ def _gpus() -> list[str]:
     return [str(i) for i in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
 
 
+def drive(
+    store: Store,
+    command: Sequence[str],
+    shares: Sequence[Share],
+    on_look: Callable[[dict[str, State]], str | None] | None = None,
+) -> bool:
+    """Run workers until every job has ended, showing progress; return whether all are done.
+
+    Failures are printed at the end. After SIGTERM this process ends with 75, once the workers have
+    saved.
+
+    Args:
+      command: as `run` takes it.
+      on_look: called with the states of all jobs from time to time; it may return a line to print.
+    """
+    before, watch = signal.signal(signal.SIGTERM, _terminate), Watch(store)
+
+    def look(states: dict[str, State]) -> None:
+        if on_look and (line := on_look(states)):
+            watch.note(line)
+        watch.show(states)
+
+    try:
+        done = run(store, command, shares, look, LOOK_EVERY)
+    finally:
+        watch.clear()
+        signal.signal(signal.SIGTERM, before)
+    if not done:
+        for line in failures(store, store.states()):
+            watch.note(line)
+    return done
+
+
+def _terminate(*_) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not cut the saving short
+    sys.exit(Exit.RETRY)
+
+
 def run(
     store: Store,
     command: Sequence[str],
     shares: Sequence[Share],
-    on_look: Callable[[dict], None] | None = None,
-    look_every: float = 1.0,
+    on_look: Callable[[dict[str, State]], None] | None = None,
+    look_every: float = LOOK_EVERY,
 ) -> bool:
-    """Keeps workers at it until every job has ended; whether all are done.
+    """Keep workers running until every job has ended; return whether all are done.
 
     Args:
-      command: starts a worker, which pulls jobs of the store until none is left (`work.pull`).
-      on_look: called with the states of all jobs every now and then, and when all have ended.
+      command: the command line of a worker, which runs jobs until none is left (`worker.pull`).
+      on_look: called with the states of all jobs from time to time, and when all have ended.
+      look_every: as `LOOK_EVERY`.
 
-    Raises Stopped when a worker gives up (a full disk), or all die again and again before they have
-    claimed anything; KeyboardInterrupt after Ctrl-C: the workers have saved then what they had.
+    Raises Stopped when a worker gives up (a full disk), or when worker after worker dies before it
+    has claimed a job; KeyboardInterrupt after Ctrl-C, once the workers have saved.
     """
     workers: dict[int, subprocess.Popen | None] = dict.fromkeys(range(len(shares)))
     driver, next_look = os.getpid(), 0.0
-    entries, in_vain = 0, []
+    entries, deaths = 0, []
     try:
         while True:
             if time.monotonic() >= next_look:
@@ -102,55 +148,57 @@ def run(
                 if on_look:
                     on_look(states)
                 before, entries = entries, sum(state.entry.number for state in states.values())
-                if entries != before:
-                    in_vain.clear()
-                elif len(in_vain) >= MAX_DEATHS * len(shares):
+                if entries != before:  # some worker has claimed or ended a job
+                    deaths.clear()
+                elif len(deaths) >= MAX_DEATHS * len(shares):
                     raise Stopped(
-                        f"{len(in_vain)} workers in a row were ended by {in_vain[-1]} before they "
-                        f"began anything; try one: {shlex.join(command)}"
+                        f"{len(deaths)} workers in a row were killed by {deaths[-1]} before they "
+                        f"began a job; run one by hand: {shlex.join(command)}"
                     )
-                # A store of thousands of runs takes a while to be looked at.
                 next_look = start + max(look_every, 20 * (time.monotonic() - start))
                 if all(state.is_final for state in states.values()):
                     return all(state.phase == "done" for state in states.values())
             for i, worker in workers.items():
-                if worker is not None and (code := worker.poll()) is not None:
+                if worker is not None and worker.poll() is not None:
                     workers[i], next_look = None, 0.0
-                    if code > 0 and code not in (TAKEN, AGAIN):
-                        raise Stopped("a worker gave up, and its last line says why")
-                    if code < 0:
-                        in_vain.append(_signal(-code))
-                        end = "\n" * sys.stderr.isatty()  # of a line of progress
-                        print(f"{end}a worker was ended by {in_vain[-1]}", file=sys.stderr)
+                    _check_end(worker.returncode, deaths)
+            # Not before the next look: what the ended worker did may have been the last job.
             if next_look and any(state.phase in _TO_DO for state in states.values()):
                 for i, worker in workers.items():
                     if worker is None:
                         workers[i] = _start(command, shares[i], driver)
             time.sleep(min(0.1, look_every))
     except (KeyboardInterrupt, SystemExit):
-        print("\nworkers save and stop; Ctrl-C again ends them at once", file=sys.stderr)
+        print("\nworkers are saving; Ctrl-C again kills them", file=sys.stderr)
         raise
     finally:
         _stop([worker for worker in workers.values() if worker is not None])
 
 
-def _signal(number: int) -> str:
+def _check_end(code: int, deaths: list[str]) -> None:
+    """Note a worker that a signal killed. Raises Stopped for one that gave up."""
+    if code > 0 and code not in (Exit.CLAIMED, Exit.RETRY):
+        raise Stopped("a worker gave up, and its last line says why")
+    if code < 0:
+        deaths.append(_signal_name(-code))
+        newline = "\n" * sys.stderr.isatty()  # after a line of progress
+        print(f"{newline}a worker was killed by {deaths[-1]}", file=sys.stderr)
+
+
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
-    except ValueError:  # a real-time one
+    except ValueError:  # a real-time signal
         return f"signal {number}"
 
 
-_TO_DO = ("ready", "waiting", "running")
-
-
 def _start(command: Sequence[str], share: Share, driver: int) -> subprocess.Popen:
-    def prepare():  # in the child: one share, no Ctrl-C of its own, death with the driver
+    def prepare():  # in the child: die with the driver, and leave Ctrl-C to it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
             os.sched_setaffinity(0, share.cores)
-        if os.getppid() != driver:
+        if os.getppid() != driver:  # the driver died before prctl
             os._exit(1)
 
     return subprocess.Popen(
@@ -159,7 +207,7 @@ def _start(command: Sequence[str], share: Share, driver: int) -> subprocess.Pope
 
 
 def _stop(workers: Sequence[subprocess.Popen]) -> None:
-    """Asks workers to save and leave, and waits; another Ctrl-C ends them at once."""
+    """Ask workers to save and end, and wait; another Ctrl-C kills them."""
     for worker in workers:
         worker.terminate()
     deadline = time.monotonic() + GRACE
@@ -172,3 +220,46 @@ def _stop(workers: Sequence[subprocess.Popen]) -> None:
         for worker in workers:
             worker.kill()
             worker.wait()
+
+
+class Watch:
+    """The progress of a launch on standard error.
+
+    On a terminal one line is rewritten; in a log there is a line for each run that ends.
+    """
+
+    def __init__(self, store: Store):
+        self._store, self._live = store, sys.stderr.isatty()
+        self._ended: dict[str, str] | None = None
+
+    def show(self, states: dict[str, State]) -> None:
+        """Show what has changed."""
+        found = overview(self._store, states)
+        ended = {r.run: r for r in found.runs if r.phase in ("done", "failed", "cancelled")}
+        if self._ended is None:  # what earlier launches did is no news
+            self._ended = {run: r.phase for run, r in ended.items()}
+        for run, r in ended.items():
+            if self._ended.get(run) != r.phase:
+                self._ended[run] = r.phase
+                if not self._live or r.error:
+                    error = f": {r.doing}: {r.error}" if r.error else ""
+                    self.note(f"{len(ended)}/{len(found.runs)} {run} {r.phase}{error}")
+        if self._live:
+            running = next((r for r in found.runs if r.phase == "running"), None)
+            now = ""
+            if running:
+                loss = f" loss {running.loss:.3f}" if running.loss is not None else ""
+                now = f" · {running.run} {running.progress:.0%}{loss}"
+            sys.stderr.write(f"\r\x1b[K{summary(found)}{now}")
+            sys.stderr.flush()
+
+    def note(self, line: str) -> None:
+        """Print a line above the progress line."""
+        self.clear()
+        print(printable(line), file=sys.stderr, flush=True)
+
+    def clear(self) -> None:
+        """Clear the progress line."""
+        if self._live:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()

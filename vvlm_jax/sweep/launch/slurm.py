@@ -1,11 +1,11 @@
-"""Commands as jobs of a Slurm cluster: arrays, one task a host, requeued until they are done.
+"""Commands as jobs of a Slurm cluster: job arrays, one task a host, requeued until they are done.
 
-A job is a few commands in a row. On every node Slurm starts an `Attempt`, which runs them and reads
-exit codes: 75 (stopped, has saved) and 3 (not to be had yet) put the job back into the queue.
-Before the time limit Slurm sends USR2, and before a preemption SIGTERM; the command is sent SIGTERM
-either way. A job whose node dies is requeued by Slurm itself.
+A job is a list of commands. Slurm starts an `Attempt` on every node, which runs the commands and
+reads their exit codes: `Exit.RETRY` and `Exit.CLAIMED` put the job back into the queue. Slurm sends
+USR2 before the time limit and SIGTERM before a preemption; the running command gets SIGTERM in
+either case. Slurm itself requeues a job whose node dies.
 
-submitit (MIT licence) writes the batch scripts and arrays; see DECISIONS.md for what is done here.
+submitit (MIT licence) writes the batch scripts and arrays.
 """
 
 import os
@@ -21,44 +21,42 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vvlm_jax.config import ConfigError
-
-STOPPED, CLAIMED = 75, 3
-"""Exit codes of a command that is to be run again: stopped and saved, not to be had yet."""
+from vvlm_jax.exit_codes import Exit
 
 GONE = "GONE"
-"""State of a job of which the cluster knows nothing (any more)."""
+"""State of a job that the cluster does not know, or has forgotten."""
 
 _PROGRAMS = ("sbatch", "srun", "scontrol", "squeue", "sinfo", "scancel")
-_SIBLING_SECONDS = 120  # what a host waits for the one that requeues the job, which ends both
-_LATER = ("down, drained", "busy", "Prolog")  # refusals that pass
+_SIBLING_SECONDS = 120  # a host waits so long for the first one to requeue the job, ending both
+_PASSING = ("down, drained", "busy", "Prolog")  # refusals of sbatch that do not last
 
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What to ask of Slurm for each run. Empty and 0 leave it to the cluster's defaults."""
+    """Options of the Slurm job of each run. Empty and 0 mean the cluster's defaults."""
 
     partition: str = ""
     account: str = ""
     qos: str = ""
     minutes: int = 24 * 60
-    """Time limit of one attempt; a run may take as many as it needs."""
+    """Time limit of one attempt; a run may take several."""
     grace_seconds: int = 300
-    """How long before the limit a run is told to save (Slurm may be a minute early)."""
+    """How long before the limit a run is asked to save; Slurm may ask a minute earlier."""
     nodes: int = 1
-    """Hosts a run; one process each, joined by jax.distributed."""
+    """Hosts of a run, one process each, joined by jax.distributed."""
     gpus_per_node: int = 0
     cpus_per_node: int = 0
     mem_gb_per_node: float = 0
     parallel: int = 0
-    """At most so many runs of an array at the same time."""
+    """Largest number of runs of an array at the same time; 0 for no limit."""
     max_requeues: int = 100
-    """Attempts after the first, whatever ended the ones before."""
+    """Largest number of attempts after the first."""
     sbatch: tuple[str, ...] = ()
     """Further options of sbatch, such as constraint=h100 or exclusive."""
     setup: tuple[str, ...] = ()
     """Shell commands before each attempt, such as "module load cuda"."""
     python: str = ""
-    """The interpreter on the nodes; that of the submitting process if empty."""
+    """The Python interpreter on the nodes; this process's if empty."""
 
     def __post_init__(self):
         least = dict(minutes=1, grace_seconds=1, nodes=1, gpus_per_node=0, cpus_per_node=0)
@@ -78,19 +76,21 @@ class SlurmOptions:
 
 @dataclass(frozen=True)
 class Attempt:
-    """One process of a job: what submitit calls on each of its nodes."""
+    """One process of a job. submitit unpickles it on each node and calls it."""
 
     commands: tuple[tuple[str, ...], ...]
     cwd: str
     max_requeues: int
 
     def __call__(self):
-        """Runs the commands and ends the process with what becomes the job's exit code."""
+        """Run the commands and end the process with the job's exit code."""
         sys.exit(self.run())
 
     def run(self) -> int:
-        """Runs one command after another, whatever their exit codes, and returns the largest; one
-        that is to be run again ends the attempt, and the job is requeued.
+        """Run the commands in order and return the largest exit code.
+
+        A failed command does not end the attempt. One that must run again does, and the job is
+        requeued.
         """
         asked, running = [], []
 
@@ -103,7 +103,7 @@ class Attempt:
             signal.signal(number, stop)
         worst = 0
         for command in self.commands:
-            # Slurm sends USR2 to every process of the step; one that does not know it would die.
+            # Slurm sends USR2 to every process of the step, and its default action is to kill.
             child = subprocess.Popen(
                 command,
                 cwd=self.cwd,
@@ -114,28 +114,28 @@ class Attempt:
                 child.send_signal(signal.SIGTERM)
             code = child.wait()
             too_early_to_save = asked and code == -signal.SIGTERM
-            if code in (STOPPED, CLAIMED) or too_early_to_save:
+            if code in (Exit.RETRY, Exit.CLAIMED) or too_early_to_save:
                 _requeue(self.max_requeues)
-                return STOPPED
+                return Exit.RETRY
             worst = max(worst, code if code >= 0 else 128 - code)
         return worst
 
 
 def _requeue(max_requeues: int) -> None:
-    """From inside a job: puts it back into the queue, unless it was cancelled or is too often."""
+    """Put this job back into the queue, unless it was cancelled or requeued too often."""
     if os.environ.get("SLURM_PROCID", "0") != "0":
-        # srun ends all processes when one fails, and the first has to call scontrol yet.
+        # srun kills all processes when one ends with an error: let the first requeue before that.
         time.sleep(_SIBLING_SECONDS)
         return
     job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_TASK_ID" in os.environ:  # one task's own id is the whole array's id, too
+    if "SLURM_ARRAY_TASK_ID" in os.environ:  # SLURM_JOB_ID of one task also names the whole array
         job = "{SLURM_ARRAY_JOB_ID}_{SLURM_ARRAY_TASK_ID}".format_map(os.environ)
     if int(os.environ.get("SLURM_RESTART_COUNT", 0)) >= max_requeues:
         print(f"job {job}: not requeued, after {max_requeues} times", file=sys.stderr)
         return
     shown = subprocess.run(["scontrol", "show", "job", "-o", job], capture_output=True, text=True)
     if state := re.search("JobState=(CANCELLED|COMPLETING)", shown.stdout):
-        print(f"job {job}: {state[1]}, so not requeued", file=sys.stderr)  # by scancel, mostly
+        print(f"job {job}: {state[1]}, so not requeued", file=sys.stderr)  # a user's scancel
         return
     done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
     what = "requeued" if done.returncode == 0 else f"not requeued: {done.stderr.strip()}"
@@ -143,7 +143,7 @@ def _requeue(max_requeues: int) -> None:
 
 
 def script(options: SlurmOptions, name: str, folder: str | Path, count: int) -> str:
-    """The batch script of an array of `count` jobs; submitit's own text. Runs nothing."""
+    """Return submitit's batch script for an array of `count` jobs, without running anything."""
     executor = _executor(options, name, folder)
     executor.parameters["map_count"] = count if count > 1 else None
     return executor._make_submission_file_text(executor._submitit_command_str, "")
@@ -158,14 +158,14 @@ def submit(
     cwd: str | Path,
     after: Sequence[str] = (),
 ) -> list[str]:
-    """Submits jobs, each of some commands, as job arrays and returns their ids, in order.
+    """Submit jobs, each a list of commands, as job arrays; return their ids, in order.
 
     Args:
       name: of the jobs, as squeue shows it.
-      after: ids of jobs that must have ended before, in whatever way.
-      folder: for scripts and logs, on a file system that the nodes see. Logs are
+      after: ids of jobs that must have ended before, successfully or not.
+      folder: for scripts and logs, on a filesystem that the nodes see. Logs are
         `ID_TASK_log.out` and `.err`.
-      cwd: where commands run.
+      cwd: where the commands run.
 
     Raises ConfigError, before anything is written or submitted, when Slurm is missing or refuses
     such jobs.
@@ -183,7 +183,7 @@ def submit(
 
 
 def check(options: SlurmOptions, name: str = "check", folder: str | Path = ".") -> int:
-    """Asks the cluster whether it would take such jobs; returns how many an array may have.
+    """Ask the cluster whether it would accept such jobs; return the largest size of an array.
 
     Raises ConfigError, one line, when a program is missing, no controller answers, the partition
     is unknown, or sbatch refuses the script.
@@ -205,21 +205,22 @@ def check(options: SlurmOptions, name: str = "check", folder: str | Path = ".") 
         text=True,
     )
     refusal = _reason(tested.stderr)
-    if tested.returncode and not any(words in refusal for words in _LATER):
+    if tested.returncode and not any(words in refusal for words in _PASSING):
         raise ConfigError(f"slurm: sbatch refuses these jobs: {refusal}")
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.M)
     return max(1, int(found[1])) if found else 1
 
 
 def states(ids: Sequence[str]) -> dict[str, str]:
-    """Slurm's word (PENDING, RUNNING, COMPLETED, FAILED, …) for each job id; GONE for those that
-    neither the controller nor the accounting, where there is one, remembers.
+    """Return Slurm's state (PENDING, RUNNING, COMPLETED, FAILED, …) of each job id.
+
+    GONE stands for jobs that neither the controller nor the accounting, if there is one, knows.
     """
     if not ids:
         return {}
     arrays = ",".join(dict.fromkeys(job.partition("_")[0] for job in ids))
     columns = ("--noheader", "--array", "--states=all", "--format=%i|%T", "--jobs", arrays)
-    found = _pairs(_output("squeue", *columns))  # one id alone that is forgotten is an error
+    found = _pairs(_output("squeue", *columns))  # squeue fails when it is asked about one lost id
     if any(job not in found for job in ids) and shutil.which("sacct"):
         columns = ("-X", "-n", "-P", "--array", "-o", "JobID,State", "-j", arrays)
         found = {k: v.split()[0] for k, v in _pairs(_output("sacct", *columns)).items()} | found
@@ -227,7 +228,7 @@ def states(ids: Sequence[str]) -> dict[str, str]:
 
 
 def cancel(ids: Sequence[str]) -> None:
-    """Cancels jobs, waiting and running ones; a running one saves first and is not requeued.
+    """Cancel jobs; a running one saves first and is not requeued.
 
     Raises ConfigError when the cluster does not answer.
     """
@@ -240,13 +241,13 @@ def _pairs(text: str) -> dict[str, str]:
 
 
 def _executor(options: SlurmOptions, name: str, folder: str | Path):
-    """submitit's executor with our options; it can also render where no Slurm is."""
+    """Return submitit's executor with these options, also where Slurm is not installed."""
     submitit = _submitit()
 
     class Executor(submitit.SlurmExecutor):
         @classmethod
         def affinity(cls) -> int:
-            return 2  # whether Slurm is there is for `check` to say, in our words
+            return 2  # submitit would raise without Slurm; `check` has a better message
 
     executor = Executor(Path(folder), python=shlex.quote(options.python or sys.executable))
     extra = dict(option.partition("=")[::2] for option in options.sbatch)
@@ -266,7 +267,7 @@ def _executor(options: SlurmOptions, name: str, folder: str | Path):
         nodes=options.nodes,
         ntasks_per_node=1,
         setup=list(options.setup) or None,
-        # If the process of one host dies, the others would wait for it.
+        # The other hosts would wait for ever for one whose process has died.
         srun_args=["--kill-on-bad-exit=1"],
         wckey=None,
         additional_parameters={"requeue": True} | {k: v or True for k, v in extra.items()},
@@ -276,7 +277,7 @@ def _executor(options: SlurmOptions, name: str, folder: str | Path):
 
 
 def _submitit():
-    # Else its import closes every log handler there is, and sets up its own on standard output.
+    # Without this its import closes all log handlers and adds its own on standard output.
     os.environ.setdefault("SUBMITIT_LOG_LEVEL", "NOCONFIG")
     try:
         import submitit
@@ -286,7 +287,7 @@ def _submitit():
 
 
 def _ask(*command: str) -> str:
-    """What a program of Slurm prints; ConfigError with its last line when it fails."""
+    """Return what a program of Slurm prints. Raises ConfigError with its reason when it fails."""
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise ConfigError(f"slurm: {command[0]}: {_reason(done.stderr)}")
@@ -294,12 +295,12 @@ def _ask(*command: str) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a program prints, whether it fails or not."""
+    """Return what a program prints, also when it fails."""
     return subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def _reason(text: str) -> str:
-    """The line of a program's error output that says why."""
+    """Return the line of a program's error output that gives the reason."""
     lines = text.strip().splitlines() or ["no reason given"]
     telling = [line for line in lines if re.search("error|fail|invalid|unrecognized", line, re.I)]
     return re.sub(r"^(\w+: )?error: ", "", (telling or lines)[0])

@@ -1,9 +1,10 @@
-"""Commands on TPU pods, by Google's own tools: a slice a run, as queued resources (`tpu_gcloud.py`)
-or as JobSets (`tpu_pods.py`). Nothing talks to a cloud: `tpu_files.py` writes ready-to-run files.
+"""Commands on TPU pods, one slice a run: as queued resources of gcloud (`tpu_gcloud.py`) or as
+JobSets of Kubernetes (`tpu_kubernetes.py`). `tpu_files.py` writes files to run; nothing here calls
+a cloud.
 
-On every host the same commands run (`host_script`), and what their exit codes mean is the same
-everywhere: 0 and 1 are final (1: the store says why), 3 is tried again after a while, 75 and
-anything else by whoever started the host.
+Every host of a slice runs the same commands (`host_script`). Exit codes 0 and 1 are final (after 1
+the store says why). After 3 the host tries again later. After 75 and any other code, gcloud's
+script or Kubernetes starts the hosts again.
 """
 
 import hashlib
@@ -15,55 +16,56 @@ from typing import NamedTuple
 
 from vvlm_jax.config import ConfigError
 from vvlm_jax.devices import Topology, parse_topology
+from vvlm_jax.exit_codes import Exit
 
-FAILED, CLAIMED, STOPPED = 1, 3, 75
-WAIT = 60  # seconds between looks, at a queue or at a job that somebody else has
+WAIT = 60  # seconds between looks at a queue, or at a job that another worker has
 
 Commands = Sequence[Sequence[str]]
 
 
 @dataclass(frozen=True)
 class TpuOptions:
-    """What to ask of Google for each run."""
+    """Options of the TPU slices of each run."""
 
     topology: str = "v5p:2x2x4"
-    """As tools.compile has it."""
+    """Generation and shape of a slice, as `vvlm compile --topology` takes it."""
     slices: int = 1
-    """Slices a run, joined by the data centre's network."""
+    """Slices of a run, joined by the data centre's network."""
     chips_per_host: int | None = None
-    """Of the machines; None for those that large slices consist of. 8 for v5e and v6e machines that
-    hold a whole 2x4.
+    """Chips of each machine; None for the usual number of large slices. 8 for v5e and v6e machines
+    that hold a whole 2x4.
     """
     mount: str = "/sweeps"
-    """Where the file system with the store is, on every host."""
+    """Where every host mounts the filesystem with the store."""
     python: str = "python"
-    """The interpreter there."""
+    """The Python interpreter on the hosts, with vvlm_jax installed."""
     workdir: str = "."
-    """The checkout there."""
+    """Where commands run; relative paths of data start here."""
     setup: tuple[str, ...] = ()
-    """Shell commands on each host before the run; they may run again."""
+    """Shell commands on each host before the run; they must bear being run twice."""
     secrets: tuple[str, ...] = ()
-    """VARIABLE=NAME: environment variables from secrets, of Secret Manager or of Kubernetes (there
-    under the key VARIABLE). No value is ever written."""
+    """VARIABLE=NAME: environment variables from secrets of Secret Manager, or of Kubernetes (where
+    VARIABLE is the key). Values are never written to a file."""
     service_account: str = ""
     max_restarts: int = 20
-    """After crashes and preemptions without notice; announced ones do not count in Kubernetes."""
+    """Largest number of restarts after crashes and preemptions. Kubernetes does not count
+    preemptions that it announced."""
 
     project: str = ""
     zone: str = ""
     spot: bool = False
     valid_until: str = ""
-    """How long to wait in the queue, such as 12h."""
+    """Longest time in the queue, such as 12h."""
 
     image: str = ""
-    """Container with this repository and its packages."""
+    """Container image with vvlm_jax installed."""
     namespace: str = "default"
     claim: str = "sweeps"
-    """PersistentVolumeClaim of the store's file system, such as a bucket."""
+    """PersistentVolumeClaim of the filesystem with the store."""
     queue: str = "sweeps"
     """Kueue's LocalQueue."""
     quota_slices: int = 1
-    """Runs at the same time."""
+    """Largest number of runs at the same time."""
 
     def __post_init__(self):
         for name in ("slices", "chips_per_host", "max_restarts", "quota_slices"):
@@ -108,8 +110,10 @@ def slice_of(options: TpuOptions) -> Slice:
 
 
 def name_of(run: str) -> str:
-    """A name for a run that Google's tools and DNS take: at most 40 of a-z, 0-9 and -, the same
-    each time and different for different runs.
+    """Return a name for a run that Google's tools and DNS accept: at most 40 of a-z, 0-9 and -.
+
+    Always the same for a run, and different for different runs: where characters are replaced a
+    hash is added.
     """
     plain = re.sub(r"[^a-z0-9]+", "-", run.lower()).strip("-")
     if plain == run and len(run) <= 40 and plain[0].isalpha():
@@ -118,7 +122,9 @@ def name_of(run: str) -> str:
 
 
 def host_script(run: str, commands: Commands, options: TpuOptions) -> str:
-    """What runs on every host of a slice: bash. SIGTERM goes to the command, which saves."""
+    """Return the bash script for every host of a slice. It forwards SIGTERM, so that the command
+    saves.
+    """
     lines = [
         "set -u",
         *options.setup,
@@ -129,13 +135,13 @@ def host_script(run: str, commands: Commands, options: TpuOptions) -> str:
         "work() {",
         "    local code",
         "    while :; do",
-        f"        if [[ -n $stopped ]]; then finish {STOPPED}; fi",
+        f"        if [[ -n $stopped ]]; then finish {Exit.RETRY}; fi",
         '        "$@" & child=$!',
         '        if [[ -n $stopped ]]; then kill -TERM "$child" 2>/dev/null; fi',
         "        # A signal ends wait before the command has ended.",
         '        while wait "$child"; code=$?; kill -0 "$child" 2>/dev/null; do :; done',
-        f"        if [[ -n $stopped || $code == {STOPPED} ]]; then finish {STOPPED}; fi",
-        f"        if [[ $code != {CLAIMED} ]]; then break; fi",
+        f"        if [[ -n $stopped || $code == {Exit.RETRY} ]]; then finish {Exit.RETRY}; fi",
+        f"        if [[ $code != {Exit.CLAIMED} ]]; then break; fi",
         f'        sleep "${{POLL_SECONDS:-{WAIT}}}" & child=$!',
         '        if [[ -n $stopped ]]; then kill -TERM "$child" 2>/dev/null; fi',
         '        wait "$child"',
@@ -149,5 +155,5 @@ def host_script(run: str, commands: Commands, options: TpuOptions) -> str:
 
 
 def marker(run: str) -> str:
-    """What a host prints before its exit code."""
+    """Return what a host prints before its exit code."""
     return f"sweep: {name_of(run)}: exit"

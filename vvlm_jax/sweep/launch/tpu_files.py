@@ -1,4 +1,4 @@
-"""Ready-to-run files for the runs of a sweep on TPU pods."""
+"""Scripts and manifests that start the runs of a sweep on TPU pods."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,12 @@ from vvlm_jax.sweep.launch.tpu_kubernetes import jobset, kueue
 
 
 def files(waves: Sequence[Mapping[str, Commands]], options: TpuOptions) -> dict[str, str]:
-    """{file name: text} for runs ({run: commands}); a wave comes after the one before.
+    """Return {file name: text} for waves of runs, {run: commands}; each wave needs the one before.
 
-    With a project and a zone: a script a run, and `launch.sh`, which starts `quota_slices` at once.
-    With an image: `kueue.json`, and `jobsets-WAVE.json` for `kubectl apply`. Raises ConfigError
-    with neither.
+    With a project and a zone: a script for each run, and `launch.sh`, which runs `quota_slices` of
+    them at once. With an image: `kueue.json`, and `jobsets-WAVE.json` for `kubectl apply`.
+
+    Raises ConfigError when `options` have neither.
     """
     with_gcloud, with_jobsets = bool(options.project or options.zone), bool(options.image)
     if not (with_gcloud or with_jobsets):
@@ -47,9 +48,7 @@ def _list(items: list[dict]) -> str:
 def write(
     waves: Sequence[Mapping[str, Commands]], options: TpuOptions, folder: str | Path
 ) -> list[Path]:
-    """Writes `files` into a folder and returns their paths. ConfigError before anything is
-    written.
-    """
+    """Write `files` into a folder and return their paths. Raises ConfigError before writing."""
     texts, folder = files(waves, options), Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in texts.items():

@@ -1,13 +1,12 @@
-"""A run as a queued resource of TPUs: a shell script around `gcloud`, with the flags of Google's
-guide to queued resources.
+"""A run as a queued resource of Cloud TPU: a shell script around `gcloud`, with the flags of
+Google's guide to queued resources.
 """
 
 import shlex
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.sweep.launch.tpu import (
-    FAILED,
-    STOPPED,
     WAIT,
     Commands,
     TpuOptions,
@@ -19,7 +18,7 @@ from vvlm_jax.sweep.launch.tpu import (
 
 
 def gcloud(run: str, commands: Commands, options: TpuOptions) -> dict[str, list[str]]:
-    """The commands around one run: {"create", "state", "run", "delete": words}.
+    """Return the command lines of one run: {"create", "state", "run", "delete": words}.
 
     Raises ConfigError without a project and a zone.
     """
@@ -59,14 +58,16 @@ def gcloud(run: str, commands: Commands, options: TpuOptions) -> dict[str, list[
 
 
 def driver_script(run: str, commands: Commands, options: TpuOptions) -> str:
-    """A shell script that takes a run from the queue to its end: asks for a slice, runs, asks again
-    after a preemption, and gives the slice back. Interrupted, it may be started again. It exits
-    with 0 (done), 1 (failed) or 75 (given up after `max_restarts`).
+    """Return a shell script that requests a slice, runs on it, repeats both after a preemption, and
+    deletes the slice.
+
+    It may be interrupted and started again. It exits with 0 (done), 1 (failed) or 75 (gave up after
+    `max_restarts`).
     """
     parts = gcloud(run, commands, options)
     functions = [f"{what}() {{ {shlex.join(words)}; }}" for what, words in parts.items()]
     return f"""#!/usr/bin/env bash
-# {name_of(run)}: one TPU slice, from the queue to its end. Start it again after any interruption.
+# {name_of(run)}: request a TPU slice, run, delete it. Start again after any interruption.
 set -uo pipefail
 poll=${{POLL_SECONDS:-{WAIT}}}
 {chr(10).join(functions)}
@@ -81,14 +82,14 @@ for _ in $(seq {options.max_restarts + 1}); do
         sleep "$poll"
     done
     run 2>&1 | tee "$output"
-    # Every host says how it ended; if they differ, or one is silent, run them again.
+    # Every host prints its exit code. If they differ, or one is missing, run again.
     ends=$(sed -n {shlex.quote(f"s/.*{marker(run)} //p")} "$output" | sort -u)
-    if [[ $ends == 0 || $ends == {FAILED} ]]; then
+    if [[ $ends == 0 || $ends == {Exit.FAILED} ]]; then
         delete
         exit "$ends"
     fi
     sleep "$poll"
 done
 delete
-exit {STOPPED}
+exit {Exit.RETRY}
 """

@@ -1,11 +1,11 @@
-"""A run as pods of Kubernetes: a JobSet, and Kueue's queue for them. The fields are those of
-jobset.x-k8s.io v1alpha2 and kueue.x-k8s.io v1beta2.
+"""A run as a JobSet of Kubernetes, and the queue of Kueue for all runs.
+
+The fields are those of jobset.x-k8s.io v1alpha2 and kueue.x-k8s.io v1beta2.
 """
 
 from vvlm_jax.config import ConfigError
+from vvlm_jax.exit_codes import Exit
 from vvlm_jax.sweep.launch.tpu import (
-    FAILED,
-    STOPPED,
     Commands,
     Slice,
     TpuOptions,
@@ -16,14 +16,15 @@ from vvlm_jax.sweep.launch.tpu import (
 
 
 def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
-    """A JobSet that takes a run to its end, in Kueue's queue.
+    """Return a JobSet that runs commands to their end, in Kueue's queue.
 
-    A pod that is evicted or exits with 75 is replaced and counts nothing; exit code 1 ends the
-    JobSet; after anything else all pods start afresh, `max_restarts` times. Raises ConfigError
-    without an image.
+    A pod that is evicted or exits with 75 is replaced without counting as a restart. Exit code 1
+    ends the JobSet. After any other code all pods start again, at most `max_restarts` times.
+
+    Raises ConfigError without an image.
     """
     if not options.image:
-        raise ConfigError("tpu: a JobSet needs image=…, a container with this repository")
+        raise ConfigError("tpu: a JobSet needs image=…, a container image with vvlm_jax")
     slice, container = slice_of(options), "run"
     pod = {
         "restartPolicy": "Never",
@@ -48,10 +49,10 @@ def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
     if options.service_account:
         pod["serviceAccountName"] = options.service_account
     again = [
-        {"onExitCodes": {"containerName": container, "operator": "In", "values": [STOPPED]}},
+        {"onExitCodes": {"containerName": container, "operator": "In", "values": [Exit.RETRY]}},
         {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
     ]
-    final = {"containerName": container, "operator": "In", "values": [FAILED]}
+    final = {"containerName": container, "operator": "In", "values": [Exit.FAILED]}
     job = {
         "parallelism": slice.hosts,
         "completions": slice.hosts,
@@ -75,7 +76,7 @@ def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
             "labels": {"kueue.x-k8s.io/queue-name": options.queue},
             "annotations": {
                 "vvlm-jax/run": run,
-                # A child job has a node pool, which is a slice, to itself.
+                # A node pool is one slice: give it to one child job only.
                 "alpha.jobset.sigs.k8s.io/exclusive-topology": "cloud.google.com/gke-nodepool",
             },
         },
@@ -99,8 +100,8 @@ def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
 
 
 def kueue(options: TpuOptions) -> list[dict]:
-    """Kueue's objects for such runs, made once by who runs the cluster: the kind of node, a quota
-    of `quota_slices` runs, and the queue of the namespace.
+    """Return Kueue's objects for such runs, which an administrator applies once: the kind of node,
+    a quota of `quota_slices` runs, and the namespace's queue.
     """
     slice, version = slice_of(options), "kueue.x-k8s.io/v1beta2"
     topology = slice.topology

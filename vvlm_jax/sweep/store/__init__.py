@@ -1,1 +1,1 @@
-"""What a sweep knows of its jobs, in a folder or a bucket."""
+"""The state of a sweep's jobs, in a folder of a shared filesystem or of a bucket."""

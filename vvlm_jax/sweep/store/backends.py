@@ -1,7 +1,7 @@
-"""What a sweep needs of where it is kept: on a filesystem (`Disk`), or in a bucket (`buckets.py`).
+"""Operations on files that a sweep's store needs, for filesystems (`Disk`) and buckets.
 
-Seven operations, and what makes a sweep safe is two of them: `create` has one winner, and every
-time comes from the store's own clock.
+Two of them make a store safe to share: `create` has one winner, and every time is set by the
+store's own clock, never by a host's. `storage/bucket.py` has the same operations for buckets.
 """
 
 import errno
@@ -15,45 +15,47 @@ from vvlm_jax import atomic
 from vvlm_jax.storage.bucket import Key
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-"""Errors of a disk that takes no more."""
+"""Error numbers of a disk that takes no more data."""
 
 
-class Place(Protocol):
-    """Where a store is. Paths are a `Path`, or in a bucket a `Key`; all may raise OSError."""
+class Backend(Protocol):
+    """The operations. A path is a `Path`, or a `Key` in a bucket; each may raise OSError."""
 
     def create(self, path, text: str) -> bool:
-        """Writes a file unless there is one; whether it did. Of several that try one does, and a
-        request whose answer was lost counts as done.
+        """Write a file unless it exists; return whether this call did.
+
+        Of several concurrent calls one wins. A request whose reply was lost counts as won.
         """
 
     def read(self, path) -> tuple[bytes, float]:
-        """What a file holds, and its time. FileNotFoundError."""
+        """Return a file's content and modification time. Raises FileNotFoundError."""
 
     def tail(self, path, size: int) -> bytes:
-        """At most so many bytes of a file's end."""
+        """Return at most the last `size` bytes of a file."""
 
     def listing(self, folder) -> Iterator[Any]:
-        """What an `os.scandir` of a folder gives: `name`, `path`, `stat().st_mtime`."""
+        """List a folder as `os.scandir` does: `name`, `path` and `stat().st_mtime` of each file."""
 
     def touch(self, path) -> None:
-        """Sets a file's time to the store's now. FileNotFoundError when it was removed."""
+        """Set a file's time to the store's present time. Raises FileNotFoundError."""
 
     def replace(self, path, text: str) -> None:
-        """Writes a file, new or not, so that no reader meets half of it."""
+        """Write a file, new or not; readers see the old or the new content, never a mixture."""
 
     def now(self, folder) -> float:
-        """The store's clock: the time that a file written into `folder` gets."""
+        """Return the time by the store's clock: what a file written into `folder` now gets."""
 
     def each(self, function: Callable, items: Iterable) -> Iterable:
-        """`map`, with as many at the same time as the place likes."""
+        """Map a function over items, concurrently where that is faster."""
 
 
 class Disk:
-    """Any shared filesystem with exclusive creation."""
+    """A filesystem, local or shared, with exclusive creation of files."""
 
     def create(self, path: Path, text: str) -> bool:
-        """A file that is whole gets its name by a hard link, which fails when the name is taken.
-        Where there are no links, O_EXCL makes the file, and a crash may leave it cut.
+        """Write the file under another name, then hard-link it, which fails if the name is taken.
+
+        Without hard links O_EXCL creates the file directly; a crash may then leave it truncated.
         """
         partial = path.with_name(f"{path.name}.{socket.gethostname()}-{os.getpid()}")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +65,8 @@ class Disk:
                 os.link(partial, path)
                 return True
             except FileExistsError:
-                # The server of a network filesystem may have done it, and its answer been lost.
+                # NFS repeats a request whose reply was lost: the link may be our own, and then
+                # our file has two names.
                 return partial.stat().st_nlink == 2
             except OSError as e:
                 if e.errno in FULL:
@@ -77,18 +80,19 @@ class Disk:
         return True
 
     def read(self, path: str | Path) -> tuple[bytes, float]:
-        """As `Place.read`."""
-        with open(path, "rb") as file:  # opening asks a network filesystem for today's times
+        """Implement `Backend.read`."""
+        # NFS caches times; opening the file makes the client ask the server for the present one.
+        with open(path, "rb") as file:
             return file.read(), os.fstat(file.fileno()).st_mtime
 
     def tail(self, path: Path, size: int) -> bytes:
-        """As `Place.tail`."""
+        """Implement `Backend.tail`."""
         with path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - size))
             return file.read()
 
     def listing(self, folder: str | Path) -> Iterator[os.DirEntry]:
-        """As `Place.listing`; nothing when there is no such folder."""
+        """Implement `Backend.listing`; a missing folder is empty."""
         try:
             with os.scandir(folder) as found:
                 yield from found
@@ -96,16 +100,16 @@ class Disk:
             return
 
     def touch(self, path: Path) -> None:
-        """As `Place.touch`."""
+        """Implement `Backend.touch`. Without arguments utime takes the server's clock on NFS."""
         os.utime(path)
 
     def replace(self, path: Path, text: str) -> None:
-        """As `Place.replace`."""
+        """Implement `Backend.replace`."""
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_text(path, text, shared=True)
 
     def now(self, folder: Path) -> float:
-        """As `Place.now`."""
+        """Implement `Backend.now` by touching a file of this process."""
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / f"{socket.gethostname()}-{os.getpid()}"
         file.touch()
@@ -115,8 +119,8 @@ class Disk:
     each = staticmethod(map)
 
 
-def _write(path: Path, how: int, text: str) -> None:
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | how, 0o666)
+def _write(path: Path, flag: int, text: str) -> None:
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | flag, 0o666)
     with os.fdopen(handle, "w") as file:
         file.write(text)
         file.flush()
@@ -126,6 +130,6 @@ def _write(path: Path, how: int, text: str) -> None:
 _DISK = Disk()
 
 
-def of(path) -> Place:
-    """The place of a path: a bucket's of a `Key`, else the disk."""
+def of(path) -> Backend:
+    """Return the backend of a path: the bucket of a `Key`, else the disk."""
     return path.bucket if isinstance(path, Key) else _DISK

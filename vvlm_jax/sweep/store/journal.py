@@ -1,18 +1,17 @@
-"""The journal of a job: numbered files, each created once and by one process only.
+"""The journal of a job: numbered files, each created once, by one process.
 
     NAME.0001.json   {"event": "claim", …}
     NAME.0002.json   {"event": "done", "result": …}
 
-The entry with the highest number is what the job is. Whoever wants to change that makes the next
-number, and a number can be made only once: of a worker that finishes, another that takes its stale
-claim over and a person who cancels exactly one wins, wherever one file can be made once: on a
-filesystem with exclusive creation, or in a bucket whose writes may be bound to "unless there is
-one" (`places.py`).
-Entries are never changed or removed; a claim is touched while its worker lives. What a crash left
-cut counts as a claim of nobody's.
+The entry with the highest number is the job's state. A process changes the state by creating the
+next number, which the store lets only one process do (`backends.Backend.create`). So of a worker
+that finishes, another that takes over its stale claim and a user who cancels, exactly one wins, and
+the others see that they lost. This needs exclusive creation of one file and no lock.
 
-A claim's age is the difference of two times that the store's own clock has set: its touch, and that
-of a file written now. The clocks of hosts play no part.
+Entries are never changed or removed, but a worker touches its claim while it lives. A claim's age
+is the difference of two times set by the store's own clock, its last touch and a file touched now:
+hosts' clocks may be wrong. A truncated entry, which a crash can leave on filesystems without hard
+links, counts as an abandoned claim.
 """
 
 import json
@@ -38,26 +37,31 @@ class Entry(NamedTuple):
     event: str
     body: dict
     touched: float
-    """Seconds, by the store's clock: when a claim was last touched, anything else written."""
+    """Seconds, by the store's clock: when a claim was last touched, another entry written."""
 
 
-NONE = Entry(0, NOTHING, {}, 0.0)
+NO_ENTRY = Entry(0, NOTHING, {}, 0.0)
 
 
-def file_of(folder: Path | Key, name: str, number: int) -> Path | Key:
-    """Where an entry stands."""
+def entry_file(folder: Path | Key, name: str, number: int) -> Path | Key:
+    """Return the path of a job's entry."""
     return folder / f"{name}.{number:04d}.json"
 
 
 def create(path: Path | Key, event: str, **values) -> bool:
-    """Writes an entry unless there is one of this number; whether it did. OSError when the disk
-    takes no more, or a bucket cannot be reached.
+    """Write an entry unless its number is taken; return whether it was written.
+
+    Raises OSError when the disk is full or a bucket does not answer.
     """
     return backends.of(path).create(path, json.dumps({"event": event, **values}) + "\n")
 
 
 def is_full(error: BaseException | None) -> bool:
-    """Whether a disk takes no more, said by an error or by what it came from."""
+    """Return whether an error, or one that it was raised from, says that a disk is full.
+
+    Libraries put the error number into the message of an exception of their own, so the text counts
+    too.
+    """
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -70,7 +74,7 @@ def is_full(error: BaseException | None) -> bool:
 
 
 def read(path: str | Path | Key, number: int) -> Entry:
-    """An entry; one that was cut is a claim of nobody's."""
+    """Read an entry; a truncated one is returned as a claim of an unknown worker."""
     text, touched = backends.of(path).read(path)
     try:
         body = json.loads(text)
@@ -80,31 +84,33 @@ def read(path: str | Path | Key, number: int) -> Entry:
     return Entry(number, event, body, touched)
 
 
-def numbers(folder: str | Path | Key) -> dict[str, tuple[int, os.DirEntry | Listed]]:
-    """{name: number and file of the newest entry} of the jobs in a folder, by one listing; in a
-    bucket of the jobs in the folders below it, too, {"RUN/NAME": …}.
+def newest(folder: str | Path | Key) -> dict[str, tuple[int, os.DirEntry | Listed]]:
+    """Return {job's name: (number, file)} of the newest entries in a folder, by one listing.
+
+    A listing of a bucket includes the folders below, with names RUN/NAME.
     """
-    newest = {}
+    found = {}
     for file in backends.of(folder).listing(folder):
         match = _FILE.fullmatch(file.name)
-        if match and int(match[2]) > newest.get(match[1], (0, None))[0]:
-            newest[match[1]] = int(match[2]), file
-    return newest
+        if match and int(match[2]) > found.get(match[1], (0, None))[0]:
+            found[match[1]] = int(match[2]), file
+    return found
 
 
 def touch(path: Path | Key) -> None:
-    """Sets a claim's time to the store's now."""
+    """Set a claim's time to the store's present time."""
     backends.of(path).touch(path)
 
 
 def now(folder: Path | Key) -> float:
-    """The store's clock: the time that a file written there gets."""
+    """Return the time by the store's clock."""
     return backends.of(folder).now(folder)
 
 
-def life() -> list | None:
-    """What tells this process from any other: boot, process namespace, id, start. None where the
-    system does not say.
+def identity() -> list | None:
+    """Return what tells this process from any other: boot, process namespace, id, start time.
+
+    A process id alone is used again after a while. None where the system does not say.
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
@@ -114,8 +120,11 @@ def life() -> list | None:
 
 
 def is_dead(other: list | None) -> bool:
-    """Whether a process of this machine is known to have ended; False when that cannot be seen."""
-    mine = life()
+    """Return whether a process, by its `identity`, is known to have ended.
+
+    False for processes that cannot be seen from here, such as those of other machines.
+    """
+    mine = identity()
     if not other or mine is None or other[:2] != mine[:2]:
         return False
     try:
@@ -125,7 +134,7 @@ def is_dead(other: list | None) -> bool:
 
 
 def _start(pid: int) -> str:
-    """Clock ticks from boot to the start of a process; a zombie has ended."""
+    """Return when a process started, in clock ticks since boot. A zombie counts as ended."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     if fields[0] == "Z":
         raise ProcessLookupError(pid)

@@ -1,15 +1,16 @@
-"""A sweep's folder: what is to be done, and how far it is. Any shared filesystem serves, and
-buckets do (`buckets.py`).
+"""The store of a sweep: its jobs and the state of each, in a folder or a bucket.
 
-    STORE/sweep.json           version, runs, jobs and what they share (`document.py`)
+    STORE/sweep.json           version, runs, jobs and what they share (`sweep_json.py`)
     STORE/runs/RUN/            a run: config, metrics, checkpoints and model of the trainer
     STORE/runs/RUN/jobs/       the journals of its jobs (`journal.py`): claims and results; in a
-                               bucket STORE/jobs/RUN/, where one listing has all
-    STORE/index.json           a copy of results, for speed alone; it may be removed
+                               bucket STORE/jobs/RUN/, where one request lists all of them
+    STORE/index.json           a cache of results, which may be deleted
 
-A job is `RUN/NAME` with what it comes after. Stage 1 is a run of its own, `stage1-LLM`.
+The name of a job is `RUN/NAME`; a job may wait for others. Stage 1 is a run of its own,
+`stage1-LLM`.
 """
 
+import fnmatch
 import json
 import os
 import socket
@@ -25,11 +26,15 @@ from vvlm_jax.sweep.store import backends, journal, sweep_json
 from vvlm_jax.sweep.store.journal import Entry
 
 LEASE = 120.0
-"""Seconds without a touch after which anybody may take a claim over."""
+"""Seconds without a touch after which another worker may take a claim over."""
 MAX_DEATHS = 10
-"""Workers of a job that may die without a word, one after another, before it counts as failed."""
-FAR = 200
-"""Results that are not in the index from which on it is written again."""
+"""Workers of one job that may die in a row, without recording an error, before it has failed."""
+INDEX_AFTER = 200
+"""Results missing from the index at which it is written again."""
+RETRIED = ("failed", "cancelled")
+"""Phases that `Store.retry` ends."""
+CANCELLED = ("ready", "waiting", "blocked", "running")
+"""Phases that `Store.cancel` ends."""
 
 
 @dataclass(frozen=True)
@@ -39,42 +44,42 @@ class Job:
     id: str
     """`RUN/NAME`."""
     kind: str
-    """Which function does it (`work.Kinds`)."""
+    """Which function does it (`worker.Kinds`)."""
     argument: dict = field(default_factory=dict)
-    """What the function needs beside what all share, as JSON."""
+    """What the function needs beside `Store.shared`, as JSON."""
     after: tuple[str, ...] = ()
-    """Jobs that must be done before."""
+    """Ids of the jobs that must be done before."""
     cost: float = 1.0
-    """Relative; costly jobs come first, and times left follow from it."""
+    """Relative to other jobs: costly ones run first, and remaining time is estimated by it."""
 
     @property
     def run(self) -> str:
-        """The run it belongs to."""
+        """Return the run that the job belongs to."""
         return self.id.rpartition("/")[0]
 
     @property
     def name(self) -> str:
-        """Its name within the run."""
+        """Return the name within the run."""
         return self.id.rpartition("/")[2]
 
 
 class State(NamedTuple):
-    """How far a job is."""
+    """The state of a job."""
 
     phase: str
-    """`done failed cancelled running`, or not begun: `ready`, `waiting` for what comes before, or
-    `blocked` by what failed.
+    """done, failed, cancelled or running; or not begun: ready, waiting (for other jobs), or blocked
+    (by one that failed or was cancelled).
     """
     entry: Entry
 
     @property
     def is_final(self) -> bool:
-        """Whether nothing more happens by itself."""
+        """Return whether the phase stays unless a user retries or cancels."""
         return self.phase in ("done", "failed", "cancelled", "blocked")
 
 
 class Claim(NamedTuple):
-    """The right to do a job, until somebody writes the next entry."""
+    """The right to do a job, until someone writes the next entry of its journal."""
 
     job: Job
     folder: Path | Key
@@ -82,32 +87,32 @@ class Claim(NamedTuple):
 
     @property
     def file(self) -> Path | Key:
-        """Its entry."""
-        return journal.file_of(self.folder, self.job.name, self.number)
+        """Return the path of the claim's entry."""
+        return journal.entry_file(self.folder, self.job.name, self.number)
 
     def is_held(self) -> bool:
-        """Whether nobody has written the next entry."""
-        return not journal.file_of(self.folder, self.job.name, self.number + 1).exists()
+        """Return whether the claim still is the newest entry."""
+        return not journal.entry_file(self.folder, self.job.name, self.number + 1).exists()
 
 
 class NotClaimed(RuntimeError):
-    """A job cannot be had; `phase` says why."""
+    """A job cannot be claimed; `phase` is its phase."""
 
-    def __init__(self, phase: str, line: str):
-        super().__init__(line)
+    def __init__(self, phase: str, message: str):
+        super().__init__(message)
         self.phase = phase
 
 
 class Store:
-    """An open sweep's folder. `Store.open(path)`, or `Store.create(path, name, …)`."""
+    """An open store. Made by `Store.open(path)`, or `Store.create(path, name, …)`."""
 
-    def __init__(self, path: Path | Key, asked: dict):
-        self.path, self.name = path, asked["name"]
-        self.shared, self.runs = asked["shared"], asked["runs"]
-        self.lease, self.encoder = asked["lease"], asked.get("encoder")
+    def __init__(self, path: Path | Key, content: dict):
+        self.path, self.name = path, content["name"]
+        self.shared, self.runs = content["shared"], content["runs"]
+        self.lease, self.encoder = content["lease"], content.get("encoder")
         self.jobs = {
             id: Job(id, kind, argument, tuple(after), cost)
-            for id, kind, argument, after, cost in asked["jobs"]
+            for id, kind, argument, after, cost in content["jobs"]
         }
         self._results: dict[str, tuple[int, Entry]] | None = None
         self._unsaved = 0
@@ -124,23 +129,24 @@ class Store:
         encoder: dict | None = None,
         dry_run: bool = False,
     ) -> "Store | None":
-        """Makes the folder, or takes up the one that is there, to which jobs may have been added.
+        """Create a store, or open the one that exists and add the jobs that it lacks.
 
         Args:
-          runs: rows of the runs table without metric and score, one a run that is scored.
+          runs: rows of the table of runs without scores, one for each run that is scored.
           shared: what all jobs need, as JSON.
-          encoder: x_M and x_W of equation 1 (`plan.encoder`), for who reports on the runs.
-          dry_run: write nothing, and return the store that is there, or None.
+          encoder: x_M and x_W of equation 1 (`plan.encoder`), for reports.
+          dry_run: write nothing, and return the store that exists, or None.
 
-        Raises ConfigError, with nothing changed, when the folder holds another sweep or no sweep.
+        Raises ConfigError, with nothing changed, when the folder holds another sweep or other
+        files.
         """
-        path, asked = sweep_json.folder(path), _asked(name, jobs, runs, shared, lease, encoder)
+        path, content = sweep_json.folder(path), _content(name, jobs, runs, shared, lease, encoder)
         if not sweep_json.is_there(path):
             if dry_run:
                 return None
-            sweep_json.write_first(path, asked)
-        if sweep_json.check_same(path, sweep_json.read(path), asked) and not dry_run:
-            sweep_json.write_again(path, asked)
+            sweep_json.write_first(path, content)
+        if sweep_json.check_same(path, sweep_json.read(path), content) and not dry_run:
+            sweep_json.write_again(path, content)
         return cls.open(path)
 
     @classmethod
@@ -154,68 +160,88 @@ class Store:
         lease: float = LEASE,
         encoder: dict | None = None,
     ) -> "Store":
-        """As `create`, but jobs may be left out, too, and the folder may hold other files. For who
-        holds the folder alone and gives it a name of its own for all that jobs depend on: a job
-        that was done is done, whatever is said of it now.
+        """Create a store, or replace its jobs and runs; finished jobs stay finished.
+
+        Unlike `create` this compares nothing, so the caller must hold the folder alone and give it
+        a name that changes with all that jobs depend on.
         """
         path = sweep_json.folder(path)
-        sweep_json.write_again(path, _asked(name, jobs, runs, shared, lease, encoder))
+        sweep_json.write_again(path, _content(name, jobs, runs, shared, lease, encoder))
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path | Key) -> "Store":
-        """ConfigError when there is no sweep, one of another version, or a damaged one."""
+        """Open a store. Raises ConfigError as `sweep_json.read`."""
         path = sweep_json.folder(path)
         if isinstance(path, Path):
-            path = path.resolve()  # the trainer remembers the folder by this name
+            path = path.resolve()  # the trainer remembers its folder, and compares it, by this name
         return cls(path, sweep_json.read(path))
 
     @property
     def in_bucket(self) -> bool:
-        """Whether runs have to be copied from and to the store (`copies.py`)."""
+        """Return whether workers need local copies of run folders (`sync.py`)."""
         return isinstance(self.path, Key)
 
-    # --- what is there ---
+    # --- states ---
 
     def states(self) -> dict[str, State]:
-        """The state of every job: one listing a run, one file for what the index does not have."""
+        """Return the state of every job.
+
+        Lists each run's journals, or a bucket's all at once, and reads the newest entries that the
+        index does not have.
+        """
         self._load_index()
         newest = self._newest()
         ids = [id for id in self.jobs if id in newest]
         found = backends.of(self.path).each(lambda id: self._entry(id, *newest[id]), ids)
         entries = dict(zip(ids, found, strict=True))
         self._save_index()
-        return self._judge(self.jobs, entries)
+        return self._states_of(self.jobs, entries)
 
     def _newest(self) -> dict[str, tuple]:
         if self.in_bucket:
-            return journal.numbers(self.path / "jobs")
-        newest, runs = {}, str(self.path / "runs")  # a Path for each of thousands takes its time
+            return journal.newest(self.path / "jobs")
+        newest, runs = {}, str(self.path / "runs")  # text: thousands of Paths take seconds
         for run in dict.fromkeys(job.run for job in self.jobs.values()):
-            for name, (number, file) in journal.numbers(f"{runs}/{run}/jobs").items():
+            for name, (number, file) in journal.newest(f"{runs}/{run}/jobs").items():
                 newest[f"{run}/{name}"] = number, file
         return newest
 
     def state(self, job_id: str) -> State:
-        """The state of one job, read afresh."""
+        """Return the state of one job, without the index."""
         wanted, entries = [self.job(job_id).id], {}
         while wanted:
             id = wanted.pop()
             job = self.jobs[id]
-            found = journal.numbers(self._journals(job.run)).get(job.name)
+            found = journal.newest(self._journals(job.run)).get(job.name)
             if found:
                 entries[id] = journal.read(found[1].path, found[0])
             wanted += [other for other in job.after if other not in entries]
-        return self._judge([job_id], entries)[job_id]
+        return self._states_of([job_id], entries)[job_id]
 
     def job(self, job_id: str) -> Job:
-        """ConfigError names the nearest when there is none."""
+        """Return a job. Raises ConfigError naming the nearest id when it does not exist."""
         if job_id not in self.jobs:
             raise ConfigError(f"{self.path}: no job {job_id!r}; {nearest(job_id, self.jobs)}")
         return self.jobs[job_id]
 
+    def matching(self, pattern: str) -> list[str]:
+        """Return the ids of a job, of all jobs of a run, or of what a pattern with * matches.
+
+        Raises ConfigError naming the nearest run when nothing matches.
+        """
+        found = [
+            id
+            for id, job in self.jobs.items()
+            if fnmatch.fnmatchcase(id, pattern) or fnmatch.fnmatchcase(job.run, pattern)
+        ]
+        if not found:
+            runs = dict.fromkeys(job.run for job in self.jobs.values())
+            raise ConfigError(f"{pattern}: no such run or job; {nearest(pattern, runs)}")
+        return found
+
     def folder(self, run: str) -> Path | Key:
-        """A run's folder; a bucket's is worked on in a copy (`Context.folder`)."""
+        """Return a run's folder in the store; workers use `worker.Context.folder`."""
         return self.path / "runs" / run
 
     def _journals(self, run: str) -> Path | Key:
@@ -223,6 +249,7 @@ class Store:
 
     def _entry(self, id: str, number: int, file: os.DirEntry | Listed) -> Entry:
         known = self._results.get(id)
+        # The time, too: a run that was removed by hand and done again has the same numbers.
         if known and known.number == number and known.touched == file.stat().st_mtime:
             return known
         entry = journal.read(file.path, number)
@@ -231,8 +258,8 @@ class Store:
             self._unsaved += 1
         return entry
 
-    def _judge(self, ids: Iterable[str], entries: dict[str, Entry]) -> dict[str, State]:
-        """States from the newest entries, their own and of what comes before them."""
+    def _states_of(self, ids: Iterable[str], entries: dict[str, Entry]) -> dict[str, State]:
+        """Return states from the newest entries of jobs and of those that they wait for."""
         now, phases = None, {}
         for id, entry in entries.items():
             if entry.event == journal.CLAIM:
@@ -252,20 +279,22 @@ class Store:
                     phases[id] = "ready" if all(p == "done" for p in before) else "waiting"
             return phases[id]
 
-        return {id: State(phase(id), entries.get(id, journal.NONE)) for id in ids}
+        return {id: State(phase(id), entries.get(id, journal.NO_ENTRY)) for id in ids}
 
     def _now(self) -> float:
         try:
             return journal.now(self.path / "clock")
-        except OSError:  # somebody who may only look: nothing is stale to them
+        except OSError:  # a user who may only read: show every claim as running
             return 0.0
 
     def _was_touched(self, id: str, entry: Entry, now: float) -> bool:
-        """Whether a claim that seems stale is not: it was touched between its reading and now."""
+        """Read a stale claim again: reading thousands takes long, and it may have been touched
+        between its reading and `now`.
+        """
         if journal.is_dead(entry.body.get("life")):
             return False
         job = self.jobs[id]
-        file = journal.file_of(self._journals(job.run), job.name, entry.number)
+        file = journal.entry_file(self._journals(job.run), job.name, entry.number)
         try:
             return self._is_alive(journal.read(file, entry.number), now)
         except FileNotFoundError:  # removed by hand
@@ -287,18 +316,18 @@ class Store:
             self._results = {}
 
     def _save_index(self) -> None:
-        if self._unsaved < FAR:
+        if self._unsaved < INDEX_AFTER:
             return
         try:
             sweep_json.write_json(self.path / "index.json", self._results, indent=None)
             self._unsaved = 0
         except OSError:
-            return  # a disk that is full, or not ours: it is for speed alone
+            return  # a full or read-only disk; the index is a cache
 
-    # --- what happens ---
+    # --- changes ---
 
     def claim(self, job_id: str) -> Claim:
-        """Takes a job that is ready, or whose worker is dead. Raises NotClaimed."""
+        """Claim a job that is ready, or whose worker is dead. Raises NotClaimed."""
         state, job = self.state(job_id), self.job(job_id)
         if state.phase != "ready":
             raise NotClaimed(state.phase, f"{job_id}: {_why(state)}")
@@ -307,56 +336,67 @@ class Store:
         if entry.event == journal.CLAIM:
             deaths = entry.body.get("deaths", 0) + 1
         if deaths >= MAX_DEATHS:
-            line = f"its worker died {deaths} times in a row without a word; out of memory?"
-            journal.create(claim.file, journal.FAILED, error=line)
-            raise NotClaimed("failed", f"{job_id}: {line}")
+            error = f"its worker died {deaths} times in a row without an error; out of memory?"
+            journal.create(claim.file, journal.FAILED, error=error)
+            raise NotClaimed("failed", f"{job_id}: {error}")
         made = journal.create(
             claim.file,
             journal.CLAIM,
             worker=f"{socket.gethostname()}:{os.getpid()}",
-            life=journal.life(),
+            life=journal.identity(),
             lease=self.lease,
             deaths=deaths,
         )
         if not made:
-            raise NotClaimed("running", f"{job_id}: somebody else was quicker")
+            raise NotClaimed("running", f"{job_id}: another worker claimed it first")
         return claim
 
     def end(self, claim: Claim, event: str, **values) -> bool:
-        """Writes how a claimed job ended, unless somebody else has taken it: then False."""
+        """Record how a claimed job ended; return False if the claim was lost before."""
         return journal.create(claim._replace(number=claim.number + 1).file, event, **values)
 
     def retry(self, job_id: str) -> bool:
-        """Makes a failed or cancelled job ready again; False when it is neither."""
-        return self._write_next(job_id, journal.RETRY, ("failed", "cancelled"))
+        """Make a failed or cancelled job ready again; return False when it is neither."""
+        return self._write_next(job_id, journal.RETRY, RETRIED)
 
     def cancel(self, job_id: str) -> bool:
-        """Takes a job that is not done from whoever does it; False when it had ended."""
-        phases = ("ready", "waiting", "blocked", "running")
-        return self._write_next(job_id, journal.CANCELLED, phases)
+        """Cancel a job, running or not; return False when it has ended."""
+        return self._write_next(job_id, journal.CANCELLED, CANCELLED)
+
+    def change(self, patterns: Iterable[str], what: str) -> int:
+        """Retry or cancel all jobs that match and can be; return how many were.
+
+        Args:
+          patterns: as `matching` takes them.
+          what: 'retry' or 'cancel'.
+        """
+        chosen = dict.fromkeys(id for pattern in patterns for id in self.matching(pattern))
+        states, phases = self.states(), {"retry": RETRIED, "cancel": CANCELLED}[what]
+        return sum(getattr(self, what)(id) for id in chosen if states[id].phase in phases)
 
     def _write_next(self, job_id: str, event: str, phases) -> bool:
         job = self.job(job_id)
         while (state := self.state(job_id)).phase in phases:
-            file = journal.file_of(self._journals(job.run), job.name, state.entry.number + 1)
-            if journal.create(file, event):
+            number = state.entry.number + 1
+            if journal.create(journal.entry_file(self._journals(job.run), job.name, number), event):
                 return True
+            # Another process wrote this number first: look at the state that it made.
         return False
 
 
 def _why(state: State) -> str:
-    """Why a job cannot be claimed."""
+    """Return why a job in this state cannot be claimed."""
     body = state.entry.body
     return {
         "done": "done already",
         "running": f"claimed by {body.get('worker', '?')}",
-        "failed": f"failed: {body.get('error', '?')}; tools.sweep retry makes it ready again",
-        "cancelled": "cancelled; tools.sweep retry makes it ready again",
-        "waiting": "waits for what comes before it",
-        "blocked": "what comes before it has failed",
+        "failed": f"failed: {body.get('error', '?')}; vvlm sweep retry makes it ready again",
+        "cancelled": "cancelled; vvlm sweep retry makes it ready again",
+        "waiting": "waits for other jobs",
+        "blocked": "a job that it waits for has failed",
     }[state.phase]
 
 
-def _asked(name: str, jobs: Iterable[Job], runs, shared: dict | None, *about) -> dict:
+def _content(name: str, jobs: Iterable[Job], runs, shared: dict | None, *about) -> dict:
     rows = [[job.id, job.kind, job.argument, list(job.after), job.cost] for job in jobs]
     return sweep_json.of(name, rows, runs, shared or {}, *about)

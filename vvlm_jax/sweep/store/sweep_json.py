@@ -1,4 +1,4 @@
-"""sweep.json: what a sweep's folder is for. Written once and whole; jobs may be added to it."""
+"""sweep.json: the runs and jobs of a store. Written once as a whole; jobs may be added later."""
 
 import json
 import os
@@ -17,52 +17,57 @@ _DAMAGED = "{}: damaged; choose another --store, or remove it"
 
 
 def folder(path: str | Path | Key) -> Path | Key:
-    """A folder of a filesystem, or of a bucket. ConfigError for other addresses, or a bucket whose
-    library is not installed.
+    """Return a store's address as a `Path` or, for gs:// and s3://, a `Key`.
+
+    Raises ConfigError for an unsupported scheme, a malformed URL, or a bucket whose library is not
+    installed.
     """
     return Key.of(path) if bucket.is_url(path) else Path(path)
 
 
 def of(name: str, rows: Iterable[list], runs, shared: dict, lease: float, encoder=None) -> dict:
-    """A document as it is read again.
+    """Return the content of sweep.json, as it is when read again.
 
     Args:
-      rows: a job each: id, kind, argument, what it comes after, cost.
-      runs, shared, lease, encoder: as `Store.create`.
+      rows: one list a job: id, kind, argument, ids of the jobs before it, cost.
+      runs, shared, lease, encoder: as `Store.create` takes them.
 
     Raises ConfigError when two jobs have the same name.
     """
     rows = list(rows)
     if len({row[0] for row in rows}) < len(rows):
         raise ConfigError("two jobs have the same name")
-    document = dict(version=VERSION, name=name, lease=lease, encoder=encoder, shared=shared)
-    document |= dict(runs=list(runs), jobs=rows)
-    return json.loads(json.dumps(document))  # lists for tuples
+    content = dict(version=VERSION, name=name, lease=lease, encoder=encoder, shared=shared)
+    content |= dict(runs=list(runs), jobs=rows)
+    return json.loads(json.dumps(content))  # lists in place of tuples
 
 
 def is_there(path: Path | Key) -> bool:
-    """Whether the folder holds a sweep. ConfigError when it holds something else."""
+    """Return whether a folder holds a sweep. Raises ConfigError when it holds other files."""
     if (path / FILE).exists():
         return True
     if isinstance(path, Key):
-        something_else = path.is_dir()
+        other_files = path.is_dir()
     else:
-        something_else = path.is_dir() and any(
+        other_files = path.is_dir() and any(
             not p.name.startswith(f"{FILE}.") for p in path.iterdir()
         )
-    if something_else:
+    if other_files:
         raise ConfigError(f"{path}: holds something else; choose another --store")
     return False
 
 
 def read(path: Path | Key) -> dict:
-    """ConfigError when there is no sweep, one of another version, or a damaged one."""
+    """Read a store's sweep.json.
+
+    Raises ConfigError when there is none, or one that is damaged or of another version.
+    """
     file = path / FILE
     try:
-        document = json.loads(file.read_text())
-        version = document["version"]
+        content = json.loads(file.read_text())
+        version = content["version"]
     except FileNotFoundError:
-        path.is_dir()  # OSError when there is no such bucket
+        path.is_dir()  # raises OSError when the bucket itself does not exist
         raise ConfigError(f"{path}: no sweep here (no {FILE})") from None
     except (ValueError, KeyError, TypeError):
         raise ConfigError(_DAMAGED.format(file)) from None
@@ -71,45 +76,47 @@ def read(path: Path | Key) -> dict:
             f"{file}: written by another version of this program (format {version}, here "
             f"{VERSION}); use that version, or choose another --store"
         )
-    if not {"name", "lease", "shared", "runs", "jobs"} <= document.keys():
+    if not {"name", "lease", "shared", "runs", "jobs"} <= content.keys():
         raise ConfigError(_DAMAGED.format(file))
-    return document
+    return content
 
 
-def write_first(path: Path | Key, document: dict) -> None:
-    """Makes a folder's document; of several that try, the first wins."""
+def write_first(path: Path | Key, content: dict) -> None:
+    """Create a store's sweep.json. Of several processes that try, the first wins."""
     if isinstance(path, Key):
         path.bucket.check_exclusive(path)
-        path.bucket.create(path / FILE, json.dumps(document) + "\n")
+        path.bucket.create(path / FILE, json.dumps(content) + "\n")
         return
     path.mkdir(parents=True, exist_ok=True)
     partial = path / f"{FILE}.{socket.gethostname()}-{os.getpid()}"
     try:
-        partial.write_text(json.dumps(document) + "\n")
+        partial.write_text(json.dumps(content) + "\n")
         try:
             os.link(partial, path / FILE)
         except FileExistsError:
             pass
-        except OSError:  # a filesystem without hard links: the last of equals wins
+        except OSError:  # no hard links here: processes overwrite each other with equal content
             os.replace(partial, path / FILE)
-    except OSError as e:  # of a full disk, which does not say which
+    except OSError as e:  # the error of a full disk does not name the file
         raise OSError(e.errno, e.strerror, str(path / FILE)) from e
     finally:
         partial.unlink(missing_ok=True)
 
 
-def write_again(path: Path | Key, document: dict) -> None:
-    """Puts a document in the place of the one that is there."""
-    write_json(path / FILE, document, indent=None)
+def write_again(path: Path | Key, content: dict) -> None:
+    """Replace a store's sweep.json."""
+    write_json(path / FILE, content, indent=None)
 
 
 _COST = 4
-"""Where a job's cost stands in its row: an estimate, which may change."""
+"""Index of the cost in a job's row. Costs are estimates, and may differ between launches."""
 
 
 def check_same(path: Path | Key, there: dict, here: dict) -> bool:
-    """Whether jobs have been added, or equation 1 is another now, which no job depends on.
-    ConfigError when anything else differs.
+    """Compare a store's sweep.json with the one that a launch would write.
+
+    Return whether it must be written again: jobs were added, or the constants of equation 1
+    changed, on which no job depends. Raises ConfigError naming the first other difference.
     """
     for key in ("name", "shared"):
         if difference := _first_difference(there[key], here[key], key):
@@ -117,7 +124,7 @@ def check_same(path: Path | Key, there: dict, here: dict) -> bool:
             raise ConfigError(
                 f"{path} holds a sweep with {name} = {old}, not {new}; choose another --store"
             )
-    old, new = ({job[0]: job for job in document["jobs"]} for document in (there, here))
+    old, new = ({job[0]: job for job in content["jobs"]} for content in (there, here))
     for id, job in old.items():
         if id not in new:
             raise ConfigError(
@@ -132,7 +139,7 @@ def check_same(path: Path | Key, there: dict, here: dict) -> bool:
 
 
 def _first_difference(a, b, name: str):
-    """(name, value in a, value in b) of the first difference of two JSON values, or None."""
+    """Return (name, value in a, value in b) of the first difference of two JSON values, or None."""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in [*a, *(k for k in b if k not in a)]:
             if found := _first_difference(a.get(key), b.get(key), f"{name}.{key}"):
@@ -151,7 +158,7 @@ def _short(text: str) -> str:
 
 
 def write_json(path: str | Path | Key, value, indent: int | None = 1) -> None:
-    """Writes JSON so that a reader, or a crash, never meets half of it."""
+    """Write JSON in one step: neither a reader nor a crash meets a part of it."""
     path = path if isinstance(path, Key) else Path(path)
     text = json.dumps(value, indent=indent, sort_keys=True) + "\n"
     backends.of(path).replace(path, text)

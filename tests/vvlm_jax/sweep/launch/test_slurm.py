@@ -15,17 +15,17 @@ import pytest
 
 from configs.sweeps import mini
 from tests.patience import LONG
-from tools.sweep import kinds, load
+from tests.processes import FAST_TO_COMPILE
+from tools.sweep_plan import load
 from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import clusters
 from vvlm_jax.sweep.jobs import create
 from vvlm_jax.sweep.launch import slurm
 from vvlm_jax.sweep.launch.slurm import SlurmOptions
-from vvlm_jax.sweep.status import collect
 from vvlm_jax.sweep.store.store import Store
-from vvlm_jax.sweep.worker import Stop, pull
+from vvlm_jax.sweep.table import collect
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CLUSTER = ROOT / "tests/slurm/cluster.sh"
 N1 = "127.0.0.1"  # its first node; both have four cores
 PATH = f"{os.environ['PATH']}:/usr/sbin"
@@ -35,7 +35,7 @@ needs_submitit = pytest.mark.skipif(
     importlib.util.find_spec("submitit") is None, reason="needs submitit"
 )
 
-# A run with the exit codes of `tools.sweep work`: it counts to `steps`, ten in a second, and saves
+# A run with the exit codes of `vvlm sweep work`: it counts to `steps`, ten in a second, and saves
 # where it is when it is told to stop.
 RUN = """
 import json, os, signal, sys, time
@@ -67,7 +67,7 @@ while step < steps:
 
 
 def free_ports():
-    """The first of four ports that nobody listens on."""
+    """Return the first of four free ports."""
     for first in range(26000 + os.getpid() % 1000 * 4, 32000, 4):
         with socket.socket() as a, socket.socket() as b, socket.socket() as c:
             try:
@@ -300,25 +300,25 @@ def events(store, job):
 @needs_slurm
 @needs_submitit
 @pytest.mark.slow(reason="trains four times and waits for a node to be missed")
-def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, monkeypatch, capsys):
+def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(mini, "DATA", str(tmp_path / "data"))
     mini.write_data(Path(mini.DATA))
     (tmp_path / "mine.py").write_text(SWEEP)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(jax.config.jax_compilation_cache_dir))
     monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+    monkeypatch.setenv("XLA_FLAGS", FAST_TO_COMPILE)
     here, config = swept(tmp_path / "here")
-    pull(here, kinds(), Stop())
     store, _ = swept(tmp_path / "there")
+    work = (sys.executable, "-m", "vvlm", "sweep", "work")
+    worker = subprocess.Popen([*work, str(here.path)])  # while the cluster waits for its jobs
     gates = tmp_path / "gates"
     gates.mkdir()
     (gates / "sitecustomize.py").write_text(GATES)
     monkeypatch.setenv("PYTHONPATH", f"{gates}:{ROOT}")
     asked = ("minutes=10", "grace_seconds=60", "cpus_per_node=4")
 
-    clusters.launch("slurm", store.path, config, asked, dry_run=False)
-    assert "4 runs submitted, 0 were queued" in capsys.readouterr().out
-    clusters.launch("slurm", store.path, config, asked, dry_run=False)
-    assert "0 runs submitted, 4 were queued" in capsys.readouterr().out
+    for told in ("4 runs submitted, 0 were queued", "0 runs submitted, 4 were queued"):
+        assert told in clusters.launch("slurm", store.path, config, asked, work[1:], dry_run=False)
     ids = clusters.queued(store)
     wait_until(lambda: "claim" in events(store, "dies/train"))
     node = ask("squeue", "-h", "-j", ids["dies"], "-o", "%N")
@@ -337,6 +337,7 @@ def test_a_sweep_ends_with_the_table_it_has_on_one_machine(cluster, tmp_path, mo
     wait_until(lambda: "stopped" in events(store, "stops/train"))
     (gates / "stops").touch()
     wait_until(lambda: ended(list(ids.values())))
+    assert worker.wait(LONG) == 0
 
     phases = {id: state.phase for id, state in store.states().items()}
     assert phases == {id: state.phase for id, state in here.states().items()}

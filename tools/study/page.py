@@ -1,6 +1,5 @@
-"""The study's last phase: runs.csv, the laws and the page."""
+"""The study's last phase: runs.csv, the law and the page."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -9,64 +8,29 @@ from matplotlib.figure import Figure
 
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
-from fitting.report.compute import analyse
-from fitting.report.html import Report
-from fitting.report.page import add_law
+from fitting.report.analysis import analyse
+from fitting.report.jobs import describe
+from fitting.report.page import write_page
+from fitting.report.results import Results as PageResults
+from fitting.report.results import Settings, Subject
 from fitting.runs import read_runs, write_runs
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
-from vvlm_jax.eval.scores import average
-from vvlm_jax.sweep.config import SweepPoint
 
-from ._study_jobs import Results, star_center
+from .jobs import star_center
+from .results import MARGIN, NAMES, Effect, Results, effects, mean_of
 
-MADE_FOR = {
-    "num_frames": "flash",
-    "tokens_per_frame": "cell",
-    "lm_params": "most",
-    "num_examples": "avg",
-}
-"""The score that each factor was built to move."""
-NAMES = {
-    "lm_params": "language-model parameters x_N",
-    "num_frames": "frames x_T",
-    "tokens_per_frame": "visual tokens a frame x_V",
-    "num_examples": "training examples n",
-}
-MARGIN = 2.0
-"""Standard errors by which a factor must lower the error of its task."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Effect:
-    """What a factor bought, from its smallest to its largest level, all else at the star's
-    centre.
-    """
-
-    factor: str
-    task: str
-    levels: tuple[float, float]
-    errors: tuple[float, float]
-    stderrs: tuple[float, float]
-
-    @property
-    def drop(self) -> float:
-        """Fall of the error, points."""
-        return self.errors[0] - self.errors[1]
-
-    @property
-    def drop_in_stderrs(self) -> float:
-        """The fall in standard errors of a difference of two means."""
-        return self.drop / max(np.hypot(*self.stderrs), 1e-9)
+MARK = "Synthetic clips, small models: no number here says anything about a public benchmark."
+"""Notice on the page and its figures."""
 
 
 def write(study, points, rows, results: Results, work: Path, out: Path, cost, domain):
-    """Writes OUT/runs.csv, OUT/fit, OUT/figures and OUT/report.html.
+    """Write OUT/runs.csv, OUT/fit, OUT/figures, OUT/tables and OUT/report.html.
 
     Args:
-      points, rows: the sweep's runs, and their rows of the runs table.
-      work: the study's folder, with its clips.
-      cost, domain: of the study, for the frontier.
+      points, rows: the sweep's runs, and their rows of the table of runs.
+      work: the study's folder, which holds its clips.
+      cost, domain: cost of a configuration, and the configurations to choose from.
     """
     write_runs(out / "runs.csv", rows)
     table = read_runs(out / "runs.csv")
@@ -87,36 +51,25 @@ def write(study, points, rows, results: Results, work: Path, out: Path, cost, do
     analysis = analyse(table.select(metric="avg"), domain, cost, configs, budgets, sizes)
     analysis.law.save(out / "fit")
 
-    report = Report(
-        "Inference compute-optimal video VLMs: a small study, end to end",
-        "Synthetic clips, small models, the real system. No number here says anything about a "
-        "public benchmark.",
+    def add_first(report):
+        _add_facts(report, study, points, results)
+        _add_clip(report, work)
+        _add_learning(report, points, results)
+
+    law, found = analysis.law, analysis.comparison
+    settings = Settings(law.config, law.config, None, cost, MARK)
+    subject = Subject("avg", analysis.table, law.config)
+    metrics = {"avg": describe(subject, analysis, settings, domain)}
+    write_page(
+        out,
+        table,
+        PageResults([subject], metrics, {"avg": found}),
+        settings,
+        title="Inference compute-optimal video VLMs: a small study, end to end",
+        subtitle=f"{len(points)} runs of the real system on synthetic clips",
+        offer="all that the study may deploy",
+        add_first=add_first,
     )
-    _add_facts(report, study, points, results)
-    _add_clip(report, work)
-    _add_learning(report, points, results)
-    add_law(report, analysis)
-    report.write(out)
-
-
-def effects(points, results: dict[str, dict]) -> list[Effect]:
-    """The effect of each factor on the task made for it, along the star's arms at the largest n."""
-    star = [(_levels(p), results[p.run_id]) for p in points if p.sweep == "star"]
-    center = {f: max(levels[f] for levels, _ in star) for f in NAMES}
-    found = []
-    for factor, task in MADE_FOR.items():
-        arm = sorted(
-            (levels[factor], 100 - result["scores"][task], result["stderr"][task])
-            for levels, result in star
-            if all(levels[f] == center[f] for f in NAMES if f != factor)
-        )
-        low, high = arm[0], arm[-1]
-        found.append(Effect(factor, task, (low[0], high[0]), (low[1], high[1]), (low[2], high[2])))
-    return found
-
-
-def _levels(point: SweepPoint) -> dict[str, float]:
-    return {factor: getattr(point, factor) for factor in NAMES}
 
 
 def _add_facts(report, study, points, results):
@@ -191,7 +144,7 @@ def _add_learning(report, points, results):
             [
                 task,
                 f"{chance:.1f}",
-                _pm(_mean(untrained), task),
+                _pm(mean_of(untrained), task),
                 _pm(other, task),
                 _pm(center, task),
             ]
@@ -219,15 +172,6 @@ def _effect_row(e: Effect) -> list[str]:
     errors = [f"{x:.1f} ± {s:.1f}" for x, s in zip(e.errors, e.stderrs, strict=True)]
     levels = " → ".join(f"{level:,g}" for level in e.levels)
     return [NAMES[e.factor], e.task, levels, *errors, f"{e.drop:.1f}", f"{e.drop_in_stderrs:.1f}"]
-
-
-def _mean(results) -> dict:
-    """Mean scores of several results and their standard errors."""
-    scores, stderr = {}, {}
-    for task in results[0]["scores"]:
-        of_task = [[r[key][task] for r in results] for key in ("scores", "stderr")]
-        scores[task], stderr[task] = average(*of_task)
-    return {"scores": scores, "stderr": stderr}
 
 
 def _pm(result, task):

@@ -1,0 +1,191 @@
+"""`fit.json`: the records that a fit consists of, and how they are written and read.
+
+The file holds all that is needed to predict and to audit: the options, the members, the fitted
+runs, the versions of the packages, and a checksum of it all.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fitting.atomic import replacing
+from fitting.config import FitConfig
+from fitting.optimise.lanes import FAILED, STATUSES
+
+FORMAT = 2  # of fit.json
+
+
+class FittedRuns(NamedTuple):
+    """The runs of a fit, as they were fitted.
+
+    Attributes:
+      run_id: [R] names.
+      z: [R, C], the K factors and, with examples, n; in the CSV's units.
+      error: [R], on the fitted scale.
+      weights: [R].
+    """
+
+    run_id: np.ndarray
+    z: np.ndarray
+    error: np.ndarray
+    weights: np.ndarray
+
+    @property
+    def sha256(self) -> str:
+        """Return the hash of factors, n, error and weight, little-endian float64, row by row."""
+        rows = np.column_stack([self.z, self.error, self.weights]).astype("<f8")
+        return hashlib.sha256(rows.tobytes()).hexdigest()
+
+
+class Members(NamedTuple):
+    """Fits of one law, one per row.
+
+    Attributes:
+      theta: [B, P], log coefficients (the floor itself, if it is free) and exponents, with every
+        factor measured in `BaggedFit.units`; NaN where the fit failed.
+      objective: [B], sum of w (log f_hat - log f)^2 over sum of w, or the like for another loss.
+      gradient_norm: [B], relative to the objective, without what presses on a bound.
+      status: [B], CONVERGED, STOPPED or FAILED of `fitting.optimise.lanes`.
+      basin_share: [B], share of the starts followed to the end that reached this optimum.
+    """
+
+    theta: np.ndarray
+    objective: np.ndarray
+    gradient_norm: np.ndarray
+    status: np.ndarray
+    basin_share: np.ndarray
+
+
+def write(law, folder) -> Path:
+    """Write `fit.json` of a `BaggedFit` into the folder and return its path."""
+    path = Path(folder) / "fit.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kinds = ["exponent" if e else "log coefficient" for e in law.is_exponent]
+    if law.config.free_floor:
+        kinds[law.layout.floor] = "coefficient"
+    fields = {
+        "format": FORMAT,
+        "form": law.config.form,
+        "metric": law.metric,
+        "factors": list(law.factors),
+        "examples": law.examples,
+        "scale": law.scale,
+        "aggregate": law.config.aggregate,
+        "parameters": [
+            {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
+        ],
+        "units": dict(zip(law.columns, law.units.tolist(), strict=True)),
+        "normalisation": "theta describes error(column / unit); no other",
+        "settings": law.config.to_dict(),
+        "whole": to_rows(law.whole)[0],
+        "members": law.members,
+        "failures": law.failures,
+        "lost_levels": law.lost,
+        "degenerate": law.degenerate,
+        "data": {
+            "source": law.source,
+            "sha256": law.runs.sha256,
+            "columns": [*law.columns, "error", "weight"],
+            "run_id": law.runs.run_id.tolist(),
+            "rows": np.column_stack(law.runs[1:]).tolist(),
+        },
+        "versions": law.versions,
+    }
+    fields["checksum"] = _checksum(fields)
+    text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
+    """Return (path, fields of the `BaggedFit`, names of its parameters) from a folder or a file.
+
+    Raises:
+      FileNotFoundError, ValueError: one line; no fit there, not one, or one that was changed by
+        hand or cut short.
+    """
+    path = Path(folder)
+    path = path / "fit.json" if path.is_dir() or path.suffix != ".json" else path
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such file; tools.fit writes it") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: not a fit: it holds no text") from None
+    try:
+        fields = json.loads(text)
+    except ValueError as e:
+        raise ValueError(f"{path}: not a whole fit: {e}") from None
+    if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+        there = fields.get("format") if isinstance(fields, dict) else None
+        raise ValueError(
+            f"{path}: not a fit of format {FORMAT} but {there!r}; fit again with this version"
+        )
+    if fields.pop("checksum", None) != _checksum(fields):
+        raise ValueError(f"{path}: changed since it was written; fit again")
+    try:
+        data = fields["data"]
+        rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
+        kwargs = dict(
+            config=FitConfig(**fields["settings"]),
+            metric=fields["metric"],
+            factors=tuple(fields["factors"]),
+            examples=fields["examples"],
+            scale=fields["scale"],
+            source=data["source"],
+            units=np.array(list(fields["units"].values()), float),
+            bag=from_rows(fields["members"]),
+            whole=from_rows([fields["whole"]]),
+            runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
+            lost=fields["lost_levels"],
+            versions=fields["versions"],
+        )
+        names = tuple(parameter["name"] for parameter in fields["parameters"])
+    except (ValueError, KeyError, TypeError) as e:
+        raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
+    return path, kwargs, names
+
+
+def to_rows(members: Members) -> list[dict]:
+    """Return one JSON-ready dict per member; None for NaN."""
+    return [
+        {
+            "theta": None if status == FAILED else theta.tolist(),
+            "objective": _finite(value),
+            "gradient_norm": _finite(norm),
+            "status": STATUSES[status],
+            "basin_share": float(share),
+        }
+        for theta, value, norm, status, share in zip(*members, strict=True)
+    ]
+
+
+def from_rows(rows: list[dict]) -> Members:
+    """Return the members that `to_rows` turned into JSON."""
+    width = max(len(row["theta"] or ()) for row in rows)
+    missing = [float("nan")] * width
+    return Members(
+        np.array([row["theta"] or missing for row in rows], float),
+        np.array([_number(row["objective"]) for row in rows]),
+        np.array([_number(row["gradient_norm"]) for row in rows]),
+        np.array([STATUSES.index(row["status"]) for row in rows]),
+        np.array([row["basin_share"] for row in rows], float),
+    )
+
+
+def _checksum(fields: dict) -> str:
+    """Return the sha256 of everything else in the file."""
+    text = json.dumps(fields, sort_keys=True, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _finite(value):
+    return float(value) if np.isfinite(value) else None
+
+
+def _number(value) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,73 @@
+"""Check the numbers of a study before it starts. Imports no jax."""
+
+import json
+import math
+
+from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import choose, tokens_side
+from vvlm_jax.models.variants import LLAMA, VISION
+from vvlm_jax.sweep import config as sweep_config
+
+from ..common import shipped
+
+study_lib = shipped("study")
+StudyConfig = study_lib.StudyConfig
+
+
+def check(study: StudyConfig) -> None:
+    """Raise ConfigError for a study that cannot be run; nothing is written before."""
+    from vvlm_jax.data.synthetic import SIDE, TASKS
+
+    def require(name: str, ok: bool, allowed: str):
+        if not ok:
+            value = json.dumps(getattr(study, name))
+            raise ConfigError(f"{name} = {value}: must be {allowed}")
+
+    def levels(name: str, least: float, most: float, count: int = 1):
+        values = getattr(study, name)
+        good = len(set(values)) == len(values) >= count and all(least <= v <= most for v in values)
+        span = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
+        require(name, good, f"{count} or more different values {span}")
+
+    vision = choose(VISION, study.vision, "vision")
+    for llm in study.llms:
+        choose(LLAMA, llm, "llms")
+    prepared = study_lib.lm_stage(study, study.llms[0], "").batch_size if study.llms else 1
+    require("seed", study.seed >= 0, "0 or above")
+    require("num_frames", study.num_frames >= 1, "at least 1")
+    require(
+        "image_size", study.image_size == vision.image_size, f"{vision.image_size}, the encoder's"
+    )
+    require("image_size", study.image_size % SIDE == 0, f"a multiple of {SIDE}")
+    levels("flash_lengths", 1, study.num_frames)
+    require("batch_size", study.batch_size >= 2 and study.batch_size % 2 == 0, "even, at least 2")
+    levels("num_examples", study.batch_size, study.train_videos, count=3)
+    n = study.isoflop_examples
+    require(
+        "isoflop_examples",
+        study.batch_size <= n <= study.train_videos and n not in study.num_examples,
+        f"from batch_size = {study.batch_size} to train_videos = {study.train_videos}, and none of "
+        "num_examples",
+    )
+    require("val_videos", study.val_videos >= 1, "at least 1")
+    for name in ("captions", "stories"):
+        require(name, getattr(study, name) >= prepared, f"at least {prepared}, one batch")
+    tasks = [task for task, _ in study.turns]
+    require(
+        "turns",
+        set(tasks) <= set(TASKS) and tasks and all(count >= 1 for _, count in study.turns),
+        f"pairs of a task ({', '.join(TASKS)}) and how often it is asked",
+    )
+    require("llms", len(set(study.llms)) == len(study.llms) >= 3, "3 or more different models")
+    for name in ("num_frames_levels", "domain_frames"):
+        levels(name, 1, math.inf)
+    for name in ("tokens_levels", "domain_tokens"):
+        levels(name, 1, vision.out_grid**2)
+        for tokens in getattr(study, name):
+            tokens_side(tokens, vision.out_grid, name)
+    levels("budgets", 1, math.inf, count=2)
+    require("tolerance", 0 < study.tolerance < 1, "between 0 and 1")
+    for name in ("max_per_curve", "resamples", "starts"):
+        require(name, getattr(study, name) >= 1, "at least 1")
+    require("rate", study.rate > 0, "above 0")
+    sweep_config.check(study_lib.sweep(study, ""), study.train_videos)

@@ -1,0 +1,154 @@
+"""The jobs of a study: data, pretraining, the runs of the sweep, and controls. Imports no jax.
+
+Data and pretraining are runs of their own: `data` with four jobs, `lm-LLM` for each language model
+and `vision`. Controls are jobs of the run at the star's centre.
+"""
+
+import dataclasses
+from pathlib import Path
+
+from vvlm_jax.config import TrainConfig
+from vvlm_jax.flops import llm_params
+from vvlm_jax.models.variants import LLAMA
+from vvlm_jax.sweep import config as sweep_config
+from vvlm_jax.sweep import jobs as sweep_jobs
+from vvlm_jax.sweep import plan
+from vvlm_jax.sweep.config import SweepPoint
+from vvlm_jax.sweep.store.store import Job, State, Store
+
+from ..common import shipped
+
+study_lib = shipped("study")
+StudyConfig = study_lib.StudyConfig
+
+UNTRAINED = 3
+"""Random projectors of the untrained control. A single one may happen to prefer wrong answers."""
+
+
+def create(study: StudyConfig, work: Path) -> Store:
+    """Create the study's store, or renew it in a folder that a study with the same hash used.
+
+    The jobs are those of this study; results of jobs that only the other one had are kept.
+    """
+    config = study_lib.sweep(study, str(work))
+    points = {p.run_id: p for p in config.points}
+    prepared = {
+        study_lib.lm_run(llm): study_lib.lm_stage(study, llm, str(work)) for llm in study.llms
+    }
+    prepared["vision"] = study_lib.vision_stage(study, str(work))
+    shared = sweep_jobs.shared_by(config)
+    shared |= {name: dataclasses.asdict(stage) for name, stage in prepared.items()}
+    jobs = [
+        *_data_jobs(study),
+        *(_prepare(study, str(work), name, stage) for name, stage in prepared.items()),
+        *(_complete(study, job, points.get(job.run)) for job in sweep_jobs.jobs_of(config)),
+        *_controls(study, star_center(config.points)),
+    ]
+    runs, about = sweep_jobs.runs_of(config), plan.encoder(config)
+    return Store.renew(work, config.name, jobs, runs, shared, encoder=about)
+
+
+def _data_jobs(study: StudyConfig) -> list[Job]:
+    """Return the jobs that write annotations with their clips and pictures."""
+    videos = dict(
+        turns=study.turns,
+        num_frames=study.num_frames,
+        flash_lengths=study.flash_lengths,
+        size=study.image_size,
+        seed=study.seed,
+    )
+    options = {
+        "train": dict(count=study.train_videos, **videos),
+        "val": dict(count=study.val_videos, **videos),
+        "captions": dict(count=study.captions, size=study.image_size, seed=study.seed),
+        "stories": dict(count=study.stories, turns=study.turns, seed=study.seed),
+    }
+    relative = {"train": 4, "val": 4}  # a clip costs four times a picture or a story
+    return [
+        Job(
+            f"data/{kind}",
+            "data",
+            {"kind": kind, **one},
+            cost=3e6 * relative.get(kind, 1) * one["count"],
+        )
+        for kind, one in options.items()
+    ]
+
+
+def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> Job:
+    """Return the job that pretrains a language model, or the encoder with a language model."""
+    # All data come first: they are quick, and the phase then has an end that can be timed.
+    init, after, tokens = (), tuple(job.id for job in _data_jobs(study)), 100
+    if name == "vision":
+        lm, tokens = study_lib.lm_run(study_lib.caption_llm(study)), 32
+        init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train", "data/captions")
+    n = stage.data.num_examples
+    argument = dict(stage=name, model={}, init=init, steps=sweep_config.num_steps(stage, n))
+    cost = _cost(stage.model.llm, n * stage.epochs, tokens)
+    return Job(f"{name}/train", "train", argument, after, cost)
+
+
+def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
+    """Return a job of the sweep with the jobs whose files it reads, and a cost for small models.
+
+    With small models a token takes longer than its FLOPs say.
+    """
+    if point is None:  # stage 1
+        llm = job.argument["model"]["llm"]
+        examples = study.captions * study_lib.projector_stage(study, llm, "").epochs
+        before = ("vision/train", f"{study_lib.lm_run(llm)}/train", "data/captions")
+        return dataclasses.replace(job, after=before, cost=_cost(llm, examples, 32, passes=2))
+    if job.kind == "evaluate":
+        after = (*job.after, "data/val")
+        return dataclasses.replace(job, after=after, cost=_asking(study, point))
+    llm = job.argument["model"]["llm"]
+    tokens = point.num_frames * point.tokens_per_frame + study_lib.TEXT_TOKENS
+    before = (*job.after, "vision/train", f"{study_lib.lm_run(llm)}/train", "data/train")
+    return dataclasses.replace(job, after=before, cost=_cost(llm, point.num_examples, tokens))
+
+
+def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
+    """Return the evaluations of the untrained model, and of the largest run on other clips."""
+    cost, run = _asking(study, center), center.run_id
+    lm = study_lib.lm_run(study_lib.language_models(study)[center.lm_params])
+    prepared = ("vision/train", f"{lm}/train", "data/val")
+    return [
+        *(
+            Job(f"{run}/untrained-{i}", "untrained", {"seed": i}, prepared, cost)
+            for i in range(UNTRAINED)
+        ),
+        Job(f"{run}/other-clip", "other-clip", {}, (f"{run}/train", "data/val"), cost),
+    ]
+
+
+def _asking(study: StudyConfig, point: SweepPoint) -> float:
+    """Return the cost of an evaluation."""
+    tokens = point.num_frames * point.tokens_per_frame + 50
+    return _cost(study_lib.language_models(study)[point.lm_params], study.val_videos, tokens)
+
+
+def _cost(llm: str, examples: int, tokens: int, passes: int = 3) -> float:
+    """Return a relative cost; part of a step costs the same for every language model."""
+    return passes * examples * tokens * (llm_params(LLAMA[llm]) + 3e4)
+
+
+PHASES = {
+    "videos, pictures and stories": lambda job: job.kind == "data",
+    "pretrained encoder and language models": lambda job: (
+        job.kind == "train" and job.argument["stage"] != "finetune"
+    ),
+    "sweep and evaluation": lambda job: job.kind != "data",
+}
+"""Name of a phase -> whether a job belongs to it; the first phase that matches counts."""
+
+
+def phase(store: Store, states: dict[str, State]) -> str | None:
+    """Return the first phase with jobs to do; None when all jobs have ended."""
+    left = [job for id, job in store.jobs.items() if not states[id].is_final]
+    return next((name for name, has in PHASES.items() if any(map(has, left))), None)
+
+
+def star_center(points):
+    """Return the star's centre at the largest n, its largest run."""
+    star = [p for p in points if p.sweep == "star"]
+    return max(star, key=lambda p: (p.lm_params, p.num_frames, p.tokens_per_frame, p.num_examples))
