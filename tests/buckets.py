@@ -24,11 +24,14 @@ class FolderClient:
     def list(self, prefix, most=None, deep=True):
         if self.fails:
             raise self.fails
-        files = (file for file in self.folder.rglob("*") if file.is_file())
-        names = [file.relative_to(self.folder).as_posix() for file in files]
+        above = self.folder / prefix.rpartition("/")[0]
+        files = above.rglob("*") if deep else above.glob("*")
+        names = [
+            file.relative_to(self.folder).as_posix() + "/" * file.is_dir()
+            for file in files
+            if not deep or file.is_file()
+        ]
         tails = sorted(name.removeprefix(prefix) for name in names if name.startswith(prefix))
-        if not deep:
-            tails = sorted({head + slash for head, slash, _ in (t.partition("/") for t in tails)})
         for tail in tails[:most]:
             if tail.endswith("/"):
                 yield Found(prefix + tail)

@@ -209,6 +209,7 @@ def test_mistakes_in_a_bucket_are_told_in_one_line(bucket, tmp_path, capsys):
 
     assert says(f"{address}/no") == f"error: --source {address}/no: no such folder"
     (folder / "some").mkdir()
+    (folder / "some" / "file").touch()
     assert f"in {address}/some (as lmms-lab/LLaVA-Video-178K is" in says(f"{address}/some")
     with pytest.raises(ValueError, match="no such annotation file"):
         open_rows(f"{address}/rows.json")
