@@ -7,7 +7,7 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def config() -> TrainConfig:
-    """The star centre's shape (32 frames × 196 tokens) on Llama-3.2-1B."""
+    """Return the star centre's shape (32 frames × 196 tokens) on Llama-3.2-1B."""
     return TrainConfig(
         model=ModelConfig(
             vision="so400m/14-384",

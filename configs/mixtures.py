@@ -27,7 +27,7 @@ def lcs() -> MixtureConfig:
 
 
 def paper() -> MixtureConfig:
-    """The finetuning mixture of Table 3: 2,192,374 examples of 13 sets."""
+    """Return the finetuning mixture of Table 3: 2,192,374 examples of 13 sets."""
     return MixtureConfig(
         "paper",
         (

@@ -20,7 +20,7 @@ LAYERS = (14, 18, 25, 26)
 
 
 def config() -> TrainConfig:
-    """`configs/finetune.py` with QueCC at s = 3."""
+    """Return `configs/finetune.py` with QueCC at s = 3."""
     base = finetune.config()
     model = dataclasses.replace(
         base.model, resampler="quecc", quecc_layers=LAYERS, tokens_per_frame=81

@@ -1,8 +1,8 @@
 """Draw all that the paper shows from a table of runs: a page, and each figure and table as files.
 
 Examples:
-    python -m tools.report runs.csv --out runs/report
-    python -m tools.report sweeps/star --metric avg --vision-params 4.3e8 --features 768
+    vvlm report runs.csv --out runs/report
+    vvlm report sweeps/star --metric avg --vision-params 4.3e8 --features 768
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet if pyarrow is installed), a folder with runs.csv, or the store of a

@@ -3,8 +3,8 @@
     results = compute(subjects, settings, folders)
     write_page(out, table, results, settings, title="Report", subtitle="runs.csv")
 
-Whoever has a law already passes `Results` of its own, made with `jobs.metric_job` or
-`jobs.describe`. What the results do not hold is left out, or the page says why it is missing.
+A law that exists already is shown by `Results` made with `jobs.metric_job` or `jobs.describe`.
+Where the results lack something, the page leaves it out or says why it is missing.
 """
 
 from collections.abc import Callable, Sequence

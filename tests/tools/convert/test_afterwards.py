@@ -102,7 +102,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
             model_dir.open_model(folder)
         config.write_text(before)
 
-    def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
+    def fail(*args, **options):  # as for truncated files
         raise Exception("Encountered error while reading array") from ValueError("OUT_OF_RANGE")
 
     monkeypatch.setattr(model_dir.ocp.Checkpointer, "restore", fail)
