@@ -1,6 +1,6 @@
 """Stage 2 of Table 4 at full size: finetune everything on video conversations.
 
-python -m tools.train --config configs/finetune.py --set model.llm=llama3.2-3b model.num_frames=16
+vvlm train --config finetune --set model.llm=llama3.2-3b model.num_frames=16
 """
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig

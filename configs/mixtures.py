@@ -1,6 +1,6 @@
 """Mixtures of public data sets, in the layouts in which they are published.
 
-python -m tools.prepare --mixture configs/mixtures.py:paper --source ROOT --out DIR
+vvlm prepare --mixture configs/mixtures.py:paper --source ROOT --out DIR
 
 ROOT holds a folder a repository, named as the repository is: `LLaVA-Pretrain`, `LLaVA-Video-178K`,
 `VideoGPT-plus_Training_Dataset`. Counts are those of the paper's Table 3.

@@ -4,7 +4,7 @@ Example:
     python -m tests.testdata.make_full_sources /tmp/full        # the whole of Table 3, made up
     python -m tools.bench.bench_prepare --source /tmp/full
 
-`tools.prepare` runs three times, each a process of its own: to the end; until half of the examples
+`vvlm prepare` runs three times, each a process of its own: to the end; until half of the examples
 are written, when it is killed; and again, to the end. What the first and the last have written must
 be the same to the byte.
 """
@@ -37,7 +37,7 @@ class Args:
     source: Path
     """Folder of the sources."""
     mixture: str = "configs/mixtures.py:paper"
-    """As of `tools.prepare`."""
+    """As of `vvlm prepare`."""
     workers: int = 2
     """Processes that open media."""
     folder: Path | None = None

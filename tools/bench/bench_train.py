@@ -304,7 +304,7 @@ def _serve(pipe, side: str, args: Args, config: TrainConfig) -> None:
 def _built(side: str, args: Args, config: TrainConfig) -> dict:
     """{request: function without arguments} of a side. Sets the process up before jax starts."""
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
-    devices.keep_freed_memory()  # as tools.train does; torch gains by it, too
+    devices.keep_freed_memory()  # as vvlm train does; torch gains by it, too
     if side == OURS:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # alone on the device
         return ours(config)
