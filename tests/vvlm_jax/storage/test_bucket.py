@@ -313,7 +313,7 @@ def test_results_of_many_jobs_are_in_one_listing_and_the_index(url, server, monk
 @pytest.mark.parametrize(
     ("address", "error", "line"),
     [
-        ("az://bucket/s", ConfigError, "az://bucket/s: unknown scheme; a store is a folder, gs://"),
+        ("az://bucket/s", ConfigError, "az://bucket/s: unknown scheme; must be a folder, gs://"),
         ("s3://bucket", ConfigError, "s3://bucket: must be s3://BUCKET/FOLDER"),
         ("gs:///s", ConfigError, "must be gs://BUCKET/FOLDER"),
         ("gs://bucket/s", ConfigError, "gs://bucket/s: no sweep here"),
