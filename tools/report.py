@@ -1,8 +1,8 @@
 """Draw all that the paper shows from a table of runs: a page, and each figure and table as files.
 
 Examples:
-    python -m tools.report runs.csv --out runs/report
-    python -m tools.report sweeps/star --metric avg --vision-params 4.3e8 --features 768
+    vvlm report runs.csv --out runs/report
+    vvlm report sweeps/star --metric avg --vision-params 4.3e8 --features 768
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet if pyarrow is installed), a folder with runs.csv, or the store of a
@@ -38,7 +38,7 @@ QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.report`."""
+    """Options of `vvlm report`."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")]
     """The table of runs, a sweep's store, or a folder with runs.csv or runs.parquet."""
@@ -81,8 +81,7 @@ def main(args: Args) -> None:
     else:
         path = table_file(args.runs)
         table = read_runs(path, metric=args.metric, scale=args.scale, skip_missing=True)
-        if table.scale == 1:
-            table = dataclasses.replace(table, error=100 * table.error, scale=100.0)
+        table = results.in_percent(table)
     mark = text.SYNTHETIC if args.synthetic or text.is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)

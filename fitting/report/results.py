@@ -59,6 +59,14 @@ class Subject(NamedTuple):
         return (with_n or not FORMS[form].frontier_moves) and count < len(self.table)
 
 
+def in_percent(table: RunTable) -> RunTable:
+    """Return the table with errors and standard errors from 0 to 100."""
+    factor, columns = 100 / table.scale, dict(table.columns)
+    if table.score_se is not None:
+        columns["score_se"] = (factor * table.score_se).astype(str)
+    return dataclasses.replace(table, error=factor * table.error, scale=100.0, columns=columns)
+
+
 def subject(table: RunTable, config: FitConfig) -> Subject:
     """Return the `Subject` of the runs of one metric; with a single n the law has no n."""
     metric, one_n = table.metrics[0], None

@@ -195,7 +195,7 @@ def test_exponents_stay_within_their_bounds(noisy):
     assert law.at_cap.sum() > 0
     assert "at its bound in" in law.report()
     bounded = fit(noisy, TINY.replace(bound_exponents=True))
-    assert (bounded.theta[:, law.is_exponent] >= 0).all()
+    assert (bounded.theta[:, bounded.is_exponent] >= 0).all()
 
 
 def test_huber_shrugs_off_what_squares_cannot():

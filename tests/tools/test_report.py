@@ -1,4 +1,4 @@
-"""`tools.report`: a page that stands alone, opened in a browser; one line for bad input."""
+"""`vvlm report`: a page that stands alone, opened in a browser; one line for bad input."""
 
 import csv
 import dataclasses
@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import tyro
 
-from fitting.runs import COLUMNS, write_runs
+from fitting.run_files import COLUMNS
+from fitting.runs import write_runs
 from tests.browser import CHROMIUM, browser
 from tests.fitting.report.tables import COST, HEADER, POINTS, STAR, UNITS, lines_of, write
 from tests.fitting.synthetic import synthetic_table

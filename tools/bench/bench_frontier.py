@@ -36,7 +36,7 @@ class Args:
     """Options of `tools.bench.bench_frontier`."""
 
     law: Path | None = None
-    """Folder of a law that `tools.fit` wrote; by default the twin is fitted first, unmeasured."""
+    """Folder of a law that `vvlm fit` wrote; by default the twin is fitted first, unmeasured."""
     repeats: int = 3
     """Repetitions of each measurement, of which the median counts; brute force runs once."""
     quick: bool = False
