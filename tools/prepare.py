@@ -49,8 +49,9 @@ def main(args: Args) -> None:
     from vvlm_jax.data.prepare import mixture, run, sources
     from vvlm_jax.data.prepare.mixture import MixtureConfig
     from vvlm_jax.storage import files
+    from vvlm_jax.storage.bucket import is_url
 
-    if files.is_remote(args.out):
+    if is_url(args.out):
         raise ValueError(
             f"--out {args.out}: must be a folder of this machine; its data set can be copied into "
             "the bucket afterwards"
@@ -68,12 +69,12 @@ def main(args: Args) -> None:
     elif args.mixture.endswith(".py"):
         config = load_config(Path(args.mixture), MixtureConfig, "config", "--mixture ")
     else:
-        config = sources.from_file(files.place(args.mixture))
+        config = sources.from_file(files.path_of(args.mixture))
     config = mixture.without(mixture.validate(config), args.without)
     options = run.Options(
         args.allow_counts, args.drop_broken, args.extract, args.workers, args.seconds
     )
-    root = files.place(args.source)
+    root = files.path_of(args.source)
     folder, card = run.prepare(config, root, Path(args.out), options)
     print(run.text(card), end="")
     print(f"data.annotations={folder} data.media_root={args.source}")

@@ -23,8 +23,8 @@ ATTENTION = ("auto", "reference")
 """Values of `ModelConfig.attention`."""
 REMAT = ("none", "products", "attention", "full", "chunks")
 """Values of `ModelConfig.remat`, from the fastest to the one that takes least memory."""
-BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}
-"""Where data may lie beside folders, and the library that reads them there."""
+SCHEMES = ("gs", "s3")
+"""Buckets that data may be read from, `gs://…` and `s3://…`."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
 """Values of `ModelConfig.newline`."""
 

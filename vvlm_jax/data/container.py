@@ -15,9 +15,9 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vvlm_jax.storage.files import Fetched, exists
+from vvlm_jax.storage.files import AnyPath, Fetched
 
-File = Path | Fetched
+File = AnyPath | Fetched
 
 # Containers that store presentation times. For others FFmpeg guesses, wrongly for B-frames in AVI.
 _KEEP_TIMES = ("mp4", "matroska", "mpegts", "flv")
@@ -175,7 +175,7 @@ def opened(path: File) -> Iterator[tuple[InputContainer, VideoStream]]:
     if isinstance(path, Fetched):
         path.seek(0)
         size = path.size
-    elif exists(path):
+    elif isinstance(path, Path) and path.exists():
         size = path.stat().st_size
     else:
         raise VideoError(f"{path}: no such file; check the path")

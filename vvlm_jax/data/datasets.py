@@ -29,7 +29,7 @@ def read_conversations(path: str | Path) -> list[dict]:
     Raises ValueError naming the file and the row when the JSON is broken, a row has no
     conversation, or a path is not a string.
     """
-    path = files.place(path)
+    path = files.path_of(path)
     try:
         rows = read_rows(path)
     except FileNotFoundError:
@@ -108,7 +108,7 @@ def row_media(row: dict, num_frames: int) -> list[Medium]:
 def read_jsonl(path: str | Path) -> list[dict]:
     """Return the JSON value of every line; skip empty lines. ValueError names file and line."""
     rows = []
-    for number, line in enumerate(files.read_text(files.place(path)).split("\n"), 1):
+    for number, line in enumerate(files.read_text(files.path_of(path)).split("\n"), 1):
         if line.strip():
             rows.append(_parsed(path, line, number))
     return rows

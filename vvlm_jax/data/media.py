@@ -22,8 +22,11 @@ _WHOLE_CLIP_BYTES = 2**20
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open and load a still image. Raises VideoError naming the file."""
+    file = files.fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
+    if isinstance(file, files.Key):
+        raise VideoError(f"{path}: no such file")
     try:
-        with Image.open(files.fetched(path)) as image:
+        with Image.open(file) as image:
             image.load()
             yield image
     except FileNotFoundError:
@@ -76,7 +79,7 @@ class FrameReader:
 
     def video(self, name: str) -> np.ndarray:
         """Return the frames of a video, chosen by `sampling`. Raises VideoError naming the file."""
-        path = files.place(self.root) / name
+        path = files.path_of(self.root) / name
         if not self.cache_mb:
             return read_frames(path, self._choose, size=self.image_size)
         key = (str(path), self.image_size)
@@ -93,7 +96,7 @@ class FrameReader:
 
         Raises VideoError naming the file.
         """
-        with open_image(files.place(self.root) / name) as image:
+        with open_image(files.path_of(self.root) / name) as image:
             pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
         return np.repeat(pixels[None], num_frames or self.num_frames, axis=0)
 

@@ -160,7 +160,7 @@ def _write_metadata(folder: Path, name: str, features, lengths: list[int], size:
 
 def is_prepared(folder: str | Path) -> bool:
     """Return whether a folder was made by `write`."""
-    return files.exists(files.place(folder) / CARD)
+    return files.exists(files.path_of(folder) / CARD)
 
 
 def _check_shard(path, length: int) -> None:
@@ -185,7 +185,7 @@ class PreparedRows(Sequence):
     def __init__(self, folder: str | Path):
         import tensorflow_datasets as tfds
 
-        self.folder = files.place(folder)
+        self.folder = files.path_of(folder)
         card = files.read_bytes(self.folder / CARD)
         self.card = json.loads(card)
         copy = files.local_copy(self.folder, card)

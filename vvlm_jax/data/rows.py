@@ -17,10 +17,10 @@ def open_rows(annotations: str | Path) -> list[dict] | PreparedRows:
 
     Raises ValueError naming the path when it is neither.
     """
-    path = files.place(annotations)
+    path = files.path_of(annotations)
     if is_prepared(path):
         return PreparedRows(path)
-    if files.is_dir(path):
+    if path.is_dir():
         raise ValueError(f"{path}: not a data set that vvlm prepare made (data.annotations)")
     return read_conversations(path)
 

@@ -35,7 +35,7 @@ from vvlm_jax.data.container import (
     truncated,
 )
 from vvlm_jax.data.frames import resize_square
-from vvlm_jax.storage.files import Fetched, fetched, is_dir, place, reaching
+from vvlm_jax.storage.files import AnyPath, Fetched, fetched, path_of
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -66,7 +66,7 @@ def probe(path: str | os.PathLike, *, folder_fps: float = FOLDER_FPS) -> VideoIn
     The frame count is that of the packets, not of the header. One frame is decoded, for its size
     and rotation. Raises VideoError as `read_frames` does.
     """
-    path = fetched(place(path))
+    path = fetched(path_of(path))
     if _is_folder(path):
         return _folder_info(path, _folder_images(path), folder_fps)
     scan = scan_file(path)
@@ -90,7 +90,7 @@ def read_frames(
     Raises VideoError if the file is missing, empty, truncated, not a video, or lacks one of the
     chosen frames; ValueError if the choice is out of order or out of range.
     """
-    path = fetched(place(path))
+    path = fetched(path_of(path))
     if _is_folder(path):
         return _read_folder(path, choose, size, folder_fps)
     scan = scan_file(path)
@@ -267,12 +267,11 @@ def _stacked(path: File, images: list[np.ndarray], places: np.ndarray) -> np.nda
 
 
 def _is_folder(path: File) -> bool:
-    return not isinstance(path, Fetched) and is_dir(path)
+    return not isinstance(path, Fetched) and path.is_dir()
 
 
-def _folder_images(path: Path) -> list[Path]:
-    with reaching(path):
-        visible = [p for p in path.iterdir() if not p.name.startswith(".")]
+def _folder_images(path: AnyPath) -> list[AnyPath]:
+    visible = [p for p in path.iterdir() if not p.name.startswith(".")]
     images = sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise VideoError(f"{path}: no images in this folder ({' '.join(IMAGE_SUFFIXES)})")
@@ -297,9 +296,10 @@ def _read_folder(
     return _stacked(path, images, places)
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _read_image(path: AnyPath) -> np.ndarray:
+    file = fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
     try:
-        with Image.open(fetched(path)) as image:
+        with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise VideoError(f"{path}: not an image: {error}; {AGAIN}") from error

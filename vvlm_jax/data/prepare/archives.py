@@ -70,7 +70,7 @@ def _marker(archive: Path, into: Path) -> Path:
 
 def _is_extracted(archive: Path, into: Path) -> bool:
     marker = _marker(archive, into)
-    return marker.is_file() and marker.read_text() == stamp(archive)
+    return marker.exists() and marker.read_text() == stamp(archive)
 
 
 def _write(path: Path, source: BinaryIO) -> None:

@@ -14,6 +14,7 @@ from vvlm_jax.data.prepare.archives import archives_of, extract_all
 from vvlm_jax.data.prepare.check_media import Checked, check_media
 from vvlm_jax.data.prepare.mixture import MixtureConfig
 from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import is_url
 
 JOURNAL = "media.jsonl"
 """In the output folder: the findings about each media file."""
@@ -57,7 +58,7 @@ def prepare(mixture: MixtureConfig, root: Path, out: Path, options: Options) -> 
     """
     archives = archives_of(mixture, root)
     if archives and options.extract:
-        if files.is_remote(root):
+        if is_url(root):
             raise ValueError(
                 f"--extract: the {len(archives):,} archives in {root} cannot be extracted there; "
                 "extract them in a folder, and upload that"

@@ -24,6 +24,7 @@ from vvlm_jax.data.prepare.mixture import (
     validate,
 )
 from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import is_url
 
 _ROLES = ({"human", "user"}, {"gpt", "assistant"})
 
@@ -53,7 +54,7 @@ def from_file(path: Path) -> MixtureConfig:
     braces = re.fullmatch(r"(.*)\{(.*)\}(\.jsonl?)", str(path))
     if braces:
         folder, names, suffix = braces.groups()
-        found = [(files.place(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
+        found = [(files.path_of(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
     elif path.suffix in (".yaml", ".yml"):
         found = _listed(path)
     else:
@@ -72,7 +73,7 @@ def from_file(path: Path) -> MixtureConfig:
 
 
 def _whole(file: Path) -> str:
-    return str(file if files.is_remote(file) else file.resolve())
+    return str(file if is_url(file) else file.resolve())
 
 
 def _listed(path: Path) -> list[tuple[Path, str]]:
@@ -93,8 +94,8 @@ def _listed(path: Path) -> list[tuple[Path, str]]:
             raise ValueError(f"{path}: entry {i} of datasets has no json_path")
         strategy = str(entry.get("sampling_strategy", "all"))
         file = entry["json_path"]
-        whole = files.is_remote(file) or Path(file).is_absolute()
-        found.append((files.place(file) if whole else path.parent / file, strategy))
+        whole = is_url(file) or Path(file).is_absolute()
+        found.append((files.path_of(file) if whole else path.parent / file, strategy))
     return found
 
 
@@ -102,15 +103,15 @@ def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, Sou
     """Return every annotation file of a mixture, in order. Raise ValueError naming a subset whose
     files are missing.
     """
-    if not files.is_dir(root):
+    if not root.is_dir():
         raise ValueError(f"--source {root}: no such folder")
     found = []
     for subset in mixture.subsets:
         for source in subset.sources:
             pattern = source.annotations
-            whole = files.is_remote(pattern) or Path(pattern).is_absolute()
-            matches = [files.place(pattern)] if whole else files.glob(root, pattern)
-            matches = [f for f in matches if files.exists(f) and not files.is_dir(f)]
+            whole = is_url(pattern) or Path(pattern).is_absolute()
+            matches = [files.path_of(pattern)] if whole else files.glob(root, pattern)
+            matches = [f for f in matches if files.exists(f) and not f.is_dir()]
             if not matches and whole:
                 raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
             if not matches:

@@ -144,7 +144,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from tools.common import die_in_one_line
-from vvlm_jax.data.prepare import check_media
+from vvlm_jax.data.prepare import check_media as check
 
 root, journal, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 look = check._look
