@@ -1,7 +1,7 @@
 """Ask a trained or imported model about videos.
 
 Example:
-    python -m tools.generate --model runs/finetune --video clip.mp4 --prompt "What happens?"
+    vvlm generate --model runs/finetune --video clip.mp4 --prompt "What happens?"
 
 Several --prompt are asked of the same video, which is encoded once; several --video (or images)
 stand in every prompt together; without one the prompt is text alone. --temperature 0 takes the

@@ -38,7 +38,7 @@ QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.report`."""
+    """Options of `vvlm report`."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")]
     """The table of runs, a sweep's store, or a folder with runs.csv or runs.parquet."""

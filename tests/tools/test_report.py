@@ -1,4 +1,4 @@
-"""`tools.report`: a page that stands alone, opened in a browser; one line for bad input."""
+"""`vvlm report`: a page that stands alone, opened in a browser; one line for bad input."""
 
 import csv
 import dataclasses

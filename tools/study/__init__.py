@@ -29,7 +29,7 @@ StudyConfig = study_lib.StudyConfig
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.study`."""
+    """Options of `vvlm study`."""
 
     config: Path = Path("study")
     """A Python file with `config() -> StudyConfig`, or a shipped study: study, study_mini."""

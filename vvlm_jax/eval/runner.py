@@ -35,8 +35,8 @@ def read_questions(path: str | Path) -> list[dict]:
 
     Raises ValueError naming the file, the question and the missing or invalid field.
     """
-    path = files.place(path)
-    if not files.exists(path) or files.is_dir(path):
+    path = files.path_of(path)
+    if not files.exists(path) or path.is_dir():
         raise ValueError(f"{path}: no such question file")
     rows, seen = read_jsonl(path), set()
     if not rows:
@@ -150,7 +150,7 @@ def evaluate(
     )
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
-        files.place(media_root),
+        files.path_of(media_root),
         vlm.config.model.num_frames,
         vlm.model.vision_config.image_size,
         data.frame_sampling,
