@@ -16,8 +16,7 @@ from vvlm_jax.exit_codes import Exit
 from vvlm_jax.storage import bucket
 from vvlm_jax.storage.bucket import Key, Unreachable
 from vvlm_jax.sweep import worker
-from vvlm_jax.sweep.store import backends, journal, sweep_json
-from vvlm_jax.sweep.store import sync as copies_module
+from vvlm_jax.sweep.store import backends, journal, sweep_json, sync
 from vvlm_jax.sweep.store.store import Job, NotClaimed, Store
 from vvlm_jax.sweep.store.sync import FILES, RunSync, remove_left_behind
 from vvlm_jax.sweep.worker import Hosts, Stop, run_job
@@ -260,7 +259,7 @@ def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
     life = journal.identity()
     with monkeypatch.context() as patch:  # a process of this id that started at another time
         patch.setattr(journal, "identity", lambda: [*life[:3], "0"])
-        (tmp_path / f"{copies_module._named()}x").mkdir()
+        (tmp_path / f"{sync.local_prefix()}x").mkdir()
     (tmp_path / "vvlm_jax-sweep-elsewhere-1-0-x").mkdir()
     with RunSync(store.folder, "r0", lambda: True, 60.0) as copies:
         remove_left_behind()
@@ -272,7 +271,7 @@ def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
 def test_metrics_are_uploaded_while_a_job_runs(url, monkeypatch):
     store, there, looks = squares(url, 1), threading.Event(), []
 
-    def sync(*args):
+    def quick_sync(*args):
         *others, seconds = args
         looks.append(seconds)
         return RunSync(*others, seconds / 100)  # this test has no half a minute
@@ -282,7 +281,7 @@ def test_metrics_are_uploaded_while_a_job_runs(url, monkeypatch):
         assert there.wait(LONG)
         return {"scores": {}}
 
-    monkeypatch.setattr(worker, "RunSync", sync)
+    monkeypatch.setattr(worker, "RunSync", quick_sync)
     with ThreadPoolExecutor(1) as threads:
         job = threads.submit(run_job, store, "r0/train", {"square": slow}, Stop())
         file = store.folder("r0") / "metrics.jsonl"
