@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fitting.config import FitConfig
-from fitting.report.text import is_synthetic
+from fitting.report.results import is_synthetic
 from fitting.runs import read_runs
 from tools.bench import bench_appendix, bench_coverage, bench_report
 
