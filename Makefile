@@ -1,5 +1,5 @@
-# The commands of the house. Each one sets up its virtual environment by itself, and needs nothing
-# but Python 3.11 or 3.12 and a package registry.
+# The commands of this repository. Each one sets up its virtual environment and needs only
+# Python 3.11 or 3.12 and a package index.
 #
 #   make study ARGS="--help"          flags of the command go through ARGS
 #   make study PYTHON=python3.12      another interpreter

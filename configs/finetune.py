@@ -1,13 +1,13 @@
 """Stage 2 of Table 4 at full size: finetune everything on video conversations.
 
-python -m tools.train --config configs/finetune.py --set model.llm=llama3.2-3b model.num_frames=16
+vvlm train --config finetune --set model.llm=llama3.2-3b model.num_frames=16
 """
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def config() -> TrainConfig:
-    """The star centre's shape (32 frames × 196 tokens) on Llama-3.2-1B."""
+    """Return the star centre's shape (32 frames × 196 tokens) on Llama-3.2-1B."""
     return TrainConfig(
         model=ModelConfig(
             vision="so400m/14-384",

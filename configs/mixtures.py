@@ -1,6 +1,6 @@
 """Mixtures of public data sets, in the layouts in which they are published.
 
-python -m tools.prepare --mixture configs/mixtures.py:paper --source ROOT --out DIR
+vvlm prepare --mixture configs/mixtures.py:paper --source ROOT --out DIR
 
 ROOT holds a folder a repository, named as the repository is: `LLaVA-Pretrain`, `LLaVA-Video-178K`,
 `VideoGPT-plus_Training_Dataset`. Counts are those of the paper's Table 3.
@@ -27,7 +27,7 @@ def lcs() -> MixtureConfig:
 
 
 def paper() -> MixtureConfig:
-    """The finetuning mixture of Table 3: 2,192,374 examples of 13 sets."""
+    """Return the finetuning mixture of Table 3: 2,192,374 examples of 13 sets."""
     return MixtureConfig(
         "paper",
         (

@@ -1,6 +1,6 @@
 """Stage 1 of Table 4 at full size: the projector alone, on captioned images, 729 features.
 
-python -m tools.train --config configs/pretrain.py --set data.annotations=data/captions.json
+vvlm train --config pretrain --set data.annotations=data/captions.json
 """
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig

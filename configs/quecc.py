@@ -1,6 +1,6 @@
 """Stage 2 with QueCC in place of bilinear resampling: finetune everything, 81 tokens a frame.
 
-    python -m tools.train --config configs/quecc.py --set model.tokens_per_frame=9
+    vvlm train --config quecc --set model.tokens_per_frame=9
 
 Li et al. read keys and values from hidden_states[12, 16, 22, 23] of CLIP's 24 layers: at 1/2, 2/3,
 11/12 and 23/24 of its depth, the last being the layer (-2) that queries come from too. Of SoViT's
@@ -20,7 +20,7 @@ LAYERS = (14, 18, 25, 26)
 
 
 def config() -> TrainConfig:
-    """`configs/finetune.py` with QueCC at s = 3."""
+    """Return `configs/finetune.py` with QueCC at s = 3."""
     base = finetune.config()
     model = dataclasses.replace(
         base.model, resampler="quecc", quecc_layers=LAYERS, tokens_per_frame=81

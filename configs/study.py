@@ -1,10 +1,10 @@
-"""The main job: a seeded world of small clips, a star and an isoFLOP sweep, a law, a frontier.
+"""The study: small synthetic clips, a star and an isoFLOP sweep, a law and its frontier.
 
-    python -m tools.study                      # this file's `study()`, about 20 minutes on 2 cores
-    python -m tools.study --config configs/study_mini.py
+    vvlm study                          # about 20 minutes on 2 cores
+    vvlm study --config study_mini      # a few minutes
 
-Everything is the full-size system with smaller numbers; the learning rates keep the paper's 5 : 1
-between language model with projector, and vision (Table 4).
+The code is that of full-size runs. As in Table 4, the learning rate of language model and projector
+is five times that of the vision model.
 """
 
 from dataclasses import dataclass
@@ -21,24 +21,24 @@ TEXT_TOKENS = 200
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """All numbers of a study. Where stages start from and what they write, its jobs say."""
+    """The options of a study."""
 
     seed: int = 0
     num_frames: int = 16
     """Frames of a clip, one a second."""
     flash_lengths: tuple[int, ...] = (1, 2, 4, 8)
-    """Frames that a flash may last: short ones need many sampled frames, long ones few."""
+    """Lengths of a flash, in frames: a short one is seen only if many frames are sampled."""
     image_size: int = 48
     train_videos: int = 4000
-    """Clips to finetune on, one conversation each: the largest n."""
+    """Clips to finetune on, one conversation each; no n is larger."""
     val_videos: int = 1000
     """Clips to evaluate on, one question a task each."""
     turns: tuple[tuple[str, int], ...] = (("flash", 1), ("cell", 3), ("most", 1))
     """Questions of each task in a training conversation."""
     captions: int = 6000
-    """Single pictures with captions, for the encoder and the projectors."""
+    """Pictures with captions, to pretrain the encoder and the projectors."""
     stories: int = 40000
-    """Worlds told in words, with questions, for the language models."""
+    """Text-only descriptions with questions, to pretrain the language models."""
 
     vision: str = "study/12"
     llms: tuple[str, ...] = ("study-s", "study-m", "study-l")
@@ -49,26 +49,28 @@ class StudyConfig:
     num_examples: tuple[int, ...] = (750, 1500, 3000)
     """n of the star."""
     isoflop_examples: int = 4000
-    """n of the isoFLOP sweep; larger than the star's, as in Table 6: no run is made twice."""
+    """n of the isoFLOP sweep; larger than the star's, as in Table 6, so no run is repeated."""
     budgets: tuple[float, ...] = (12e6, 24e6)
-    """c of the isoFLOP curves, FLOPs."""
+    """Costs of the isoFLOP curves, in FLOPs a video."""
     domain_frames: tuple[int, ...] = tuple(range(1, 17))
+    """x_T that may be deployed; isoFLOP runs are chosen from these, too."""
     domain_tokens: tuple[int, ...] = (1, 4, 9, 16)
     tolerance: float = 0.15
-    """How far from its budget an isoFLOP run may cost; small domains have few exact hits."""
+    """Relative distance of an isoFLOP run from its budget; a small domain has few exact ones."""
     max_per_curve: int = 3
+    """Runs of an isoFLOP curve, at most, for each language model."""
 
     batch_size: int = 8
     rate: float = 3e-3
-    """Peak learning rate of language model and projector in finetuning; vision takes a fifth."""
+    """Peak learning rate of language model and projector in finetuning; a fifth for vision."""
 
     resamples: int = 20
     starts: int = 50
-    """Of each fit; the paper's are 100 and 500."""
+    """Random starts of each of the bootstrap `resamples`; the paper has 500 and 100."""
 
 
 def study() -> StudyConfig:
-    """The default study."""
+    """Return the default study."""
     return StudyConfig()
 
 
@@ -143,7 +145,7 @@ def domain(study: StudyConfig):
 
 
 def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
-    """Language-model pretraining on told worlds: text only."""
+    """Return the stage that pretrains a language model on text-only conversations."""
     depth_rate = {"study-s": 5e-3, "study-m": 4e-3}.get(llm, 3e-3)
     return TrainConfig(
         model=_model(study, llm, 1, 16),
@@ -160,8 +162,10 @@ def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
 
 
 def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
-    """Encoder pretraining by captioning: it learns with a projector and a copy of the middle
-    language model, which are both thrown away."""
+    """Return the stage that pretrains the encoder on captions.
+
+    The projector and the language model that train with it are not used afterwards.
+    """
     return TrainConfig(
         model=_model(study, caption_llm(study), 1, 16),
         data=_captions(study, folder),
@@ -172,12 +176,12 @@ def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
 
 
 def caption_llm(study: StudyConfig) -> str:
-    """The language model that helps the encoder to learn."""
+    """Return the language model that the encoder is pretrained with."""
     return study.llms[len(study.llms) // 2]
 
 
 def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
-    """Stage 1 of Table 4: the projector alone, on captioned pictures, unpooled features."""
+    """Return stage 1 of Table 4: the projector alone, on pictures, with unpooled features."""
     return TrainConfig(
         model=_model(study, llm, 1, 16),
         data=_captions(study, folder),
@@ -188,7 +192,7 @@ def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
 
 
 def finetune_stage(study: StudyConfig, folder: str) -> TrainConfig:
-    """Stage 2 of Table 4: everything trains on video conversations. A sweep fills in x and n."""
+    """Return stage 2 of Table 4: all parts train on video conversations; a sweep sets x and n."""
     return TrainConfig(
         model=_model(study, study.llms[-1], 8, 16),
         data=DataConfig(
@@ -229,5 +233,5 @@ def _captions(study, folder):
 
 
 def _prepare(study):
-    """Batches of the preparing stages: small parts, which fit a core's cache."""
+    """Return options of the pretraining stages; their microbatches fit a core's cache."""
     return dict(batch_size=32, microbatches=8, seed=study.seed, log_every=20, checkpoint_every=0)

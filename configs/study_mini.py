@@ -1,14 +1,15 @@
-"""The study made small: the same code, a few minutes; for tests and a first look.
+"""A small study of a few minutes, for tests and a first look.
 
-python -m tools.study --config configs/study_mini.py --out runs/mini
+vvlm study --config study_mini --out runs/mini
 """
 
 from .study import StudyConfig
 
 
 def config() -> StudyConfig:
-    """Too little of everything to learn much; every phase runs. Most isoFLOP runs have an x that a
-    run of the star has, too: compiling is what takes the time here.
+    """Return a study in which every phase runs, with too little data to learn much.
+
+    Most isoFLOP runs share x with a run of the star, which saves compiling.
     """
     return StudyConfig(
         train_videos=96,

@@ -113,7 +113,7 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file; tools.fit writes it") from None
+        raise FileNotFoundError(f"{path}: no such file; vvlm fit writes it") from None
     except UnicodeDecodeError:
         raise ValueError(f"{path}: not a fit: it holds no text") from None
     try:

@@ -1,33 +1,26 @@
 """The table of runs, which every fit reads: from a CSV or Parquet file, or from mappings.
 
 A table has one row for each run and metric. A higher score is better; a law describes the error,
-scale - score. Without options `read_runs` reads the default columns, `COLUMNS`; other tables name
-theirs. Lines of a CSV that start with # are comments; those below the header are counted in a note.
+scale - score. Without options `read_runs` reads the default columns, `run_files.COLUMNS`; options
+name those of other tables. Lines of a CSV that start with # are comments; those below the header
+are counted in a note.
 """
 
-import csv
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import EllipsisType
 
 import numpy as np
 
+from fitting import run_checks, run_files
 from fitting.atomic import replacing
 from fitting.config import FACTORS
 from fitting.formatting import nearest
+from fitting.run_files import OPTIONAL, REQUIRED
 
-REQUIRED = ("run_id", "sweep", *FACTORS, "num_examples", "metric", "score")
-"""Columns that a table of runs with the default columns needs."""
-COLUMNS = (*REQUIRED[:-2], "seed", "protocol", "metric", "score", "score_se")
-"""All default columns, in the order in which they are written: `seed` of the training run, the
-`protocol` of the evaluation (such as 'questions' or 'lmms-eval-0.3.0'), and `score_se`, the
-standard error of the score in the score's unit. The three may be missing or empty."""
-OPTIONAL = tuple(name for name in COLUMNS if name not in REQUIRED)
-SCALES = (100.0, 1.0)
-MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
 TINY = 1e-100  # powers of numbers below it, or above its inverse, overflow float64
 
 LI2024 = Path(__file__).parent / "data" / "li2024.csv"
@@ -115,7 +108,7 @@ class RunTable:
     def _numbers(self, name: str) -> np.ndarray | None:
         if name not in self.columns:
             return None
-        value_R = np.array([_float(value) for value in self.columns[name]])
+        value_R = np.array([run_checks.number(value) for value in self.columns[name]])
         return None if np.isnan(value_R).all() else value_R
 
     def rows(self) -> list[dict]:
@@ -162,7 +155,7 @@ class RunTable:
             named[self.examples] = self.n
         named |= {**self.columns, "run_id": self.run_id, "metric": self.metric}
         if name not in named:
-            raise ValueError(f"{self.source}: {_no_column(name, named)}")
+            raise ValueError(f"{self.source}: {run_checks.no_column(name, named)}")
         return named[name]
 
     def levels(self, column: str) -> tuple:
@@ -192,12 +185,12 @@ class RunTable:
         Raises:
           ValueError: no such column, or no such row; names the values that exist.
         """
-        values_R, number = self.column(column), _float(value)
+        values_R, number = self.column(column), run_checks.number(value)
         same_R = values_R.astype(str) == str(value)
         if not math.isnan(number):
-            same_R |= np.array([_float(v) == number for v in values_R])
+            same_R |= np.array([run_checks.number(v) == number for v in values_R])
         if not same_R.any():
-            present = [_plain(level) for level in self.levels(column)]
+            present = [run_files.plain(level) for level in self.levels(column)]
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
@@ -259,7 +252,7 @@ def read_runs(
       FileNotFoundError: one line.
     """
     factors = (factors,) if isinstance(factors, str) else tuple(factors)
-    read = _read_parquet if Path(path).suffix == ".parquet" else _read_csv
+    read = run_files.read_parquet if Path(path).suffix == ".parquet" else run_files.read_csv
     header, lines, records, notes = read(path)
     if examples is ...:
         has_n = "num_examples" in header or factors == FACTORS
@@ -268,13 +261,17 @@ def read_runs(
     columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
     values_of = error or score or "score"
     if skip_missing and values_of in columns:
-        known = [i for i, value in enumerate(columns[values_of]) if value.lower() not in MISSING]
+        known = [
+            i
+            for i, value in enumerate(columns[values_of])
+            if value.lower() not in run_checks.MISSING
+        ]
         if gone := len(wheres) - len(known):
             first = next(i for i in range(len(wheres)) if i not in set(known))
             notes.append(f"{path}: {gone} rows have no {values_of}, the first is {wheres[first]}")
             wheres, columns = _kept(known, wheres, columns)
     if metric is not None:
-        _check_columns(["metric"], columns, path)
+        run_checks.check_columns(["metric"], columns, path)
         kept = [i for i, value in enumerate(columns["metric"]) if value == metric]
         if not kept:
             there = sorted(set(columns["metric"]))
@@ -302,7 +299,7 @@ def write_runs(path, rows: RunTable | Iterable[Mapping]) -> None:
     table = rows if isinstance(rows, RunTable) else RunTable.from_rows(rows, path)
     records, path = table.rows(), Path(path)
     records.sort(key=lambda row: (row["run_id"], row["metric"], row["protocol"] or ""))
-    write = _write_parquet if path.suffix == ".parquet" else _write_csv
+    write = run_files.write_parquet if path.suffix == ".parquet" else run_files.write_csv
     with replacing(path) as partial:
         write(partial, records)
 
@@ -324,110 +321,8 @@ def add_runs(path, rows: Iterable[Mapping]) -> None:
     write_runs(path, [row for row in old if key(row) not in replaced] + rows)
 
 
-def _write_csv(path: Path, records: list[dict]) -> None:
-    columns = {name: [row[name] for row in records] for name in COLUMNS}
-    for name in (*FACTORS, "num_examples"):
-        columns[name] = [_plain(value) for value in columns[name]]
-    for name in ("score", "score_se"):
-        columns[name] = [None if value is None else f"{value:.4f}" for value in columns[name]]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(zip(*columns.values(), strict=True))  # None as an empty cell
-
-
-def _write_parquet(path: Path, records: list[dict]) -> None:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError(f"{path}: needs pyarrow: pip install pyarrow; or give a CSV") from None
-    kinds = dict.fromkeys(("run_id", "sweep", "protocol", "metric"), pyarrow.string())
-    kinds["seed"] = pyarrow.int64()
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in COLUMNS])
-    rounded = [
-        row | {k: round(row[k], 4) for k in ("score", "score_se") if row[k] is not None}
-        for row in records
-    ]
-    parquet.write_table(pyarrow.Table.from_pylist(rounded, schema=schema), path)
-
-
-def _read_csv(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
-    """Return the header, the line number and the stripped texts of each record, and notes."""
-    numbers, comments, lines, records = [], [], [], []
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(_content(file, numbers, comments))
-            for record in reader:
-                lines.append(numbers[reader.line_num - 1])
-                records.append([value.strip() for value in record])
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except IsADirectoryError:
-        raise ValueError(f"{path}: a folder; a CSV file of runs is needed") from None
-    except OSError as e:
-        raise ValueError(f"{path}: cannot be read: {e.strerror}") from None
-    except UnicodeDecodeError as e:
-        raise ValueError(f"{path}: not UTF-8 text ({e.reason}); save it as CSV UTF-8") from None
-    except csv.Error as e:
-        raise ValueError(f"{path}, line {numbers[-1]}: not CSV: {e}") from None
-    if not records:
-        raise ValueError(f"{path}: empty; the first line must name the columns")
-    header = records[0]
-    for name in header:
-        if header.count(name) > 1:
-            raise ValueError(f"{path}, line {lines[0]}: column {name!r} appears twice")
-    for mark, what in ((";", "semicolons"), ("\t", "tabs")):
-        if len(header) == 1 and mark in header[0]:
-            raise ValueError(f"{path}: columns are parted by {what}; save it with commas")
-    if len(records) == 1:
-        raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
-    for row, (line, record) in enumerate(zip(lines[1:], records[1:], strict=True), start=1):
-        if len(record) != len(header):
-            raise ValueError(
-                f"{path}, row {row} (line {line}): {len(record)} values for {len(header)} columns"
-            )
-    below, notes = [number for number in comments if number > lines[0]], []
-    if below:
-        verb = "lines that start with # were" if len(below) > 1 else "line that starts with # was"
-        notes.append(f"{path}: {len(below)} {verb} passed over, the first is line {below[0]}")
-    return header, lines[1:], records[1:], notes
-
-
-def _read_parquet(path) -> tuple[list[str], list[int], list[list[str]], list[str]]:
-    """Return the same of a Parquet file; a row's number stands for its line."""
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise ValueError(f"{path}: needs pyarrow: pip install pyarrow; or give a CSV") from None
-    try:
-        columns = parquet.read_table(path).to_pydict()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path}: no such file") from None
-    except (pyarrow.ArrowException, OSError) as e:
-        raise ValueError(f"{path}: not Parquet: {str(e).splitlines()[0]}") from None
-    texts = [["" if v is None else str(v).strip() for v in values] for values in columns.values()]
-    records = [list(record) for record in zip(*texts, strict=True)]
-    if not records:
-        raise ValueError(f"{path}: no runs; at least one row is needed below the column names")
-    return list(columns), list(range(1, len(records) + 1)), records, []
-
-
 def _kept(rows: list[int], wheres: list[str], columns: dict) -> tuple[list[str], dict]:
     return [wheres[i] for i in rows], {k: [v[i] for i in rows] for k, v in columns.items()}
-
-
-def _content(file, numbers: list[int], comments: list[int]) -> Iterator[str]:
-    """Yield lines that are neither comments nor blank; append their numbers, and those of
-    comments, to the lists.
-    """
-    for number, line in enumerate(file, start=1):
-        if line.lstrip().startswith("#"):
-            comments.append(number)
-        elif line.strip():
-            numbers.append(number)
-            yield line
 
 
 def _table(
@@ -443,29 +338,13 @@ def _table(
     group: str | None = None,
 ) -> RunTable:
     """Validate columns and return them as a `RunTable`; `wheres` name the rows in messages."""
-    if not wheres:
-        raise ValueError(f"{source}: no runs; at least one row is needed")
-    if score is not None and error is not None:
-        raise ValueError(f"give a score column or an error column, not both ({score}, {error})")
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale must be 100 or 1, got {scale!r}")
     values_of = error or score or "score"
-    needed = [*factors, examples, values_of, weights]
-    needed = [name for name in needed if name is not None]
-    if not factors:
-        raise ValueError(f"{source}: at least one factor is needed")
-    for name in needed:
-        if needed.count(name) > 1:
-            raise ValueError(f"{source}: column {name!r} has two parts among {', '.join(needed)}")
-    _check_columns([*needed, *([group] if group else [])], columns, source)
-    if group not in (None, "metric") and len(kinds := sorted(set(columns.get("metric", ())))) > 1:
-        raise ValueError(
-            f"{source}: grouped by {group}, each group would mix the metrics {', '.join(kinds)}; "
-            "choose one metric"
-        )
+    needed = run_checks.check_roles(
+        columns, wheres, source, factors, examples, score, error, weights, scale, group
+    )
 
     def numbers(name: str, allowed: str, good) -> np.ndarray:
-        found = [_float(value) for value in columns[name]]
+        found = [run_checks.number(value) for value in columns[name]]
         for where, value, number in zip(wheres, columns[name], found, strict=True):
             if not good(number):
                 raise ValueError(
@@ -494,6 +373,7 @@ def _table(
         if not weight_R.any():
             raise ValueError(f"{source}: column {weights!r}: no run has a weight above 0")
     metric = group or "metric"
+    taken = {*needed, "run_id", "metric"}
     table = RunTable(
         factors=factors,
         x=x_RK,
@@ -504,120 +384,10 @@ def _table(
         weights=weight_R,
         run_id=texts("run_id", [where.split(" (")[0] for where in wheres]),
         metric=texts(metric, [values_of] * len(wheres)),
-        columns={
-            name: texts(name, []) for name in columns if name not in {*needed, "run_id", "metric"}
-        },
+        columns={name: texts(name, []) for name in columns if name not in taken},
         source=source,
-        notes=tuple(
-            _doubts(source, x_RK, n_R, value_R, texts(metric, [""] * len(wheres)), weight_R)
-        ),
     )
-    table = dataclasses.replace(table, notes=(*table.notes, *_mixed_protocols(table)))
-    _check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
-    _check_optional(table, wheres)
-    _check_unique(table, columns, wheres)
-    return table
-
-
-def _doubts(source: str, x_RK, n_R, value_R, metric_R, weight_R) -> Iterator[str]:
-    """Yield warnings about rows that are allowed but are probably mistakes."""
-    if idle := int((weight_R == 0).sum()):
-        yield f"{source}: {idle} runs have weight 0 and take no part"
-    n = () if n_R is None else (n_R,)
-    rows = list(zip(*x_RK.T, *n, value_R, metric_R, strict=True))
-    if doubled := len(rows) - len(set(rows)):
-        yield (
-            f"{source}: {doubled} rows have the configuration, examples and value of another row; "
-            "each counts"
-        )
-
-
-def _mixed_protocols(table: RunTable) -> Iterator[str]:
-    """Warn of scores that different evaluations gave: they may not be comparable."""
-    if table.protocol is None:
-        return
-    for metric in table.metrics:
-        names = sorted({name or "unknown" for name in table.protocol[table.metric == metric]})
-        if len(names) > 1:
-            yield (
-                f"{table.source}: scores of {metric} come from {len(names)} protocols "
-                f"({', '.join(names)}), which may not be comparable"
-            )
-
-
-def _check_optional(table: RunTable, wheres: list[str]) -> None:
-    """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
-    if table.factors != FACTORS:  # a user's table, whose column `seed` may hold anything
-        return
-    rules = {
-        "seed": ("a whole number, 0 or above, or empty", lambda v: v >= 0 and v.is_integer()),
-        "score_se": ("0 or a positive number, or empty", lambda v: 0 <= v < math.inf),
-    }
-    for name in rules.keys() & table.columns.keys():
-        allowed, good = rules[name]
-        texts = table.columns[name].tolist()
-        for text in dict.fromkeys(texts):
-            if text.strip().lower() not in MISSING and not good(_float(text)):
-                raise ValueError(
-                    f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
-                    f"must be {allowed}"
-                )
-
-
-def _check_texts(columns, wheres, source, names) -> None:
-    for name in names:
-        for where, value in zip(wheres, columns[name], strict=True):
-            if not str(value).strip():
-                raise ValueError(f"{source}, {where}: column {name!r} is empty; it needs a text")
-
-
-def _check_unique(table: RunTable, columns: Mapping[str, list], wheres: list[str]) -> None:
-    """Raise ValueError when a run has two scores of a metric (and protocol) or, in a table without
-    run_id, when two rows are equal in all columns.
-    """
-    if "run_id" in columns:
-        what = "run_id {!r} with metric {!r}"
-        keys = list(zip(table.run_id, table.metric, strict=True))
-        if table.protocol is not None:
-            what += " and protocol {!r}"
-            keys = [(*key, name) for key, name in zip(keys, table.protocol, strict=True)]
-    else:
-        n = () if table.n is None else (table.n,)
-        alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
-        keys, what = zip(*alike, strict=True), "the same values in all columns"
-    seen = {}
-    for where, key in zip(wheres, keys, strict=True):
-        if key in seen:
-            raise ValueError(
-                f"{table.source}, {where}: {what.format(*map(str, key))} again, first in "
-                f"{seen[key]}; a run may appear once"
-            )
-        seen[key] = where
-
-
-def _check_columns(names: list[str], columns, source) -> None:
-    for name in names:
-        if name not in columns:
-            raise ValueError(f"{source}: {_no_column(name, columns)}")
-
-
-def _no_column(name: str, columns) -> str:
-    there = [column for column in columns if column]
-    return f"no column {name!r}{nearest(name, there)}; there are {', '.join(there)}"
-
-
-def _float(value) -> float:
-    """Return a number, or NaN for other text; 1_000, which Python would read, is other text."""
-    if isinstance(value, str) and "_" in value:
-        return math.nan
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _plain(value) -> str:
-    """Return a number with all its digits, integers without a point."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else repr(value)
-    return str(value)
+    run_checks.check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
+    run_checks.check_optional(table, wheres)
+    run_checks.check_unique(table, columns, wheres)
+    return dataclasses.replace(table, notes=tuple(run_checks.warnings(table, value_R)))

@@ -42,9 +42,9 @@ MORE_TESTS = pytest.StashKey[int]()
 # The same examples every time (others with --hypothesis-profile=others), however long they take:
 # the first one compiles.
 PATIENT = dict(deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
-hypothesis.settings.register_profile("house", derandomize=True, **PATIENT)
+hypothesis.settings.register_profile("fixed", derandomize=True, **PATIENT)
 hypothesis.settings.register_profile("others", **PATIENT)
-hypothesis.settings.load_profile("house")
+hypothesis.settings.load_profile("fixed")
 
 
 def _machine():
@@ -160,8 +160,8 @@ def _no_silent_broadcast(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_optimisations(request):
-    """Where programs are many and their steps few, compiling is most of the time. What is compared
-    with other implementations is compiled as users' programs are.
+    """Compile quickly where compiling takes most time; comparisons with other implementations
+    are compiled as users' programs are.
     """
     path = request.path
     quickly = any(path.is_relative_to(TESTS / room) for room in COMPILED_QUICKLY)
@@ -175,8 +175,8 @@ def _few_optimisations(request):
 
 @pytest.fixture(scope="module")
 def collected():
-    """Of a file that leaves broken things to the collector: they are gone before the next file,
-    which would be blamed for what they complain of.
+    """Collect garbage after a file whose broken objects warn when they are deleted: the warnings
+    would fail a test of the next file.
     """
     yield
     gc.collect()
@@ -184,7 +184,7 @@ def collected():
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory):
-    """A model of random parameters whose tokenizer knows single bytes: its id 0 is "!"."""
+    """Return the folder of a model with random parameters and a byte-level tokenizer."""
     from tests.vvlm_jax.byte_level import save_byte_level
     from vvlm_jax.config import DataConfig, LlamaConfig, ModelConfig, TrainConfig, VisionConfig
     from vvlm_jax.data import tokenizer
@@ -215,8 +215,8 @@ def model_folder(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def object_server():
-    """A process that serves gs:// and s3://; `ask(next=["lost"], …)` sets its faults, `ask()`
-    counts what there was.
+    """Start a server of gs:// and s3://; `ask(next=["lost"], …)` sets faults, `ask()` returns
+    request counts.
     """
     for name in ("moto", "boto3", "google.cloud.storage"):
         parent = name.partition(".")[0]
@@ -242,7 +242,7 @@ def object_server():
         for variable in ("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL"):
             patch.setenv(variable, address)
         for variable in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-            patch.setenv(variable, "nobody")
+            patch.setenv(variable, "key")
         patch.setenv("NO_GCE_CHECK", "true")  # no credentials of Google's are looked for
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
         patch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -253,7 +253,7 @@ def object_server():
 
 @pytest.fixture
 def server(object_server):
-    """The same, without faults before and after."""
+    """Return the object server, without faults before and after the test."""
     object_server(share=0)
     yield object_server
     object_server(share=0)
@@ -261,11 +261,6 @@ def server(object_server):
 
 @pytest.fixture(params=["gs", "s3"])
 def service(request, server, tmp_path, monkeypatch):
-    """A folder of a bucket over HTTP, of its own for each test."""
-    from tests.buckets import forget_filesystems
-
-    pytest.importorskip({"gs": "gcsfs", "s3": "s3fs"}[request.param])
+    """Return the URL of a bucket folder over HTTP, one for each test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    forget_filesystems()
-    yield f"{request.param}://bucket/{uuid.uuid4().hex[:8]}"
-    forget_filesystems()
+    return f"{request.param}://bucket/{uuid.uuid4().hex[:8]}"

@@ -1,22 +1,23 @@
-"""Waiting for others on a machine that may be busy with something else, for as long as it takes."""
+"""Wait for other processes, with limits that only a hang reaches: the machine may be busy."""
 
 import socket
 import time
 from pathlib import Path
 
 LONG = 600.0
-"""Seconds after which what was to happen never will: for what hangs, not for what is slow."""
+"""Seconds after which a wait fails: a limit for hangs, not for slow machines."""
 
 
 def wait_until(true, is_alive=lambda: True, seconds=LONG):
-    """What `true()` gives once it is true. AssertionError when it never is, or when who should make
-    it true has ended.
+    """Return `true()` once it is true.
+
+    Raises AssertionError after `seconds`, or when the process that should make it true has ended.
     """
     deadline = time.monotonic() + seconds
     while not (found := true()):
-        # Asked once more: it may have ended just now, with everything done.
-        assert is_alive() or true(), "who was waited for has ended"
-        assert time.monotonic() < deadline, "waited in vain"
+        # Asked once more: the process may just have ended with everything done.
+        assert is_alive() or true(), "the process that was waited for has ended"
+        assert time.monotonic() < deadline, f"not true after {seconds:g} s"
         time.sleep(0.005)
     return found
 
@@ -25,8 +26,10 @@ _OURS = []
 
 
 def free_port() -> int:
-    """A port of this machine that nobody else will take before who is told of it does: the system
-    gives none of these to anybody by itself, and other tests find its number taken for datagrams.
+    """Return a port that no other test and no program takes before the caller does.
+
+    It is below the range of ports that the system assigns by itself, and a UDP socket with its
+    number marks it as taken for other tests.
     """
     given = Path("/proc/sys/net/ipv4/ip_local_port_range")
     first = int(given.read_text().split()[0]) if given.exists() else 32768

@@ -43,7 +43,8 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting",
-        "sweeps cost runs forms grids",
+        "sweeps cost run_files run_checks forms grids",
+        "runs",
         "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
         "validation frontiers",

@@ -49,8 +49,7 @@ def test_help_answers_at_once_without_jax_and_shows_a_line_to_copy(name):
     assert done.returncode == 0, done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
     assert lines[0].startswith(f"usage: vvlm {name} ")
-    examples = (f"vvlm {name}", f"python -m tools.{name}")
-    assert any(f"{line} ".startswith(tuple(f"{e} " for e in examples)) for line in lines), lines
+    assert any(f"{line} ".startswith(f"vvlm {name} ") for line in lines), lines
     assert seconds < SECONDS, f"vvlm {name} --help took {seconds:.1f} s"
 
 

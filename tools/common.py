@@ -98,7 +98,7 @@ def _import(file: Path):
 
 
 def _line_of(error: Exception, file: Path) -> str:
-    """`, line 3`: where in the person's file the error arose; empty when it did not."""
+    """Return `, line 3`, where in the user's file the error arose; empty if elsewhere."""
     if isinstance(error, SyntaxError) and error.filename == str(file):
         return f", line {error.lineno}"
     lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
@@ -106,7 +106,7 @@ def _line_of(error: Exception, file: Path) -> str:
 
 
 def _reason(error: Exception, kind: type) -> str:
-    """What a file's error says; for an option that does not exist, the nearest one that does."""
+    """Return an error's message; for an unknown option, with the nearest one that exists."""
     unknown = re.search(
         r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error)
     )
@@ -118,25 +118,30 @@ def _reason(error: Exception, kind: type) -> str:
 
 
 def die_in_one_line(command, *, continues: bool = True) -> None:
-    """Runs a command; people's mistakes and Ctrl-C end it with one line, bugs with a traceback.
+    """Run a command; user errors and Ctrl-C end it with one line, bugs with a traceback.
 
-    `continues`: whether the same command, run again, takes up what it had done.
+    With VVLM_TRACEBACK=1 in the environment, every error has a traceback.
 
-    With VVLM_TRACEBACK=1 in the environment everything has a traceback.
+    Args:
+      continues: whether the same command, run again, continues after an interruption.
     """
     try:
         command()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        what = "run the same command again to continue" if continues else "what was written stays"
+        what = (
+            "run the same command again to continue"
+            if continues
+            else "files already written are kept"
+        )
         print(f"\ninterrupted; {what}", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
-        if isinstance(e, BrokenPipeError) and _nobody_reads():
+        if isinstance(e, BrokenPipeError) and _reader_has_ended():
             sys.exit(141)
         # A failed job of a sweep carries its error as the cause.
-        mine = any(isinstance(error, USER_ERRORS) for error in (e, e.__cause__))
-        if os.environ.get("VVLM_TRACEBACK") or not mine:
+        is_user_error = any(isinstance(error, USER_ERRORS) for error in (e, e.__cause__))
+        if os.environ.get("VVLM_TRACEBACK") or not is_user_error:
             raise
         of_file = isinstance(e, OSError) and e.filename and e.strerror
         print(
@@ -147,8 +152,11 @@ def die_in_one_line(command, *, continues: bool = True) -> None:
         sys.exit(2)
 
 
-def _nobody_reads() -> bool:
-    """Whether standard output goes to a program that has ended, such as `head`: then to nowhere."""
+def _reader_has_ended() -> bool:
+    """Return whether the program that reads standard output, such as `head`, has ended.
+
+    If so, send the rest of the output to /dev/null, so that Python can flush it at exit.
+    """
     out, poll = sys.__stdout__.fileno(), select.poll()
     poll.register(out, 0)
     ended = bool(poll.poll(0))
@@ -185,7 +193,9 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 
 def check_is_here(flag: str, path: Path) -> None:
-    """ConfigError for an address: `Path` would make a folder of it, `gs:/BUCKET`."""
-    if address := re.fullmatch(r"([A-Za-z][\w+.-]*):/+(.*)", str(path)):
-        where = "://".join(address.groups())
-        raise ConfigError(f"{flag} {where}: must be on this machine, not in a bucket")
+    """Raise ConfigError for a URL of a bucket, which `Path` has turned into `gs:/BUCKET`."""
+    from vvlm_jax.storage import bucket
+
+    if bucket.is_url(path):
+        url = re.sub(":/+", "://", str(path), count=1)
+        raise ConfigError(f"{flag} {url}: must be on this machine, not in a bucket")

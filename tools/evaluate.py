@@ -144,10 +144,10 @@ def _evaluate_questions(args: Args) -> None:
     from vvlm_jax.storage import files
     from vvlm_jax.sweep.store.sweep_json import write_json
 
-    file = files.place(args.questions)
+    file = files.path_of(args.questions)
     questions = runner.read_questions(file)
-    media_root = files.place(args.media_root) if args.media_root else file.parent
-    if not files.is_dir(media_root):
+    media_root = files.path_of(args.media_root) if args.media_root else file.parent
+    if not media_root.is_dir():
         raise ConfigError(f"--media-root {media_root}: no such folder")
     out = args.out or args.model / f"eval-{file.stem}"
     predictions_file, judge = out / "predictions.jsonl", None

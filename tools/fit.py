@@ -1,8 +1,8 @@
 """Fit a scaling law to a table of runs, with bootstrap members, and say how far to trust it.
 
 Examples:
-    python -m tools.fit runs.csv --examples num_examples --metric avg --out runs/law
-    python -m tools.fit fitting/data/li2024.csv --factors lm_params,visual_tokens \\
+    vvlm fit runs.csv --examples num_examples --metric avg --out runs/law
+    vvlm fit fitting/data/li2024.csv --factors lm_params,visual_tokens \\
         --error error --scale 1 --form li --space linear --out runs/li
 
 RUNS.csv has a header and one line a run; lines that start with # are comments. Name the columns
@@ -11,7 +11,7 @@ that make up a configuration (--factors), the number of training examples if the
 Other columns can select runs (--train, --test, --group).
 
 Prints the fit report and writes OUT/fit.json, which holds all that is needed to predict and to
-audit; `python -m tools.plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
+audit; `vvlm plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
 form describes runs that it has not seen, --ablate what each option of the fit is worth; --report
 draws it all on OUT/report.html.
 """
@@ -52,7 +52,7 @@ class Page:
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.fit`."""
+    """Options of `vvlm fit`."""
 
     data: Data
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]

@@ -1,7 +1,7 @@
 """Ask a trained or imported model about videos.
 
 Example:
-    python -m tools.generate --model runs/finetune --video clip.mp4 --prompt "What happens?"
+    vvlm generate --model runs/finetune --video clip.mp4 --prompt "What happens?"
 
 Several --prompt are asked of the same video, which is encoded once; several --video (or images)
 stand in every prompt together; without one the prompt is text alone. --temperature 0 takes the
@@ -21,7 +21,7 @@ from .common import die_in_one_line
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.generate`."""
+    """Options of `vvlm generate`."""
 
     model: Path
     """Folder of a finished training stage or of an imported model."""
@@ -40,7 +40,7 @@ class Args:
     top_p: float = 1.0
     """Draw from the likeliest tokens that hold this share of the probability."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
     dtype: str | None = None
     """Compute dtype, such as float32, in place of the model's own."""
     stream: bool = False
@@ -48,7 +48,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints the replies; of several, each below its prompt."""
+    """Print the replies; several are printed each below its prompt."""
     if not args.prompt:
         raise ValueError('nothing to ask: give --prompt "…"')
     try:
@@ -66,7 +66,7 @@ _FLAGS = {
     "seed": "--seed",
 }
 _OPTION = re.compile(rf"(?<![\w.])({'|'.join(_FLAGS)}) = ")
-"""How `VideoVLM.generate` names its options in an error; people have given flags."""
+"""Options as `VideoVLM.generate` names them in errors, replaced by the flags that users gave."""
 
 
 def _answer(args: Args) -> None:
@@ -98,7 +98,7 @@ def _answer(args: Args) -> None:
 
 
 def tame(text: str) -> str:
-    """What a model writes may hold control characters; a terminal would obey them."""
+    """Replace control characters, which a terminal would obey, if the output is one."""
     if not sys.stdout.isatty():
         return text
     return "".join(

@@ -1,11 +1,11 @@
-"""Choose what to deploy within an inference budget, by a law that `tools.fit` wrote.
+"""Choose what to deploy within an inference budget, by a law that `vvlm fit` wrote.
 
 Examples:
-    python -m tools.plan runs/law --budget-tflops 15 --examples 2e6
-    python -m tools.plan runs/law --budget-tflops 15 --examples 2e6 --videos-per-day 1e5 --days 365
-    python -m tools.plan runs/law --frontier 1:100:300 --at 1e6,2e6,5e6 --out frontier.csv
-    python -m tools.plan runs/law --elasticity
-    python -m tools.plan runs/law --cost latency.csv:ms --budget 120 --examples 2e6
+    vvlm plan runs/law --budget-tflops 15 --examples 2e6
+    vvlm plan runs/law --budget-tflops 15 --examples 2e6 --videos-per-day 1e5 --days 365
+    vvlm plan runs/law --frontier 1:100:300 --at 1e6,2e6,5e6 --out frontier.csv
+    vvlm plan runs/law --elasticity
+    vvlm plan runs/law --cost latency.csv:ms --budget 120 --examples 2e6
 
 The best configuration of a discrete domain, exactly: the one of least predicted error that the
 budget affords (equation 4). Undefined is '-', and null in --json.
@@ -37,7 +37,7 @@ class Question:
     """The question to answer."""
 
     law: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
-    """The --out folder of `tools.fit`."""
+    """The --out folder of `vvlm fit`."""
     budget_tflops: Number = None
     """Inference budget of one example, in TFLOPs."""
     budget: Number = None
@@ -85,7 +85,7 @@ class Offer:
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.plan`."""
+    """Options of `vvlm plan`."""
 
     ask: Question
     offer: Offer

@@ -1,10 +1,10 @@
 """Prepare a mixture of public data: check what is on disk, count it, write what training reads.
 
 Example:
-    python -m tools.prepare --mixture configs/mixtures.py:paper --source /data --out /data/prepared
+    vvlm prepare --mixture configs/mixtures.py:paper --source /data --out /data/prepared
 
-The result is a TFDS data set of ArrayRecord files, for `data.annotations`, with a card; media stay
-where they are, and `data.media_root` is the source. Interrupted, the same command continues.
+The result is a TFDS data set of ArrayRecord files, for `data.annotations`, with a card. Media are
+not copied: `data.media_root` is the source. Interrupted, the same command continues.
 """
 
 import dataclasses
@@ -18,38 +18,40 @@ from .common import die_in_one_line, load_config
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.prepare`."""
+    """Options of `vvlm prepare`."""
 
     mixture: str
-    """FILE.py:FUNCTION that gives a MixtureConfig, a LLaVA mixture (.yaml), or annotations (.json,
-    .jsonl, folder/{a,b}.json)."""
+    """FILE.py:FUNCTION that returns a MixtureConfig, a LLaVA mixture (.yaml), or annotations
+    (.json, .jsonl, folder/{a,b}.json).
+    """
     source: str
-    """Folder that holds all sources as they are published; also one in a bucket, gs:// or s3://."""
+    """Folder of all sources as they are published; may be in a bucket, gs:// or s3://."""
     out: str
-    """Folder, of this machine, for the data set, OUT/NAME/1.0.0; also holds what is known of the
-    media."""
+    """Folder of this machine for the data set, OUT/NAME/1.0.0, and the findings about media."""
     without: Annotated[tuple[str, ...], tyro.conf.arg(metavar="SUBSET ...")] = ()
     """Subsets to leave out."""
     allow_counts: bool = False
-    """Go on though subsets have other numbers of examples than were published."""
+    """Accept subsets with another number of examples than published."""
     drop_broken: bool = False
-    """Leave out rows that can be no example, and those whose media are missing or broken."""
+    """Leave out rows that cannot be examples, and those whose media are missing or broken."""
     extract: bool = False
-    """Extract the archives that media are published in, beside them; without, they are taken to be
-    extracted already."""
+    """Extract the archives that media are published in, next to them. By default they must be
+    extracted already.
+    """
     workers: int = 4
     """Processes that open media; 0 opens them in this one."""
     seconds: float = 300.0
-    """Time for one media file; what takes longer counts as broken."""
+    """Time limit for one media file; one that takes longer counts as broken."""
 
 
 def main(args: Args) -> None:
-    """Prints a line a subset and where the data set is."""
+    """Print a line for each subset, and the folder of the data set."""
     from vvlm_jax.data.prepare import mixture, run, sources
     from vvlm_jax.data.prepare.mixture import MixtureConfig
     from vvlm_jax.storage import files
+    from vvlm_jax.storage.bucket import is_url
 
-    if files.is_remote(args.out):
+    if is_url(args.out):
         raise ValueError(
             f"--out {args.out}: must be a folder of this machine; its data set can be copied into "
             "the bucket afterwards"
@@ -67,12 +69,12 @@ def main(args: Args) -> None:
     elif args.mixture.endswith(".py"):
         config = load_config(Path(args.mixture), MixtureConfig, "config", "--mixture ")
     else:
-        config = sources.from_file(files.place(args.mixture))
+        config = sources.from_file(files.path_of(args.mixture))
     config = mixture.without(mixture.validate(config), args.without)
     options = run.Options(
         args.allow_counts, args.drop_broken, args.extract, args.workers, args.seconds
     )
-    root = files.place(args.source)
+    root = files.path_of(args.source)
     folder, card = run.prepare(config, root, Path(args.out), options)
     print(run.text(card), end="")
     print(f"data.annotations={folder} data.media_root={args.source}")

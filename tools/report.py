@@ -1,8 +1,8 @@
 """Draw all that the paper shows from a table of runs: a page, and each figure and table as files.
 
 Examples:
-    python -m tools.report runs.csv --out runs/report
-    python -m tools.report sweeps/star --metric avg --vision-params 4.3e8 --features 768
+    vvlm report runs.csv --out runs/report
+    vvlm report sweeps/star --metric avg --vision-params 4.3e8 --features 768
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet if pyarrow is installed), a folder with runs.csv, or the store of a
@@ -17,7 +17,6 @@ if the runs are unchanged. Where the runs do not support a figure, the page says
 
 import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +30,7 @@ from fitting.runs import RunTable, read_runs, write_runs
 from vvlm_jax.progress import Progress, printable
 
 from .common import check_is_here, check_positive, die_in_one_line
+from .fit_flags import FitFlags, fit_config
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
 QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
@@ -38,7 +38,7 @@ QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.report`."""
+    """Options of `vvlm report`."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")]
     """The table of runs, a sweep's store, or a folder with runs.csv or runs.parquet."""
@@ -79,11 +79,10 @@ def main(args: Args) -> None:
     if store:
         path, table = args.runs, collected(store).select(metric=args.metric)
     else:
-        path = table_file(args.runs)
+        path = results.table_file(args.runs)
         table = read_runs(path, metric=args.metric, scale=args.scale, skip_missing=True)
-        if table.scale == 1:
-            table = dataclasses.replace(table, error=100 * table.error, scale=100.0)
-    mark = text.SYNTHETIC if args.synthetic or text.is_synthetic(path, table) else ""
+        table = results.in_percent(table)
+    mark = text.SYNTHETIC if args.synthetic or results.is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)
     if store:
@@ -138,11 +137,7 @@ def settings_of(args: Args, encoder: dict | None):
     if args.workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {args.workers}")
     names = ("form", "resamples", "starts", "resampling", "seed")
-    try:
-        law = FitConfig(**{name: getattr(args, name) for name in names}, units="geomean")
-    except ValueError as e:
-        text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
-        raise ValueError(text) from None
+    law = fit_config(FitFlags(**{n: getattr(args, n) for n in names}, units="geomean"))
     check, bag = {
         "none": (None, None),
         "quick": (law.replace(**QUICK), law.replace(**QUICK_BAG)),
@@ -180,16 +175,6 @@ def collected(store) -> RunTable:
         what, why = found.missing[0]
         notes = (f"{store.path}: {count} scores are missing, the first is {what}: {why}",)
     return dataclasses.replace(table, notes=(*notes, *table.notes))
-
-
-def table_file(path: Path) -> Path:
-    """Return the table in a folder; a file is returned as it is."""
-    if not path.is_dir():
-        return path
-    for name in ("runs.csv", "runs.parquet"):
-        if (path / name).is_file():
-            return path / name
-    raise ValueError(f"{path}: the folder has neither a sweep's store nor runs.csv or runs.parquet")
 
 
 def make_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """Train one stage of a video VLM.
 
 Example:
-    python -m tools.train --config configs/finetune.py --set model.num_frames=8 out_dir=runs/ft8
+    vvlm train --config finetune --set model.num_frames=8 out_dir=runs/ft8
 
 A config is a Python file with `config() -> TrainConfig`. After an interruption (Ctrl-C, a kill, a
 crash, or SIGTERM, which saves first) run the same command again to continue.
@@ -30,7 +30,7 @@ from .common import die_in_one_line, load_config
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.train`."""
+    """Options of `vvlm train`."""
 
     config: Path
     """A Python file that defines `config() -> TrainConfig`, such as configs/finetune.py."""

@@ -13,24 +13,24 @@ class ConfigError(ValueError):
 
 
 RESAMPLERS = ("bilinear", "area", "antialias", "quecc")
-"""What `ModelConfig.resampler` may be."""
+"""Values of `ModelConfig.resampler`."""
 QUECC_HEADS = 8
 """Attention heads of QueCC; the encoder's width is a multiple of it."""
 TRACKERS = ("tensorboard", "wandb")
 DTYPES = ("bfloat16", "float32")
-"""What `ModelConfig.dtype` and `OptimConfig.mu_dtype` may be."""
+"""Values of `ModelConfig.dtype` and `OptimConfig.mu_dtype`."""
 ATTENTION = ("auto", "reference")
-"""What `ModelConfig.attention` may be."""
+"""Values of `ModelConfig.attention`."""
 REMAT = ("none", "products", "attention", "full", "chunks")
-"""What `ModelConfig.remat` may be, from the fastest to the smallest."""
-BUCKETS = {"gs://": "gcsfs", "s3://": "s3fs"}
-"""Where data may lie beside folders, and the library that reads them there."""
+"""Values of `ModelConfig.remat`, from the fastest to the one that takes least memory."""
+SCHEMES = ("gs", "s3")
+"""Buckets that data may be read from, `gs://…` and `s3://…`."""
 NEWLINES = ("none", "per-video", "per-frame", "grid")
-"""What `ModelConfig.newline` may be."""
+"""Values of `ModelConfig.newline`."""
 
 
 class Stopped(RuntimeError):
-    """Work that ended for a reason people can mend (bad files, divergence): one line says which."""
+    """Work that stopped for a reason that the user can fix (bad files, divergence), in one line."""
 
 
 @dataclass(frozen=True)
@@ -44,33 +44,33 @@ class VisionConfig:
     patch_size: int
     image_size: int
     feature_layer: int = -2
-    """Block whose output the projector reads: from 1 to depth, or from −1 back to −depth; −2 is
-    LLaVA's tower. No final norm.
+    """Block whose output the projector reads, without a final norm: 1 to depth, or −1 (the last)
+    to −depth. LLaVA uses −2.
     """
     head: str = "none"
-    """`none`, or `map`: after the last block the final norm and SigLIP's attention pooling make one
-    feature of a frame; needs feature_layer −1.
+    """`none`, or `map`: the final norm and SigLIP's attention pooling after the last block, which
+    give one feature a frame; needs feature_layer −1.
     """
 
     @property
     def grid(self) -> int:
-        """Patches along one side (VALID convolution: a remainder of pixels is unused)."""
+        """Return the patches along one side (VALID convolution: remaining pixels are unused)."""
         return self.image_size // self.patch_size
 
     @property
     def num_patches(self) -> int:
-        """Features a frame, P."""
+        """Return the features a frame, P."""
         return self.grid**2
 
     @property
     def blocks_run(self) -> int:
-        """Blocks that are built and run; later ones would get no gradient."""
+        """Return the number of blocks that are built and run; later ones would get no gradient."""
         last = self.feature_layer
         return last if last > 0 else self.depth + 1 + last
 
     @property
     def out_grid(self) -> int:
-        """Features along one side of what comes out: the grid, or 1 behind a pooling head."""
+        """Return the output features along one side: the grid, or 1 with a pooling head."""
         return 1 if self.head == "map" else self.grid
 
 
@@ -120,50 +120,50 @@ class ModelConfig:
     dtype: str = "bfloat16"
     """Dtype of matrix products: bfloat16 or float32. Parameters stay float32."""
     remat: str = "full"
-    """What each block of both towers keeps for the backward pass besides its input; the rest is
-    computed again. `none`: everything is kept; `products`: what matrix products and attention give,
-    as far as gradients need it; `attention`: the attention half of these; `full`: nothing more;
-    `chunks`: as `full`, and of each chunk of frames only the pixels. On a CPU `products` is as fast
-    as `none`.
+    """Rematerialisation: what each block of both towers keeps for the backward pass besides its
+    input; the rest is computed again. `none` keeps everything; `products` the outputs of matrix
+    products and attention that gradients need; `attention` only those of the attention half; `full`
+    nothing; `chunks` is `full` and keeps only the pixels of each chunk of frames. On a CPU
+    `products` is as fast as `none`.
     """
     unroll: int = 1
-    """Blocks of a tower in one turn of the loop over them; above 1 with `remat = "none"` alone. All
-    of them, or more, are no loop: faster on a CPU, and slower to compile.
+    """Blocks of a tower in one iteration of the loop over them; above 1 only with `remat = "none"`.
+    With all blocks there is no loop: faster on a CPU, slower to compile.
     """
     frame_chunk: int = 0
-    """Frames a row that are encoded at once, at most; 0 takes all."""
+    """Most frames a row that are encoded at once; 0 takes all."""
     resampler: str = "bilinear"
-    """From the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing), `area`
-    (each token averages its cell), `antialias` (bilinear with a widened kernel) or `quecc` (Li et
-    al.: attention within each cell, with the question in view, before the projector).
+    """Method from the encoder's grid to x_V tokens: `bilinear` (the paper's, no antialiasing),
+    `area` (each token averages its cell), `antialias` (bilinear with a widened kernel) or `quecc`
+    (Li et al.: attention within each cell, conditioned on the question, before the projector).
     """
     quecc_layers: tuple[int, ...] = ()
-    """Encoder blocks, from 1 up to the feature layer, that QueCC's keys and values come from."""
+    """Encoder blocks, from 1 to the feature layer, that give QueCC its keys and values."""
     newline: str = "none"
     """Learnt separators among a video's tokens: `none`, one after it (`per-video`), one after each
     frame (`per-frame`), or one after each of a frame's r rows (`grid`).
     """
     attention: str = "auto"
     """`auto`: for bfloat16, cuDNN's kernel on NVIDIA GPUs and Pallas' splash on TPUs; `reference`:
-    plain products everywhere, as always with float32.
+    plain products everywhere, which float32 always uses.
     """
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where examples come from and how they become token ids and frames."""
+    """The source of examples, and how they become token ids and frames."""
 
     annotations: str = "data/train.json"
     """LLaVA-style JSON or JSONL: `id`, `conversations`, and `video`, `image` (a path or a list of
-    paths), both or neither; or a folder that `tools.prepare` made. Here or in a bucket, `gs://…`,
-    `s3://…`.
+    paths), both or neither; or a folder that `vvlm prepare` made. On this machine or in a bucket,
+    `gs://…`, `s3://…`.
     """
     media_root: str = "data"
-    """Folder that `video` and `image` paths are relative to; or a bucket's, as above."""
+    """Folder that `video` and `image` paths are relative to; also in a bucket."""
     tokenizer: str = "data/tokenizer"
-    """A `tokenizer.json`, or a folder that holds one."""
+    """A `tokenizer.json`, or a folder with one."""
     num_examples: int | None = None
-    """n: the first n of a seeded order, so that smaller sets are nested in larger; None takes
+    """n: the first n of a seeded order, so that smaller sets are subsets of larger ones; None takes
     all.
     """
     prompt: str = "llama3"
@@ -171,29 +171,29 @@ class DataConfig:
     image).
     """
     mask: str = "answers"
-    """Where loss falls: on `answers` alone, or as in LLaVA-NeXT (`llava`) on the assistant's header
-    and on every turn's special tokens too.
+    """Tokens that count in the loss: `answers` alone, or as in LLaVA-NeXT (`llava`) also the
+    assistant's header and every turn's special tokens.
     """
     system: str = ""
-    """System message of the chat format; empty leaves it out."""
+    """System message of the chat format; empty for none."""
     frame_sampling: str = "uniform"
     """`uniform` (1 frame a second, linspace when longer, repeats when shorter) or `force`
     (linspace).
     """
     max_text_tokens: int = 512
-    """Room for text in a sequence; a longer example is an error, not a silent cut."""
+    """Most text tokens in a sequence; a longer example is an error, not silently cut."""
     text_buckets: tuple[int, ...] = ()
-    """Smaller rooms, ascending: a batch takes the smallest that holds its longest text. One compile
-    each.
+    """Smaller limits, ascending: a batch is padded to the smallest that holds its longest text.
+    Each is compiled once.
     """
     frame_cache_mb: int = 0
     """Decoded frames kept in memory, MiB; 0 decodes every time."""
     read_threads: int = 4
     """Threads that decode and tokenise ahead of the train step."""
     max_unreadable: float = 0.01
-    """Share of examples that may be unreadable (counted, replaced) before the run stops."""
+    """Share of examples that may be unreadable, hence replaced, before the run stops."""
     max_read_seconds: float = 300.0
-    """Time for one media file; what takes longer counts as unreadable."""
+    """Seconds for one media file; one that takes longer counts as unreadable."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,11 @@ class OptimConfig:
     mu_dtype: str = "float32"
     """Dtype of Adam's first moment: float32, or bfloat16 to save two bytes a parameter."""
     spike_factor: float = 0.0
-    """Skip a step whose loss exceeds this many times the running mean of recent losses; 0: none.
-    Steps whose loss or gradient is not finite are skipped always.
+    """Skip a step whose loss exceeds this many times the running mean of recent losses; 0 skips
+    none. Steps whose loss or gradient is not finite are always skipped.
     """
     max_skipped: int = 5
-    """Steps skipped in a row at which the run stops, and leaves their batches in diverged.npz."""
+    """Consecutive skipped steps at which the run stops and writes their batches to diverged.npz."""
 
 
 @dataclass(frozen=True)
@@ -233,8 +233,8 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     init: tuple[tuple[str, str], ...] = ()
-    """(part, checkpoint folder): where `vision`, `projector`, `llm` start from; the rest is
-    random.
+    """(part, checkpoint folder): initial weights of `vision`, `projector`, `llm`; other parameters
+    are random.
     """
     out_dir: str = "runs/train"
     batch_size: int = 256
@@ -250,21 +250,21 @@ class TrainConfig:
     seed: int = 0
     log_every: int = 10
     trackers: tuple[str, ...] = ()
-    """Where metrics go beside `metrics.jsonl`: `tensorboard`, `wandb`."""
+    """Trackers that get the metrics besides `metrics.jsonl`: `tensorboard`, `wandb`."""
     checkpoint_every: int = 500
     """Steps between checkpoints, besides the last; 0 keeps only the last."""
     keep_checkpoints: int = 2
-    """Newest checkpoints that stay while the stage runs."""
+    """Number of newest checkpoints that are kept while the stage runs."""
     keep_every: int = 0
-    """Checkpoints of steps that this divides stay for good; 0 keeps none."""
+    """Checkpoints at multiples of this step are kept for good; 0 keeps none."""
     mesh: tuple[tuple[str, int], ...] = (("replica", 1), ("data", 1), ("fsdp", -1), ("tensor", 1))
-    """Devices along each axis, 1 where it is left out; one −1 takes the rest. Batches are split
-    over `replica` (slices of TPUs), `data` and `fsdp`; parameters over `fsdp` and `tensor`.
+    """Devices along each axis; a missing axis has 1, one −1 takes the rest. Batches are split over
+     `replica` (slices of TPUs), `data` and `fsdp`; parameters over `fsdp` and `tensor`.
     """
 
 
 def visual_length(num_frames: int, tokens_per_frame: int, newline: str = "none") -> int:
-    """Positions that a video of T frames × V tokens takes in the sequence, newlines counted.
+    """Return the positions that a video of T frames × V tokens takes, newlines included.
 
     T·V, and with newlines T·V + 1 (`per-video`), T·(V + 1) (`per-frame`) or T·r·(r + 1) (`grid`),
     as LLaVA-NeXT's `mm_newline_position` counts them. 0 without frames.

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 from vvlm_jax.config import (
     ATTENTION,
-    BUCKETS,
     DTYPES,
     NEWLINES,
     QUECC_HEADS,
     REMAT,
     RESAMPLERS,
+    SCHEMES,
     TRACKERS,
     ConfigError,
     DataConfig,
@@ -164,8 +164,9 @@ def _validate_paths(config: TrainConfig) -> None:
     }
     for name, path in data.items():
         scheme, remote, _ = path.partition("://")
-        known = not remote or f"{scheme}://" in BUCKETS
-        require(known, name, path, f"a path, or one in a bucket: {', '.join(BUCKETS)}")
+        known = not remote or scheme in SCHEMES
+        buckets = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        require(known, name, path, f"a path, or one in a bucket: {buckets}")
     paths = {
         "out_dir": config.out_dir,
         "data.tokenizer": config.data.tokenizer,

@@ -1,4 +1,4 @@
-"""Several hosts as one machine: this process joins the others of its job before jax starts."""
+"""Join the other processes of a job, so that jax sees the devices of all hosts."""
 
 import importlib.util
 import json
@@ -15,22 +15,22 @@ from vvlm_jax.config import ConfigError
 def join(
     coordinator: str | None = None, processes: int | None = None, process: int | None = None
 ) -> Callable[[int], bool] | None:
-    """Joins the other processes of this job, if there are any; call it before anything uses jax.
+    """Join the other processes of this job, if there are any. Call it before anything uses jax.
 
-    TPU pods and Slurm are recognised by themselves, Kubernetes where the `kubernetes` package is
-    installed; anywhere else the three arguments say it. A process by itself stays so, and so does
-    one in which jax is running already.
+    TPU pods and Slurm are detected, and Kubernetes if the `kubernetes` package is installed;
+    elsewhere the three arguments are needed. Nothing happens in a job of one process, or when jax
+    is already running.
 
     Args:
       coordinator: `host:port` of process 0, the same everywhere.
-      processes, process: how many there are, and which one this is, from 0.
+      processes, process: number of processes, and the index of this one, from 0.
 
     Returns:
-      For a process by itself None; else a function that every process calls before each step, and
-      that answers True at the same step everywhere, once any of them was sent SIGTERM.
+      None for a job of one process. Otherwise a function that every process calls before each step:
+      it returns True at the same step in all of them once any has received SIGTERM.
 
-    Raises ConfigError when some arguments are missing or wrong, the others do not come, or the job
-    has several processes of which this one cannot know.
+    Raises ConfigError when arguments are missing or wrong, the processes cannot reach each other,
+    or the job has several processes that cannot be found from here.
     """
     given = (coordinator, processes, process)
     if processes == 1:
@@ -53,8 +53,8 @@ def join(
 
 
 def gather(value) -> list:
-    """`value`, which JSON can hold, of every process, in their order. All of them have to call this
-    at the same point of the program.
+    """Return the `value`, which must be JSON, of every process, in their order. All of them must
+    call this at the same point of the program.
     """
     if jax.process_count() == 1:
         return [value]
@@ -62,19 +62,19 @@ def gather(value) -> list:
 
     data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(len(data)))
-    room = 1 << int(sizes.max()).bit_length()  # few sizes, for each is compiled
+    room = 1 << int(sizes.max()).bit_length()  # powers of two: each size is compiled
     rows = multihost_utils.process_allgather(np.pad(data, (0, room - len(data))))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def _join_found() -> None:
-    """Joins the job that the environment tells of."""
+    """Join the job that the environment variables describe."""
     if int(os.environ.get("SLURM_NTASKS", 1)) == 1 and "SLURM_JOB_ID" in os.environ:
-        return  # alone; jax would take the first device of the host only
+        return  # one process; jax would use only the first device of the host
     kubernetes = "JOB_COMPLETION_INDEX" in os.environ and "TPU_WORKER_HOSTNAMES" not in os.environ
     if kubernetes and importlib.util.find_spec("kubernetes") is None:
         raise ConfigError(
-            "a Kubernetes job: install jax[k8s] so that its pods find one another, or give "
+            "a Kubernetes job: install jax[k8s] so that its pods find each other, or give "
             "--coordinator, --processes and --process (for one pod: --processes 1)"
         )
     try:
@@ -82,12 +82,14 @@ def _join_found() -> None:
     except _JaxIsRunning:
         return
     except ValueError as e:
-        if "coordinator_address" not in str(e):  # it has found no cluster
+        if "coordinator_address" not in str(e):  # jax has found no cluster
             raise
 
 
 def _all_devices_of_host() -> list[int] | None:
-    """Under Slurm jax gives each process one GPU; a process alone on its host has them all."""
+    """Return the indices of all GPUs for a process that is alone on its host under Slurm, where jax
+    would use one; None leaves the choice to jax.
+    """
     tasks, hosts = (os.environ.get(x) for x in ("SLURM_NTASKS", "SLURM_STEP_NUM_NODES"))
     if tasks is None or tasks != hosts:
         return None
@@ -100,7 +102,7 @@ def _all_devices_of_host() -> list[int] | None:
 
 
 class _JaxIsRunning(RuntimeError):
-    """Too late to join: this process has its devices."""
+    """Raised when it is too late to join: jax has its devices already."""
 
 
 def _initialize(**arguments) -> None:
@@ -110,4 +112,4 @@ def _initialize(**arguments) -> None:
         if "must be called before" in str(e):
             raise _JaxIsRunning(str(e)) from e
         reason = str(e).strip().splitlines()[0]
-        raise ConfigError(f"the processes of this job did not find one another: {reason}") from e
+        raise ConfigError(f"the processes of this job could not find each other: {reason}") from e

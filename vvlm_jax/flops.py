@@ -1,12 +1,10 @@
-"""Exact parameter counts and forward FLOPs of the towers, from their configs alone. Imports no
-jax.
-"""
+"""Exact parameter and FLOP counts of the towers, from their configs alone. Imports no jax."""
 
 from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig, visual_length
 
 
 def llm_params(config: LlamaConfig) -> int:
-    """x_N: parameters without the input embedding (a tied head counts as the embedding it is)."""
+    """Return x_N: the parameters without the input embedding; a tied head is the embedding."""
     c = config
     attention = c.width * c.head_dim * (2 * c.num_heads + 2 * c.num_kv_heads)
     biases = c.head_dim * (c.num_heads + 2 * c.num_kv_heads) if c.qkv_bias else 0
@@ -16,8 +14,8 @@ def llm_params(config: LlamaConfig) -> int:
 
 
 def vision_params(config: VisionConfig) -> int:
-    """x_M: parameters of the encoder as it is run (blocks up to the feature layer; final norm and
-    pooling head only where the config has the head).
+    """Return x_M: the parameters of the encoder as it is run (blocks up to the feature layer; final
+    norm and pooling head only where the config has the head).
     """
     c = config
     embedding = 3 * c.patch_size**2 * c.width + c.width + c.num_patches * c.width
@@ -29,7 +27,7 @@ def vision_params(config: VisionConfig) -> int:
 
 
 def vision_flops(config: VisionConfig, num_frames: int) -> int:
-    """FLOPs of encoding `num_frames` frames: two a multiply-add, attention scores included."""
+    """Return the FLOPs of encoding `num_frames` frames: two a multiply-add, scores included."""
     c = config
     matmuls = 4 * c.width**2 + 2 * c.width * c.mlp_dim + 2 * c.num_patches * c.width
     patches = 3 * c.patch_size**2 * c.width
@@ -41,7 +39,7 @@ def vision_flops(config: VisionConfig, num_frames: int) -> int:
 
 
 def llm_flops(config: LlamaConfig, length: int, logits: int = 1) -> int:
-    """FLOPs of a causal forward pass over `length` tokens with `logits` positions through the head.
+    """Return the FLOPs of a causal forward pass over `length` tokens with `logits` head positions.
 
     Causal attention is counted half: position i attends to i + 1 positions.
     """
@@ -53,12 +51,12 @@ def llm_flops(config: LlamaConfig, length: int, logits: int = 1) -> int:
 
 
 def projector_flops(vision: VisionConfig, llm: LlamaConfig, tokens: int) -> int:
-    """FLOPs of projecting `tokens` features into the language model."""
+    """Return the FLOPs of projecting `tokens` features into the language model."""
     return 2 * tokens * llm.width * (vision.width + llm.width)
 
 
 def quecc_params(vision: VisionConfig, llm: LlamaConfig, layers: int, stride: int) -> int:
-    """Parameters of QueCC over so many encoder layers, with cells of stride × stride patches."""
+    """Return the parameters of QueCC over `layers` encoder layers, with cells of stride²."""
     D = vision.width
     text = llm.width * D + 3 * D
     query, both = 2 * (D**2 + D) + 2 * D, 2 * (layers * D**2 + D**2 + 4 * D)
@@ -66,7 +64,7 @@ def quecc_params(vision: VisionConfig, llm: LlamaConfig, layers: int, stride: in
 
 
 def quecc_flops(vision: VisionConfig, llm: LlamaConfig, layers: int, tokens_per_frame: int) -> int:
-    """FLOPs of QueCC on one frame; of the text, its projection alone."""
+    """Return the FLOPs of QueCC on one frame; of the text, only its projection."""
     D, P, V = vision.width, vision.num_patches, tokens_per_frame
     query, both = 2 * P * D**2, 2 * P * (layers + 1) * D**2
     cells = P * D + 2 * P * D**2 + 2 * P * D + 2 * V * D**2  # convolution; keys, values; attention
@@ -81,7 +79,7 @@ def forward_flops(
     logits: int = 1,
     query: int = 0,
 ) -> int:
-    """FLOPs of a forward pass over one video and `text` tokens, newlines included.
+    """Return the FLOPs of a forward pass over one video and `text` tokens, newlines included.
 
     Args:
       vision, llm: the sizes that `config` names.
@@ -111,10 +109,10 @@ def train_flops(
     frames: int,
     trained,
 ) -> dict[str, int]:
-    """FLOPs of a training step by tower: forward and backward, nothing for recomputation.
+    """Return the FLOPs of a training step by tower: forward and backward, without recomputation.
 
-    A product costs once more for the gradient of what goes into it, and once more for that of its
-    weights where they are trained. No gradient goes below the lowest trained tower.
+    A product costs once more for the gradient of its input, and once more for that of its weights
+    where they are trained. No gradient is computed below the lowest trained tower.
 
     Args:
       lengths: of each row, the positions that are needed: up to its last answer.
@@ -136,7 +134,7 @@ def train_flops(
     )
     head = 2 * answers * llm.width * llm.vocab
     factor = times("llm", {"vision", "projector", "llm"})
-    # Scores have no weights: their two gradients are both of what goes in.
+    # Scores have no weights: both of their gradients are those of inputs.
     llm_total = factor * (forward - scores + head) + (3 if factor > 1 else 1) * scores
     return {
         "vision": times("vision", {"vision"}) * vision_flops(vision, frames),

@@ -10,9 +10,9 @@ from vvlm_jax import atomic
 
 
 class JsonlWriter:
-    """Appends one JSON object a line; each line is flushed, so a killed run keeps what it wrote.
+    """A writer of JSON lines. Each line is flushed, so that a killed run keeps what it wrote.
 
-    `after_step` drops lines of later steps first: what a killed run logged past its last
+    `after_step` first drops lines of later steps, which a killed run logged past its last
     checkpoint.
     """
 
@@ -25,12 +25,12 @@ class JsonlWriter:
         self._file = path.open("a")
 
     def write(self, **values) -> None:
-        """Writes one line."""
+        """Write one line."""
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Closes the file."""
+        """Close the file."""
         self._file.close()
 
 
@@ -58,7 +58,7 @@ class Progress:
         self._first: int | None = None
 
     def update(self, done: int, extra: str = "") -> None:
-        """Shows the state, at most ten times a second."""
+        """Show the state, at most ten times a second."""
         now = time.monotonic()
         if self._first is None:
             self._first, self._start = done, now
@@ -72,14 +72,14 @@ class Progress:
         self._stream.flush()
 
     def close(self) -> None:
-        """Clears the line."""
+        """Clear the line."""
         if self._live:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
 
 
 def duration(seconds: float) -> str:
-    """45 s, 3 min 20 s, 2 h 5 min."""
+    """Return a duration as text: 45 s, 3 min 20 s, 2 h 5 min."""
     s = round(seconds)
     if s < 60:
         return f"{s} s"

@@ -1,4 +1,4 @@
-"""Mesh, and ordered (path regex → axes) rules that place every parameter on it."""
+"""The mesh, and ordered (path regex → axes) rules that place every parameter on it."""
 
 import math
 import re
@@ -45,11 +45,11 @@ RULES = (
 
 
 def make_mesh(axes: tuple[tuple[str, int], ...], devices=None) -> Mesh:
-    """The mesh of a config: `AXES` in their order, 1 for those left out, one −1 taking the rest.
+    """Return the mesh of a config: `AXES` in order, 1 for a missing one, one −1 for the rest.
 
     Neighbours on the mesh are neighbours in the torus of TPUs. Several slices are spread over
-    `replica`, or over `data` where `replica` is 1: what crosses the network between them is one
-    sum of gradients a step.
+    `replica`, or over `data` where `replica` is 1: only one gradient sum a step crosses the network
+    between them.
 
     Raises ConfigError when an axis is unknown or stands twice, the sizes do not multiply to the
     number of devices, or slices do not divide the axis that they are spread over.
@@ -77,7 +77,7 @@ def make_mesh(axes: tuple[tuple[str, int], ...], devices=None) -> Mesh:
 
 
 def _arranged(devices, sizes, slices: int, across: int) -> np.ndarray:
-    """Devices in the shape `sizes`."""
+    """Return the devices as an array of shape `sizes`."""
     if slices > 1:
         between = [slices if axis == across else 1 for axis in range(len(sizes))]
         within = [size // n for size, n in zip(sizes, between, strict=True)]
@@ -90,9 +90,7 @@ def _arranged(devices, sizes, slices: int, across: int) -> np.ndarray:
 
 
 def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
-    """Raises ConfigError when a part of a batch cannot be split evenly over the data-parallel
-    axes.
-    """
+    """Raise ConfigError when a microbatch does not split evenly over the data-parallel axes."""
     shards = row_shards(mesh)
     if batch_size % (shards * microbatches):
         parts = f" / microbatches = {microbatches}" if microbatches > 1 else ""
@@ -103,8 +101,9 @@ def check_batch(batch_size: int, mesh: Mesh, microbatches: int = 1) -> None:
 
 
 def check_model(llm: LlamaConfig, mesh: Mesh) -> None:
-    """Raises ConfigError when an axis would be of no use to the language model: a dimension that it
-    does not divide is held whole by every device (`spec_for`), and memory is not what it seems.
+    """Raise ConfigError when an axis does not divide a dimension of the language model.
+
+    Every device would hold that dimension whole (`spec_for`), and need more memory than expected.
     """
     for axis, name, size in (
         ("tensor", "query heads", llm.num_heads),
@@ -119,15 +118,15 @@ def check_model(llm: LlamaConfig, mesh: Mesh) -> None:
 
 
 def row_shards(mesh) -> int:
-    """Parts that the rows of a batch are split into."""
+    """Return the number of parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in ROWS if axis in mesh.shape)
 
 
 def split_rows(x, axis: int = 0):
-    """`x` with the rows along `axis` over the data-parallel axes, and the rest as XLA likes.
+    """Return `x` with the rows along `axis` sharded over the data-parallel axes.
 
-    Without it XLA may hold activations whole on every device. It does nothing where no mesh is
-    known, there is nothing to split over, or rows do not divide.
+    Without it XLA may replicate activations on every device. XLA chooses the sharding of the other
+    axes. Return `x` as is without a mesh, with one shard, or where rows do not divide.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if row_shards(mesh) == 1 or x.shape[axis] % row_shards(mesh):
@@ -138,8 +137,9 @@ def split_rows(x, axis: int = 0):
 
 
 def split_microbatches(x, count: int):
-    """[B, …] → [count, B / count, …]: each part takes its rows from every device alike, so that
-    none has to be moved. On one device the parts are consecutive rows.
+    """Reshape [B, …] to [count, B / count, …] without moving rows between devices.
+
+    Each part takes equally many rows from every device. On one device the parts are consecutive.
     """
     rows, shards = len(x) // count, row_shards(jax.sharding.get_abstract_mesh())
     x = x.reshape(shards, count, rows // shards, *x.shape[1:]).swapaxes(0, 1)
@@ -147,14 +147,14 @@ def split_microbatches(x, count: int):
 
 
 def spec_for(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """Axes of one parameter; an axis that does not divide its dimension is left out there."""
+    """Return the axes of one parameter, without axes that do not divide their dimension."""
     axes = next(axes for pattern, axes in RULES if re.fullmatch(pattern, path))
     fits = [a if a and shape[i] % mesh.shape[a] == 0 else None for i, a in enumerate(axes)]
     return PartitionSpec(*fits)
 
 
 def param_shardings(params, mesh: Mesh):
-    """A NamedSharding for every leaf of `params` (arrays or ShapeDtypeStructs)."""
+    """Return a NamedSharding for every leaf of `params` (arrays or ShapeDtypeStructs)."""
     flat = flatten_dict(params, sep="/")
     return unflatten_dict(
         {path: NamedSharding(mesh, spec_for(path, x.shape, mesh)) for path, x in flat.items()},

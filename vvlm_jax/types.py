@@ -1,4 +1,4 @@
-"""The pytrees that cross room borders, and the only legend of shape letters.
+"""Pytrees that pass between packages, and the legend of shape letters.
 
 Model: B batch, T frames, P patches a frame, V visual tokens a frame, L sequence, S cache, D width,
 F feed-forward, N query heads, K key-value heads, H head size, M answer positions.
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class Example(NamedTuple):
-    """One training example, tokenised and padded; NumPy, no batch axis."""
+    """One training example, tokenised and padded; NumPy arrays without a batch axis."""
 
     tokens_L: np.ndarray
     """int32 ids; the placeholder id stands once for every visual token; padding on the right."""
@@ -28,11 +28,11 @@ class Example(NamedTuple):
     query_length: np.ndarray | None = None
     """int32 scalar."""
     index: np.ndarray | None = None
-    """int32 scalar: which row of the annotations it is, counted from 0."""
+    """int32 scalar: row of the annotations, from 0."""
 
 
 class Batch(NamedTuple):
-    """`Example` stacked along B; what a train step takes."""
+    """`Example`s stacked along B: the input of a train step."""
 
     tokens_BL: np.ndarray
     target_pos_BM: np.ndarray

@@ -8,11 +8,11 @@
     6      vision_share         of the compute, over x_N and x_V
     7, 8   all_runs             of both sweeps
 
-Where a figure takes one law or a table of one metric it draws one row of panels; several laws or
-metrics are a row each, which makes Figures 8, 9 and 10 of 7, 2 and 1. Columns may have any names;
-the first factor tells runs apart (the language model), the last is an axis (tokens). Unit prefixes
-follow the data, from kFLOPs to PFLOPs. Curves are the law's, dots are measured. What a figure shows
-is kept with it (`fitting.figures.style.keep`), as the rows of a CSV and as what the pointer finds.
+One law, or a table of one metric, gives one row of panels; several give a row each, which makes
+Figures 8, 9 and 10 from 7, 2 and 1. Columns may have any names; the first factor distinguishes
+groups of runs (the language model), the last is an axis (tokens). Unit prefixes follow the data,
+from kFLOPs to PFLOPs. Curves are predictions, dots are measured. The data that a figure shows are
+attached to it (`fitting.figures.style.keep`), as rows of a CSV and as texts shown on hover.
 """
 
 import importlib

@@ -23,11 +23,11 @@ from fitting.runs import RunTable
 
 @styled
 def iso_performance(laws, table: RunTable) -> Figure:
-    """Contours of equal predicted error over factor x n, a panel a factor; a row a law.
+    """Draw contours of equal predicted error over factor x n, a panel per factor, a row per law.
 
-    The other factors stay at the star's centre, or the commonest level. Dots are the runs measured
-    there, in the colour of their own error, so that a dot that stands out of its surroundings is a
-    miss of the law. A law without n has a panel for each pair of factors.
+    The other factors are at the star's centre, or their most common level. Dots are the runs
+    measured there, in the colour of their own error, so a dot that stands out from its surroundings
+    is poorly predicted. A law without n has a panel for each pair of factors.
 
     Args:
       laws: a `BaggedFit` or several, of as many metrics.
@@ -48,7 +48,7 @@ def iso_performance(laws, table: RunTable) -> Figure:
 
 
 def _pairs(law: BaggedFit) -> list[tuple[int, int]]:
-    """Columns (across, up) of the panels: each factor against n, or against the others."""
+    """Return the columns (across, up) of the panels: each factor against n, or the others."""
     low, high = law.ranges.T
     varied = [k for k in range(len(law.columns)) if low[k] < high[k]]
     last = len(law.factors)
@@ -78,7 +78,7 @@ def _draw_contours(figure, axes, law: BaggedFit, table: RunTable, pairs) -> None
         filled = axis.contourf(*grid, levels, **style)
         lines = axis.contour(*grid, levels, colors="white", linewidths=0.7)
         _name_contours(axis, lines, "%g")
-        if grid[2].max() > law.scale:  # beyond lies the impossible
+        if grid[2].max() > law.scale:  # no run can have such an error
             axis.contour(*grid, [law.scale], colors=PALETTE[1], linestyles="--", linewidths=1.5)
         marks = dict(s=46, edgecolors="white", linewidths=1.2, zorder=3, clip_on=False)
         axis.scatter(z[dot, across], z[dot, up], c=table.error[dot], **style, **marks)
@@ -101,7 +101,7 @@ def _draw_contours(figure, axes, law: BaggedFit, table: RunTable, pairs) -> None
 
 
 def _keep_surface(axis, law: BaggedFit, middle, pair, grid, panel: str) -> None:
-    """Every sixth line of the surface: enough to draw it again."""
+    """Attach every sixth line of the surface, which is enough to draw it again."""
     thin = [values[::6, ::6].ravel() for values in grid]
     z = np.tile(middle, (len(thin[0]), 1))
     z[:, pair[0]], z[:, pair[1]] = thin[:2]
@@ -109,15 +109,15 @@ def _keep_surface(axis, law: BaggedFit, middle, pair, grid, panel: str) -> None:
 
 
 def _span_log(axis, across, up) -> None:
-    """Log axes over the grid, before contours are drawn: their labels go by what is seen."""
+    """Set log axes over the grid, before contours are drawn: labels are placed by the view."""
     limits = dict(xlim=(across.min(), across.max()), ylim=(up.min(), up.max()))
     axis.set(xscale="log", yscale="log", **limits)
 
 
 def _name_contours(axis, lines, text: str) -> None:
-    """Labels over whole lines, read on light and dark; none in the outermost 5%, cut there.
+    """Label contour lines, except in the outermost 5% of the panel, where labels are cut off.
 
-    A line whose automatic labels all fall there gets one in the middle of what is left of it.
+    A line whose automatic labels all fall there gets one in the middle of its inner part.
     """
     named = _inner_labels(axis, axis.clabel(lines, fmt=text, **_LABEL))
     for level, path in zip(lines.levels, lines.get_paths(), strict=True):
@@ -131,7 +131,7 @@ _LABEL = dict(fontsize=7, colors="black", inline=False)
 
 
 def _inner_labels(axis, labels) -> set:
-    """Hides the labels near the frame and returns the texts of the others."""
+    """Hide the labels near the frame and return the texts of the others."""
     for label in labels:
         label.set_visible(bool(_is_inner(axis, np.array([label.get_position()]))[0]))
         label.set_path_effects([patheffects.withStroke(linewidth=2.5, foreground="white")])
@@ -139,7 +139,7 @@ def _inner_labels(axis, labels) -> set:
 
 
 def _is_inner(axis, points) -> np.ndarray:
-    """Bool [V]: points [V, 2] that are not in the outermost 5% of the panel."""
+    """Return bool [V]: points [V, 2] that are not in the outermost 5% of the panel."""
     if not len(points):
         return np.zeros(0, bool)
     place = axis.transAxes.inverted().transform(axis.transData.transform(points))
@@ -147,7 +147,7 @@ def _is_inner(axis, points) -> np.ndarray:
 
 
 def _surface(law: BaggedFit, middle, pair):
-    """Grids (across, up, error), each [60, 60], over the fitted ranges; other columns fixed."""
+    """Return grids (across, up, error), each [60, 60], over the fitted ranges, others fixed."""
     across, up = np.meshgrid(*(np.geomspace(*law.ranges[k], 60) for k in pair))
     z = np.broadcast_to(middle, (*across.shape, len(middle))).copy()
     z[..., pair[0]], z[..., pair[1]] = across, up
@@ -156,13 +156,13 @@ def _surface(law: BaggedFit, middle, pair):
 
 @styled
 def vision_share(cost, lm_params, tokens_per_frame, table: RunTable | None = None) -> Figure:
-    """Figure 6: share of the inference compute that the vision model takes, over (x_N, x_V).
+    """Draw Figure 6: the vision model's share of the inference compute, over (x_N, x_V).
 
     Under equation 1 it is x_M x_W / (x_M x_W + x_N x_V), whatever the number of frames.
 
     Args:
       cost: `CostConstants`.
-      lm_params, tokens_per_frame: the ranges to cover; their least and largest values count.
+      lm_params, tokens_per_frame: values whose range is drawn.
       table: runs to mark, with columns of these names; or None.
 
     Raises:

@@ -7,7 +7,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 
 from fitting import formatting, summary
-from fitting.figures.groups import keep_runs, name_tasks
+from fitting.figures.groups import error_bars, keep_runs, name_tasks
 from fitting.figures.style import (
     GREY,
     MARKERS,
@@ -24,13 +24,13 @@ from fitting.law import BaggedFit
 from fitting.runs import RunTable
 from fitting.validation import score
 
-LINEAR_BELOW = 1e-6  # error points: the axis of coefficients is linear at most from here down
-SKEWED = 5.0  # errors whose largest is so many times their median need a log axis
+LINEAR_BELOW = 1e-6  # error points; the axis of coefficients is logarithmic above this
+SKEWED = 5.0  # a log axis if the largest error is this many times the median
 
 
 @styled
 def parameter_boxes(law: BaggedFit) -> Figure:
-    """Figure 3a: the members' parameters; coefficients in error points, exponents without unit.
+    """Draw Figure 3a: the members' parameters, coefficients in error points and exponents.
 
     Boxes span the middle half, whiskers 5% to 95%; the cross is the fit to all runs. Grey boxes
     are of parameters that the runs do not determine.
@@ -81,7 +81,7 @@ def parameter_boxes(law: BaggedFit) -> Figure:
 
 
 def keep_parameters(axis, at, rows, unknown, metric: str) -> None:
-    """Keeps what a panel of boxes shows: `BaggedFit.parameter_rows` of some parameters."""
+    """Attach the data of a panel of boxes: `BaggedFit.parameter_rows` of some parameters."""
     names, whole, median, low, high, _ = map(list, zip(*rows, strict=True))
     texts = [
         f"{name}: {formatting.number(mid)}\n5% {formatting.number(a)}, 95% {formatting.number(b)}\n"
@@ -96,9 +96,9 @@ def keep_parameters(axis, at, rows, unknown, metric: str) -> None:
 
 
 def _room_for(axis, shown, least: float) -> None:
-    """A symlog axis from the smallest value but 0 (never below `least`) to the largest.
+    """Set a symlog axis from the smallest nonzero value (at least `least`) to the largest.
 
-    Below it the axis is linear down to 0, where a value is 0 or smaller; else it is left out.
+    If some value is 0 or negative, a linear part around 0 is included.
     """
     size = np.abs(shown[np.abs(shown) > least])
     low, high = (size.min(), size.max()) if len(size) else (least, least)
@@ -113,7 +113,7 @@ def _room_for(axis, shown, least: float) -> None:
 
 
 def _symbol(name: str) -> str:
-    """alpha_N -> mathtext of the same symbol."""
+    """Return the mathtext of a parameter, such as alpha_N."""
     symbol, _, index = name.partition("_")
     symbol = "\\" + symbol if len(symbol) > 1 else symbol
     return f"${symbol}_{{{index}}}$" if index else f"${symbol}$"
@@ -121,7 +121,7 @@ def _symbol(name: str) -> str:
 
 @styled
 def predicted_vs_actual(table: RunTable, predictions: Mapping[str, np.ndarray]) -> Figure:
-    """Figure 3b: predicted against measured error, a panel each.
+    """Draw Figure 3b: predicted against measured error, a panel for each set of predictions.
 
     Args:
       table: runs of one metric.
@@ -149,6 +149,7 @@ def predicted_vs_actual(table: RunTable, predictions: Mapping[str, np.ndarray]) 
                 style = dict(color=PALETTE[index % 6], ms=5, alpha=0.8, label=plain(sweep))
                 axis.plot(table.error[rows], predicted[rows], MARKERS[index % 6], **style)
                 shown, said = table.take(rows), predicted[rows]
+                error_bars(axis, shown, shown.error, said, across=True, ecolor=style["color"])
                 keep_runs(axis, shown, shown.error, said, split=title, predicted=said)
         axis.legend(loc="lower right")
         axis.set(xticks=ticks, yticks=ticks, aspect="equal", title=title, xlabel="measured error")
@@ -165,7 +166,7 @@ def _score_text(found) -> str:
 
 @styled
 def errors_by_task(comparisons: Mapping) -> Figure:
-    """Figure 3c: mean relative error of each form on runs it has not seen, a line a task.
+    """Draw Figure 3c: mean relative error of each form on unseen runs, a row per task.
 
     Args:
       comparisons: task -> `Comparison`, all of the same forms.

@@ -21,22 +21,22 @@ from fitting.figures.style import (
 )
 from fitting.forms import factor_labels
 
-ZERO_SPAN = 0.05  # elasticities: the least an axis of them spans to either side of 0
+ZERO_SPAN = 0.05  # an axis of elasticities spans at least this to either side of 0
 
 
 @styled
 def frontier_paths(
     best, factors, change=None, unit: str | None = None, *, fitted_n=(0.0, np.inf)
 ) -> Figure:
-    """Figure 4: x* of each factor against the budget, a shade for each n, and the elasticity.
+    """Draw Figure 4: x* of each factor against the budget, a shade per n, and the elasticity.
 
     Args:
       best: a `Frontier`.
       factors: names of its K factors.
       change: an `Elasticity`, drawn in a last panel against n (equation 10), with the interval of
-        the mean over members beside it; None leaves it out.
+        the mean over members beside it; None leaves the panel out.
       unit: of the budgets; None for FLOPs.
-      fitted_n: least and largest n of the fitted runs; where n, or n with its step, lies beyond,
+      fitted_n: smallest and largest n of the fitted runs; where n, or n plus the step, is outside,
         elasticities are open marks and do not set the axis.
 
     Raises:
@@ -68,7 +68,7 @@ def frontier_paths(
 
 
 def _shaded(num_examples):
-    """(n, colour, line width): paths that coincide stay visible, the later one is thinner."""
+    """Return (n, colour, line width) each; widths differ so that coinciding paths stay visible."""
     if not np.isfinite(num_examples).all():
         return [(n, PALETTE[0], 1.6) for n in num_examples]
     colours, rank = shades(num_examples), np.argsort(np.argsort(num_examples))
@@ -115,7 +115,7 @@ def _draw_elasticity(axis, change, factors, fitted_n) -> None:
 
 
 def _span_elasticities(values) -> tuple[float, float]:
-    """Limits of an axis that holds 0 and the values; zeros do not look like findings."""
+    """Return axis limits around 0 and the values, never so narrow that noise looks large."""
     values = np.append(values[np.isfinite(values)], 0.0)
     low, high = values.min(), values.max()
     room = 0.1 * (high - low)
@@ -124,7 +124,7 @@ def _span_elasticities(values) -> tuple[float, float]:
 
 @styled
 def elasticity_by_task(changes: Mapping, factors) -> Figure:
-    """Figure 5: the mean elasticity of each factor to n and its interval over members, by task.
+    """Draw Figure 5: the mean elasticity of each factor to n, with its interval, by task.
 
     Args:
       changes: task -> `Elasticity`.

@@ -30,7 +30,7 @@ from fitting.runs import RunTable
 
 @styled
 def isoflop_curves(laws, table: RunTable, cost) -> Figure:
-    """isoFLOP runs and the law's curves, a panel for each level of the first factor; a row a law.
+    """Draw isoFLOP runs and the law's curves, a panel per level of the first factor, a row per law.
 
     A colour is a cost; a ring marks its best measured run. The last panel is the empirical
     frontier: the best run within each cost, and what the law says there.
@@ -83,7 +83,7 @@ def _draw_isoflop(axes, law: BaggedFit, runs: RunTable, models, cost) -> None:
 
 
 def _budget_text(rows: RunTable) -> str:
-    """What the runs of a curve were meant to cost, by their column 'budget'; '' where unknown."""
+    """Return the nominal cost of a curve from the column 'budget'; '' where it is unknown."""
     try:
         meant = {float(text) for text in rows.columns.get("budget", ())}
     except ValueError:
@@ -92,7 +92,7 @@ def _budget_text(rows: RunTable) -> str:
 
 
 def _draw_curve(axis, law: BaggedFit, rows: RunTable, budget, *, color, marker: str) -> None:
-    """One curve: measured dots, and the law along the straight log-log path through them."""
+    """Draw one curve: measured dots, and the law along the log-log path between them."""
     z = rows.x if rows.n is None else np.column_stack([rows.x, rows.n])
     order = np.lexsort((*z.T, z[:, len(rows.factors) - 1]))
     along_path, first = np.unique(z[order, len(rows.factors) - 1], return_index=True)

@@ -4,7 +4,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fitting import formatting
-from fitting.figures.groups import along, center, curve_costs, keep_runs, name_row, of_sweep
+from fitting.figures.groups import (
+    along,
+    center,
+    curve_costs,
+    error_bars,
+    keep_runs,
+    name_row,
+    of_sweep,
+)
 from fitting.figures.style import (
     MARKERS,
     PALETTE,
@@ -17,15 +25,15 @@ from fitting.figures.style import (
 )
 from fitting.runs import RunTable
 
-MOST_LINES = 8  # of a panel, named
+MOST_LINES = 8  # labelled lines per panel
 
 
 @styled
 def all_runs(table: RunTable, cost=None) -> Figure:
-    """Every run: a panel a factor, the last panel at what the runs cost; a row a metric.
+    """Draw every run against each factor and, in the last panel, against cost; a row per metric.
 
     With a star sweep the factors' panels show its arms, else all runs; lines join runs that differ
-    in the panel's factor alone.
+    in the panel's factor only. Bars are one standard error, where it is known.
 
     Args:
       table: runs of one metric or several.
@@ -42,7 +50,7 @@ def all_runs(table: RunTable, cost=None) -> Figure:
         if cost is not None:
             _draw_by_cost(row[-1], runs.take(rest) if rest.any() else runs, cost)
         name_row(row[0], metric, table)
-    for axis in axes[1:].flat:  # as above them
+    for axis in axes[1:].flat:  # the same titles as in the first row
         axis.set_title("")
     if table.n is not None:
         legend_below(figure, axes[0, 0], where="left", title="n =")
@@ -53,7 +61,7 @@ def all_runs(table: RunTable, cost=None) -> Figure:
 
 
 def _draw_arm(axis, runs: RunTable, k: int, middle) -> None:
-    """Error along factor k; a line joins runs alike in all else, shaded by n or another factor."""
+    """Draw the error along factor k, with a line for each n, or level of another factor."""
     axis.set_title("all runs" if middle is None else "star")
     if middle is not None:
         runs = runs.take(along(runs, middle, k))
@@ -70,6 +78,7 @@ def _draw_arm(axis, runs: RunTable, k: int, middle) -> None:
         style = dict(color=colours[shade], ms=4)
         label = None if shade in ends else formatting.count(shade)
         axis.plot(rows.x[order, k], rows.error[order], "o-", label=label, **style)
+        error_bars(axis, rows, rows.x[:, k], rows.error, ecolor=colours[shade])
         keep_runs(axis, rows, rows.x[:, k], rows.error, panel=formatting.label(runs.factors[k]))
         ends[shade] = rows.x[order[-1], k], rows.error[order[-1]]
     log_axis(axis, runs.x[:, k], formatting.label(runs.factors[k]))
@@ -79,7 +88,7 @@ def _draw_arm(axis, runs: RunTable, k: int, middle) -> None:
 
 
 def _name_lines(axis, ends: dict, colours: dict) -> None:
-    """The level of at most eight lines, beside their right ends, where there is room."""
+    """Label at most eight lines at their right ends, where there is room."""
     levels, taken = sorted(ends), []
     low, high = axis.get_ylim()
     most = min(MOST_LINES, len(levels))
@@ -98,6 +107,7 @@ def _draw_by_cost(axis, table: RunTable, cost) -> None:
         rows = table.take(table.x[:, 0] == level)
         style = dict(color=PALETTE[index % 6], ms=4.5, alpha=0.85, label=formatting.count(level))
         axis.plot(cost(rows.x) / size, rows.error, MARKERS[index % 6], **style)
+        error_bars(axis, rows, cost(rows.x) / size, rows.error, ecolor=style["color"])
         spent = dict(panel="inference cost", flops=cost(rows.x))
         keep_runs(axis, rows, cost(rows.x) / size, rows.error, **spent)
     log_axis(axis, curve_costs(cost(table.x)) / size, f"inference cost ({unit})", digits=2)

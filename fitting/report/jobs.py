@@ -118,7 +118,7 @@ def draw_figures(subject: Subject, why: str, analysis, settings: Settings) -> di
 
 
 def _predictions(analysis) -> dict[str, np.ndarray]:
-    """Predictions of Figure 3b: of unseen runs where forms were compared, else of the fitted."""
+    """Return the predictions of Figure 3b: of unseen runs if forms were compared, else of all."""
     law, table, compared = analysis.law, analysis.table, analysis.comparison
     if compared is None:
         return {"all runs (fitted)": law.predict(table.x, table.n)}

@@ -3,8 +3,8 @@
     results = compute(subjects, settings, folders)
     write_page(out, table, results, settings, title="Report", subtitle="runs.csv")
 
-Whoever has a law already passes `Results` of its own, made with `jobs.metric_job` or
-`jobs.describe`. What the results do not hold is left out, or the page says why it is missing.
+A law that exists already is shown by `Results` made with `jobs.metric_job` or `jobs.describe`.
+Where the results lack something, the page leaves it out or says why it is missing.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,6 +30,7 @@ from fitting.report.text import (
     frontier_alt,
     run_rows,
     runs_alt,
+    runs_text,
 )
 from fitting.runs import FACTORS, RunTable
 
@@ -155,6 +156,7 @@ class Page:
             "Runs",
             "All measured runs. A star sweep changes one factor at a time around its centre; "
             "isoFLOP runs trade the factors against each other at equal cost.",
+            " ".join(runs_text(table)),
         )
         right = "" if self.settings.cost is None else " Right: the runs by their cost."
         for subject, _ in self.each():
@@ -165,11 +167,14 @@ class Page:
                 caption += "." if runs.n is None else ", one line per number of examples n."
             else:
                 caption += "There is no star sweep: lines join runs that differ in one factor only."
-            self.figure("figure7_runs", subject, caption + right, runs_alt(runs))
+            bars = "" if runs.score_se is None else " Bars are one standard error to either side."
+            self.figure("figure7_runs", subject, caption + right + bars, runs_alt(runs))
         self.by_task("figure7_runs", 8)
         with self.report.folded("The values of all runs, as a table"):
             headers, rows = run_rows(table, self.settings.cost)
-            self.report.table(headers, rows, f"Errors, 0 to {table.scale:g}.", name="runs")
+            spread = " ± one standard error, where it is known" * (table.score_se is not None)
+            caption = f"Errors, 0 to {table.scale:g}{spread}."
+            self.report.table(headers, rows, caption, name="runs")
 
     def equal_error(self) -> None:
         """Add Figures 1 and 10."""

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -20,15 +19,7 @@ ALMOST = 0.98  # from this share of the members on, "nearly all"
 SHAKY = 0.5  # below this share a recommendation is a near tie or unsure
 TIE = 0.02  # of the scale: a near tie costs 90% of the members no more than this
 SCORES = ("MSE", "E%", "R²")
-
-
-def is_synthetic(path: Path, table: RunTable) -> bool:
-    """Return whether a file name, comment, metric or sweep of a table says "synthetic"."""
-    marked = [path.name, *table.metrics, *set(table.columns.get("sweep", ()))]
-    if path.is_file() and path.suffix != ".parquet":
-        with open(path, encoding="utf-8-sig") as file:
-            marked += [line for line in file if line.lstrip().startswith("#")]
-    return any("synthetic" in text.lower() for text in marked)
+MOST_SEEDS = 6  # more seeds are counted, not listed
 
 
 def in_order(metrics) -> list[str]:
@@ -264,6 +255,36 @@ def elasticity_rows_by_n(change, law: BaggedFit) -> list[tuple]:
 # --- runs ---
 
 
+def runs_text(table: RunTable) -> list[str]:
+    """Say how many runs, replicates, seeds and protocols there are, and how noisy scores are."""
+    z = table.x if table.n is None else np.column_stack([table.x, table.n])
+    _, first = np.unique(table.run_id, return_index=True)
+    _, counts = np.unique(z[first], axis=0, return_counts=True)
+    text = f"{len(first)} runs of {len(counts)} configurations"
+    if (repeated := int((counts > 1).sum())) > 0:
+        text += f", {repeated} of them run more than once"
+    texts = [f"{text}."]
+    if table.seed is not None:
+        known = table.seed[np.isfinite(table.seed)]
+        seeds = [f"{seed:g}" for seed in np.unique(known)]
+        named = ", ".join(seeds) if len(seeds) <= MOST_SEEDS else f"{len(seeds)} different ones"
+        texts.append(f"Training seed{'s' * (len(seeds) > 1)}: {named}.")
+    if table.protocol is not None:
+        names = [name or "unknown" for name in np.unique(table.protocol)]
+        texts.append(f"Evaluation protocol{'s' * (len(names) > 1)}: {', '.join(names)}.")
+        if len(names) > 1:
+            texts.append("Scores of different protocols are not comparable.")
+    if table.score_se is not None:
+        known = table.score_se[np.isfinite(table.score_se)]
+        low, middle, high = (f"{value:.2g}" for value in np.quantile(known, (0, 0.5, 1)))
+        spread = middle if low == high else f"{low} to {high}, median {middle}"
+        texts.append(
+            f"Standard errors, known for {len(known)} of {len(table)} scores: {spread} points "
+            f"of {table.scale:g}."
+        )
+    return texts
+
+
 def runs_alt(runs: RunTable) -> str:
     """Describe Figure 7 for a reader who cannot see it."""
     best, worst = runs.error.argmin(), runs.error.argmax()
@@ -302,14 +323,20 @@ def run_rows(table: RunTable, cost) -> tuple[list[str], list[list]]:
     """Return headers and a row per run, each metric's error a column; '-' for a missing score."""
     metrics = sorted(set(table.metric))
     swept, keys, digits = "sweep" in table.columns, {}, 2 if table.scale == 100 else 4
+    others = {"seed": table.seed, "protocol": table.protocol}
+    others = {k: v.astype(str) for k, v in others.items() if v is not None and len(set(v)) > 1}
+    spread_R = np.full(len(table), np.nan) if table.score_se is None else table.score_se
     for r in range(len(table)):
         head = [table.run_id[r], *([table.columns["sweep"][r]] if swept else [])]
         head += [formatting.count(v, 4) for v in table.x[r]]
         head += [] if table.n is None else [formatting.count(table.n[r])]
         head += [] if cost is None else [formatting.flops(float(cost(table.x[r])))]
-        keys.setdefault(tuple(head), {})[table.metric[r]] = f"{table.error[r]:.{digits}f}"
+        head += [values[r].removesuffix(".0") for values in others.values()]
+        cell = f"{table.error[r]:.{digits}f}"
+        cell += f" ± {spread_R[r]:.{digits}f}" if np.isfinite(spread_R[r]) else ""
+        keys.setdefault(tuple(head), {})[table.metric[r]] = cell
     names = ["run", *["sweep"] * swept, *map(formatting.short, table.factors)]
-    names += ["n"] * (table.n is not None) + ["cost"] * (cost is not None)
+    names += ["n"] * (table.n is not None) + ["cost"] * (cost is not None) + list(others)
     rows = [[*head, *(errors.get(m, "-") for m in metrics)] for head, errors in keys.items()]
     return [*names, *metrics], rows
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from fitting.runs import COLUMNS, FACTORS, LI2024, RunTable, add_runs, read_runs, write_runs
+from fitting.run_files import COLUMNS
+from fitting.runs import FACTORS, LI2024, RunTable, add_runs, read_runs, write_runs
 
 ROW = {
     "run_id": "star-N1e9-T4-V16-n1000",
@@ -207,7 +208,7 @@ def test_a_spreadsheets_file_reads(tmp_path):
 # Anyone's table.
 
 
-MINE = """# measured by nobody: synthetic
+MINE = """# not measured: synthetic
 seed, params ,layers,loss,acc,count,lr
 0,1e6,4,0.5,0.25,1,a
 1,1e6,4,0.5,0.26,2,a

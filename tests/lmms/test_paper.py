@@ -1,4 +1,4 @@
-"""`tools.evaluate --tasks paper`: the installed LMMs-Eval on miniatures of all eight benchmarks."""
+"""`vvlm evaluate --tasks paper`: the installed LMMs-Eval on miniatures of all eight benchmarks."""
 
 import csv
 import importlib.util

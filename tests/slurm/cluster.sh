@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # A real Slurm cluster on loopback for tests: munged, slurmctld and two slurmd on one host, told
-# apart by address and port. It runs as whoever calls it and keeps everything in one directory.
+# apart by address and port. It runs as the calling user and keeps everything in one directory.
 #
 #   tests/slurm/cluster.sh start DIR PORT   # PORT and the three after it must be free
 #   tests/slurm/cluster.sh node DIR NAME    # starts a node (again, after `kill`)
@@ -81,7 +81,7 @@ family_of() { # a process and all below it
     for child in $(pgrep -P "$1" || true); do family_of "$child"; done
 }
 
-# A node's slurmd, its slurmstepd processes (nobody's children, but they write its log), their tasks.
+# A node's slurmd, its slurmstepd processes (orphans, known by the log that they write), their tasks.
 of_node() {
     local pid
     for pid in $(pgrep -x 'slurmd|slurmstepd' || true); do

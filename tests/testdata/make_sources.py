@@ -1,6 +1,6 @@
 """Make miniatures of the public sets, in exactly the layouts in which they are published.
 
-    python -m tests.testdata.make_sources /tmp/sources      # then: python -m tools.prepare …
+    python -m tests.testdata.make_sources /tmp/sources      # then: vvlm prepare …
 
 Names of repositories, folders and files, the shape of rows and where placeholders stand are those
 of the sets; what is said and seen in them is from `vvlm_jax.data.synthetic`.

@@ -1,4 +1,4 @@
-"""`tools.compile`: bad input, the search for what fits, what is kept; and, where libtpu is there,
+"""`vvlm compile`: bad input, the search for what fits, what is kept; and, where libtpu is there,
 real programs compiled for TPUs.
 """
 

@@ -1,4 +1,4 @@
-"""`python -m tools.fit`: from a CSV to a report and files, and one line for what cannot be read."""
+"""`vvlm fit`: from a CSV to a report and files, and one line for what cannot be read."""
 
 import csv
 import re

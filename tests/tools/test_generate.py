@@ -1,4 +1,4 @@
-"""`python -m tools.generate` on a model of random parameters."""
+"""`vvlm generate` on a model of random parameters."""
 
 import shutil
 from pathlib import Path

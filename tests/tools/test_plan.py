@@ -1,4 +1,4 @@
-"""`python -m tools.plan`: answers, files, JSON, and one line for what cannot be answered."""
+"""`vvlm plan`: answers, files, JSON, and one line for what cannot be answered."""
 
 import csv
 import dataclasses

@@ -65,7 +65,7 @@ def test_the_card_counts_every_subset(root, tmp_path, capsys):
 def test_counts_that_differ_name_subset_and_difference(root, tmp_path, capsys):
     line = says(capsys, root, tmp_path / "out", allow_counts=False)
     assert "clevrer has 6 examples, 82,614 fewer than the 82,620 published; " in line
-    assert line.endswith("go on all the same with --allow-counts")
+    assert line.endswith("continue anyway with --allow-counts")
     assert not (tmp_path / "out").exists()
 
 

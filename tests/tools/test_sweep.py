@@ -40,7 +40,7 @@ def test_json_has_the_same_rows_and_totals(ask):
     assert found["assumed"] == {"device": "TPU v5p", "peak": 459e12, "mfu": 0.5, "price": 2.0}
 
 
-def test_a_table_for_people_ends_with_totals_and_what_was_assumed(ask):
+def test_the_text_of_a_plan_ends_with_totals_and_what_was_assumed(ask):
     out, _ = ask("plan", MINI, "--price", "2")
     lines = out.splitlines()
     assert lines[0].split()[:4] == ["run", "x_N", "x_T", "x_V"]
@@ -113,7 +113,7 @@ def test_what_was_compiled_says_which_runs_fit(ask, tmp_path, monkeypatch):
         assert fits == {(32, "no"), (16, sixteen), (12, "yes"), (8, "yes"), (4, "yes")}
 
 
-def test_who_reads_no_further_is_told_nothing():
+def test_a_closed_pipe_ends_the_command_without_a_message():
     code = "from tools.common import die_in_one_line\ndie_in_one_line(lambda: print('x' * 2**20))"
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

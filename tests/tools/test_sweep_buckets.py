@@ -81,7 +81,7 @@ def test_a_sweep_in_a_bucket_ends_in_the_table_of_a_local_one(ask, server, tmp_p
     [
         (("status", "gs://nobodys/s"), "gs://nobodys: no such bucket"),
         (("collect", "s3://forbidden/s"), "no permission (AccessDenied: Access Denied)"),
-        (("work", "az://b/s"), "az://b/s: unknown scheme; a store is a folder, gs://"),
+        (("work", "az://b/s"), "az://b/s: unknown scheme; must be a folder, gs://"),
         (("launch", MINI, "--store", "s3://b"), "s3://b: must be s3://BUCKET/FOLDER"),
         (
             ("launch", MINI, "--on", "slurm", "--store", "gs://bucket/s"),

@@ -176,7 +176,7 @@ def test_the_real_command_trains_and_dies_in_one_line(config_file, tmp_path):
     bad = command("--config", str(config_file), "--set", *overrides, "data.num_examples=9")
     assert (bad.returncode, bad.stdout) == (2, "")
     assert (
-        bad.stderr == "error: data.num_examples = 9: must be from 1 to 8, the examples there are\n"
+        bad.stderr == "error: data.num_examples = 9: must be from 1 to 8, the number of examples\n"
     )
     good = command("--config", str(config_file), "--set", *overrides)
     assert good.returncode == 0, good.stderr

@@ -117,6 +117,6 @@ def test_processes_that_do_not_come_are_one_line(initialized, monkeypatch):
         raise RuntimeError("DEADLINE_EXCEEDED: Barrier timed out\nmore")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(ConfigError, match="did not find one another: DEADLINE_EXCEEDED") as e:
+    with pytest.raises(ConfigError, match="could not find each other: DEADLINE_EXCEEDED") as e:
         distributed.join("host:1", 2, 0)
     assert "\n" not in str(e.value)

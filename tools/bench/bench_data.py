@@ -72,7 +72,7 @@ class Args:
 
 
 class Disagreement(Stopped):
-    """The two sides do not deliver the same frames."""
+    """An error: the two sides do not deliver the same frames."""
 
 
 class Reading(NamedTuple):
@@ -84,7 +84,7 @@ class Reading(NamedTuple):
 
 
 def main(args: Args) -> None:
-    """Prints both tables."""
+    """Print both tables."""
     check(args)
     if args.quick:
         args = dataclasses.replace(args, frames=(8,), repeats=1, steps=12)
@@ -98,7 +98,7 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> None:
-    """Raises ConfigError for options that cannot work."""
+    """Raise ConfigError for options that cannot work."""
     for name, least in (("gop", 1), ("repeats", 1), ("steps", 1)):
         if getattr(args, name) < least:
             raise ConfigError(f"{name} = {getattr(args, name)}: must be at least {least}")
@@ -111,12 +111,12 @@ def check(args: Args) -> None:
 
 
 def clips_of(args: Args):
-    """(width, height, seconds) of every file."""
+    """Return (width, height, seconds) of every file."""
     return QUICK_CLIPS if args.quick else CLIPS
 
 
 def make_clip(folder: Path, width: int, height: int, seconds: int, gop: int) -> Path:
-    """A moving, grainy picture as H.264 with B-frames, x264's `veryfast` at quality 23."""
+    """Write a moving, grainy picture as H.264 with B-frames: x264's `veryfast` at quality 23."""
     import av
 
     path = folder / f"{width}x{height}-{seconds}s-{gop}.mp4"
@@ -142,7 +142,7 @@ def make_clip(folder: Path, width: int, height: int, seconds: int, gop: int) -> 
 
 
 def decoding(args: Args, clips: list[Path]) -> str:
-    """The table of frames a second of a core."""
+    """Return the table of frames a second of a core."""
     import av
 
     from fitting import formatting
@@ -181,8 +181,10 @@ def read_in_turn(
     repeats: int,
     others: dict[str, other_decoders.Reader] | None = None,
 ) -> tuple[int, Reading, dict[str, float | None]]:
-    """(distinct frames, best CPU seconds, those of other decoders). Disagreement unless all three
-    of ours deliver the same; None for another decoder that delivers other frames.
+    """Return (distinct frames, best CPU seconds, those of other decoders).
+
+    Raises Disagreement unless our three readers deliver the same frames. Another decoder that
+    delivers other frames has None.
     """
     from vvlm_jax.data.frames import choose_frames
     from vvlm_jax.data.video import read_frames
@@ -214,15 +216,16 @@ def read_in_turn(
 
 
 def cpu_seconds(run: Callable) -> float:
-    """CPU time of this process that `run` takes."""
+    """Return the CPU time of this process that `run` takes."""
     start = time.process_time()
     run()
     return time.process_time() - start
 
 
 def bare(path: Path, count: int, size: int, seeking: bool) -> np.ndarray:
-    """What a plain loop over PyAV reads: header trusted, frame rate taken for constant, nothing
-    checked. uint8 [count, H, W, 3].
+    """Read frames with a plain PyAV loop that trusts the header and assumes a constant frame rate.
+
+    Returns uint8 [count, H, W, 3].
     """
     import av
     from av.video.reformatter import VideoReformatter
@@ -263,7 +266,7 @@ def _sought(container, stream, time_shown: int):
 
 
 def waiting(args: Args, clips: list[Path], folder: Path) -> str:
-    """The table of shares of time spent waiting. Pins this process to two cores."""
+    """Return the table of shares of time spent waiting. Pins this process to two cores."""
     everywhere = os.sched_getaffinity(0)
     step_core, read_core = sorted(everywhere)[:2]
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -275,7 +278,7 @@ def waiting(args: Args, clips: list[Path], folder: Path) -> str:
 
 
 def stage(clips: list[Path], folder: Path) -> TrainConfig:
-    """A stage over the files, with a question each, and a small model."""
+    """Return a training stage with a small model over the files, with one question each."""
     from vvlm_jax.data.synthetic import WORDS, write_tokenizer
 
     write_tokenizer(folder)
@@ -319,7 +322,7 @@ def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) ->
     program, state = step_program(config, model, mesh), initial_state(config, model, mesh)
 
     def reading():
-        """An iterator whose threads have the other core, and that alone, and its first batch."""
+        """Return an iterator whose threads run on the other core only, and its first batch."""
         wait_for_readers()
         os.sched_setaffinity(0, {read_core})
         batches = iter(pipeline.batches(examples, config.batch_size, 1000, seed=0))
@@ -355,7 +358,7 @@ def _waiting(args: Args, config: TrainConfig, step_core: int, read_core: int) ->
 
 
 def decoder_seconds(reading: Callable, count: int) -> float:
-    """Wall seconds a batch that the decoder takes alone, for the batches that `run_steps` needs."""
+    """Return the wall seconds a batch that the decoder alone takes for `run_steps`."""
     batches, _ = reading()
     seconds = wall_seconds(lambda: [next(batches) for _ in range(count)])
     batches.close()
@@ -363,21 +366,21 @@ def decoder_seconds(reading: Callable, count: int) -> float:
 
 
 def wait_for_readers() -> None:
-    """Until the threads of iterators that were closed have ended: they finish what they began."""
+    """Wait until the threads of closed iterators have finished the batch they began."""
     for thread in threading.enumerate():
         if thread.name.startswith("grain-prefetch"):
             thread.join()
 
 
 def wall_seconds(run: Callable) -> float:
-    """Seconds that `run` takes."""
+    """Return the wall seconds that `run` takes."""
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
 
 
 def run_steps(reading: Callable, step: Callable, count: int) -> tuple[float, float]:
-    """(seconds in steps, seconds waiting for a batch) of so many steps behind the first batch."""
+    """Return (seconds in steps, seconds waiting for batches), after the first batch."""
     batches, batch = reading()
     busy = idle = 0.0
     for _ in range(count):

@@ -63,7 +63,7 @@ class Args:
 
 
 class Side(NamedTuple):
-    """One implementation, compiled and with its weights."""
+    """One implementation, compiled, with its weights."""
 
     name: str
     prefill: Callable
@@ -73,7 +73,7 @@ class Side(NamedTuple):
 
 
 def main(args: Args) -> None:
-    """Prints a table, and whether both sides wrote the same tokens."""
+    """Print a table, and whether both sides wrote the same tokens."""
     if args.quick:
         args = dataclasses.replace(args, depth=2, width=128, prompt=64, new=16, repeats=1)
     check(args)
@@ -88,7 +88,7 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> None:
-    """Raises ConfigError for options that cannot work."""
+    """Raise ConfigError for options that cannot work."""
     for name, known in (("device", ("cpu", "gpu")), ("dtype", ("float32", "bfloat16"))):
         choose(dict.fromkeys(known, True), getattr(args, name), name)
     for name, least in (("width", 64), ("depth", 1), ("batch", 1), ("prompt", 1), ("new", 2),
@@ -100,7 +100,7 @@ def check(args: Args) -> None:
 
 
 def small(args: Args) -> LlamaConfig:
-    """A Llama of the asked width and depth."""
+    """Return the config of a Llama of the requested width and depth."""
     heads = args.width // 64
     return LlamaConfig(
         vocab=args.vocab, width=args.width, depth=args.depth, mlp_dim=4 * args.width,
@@ -110,7 +110,7 @@ def small(args: Args) -> LlamaConfig:
 
 
 def compare(args: Args, config: LlamaConfig) -> None:
-    """Measures all sides in turn and prints what came of it."""
+    """Measure all sides alternately and print the results."""
     import jax
     import torch
 
@@ -156,7 +156,7 @@ def compare(args: Args, config: LlamaConfig) -> None:
 
 
 def timed(side: Side) -> tuple[float, float]:
-    """Seconds of prefill and of decoding."""
+    """Return the seconds of prefill and of decoding."""
     start = time.perf_counter()
     begun = side.prefill()
     middle = time.perf_counter()
@@ -165,8 +165,8 @@ def timed(side: Side) -> tuple[float, float]:
 
 
 def step_bytes(config: LlamaConfig, args: Args) -> float:
-    """Bytes that a decode step must read: all weights but the looked-up embedding, once, and the
-    filled cache (of the middle step).
+    """Return the bytes that a decode step must read: all weights but the input embedding, once, and
+    the filled cache (of the middle step).
     """
     head = config.vocab * config.width if config.tie_embeddings else 0
     filled = args.prompt + args.new / 2
@@ -176,7 +176,7 @@ def step_bytes(config: LlamaConfig, args: Args) -> float:
 
 
 def machine_rates(dtype: str) -> tuple[float, float]:
-    """(FLOP/s of a large matrix product, bytes/s read and written by a copy), best of 5."""
+    """Return (FLOP/s of a large matrix product, bytes/s of a copy), best of 5."""
     import jax
     import jax.numpy as jnp
 
@@ -189,7 +189,7 @@ def machine_rates(dtype: str) -> tuple[float, float]:
 
 
 def best(run: Callable) -> float:
-    """Least seconds of 5, after one that compiles."""
+    """Return the least seconds of 5 calls, after one that compiles."""
     seconds = []
     for _ in range(6):
         start = time.perf_counter()
@@ -199,8 +199,9 @@ def best(run: Callable) -> float:
 
 
 def weights(config: LlamaConfig, dtype: str) -> dict:
-    """Random parameters of the language model as generation wants them, its layers apart, in the
-    dtype they are multiplied in.
+    """Return random parameters of the language model as generation takes them.
+
+    Each layer has arrays of its own, in the dtype of the matrix products.
     """
     import jax
     import jax.numpy as jnp
@@ -228,7 +229,7 @@ def _model(config: LlamaConfig, dtype: str):
 
 
 def ours(config: LlamaConfig, params, tokens, args: Args) -> Side:
-    """The programs of `vvlm_jax.generate`."""
+    """Return the programs of `vvlm_jax.generate`."""
     import jax
     import jax.numpy as jnp
 
@@ -248,7 +249,7 @@ def ours(config: LlamaConfig, params, tokens, args: Args) -> Side:
 
 
 def theirs(config: LlamaConfig, params, tokens, args: Args) -> list[Side]:
-    """transformers' Llama: on a CPU with SDPA; on a GPU eager, and compiled with SDPA."""
+    """Return transformers' Llama: SDPA on a CPU; eager and compiled with SDPA on a GPU."""
     import torch
 
     device = {"cpu": "cpu", "gpu": "cuda"}[args.device]
@@ -262,7 +263,7 @@ def theirs(config: LlamaConfig, params, tokens, args: Args) -> list[Side]:
 
 
 def torch_side(name: str, model, tokens, args: Args, static: bool = False) -> Side:
-    """A torch model's own loop of greedy steps, without `generate` around it."""
+    """Return a torch model's loop of greedy steps, without `generate` around it."""
     import torch
     from transformers import StaticCache
 
@@ -294,7 +295,7 @@ def torch_side(name: str, model, tokens, args: Args, static: bool = False) -> Si
 
 
 def llama(config: LlamaConfig, params, attention: str = "sdpa"):
-    """transformers' LlamaForCausalLM with our parameters `llm/…`, where they are."""
+    """Return transformers' LlamaForCausalLM with our parameters `llm/…`, without copies."""
     import torch
     import transformers
 

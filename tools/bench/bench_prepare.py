@@ -4,9 +4,8 @@ Example:
     python -m tests.testdata.make_full_sources /tmp/full        # the whole of Table 3, made up
     python -m tools.bench.bench_prepare --source /tmp/full
 
-`tools.prepare` runs three times, each a process of its own: to the end; until half of the examples
-are written, when it is killed; and again, to the end. What the first and the last have written must
-be the same to the byte.
+`vvlm prepare` runs three times, each in its own process: to the end; until half of the examples are
+written, when it is killed; and again to the end. The first and the last must write equal bytes.
 """
 
 import dataclasses
@@ -45,11 +44,11 @@ class Args:
 
 
 class Differs(Stopped):
-    """What was interrupted is another data set."""
+    """An error: an interrupted preparation gave another data set."""
 
 
 class Run(NamedTuple):
-    """What one process took, with the processes that it started."""
+    """Time and memory of one process and of those that it started."""
 
     code: int
     wall: float
@@ -60,7 +59,7 @@ class Run(NamedTuple):
 
 
 def main(args: Args) -> None:
-    """Prints a line a run."""
+    """Print a line a run."""
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         whole, cut = Path(scratch) / "whole", Path(scratch) / "cut"
         first = run(args, whole)
@@ -70,12 +69,12 @@ def main(args: Args) -> None:
         tell("until it is killed", run(args, cut, kill=True))
         tell("again, to the end", run(args, cut))
         if digest(whole) != digest(cut):
-            raise Differs("the data set that was interrupted is another one")
+            raise Differs("the interrupted preparation gave another data set")
         print(f"both are the same: {digest(whole)[:16]}")
 
 
 def tell(name: str, run: Run) -> None:
-    """A line. Raises Stopped when the process failed."""
+    """Print the line of a run. Raises Stopped when the process failed."""
     if run.code not in (0, -signal.SIGKILL):
         raise Stopped(f"tools.prepare ended with {run.code}; what it said stands above")
     killed = "" if run.code else ", and was through"
@@ -87,7 +86,7 @@ def tell(name: str, run: Run) -> None:
 
 
 def run(args: Args, out: Path, kill: bool = False) -> Run:
-    """Prepares into `out`, or until half of the shards have been begun."""
+    """Prepare into `out`, to the end or until half of the shards have been begun."""
     command = [sys.executable, "-m", "tools.prepare", "--mixture", args.mixture, "--source",
                str(args.source), "--out", str(out), "--workers", str(args.workers)]  # fmt: skip
     start, peaks = time.perf_counter(), {}
@@ -115,7 +114,7 @@ def _children(pid: int) -> list[int]:
 
 
 def _peak_mib(pid: int) -> float:
-    """The most memory that a process has had; 0 for one that has ended."""
+    """Return the peak memory of a process, MiB; 0 for one that has ended."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except (FileNotFoundError, ProcessLookupError):
@@ -130,7 +129,7 @@ def _half_written(out: Path) -> bool:
 
 
 def digest(out: Path) -> str:
-    """Of all files of the data set, names and contents; what is known of media is beside it."""
+    """Return a digest of the names and contents of all files of the data set."""
     found = hashlib.sha256()
     for file in sorted(out.glob("*/*/*")):
         found.update(f"{file.relative_to(out)}\n".encode())

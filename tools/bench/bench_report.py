@@ -1,10 +1,10 @@
-"""How long `tools.report` takes for 88 runs x 9 metrics, from a cold process to the written page.
+"""Measure `vvlm report` for 88 runs x 9 metrics, from the start of the process to the page.
 
 Example:
     python -m tools.bench.bench_report
 
-The bar: 60 s on 2 cores. The runs are synthetic (the paper's design, a made-up law a metric, 1%
-noise); what the page says of them is not a result.
+The target is 60 s on 2 cores. The runs are synthetic (the paper's design, one law per metric, 1%
+noise), so the page is not a result.
 """
 
 import dataclasses
@@ -31,15 +31,15 @@ class Args:
     """Options of `tools.bench.bench_report`."""
 
     out: Path | None = None
-    """Where to keep the table and the report; by default nowhere."""
+    """Folder for the table and the report; by default a temporary one."""
     metrics: int = len(METRICS)
-    """So many of the nine."""
+    """Number of metrics, at most nine."""
     options: tuple[str, ...] = ()
-    """More words for tools.report, such as --options=--appendix=full."""
+    """Options of the report, such as --options=--appendix=full."""
 
 
 def main(args: Args) -> None:
-    """Prints wall and CPU seconds, memory and sizes."""
+    """Print wall and CPU seconds, memory and sizes."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = args.out or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
@@ -66,11 +66,11 @@ def main(args: Args) -> None:
             ],
         )
     )
-    print(f"bar {BAR:g} s on 2 cores: {'met' if wall <= BAR else 'missed'}")
+    print(f"target {BAR:g} s on 2 cores: {'met' if wall <= BAR else 'missed'}")
 
 
 def write_table(path: Path, metrics) -> Path:
-    """The paper's 88 runs, a law of its own for each metric."""
+    """Write the paper's 88 runs, with one law per metric; return the path."""
     rows = []
     for seed, metric in enumerate(metrics):
         table = twin(seed)

@@ -39,7 +39,7 @@ class Args:
 
 
 def main(args: Args) -> None:
-    """Prints a line a command."""
+    """Print a line a command."""
     with tempfile.TemporaryDirectory() as folder:
         store = write_store(Path(folder) / "s", args.runs)
         files = sum(len(names) for _, _, names in os.walk(store.path / "runs"))
@@ -53,7 +53,7 @@ def main(args: Args) -> None:
 
 
 def write_store(path: Path, count: int) -> Store:
-    """A store of which nearly everything is done."""
+    """Write a store in which nearly all jobs are done."""
     config = mini.sweep()
     base = config.points[0]
     points = [
@@ -89,7 +89,7 @@ def write_store(path: Path, count: int) -> Store:
 
 
 def timed(store: Store, command: str, index: bool) -> tuple[float, float]:
-    """(wall seconds, CPU seconds) of a command, with or without the index."""
+    """Return (wall seconds, CPU seconds) of a command, with or without the index."""
     if not index:
         (store.path / "index.json").unlink(missing_ok=True)
     options = ["--out", str(store.path / "runs.csv")] if command == "collect" else []

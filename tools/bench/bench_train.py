@@ -92,11 +92,11 @@ class Args:
 
 
 class Disagreement(Stopped):
-    """Two sides do not compute the same."""
+    """An error: two sides do not compute the same."""
 
 
 class Step(NamedTuple):
-    """What one optimiser step gave, before its update."""
+    """Results of one optimiser step, before its update."""
 
     loss: float
     grad_norm: float
@@ -106,7 +106,7 @@ class Step(NamedTuple):
 
 
 class Report(NamedTuple):
-    """One side's timing."""
+    """Timings of one side."""
 
     name: str
     seconds: float | None
@@ -118,7 +118,7 @@ class Report(NamedTuple):
 
 
 def main(args: Args) -> None:
-    """Prints what each side computes, then the table."""
+    """Print what each side computes, then the table."""
     check(args)
     os.environ["JAX_PLATFORMS"] = "cpu"  # of this process, which only counts; each side has its own
     config = described(args)
@@ -134,7 +134,7 @@ def main(args: Args) -> None:
 
 
 def check(args: Args) -> None:
-    """Raises ConfigError for options that cannot work."""
+    """Raise ConfigError for options that cannot work."""
     choose({"cpu": 1, "gpu": 1}, args.device, "device")
     for side in args.sides:
         choose(TORCH, side, "sides")
@@ -144,7 +144,7 @@ def check(args: Args) -> None:
 
 
 def check_config(config: TrainConfig) -> None:
-    """Raises ConfigError for what the torch side does not have."""
+    """Raise ConfigError for options that the torch side does not have."""
     model, llm = config.model, towers(config)[1]
     for name, value, needed in (
         ("model.resampler", model.resampler, "bilinear"),
@@ -158,7 +158,7 @@ def check_config(config: TrainConfig) -> None:
 
 
 def described(args: Args) -> TrainConfig:
-    """The stage that is stepped: of published size, or small."""
+    """Return the training stage that is timed: of published size, or small."""
     large = args.device == "gpu" or args.llm is not None
     if large and not args.quick:
         config = TrainConfig(
@@ -171,7 +171,7 @@ def described(args: Args) -> TrainConfig:
 
 
 def small(tiny: bool = False) -> TrainConfig:
-    """All parts of the model, for a CPU; rates are high enough to show in the second loss."""
+    """Return a small model with all parts; its rates are high enough to change the second loss."""
     width = 64 if tiny else 384
     vision = VisionConfig(
         width=width, depth=3 if tiny else 6, mlp_dim=4 * width, num_heads=width // 64,
@@ -194,7 +194,7 @@ def small(tiny: bool = False) -> TrainConfig:
 
 
 def towers(config: TrainConfig) -> tuple[VisionConfig, LlamaConfig]:
-    """Sizes of the encoder and of the language model."""
+    """Return the sizes of the encoder and of the language model."""
     from vvlm_jax.models.variants import LLAMA, VISION
 
     return (
@@ -204,7 +204,7 @@ def towers(config: TrainConfig) -> tuple[VisionConfig, LlamaConfig]:
 
 
 def torch_sides(args: Args) -> tuple[str, ...]:
-    """What torch is run as. Compiling for a CPU takes a C++ compiler."""
+    """Return the ways torch is run. Compiling for a CPU needs a C++ compiler."""
     if args.sides:
         return args.sides
     if args.device == "gpu":
@@ -214,8 +214,8 @@ def torch_sides(args: Args) -> tuple[str, ...]:
 
 
 def synthetic_batch(config: TrainConfig):
-    """A `Batch` as the pipeline makes them: text, the video's placeholders, text whose second half
-    is the answer. Every row is full, so that no side needs a padding mask.
+    """Return a `Batch` like those of the pipeline: text, the video's placeholders, then text whose
+    second half is the answer. Every row is full, so that no side needs a padding mask.
     """
     from vvlm_jax.types import Batch
 
@@ -243,7 +243,7 @@ def synthetic_batch(config: TrainConfig):
 
 
 class Worker:
-    """A side in a process of its own. `ask` waits for its answer; errors there are raised here,
+    """A side in a process of its own. `ask` waits for its answer and re-raises its errors here;
     MemoryError when the device's memory was not enough.
     """
 
@@ -271,7 +271,7 @@ class Worker:
         self._process.close()
 
     def ask(self, request: str):
-        """The answer to `step`, `peak` or `rate`."""
+        """Return the answer to `step`, `peak` or `rate`."""
         try:
             self._pipe.send(request)
             failed, answer = self._pipe.recv()
@@ -287,7 +287,7 @@ class Worker:
 
 
 def _serve(pipe, side: str, args: Args, config: TrainConfig) -> None:
-    """Builds a side at the first request, and answers until the other end is closed."""
+    """Build a side at the first request, and answer requests until the other end is closed."""
     answers = None
     while True:
         try:
@@ -302,9 +302,9 @@ def _serve(pipe, side: str, args: Args, config: TrainConfig) -> None:
 
 
 def _built(side: str, args: Args, config: TrainConfig) -> dict:
-    """{request: function without arguments} of a side. Sets the process up before jax starts."""
+    """Return {request: function} of a side. Sets up the process before jax starts."""
     os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[args.device]
-    devices.keep_freed_memory()  # as tools.train does; torch gains by it, too
+    devices.keep_freed_memory()  # as vvlm train does; torch gains by it, too
     if side == OURS:
         os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.95")  # alone on the device
         return ours(config)
@@ -320,7 +320,7 @@ def _built(side: str, args: Args, config: TrainConfig) -> dict:
 
 
 def machine(dtype: str) -> tuple[float, str, str]:
-    """(FLOP/s of a large matrix product, kind of device, versions)."""
+    """Return (FLOP/s of a large matrix product, kind of device, versions)."""
     import importlib.metadata as metadata
 
     import jax
@@ -332,14 +332,14 @@ def machine(dtype: str) -> tuple[float, str, str]:
 
 
 def built_model(config: TrainConfig):
-    """Our model of a config, with the placeholder of the synthetic batch."""
+    """Return our model of a config, with the placeholder of the synthetic batch."""
     from vvlm_jax.models import vlm
 
     return vlm.build(config.model, VIDEO)
 
 
 def step_program(config: TrainConfig, model, mesh):
-    """Our train step, as the trainer calls it."""
+    """Return our train step, as the trainer calls it."""
     from vvlm_jax.train.compiled import compiled_step
 
     weighting, chunk = config.loss_weighting, config.loss_chunk
@@ -347,7 +347,7 @@ def step_program(config: TrainConfig, model, mesh):
 
 
 def ours(config: TrainConfig) -> dict:
-    """The trainer's own program and state."""
+    """Return the trainer's own program and state."""
     import jax
     from jax.sharding import NamedSharding
 
@@ -380,7 +380,7 @@ def ours(config: TrainConfig) -> dict:
 
 
 def in_turn(args: Args, config: TrainConfig, sides) -> list[Report]:
-    """All sides alive, one step of each after the other."""
+    """Time all sides alternately, one step each."""
     import contextlib
 
     with contextlib.ExitStack() as stack:
@@ -393,13 +393,13 @@ def in_turn(args: Args, config: TrainConfig, sides) -> list[Report]:
 
 
 def report(side: str, steps, peak: int | None = None) -> Report:
-    """Medians over the timed steps of a side."""
+    """Return the medians over the timed steps of a side."""
     wall, cpu = np.median([(s.seconds, s.cpu_seconds) for s in steps], axis=0)
     return Report(side, float(wall), float(cpu), peak)
 
 
 def one_after_another(args: Args, config: TrainConfig, sides) -> list[Report]:
-    """Each side alone on the device. One that does not fit has no time."""
+    """Time each side alone on the device. One that does not fit has no time."""
     reports, reference = [], None
     for side in sides:
         with Worker(side, args, config) as worker:
@@ -417,7 +417,7 @@ def one_after_another(args: Args, config: TrainConfig, sides) -> list[Report]:
 
 
 def first_steps(worker: Worker) -> list[Step]:
-    """The first steps of a side, printed; they compile and warm up."""
+    """Run and print the first steps of a side, which compile and warm up."""
     steps = [worker.ask("step") for _ in range(CHECKED)]
     values = ", ".join(f"{s.loss:.6g} ({s.grad_norm:.6g})" for s in steps)
     name = TORCH.get(worker.side, worker.side)
@@ -427,7 +427,7 @@ def first_steps(worker: Worker) -> list[Step]:
 
 
 def agree(dtype: str, ours: list[Step], theirs: list[Step], side: str) -> None:
-    """Raises Disagreement when losses or gradient norms of the first steps differ."""
+    """Raise Disagreement when losses or gradient norms of the first steps differ."""
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         for name, tolerance in TOLERANCE[dtype].items():
             x, y = getattr(a, name), getattr(b, name)
@@ -439,7 +439,7 @@ def agree(dtype: str, ours: list[Step], theirs: list[Step], side: str) -> None:
 
 
 def step_flops(config: TrainConfig) -> dict[str, int]:
-    """FLOPs of a step by tower, as the trainer counts them (`flops.train_flops`)."""
+    """Return the FLOPs of a step by tower, as the trainer counts them (`flops.train_flops`)."""
     from vvlm_jax.flops import train_flops
 
     batch, (vision, llm) = synthetic_batch(config), towers(config)
@@ -455,7 +455,10 @@ def step_flops(config: TrainConfig) -> dict[str, int]:
 
 
 def rates(config: TrainConfig) -> dict[str, float]:
-    """Peak learning rate of `vision`, `projector` and `llm`; ConfigError when one has several."""
+    """Return the peak learning rates of `vision`, `projector` and `llm`.
+
+    Raises ConfigError when one has several.
+    """
     from flax.traverse_util import flatten_dict
 
     from vvlm_jax.models import vlm
@@ -473,7 +476,7 @@ def rates(config: TrainConfig) -> dict[str, float]:
 
 
 def table(args: Args, config: TrainConfig, reports, rate: float, kind: str, versions: str) -> str:
-    """What came of it, as text."""
+    """Return the results as text."""
     from fitting import formatting
     from vvlm_jax.devices import peak_flops
 

@@ -16,7 +16,7 @@ _TOLERANCE = 4.0
 
 
 def installed() -> tuple[dict[str, Reader], list[str]]:
-    """{name: its reader} of those that work here, and a line for each that does not."""
+    """Return {name: reader} of those that work here, and a line for each that does not."""
     readers, missing = {}, []
     for name, make in (("decord", _decord), ("torchcodec", _torchcodec)):
         try:
@@ -29,7 +29,7 @@ def installed() -> tuple[dict[str, Reader], list[str]]:
 
 
 def same_frames(ours_THWC: np.ndarray, theirs_THWC: np.ndarray) -> bool:
-    """Whether these are the same pictures, but for how colours were converted."""
+    """Return whether the pictures are the same up to colour conversion."""
     if ours_THWC.shape != theirs_THWC.shape:
         return False
     differences = np.abs(ours_THWC.astype(np.int16) - theirs_THWC)

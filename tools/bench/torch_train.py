@@ -19,7 +19,7 @@ from vvlm_jax.config import TrainConfig, VisionConfig
 
 
 class Reference(nn.Module):
-    """Frames and tokens to the mean loss of the answers."""
+    """The torch model: frames and tokens to the mean loss of the answers."""
 
     def __init__(self, tower, projector, llm, side: int, half: bool):
         super().__init__()
@@ -27,7 +27,7 @@ class Reference(nn.Module):
         self.side, self.half = side, half
 
     def forward(self, tokens_BL, frames_BTHWC, at_A, target_A):
-        """Mean cross-entropy at the flat positions `at_A` of [B · L]."""
+        """Return the mean cross-entropy at the flat positions `at_A` of [B · L]."""
         B, T = frames_BTHWC.shape[:2]
         with torch.autocast(tokens_BL.device.type, torch.bfloat16, enabled=self.half):
             pixels = frames_BTHWC.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
@@ -43,7 +43,7 @@ class Reference(nn.Module):
 
 
 def interpolate(x_BPD, side: int):
-    """[B, g², D] → [B, side², D], as LLaVA-NeXT pools."""
+    """Resize [B, g², D] to [B, side², D], as LLaVA-NeXT pools."""
     B, P, D = x_BPD.shape
     grid = round(P**0.5)
     x = x_BPD.reshape(B, grid, grid, D).permute(0, 3, 1, 2)
@@ -52,7 +52,7 @@ def interpolate(x_BPD, side: int):
 
 
 def siglip(params, config: VisionConfig, attention: str):
-    """SiglipVisionModel with the weights of our SoViT, where they are."""
+    """Return a SiglipVisionModel with the weights of our SoViT, without copies."""
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
     to, D = torch.from_dlpack, config.width
@@ -87,7 +87,7 @@ def siglip(params, config: VisionConfig, attention: str):
 
 
 def projector(params):
-    """LLaVA's `mlp2x_gelu` with our weights."""
+    """Return LLaVA's `mlp2x_gelu` with our weights."""
     to = torch.from_dlpack
     kernels = [to(params[name]["kernel"]) for name in ("fc1", "fc2")]
     biases = [to(params[name]["bias"]) for name in ("fc1", "fc2")]
@@ -99,13 +99,13 @@ def projector(params):
 
 
 def filled(module, tensors):
-    """`module` with copies of these, which must be all that it has."""
+    """Return `module` with copies of these parameters, which must be all that it has."""
     module.load_state_dict(tensors, strict=True)
     return module
 
 
 def reference(config: TrainConfig, params, attention: str, checkpoint: bool) -> Reference:
-    """The model with our parameters {"vision", "projector", "llm"}, which may go afterwards."""
+    """Return the model with our parameters {vision, projector, llm}; it copies them."""
     vision, described = towers(config)
     tower = siglip(params["vision"], vision, attention)
     llm = llama(described, params["llm"], attention)
@@ -125,7 +125,7 @@ def reference(config: TrainConfig, params, attention: str, checkpoint: bool) -> 
 
 
 def side(config: TrainConfig, batch, name: str, device: str, checkpoint: bool, threads: int):
-    """{"step", "peak"} of `eager`, `sdpa` or `compiled`, as `bench_train` asks for them."""
+    """Return {step, peak} of `eager`, `sdpa` or `compiled`, as `bench_train` asks for them."""
     import jax
 
     from vvlm_jax.models import vlm
@@ -164,14 +164,14 @@ def side(config: TrainConfig, batch, name: str, device: str, checkpoint: bool, t
 
 
 def split(batch, microbatches: int):
-    """The rows of a batch in so many parts."""
+    """Split the rows of a batch into `count` parts."""
     size = len(batch.tokens_BL) // microbatches
     for start in range(0, len(batch.tokens_BL), size):
         yield [None if x is None else x[start : start + size] for x in batch]
 
 
 def on_host(part) -> list[torch.Tensor]:
-    """[tokens, frames, flat answer positions, targets] of some rows of a batch."""
+    """Return [tokens, frames, flat answer positions, targets] of some rows of a batch."""
     tokens_BL, position_BM, target_BM, weight_BM, frames_BTHWC, *_ = part
     flat_BM = np.arange(len(tokens_BL))[:, None] * tokens_BL.shape[1] + position_BM
     is_answer = weight_BM > 0
@@ -181,7 +181,7 @@ def on_host(part) -> list[torch.Tensor]:
 
 
 def adamw(config: TrainConfig, model: Reference):
-    """(fused AdamW with one rate a part, its parameters); frozen parts get no gradient."""
+    """Return (fused AdamW with one rate a part, its parameters); frozen parts get no gradient."""
     groups, o = [], config.optim
     for part, rate in rates(config).items():
         parameters = list(getattr(model, part).parameters())

@@ -1,12 +1,13 @@
-"""From video files to a compute-optimal frontier: the whole system on a small synthetic world.
+"""From video files to a compute-optimal frontier: the whole system on small synthetic clips.
 
 Example:
-    python -m tools.study --out runs/study
+    vvlm study --out runs/study
+    vvlm study --config study_mini --out runs/mini
 
 Writes clips, pretrains a small encoder and language models, trains and evaluates a star and an
 isoFLOP sweep, fits the scaling laws and writes OUT/runs.csv, OUT/report.html and OUT/figures.
-Interrupted anywhere, the same command continues. Numbers depend on the study alone (its seed is an
-option: --set seed=1), not on --workers. Other fits or further runs take over what is trained.
+After an interruption the same command continues. Results depend on the study's options (--set
+seed=1), not on --workers. A study with other fits or further runs reuses what is trained.
 """
 
 import dataclasses
@@ -28,17 +29,15 @@ StudyConfig = study_lib.StudyConfig
 
 @dataclasses.dataclass(frozen=True)
 class Args:
-    """Options of `tools.study`."""
+    """Options of `vvlm study`."""
 
     config: Path = Path("study")
-    """A Python file with `config() -> StudyConfig`, or a shipped one: study_mini takes a few
-    minutes."""
+    """A Python file with `config() -> StudyConfig`, or a shipped study: study, study_mini."""
     out: Path = Path("runs/study")
-    """Where everything goes. Prepared models and finished runs are kept in OUT/work."""
+    """Folder for results; models and runs are kept in OUT/work."""
     workers: int = 0
-    """Worker processes, one core each; 0 takes all cores. With accelerators they share those, and
-    0 takes one worker.
-    """
+    """Worker processes: one core each, or a share of the accelerators. 0 means one per core, or
+    one with all accelerators."""
     set: tuple[str, ...] = ()
     """Overrides of the study, such as seed=1 resamples=100."""
 

@@ -67,7 +67,7 @@ def write(study, points, rows, results: Results, work: Path, out: Path, cost, do
         settings,
         title="Inference compute-optimal video VLMs: a small study, end to end",
         subtitle=f"{len(points)} runs of the real system on synthetic clips",
-        offer="all that the study may deploy",
+        offer="the study's (three language models, several numbers of frames and of tokens)",
         add_first=add_first,
     )
 
@@ -78,21 +78,21 @@ def _add_facts(report, study, points, results):
     budgets = ", ".join(f"{b / 1e6:g}" for b in study.budgets)
     report.section(
         "What this is",
-        f"Everything on this page is synthetic: clips of {study.num_frames} frames made from seed "
-        f"{study.seed}, a SoViT encoder and three Llama sizes small enough for two cores, "
-        "pretrained on made-up pictures and stories. What is real is the system: H.264 files, "
-        "decoding, both training stages, the sweeps, the evaluation and the fits are the code "
-        "that trains the full-size model.",
+        f"The data on this page are synthetic: clips of {study.num_frames} frames from seed "
+        f"{study.seed}, and a SoViT encoder and three Llama sizes small enough for two CPU cores, "
+        "pretrained on generated pictures and text. The system is the real one: H.264 files, "
+        "decoding, both training stages, the sweeps, the evaluation and the fits run the code of "
+        "full-size models.",
         f"{len(points)} runs: {star} of a star sweep around its largest configuration and "
         f"{len(points) - star} isoFLOP runs at {budgets} MFLOPs a video, to within "
-        f"{100 * study.tolerance:g}% (equation 1 with the study's own encoder). Every run is "
-        f"evaluated on at least {min(questions.values()):,} unseen questions a task. Scores are "
-        "percent correct; error = 100 − score; avg is the mean of the three tasks.",
+        f"{100 * study.tolerance:g}% (equation 1 with the study's encoder). Every run answers at "
+        f"least {min(questions.values()):,} unseen questions of each task. Scores are percent "
+        "correct, error is 100 − score, and avg is the mean of the three tasks.",
         f"Each law is fitted with {study.resamples} bootstrap resamples (stratified by sweep and "
         f"language model) and {study.starts} random starts; the paper uses 100 and 500.",
     )
     report.table(
-        ["task", "asked", "kind", "made to need"],
+        ["task", "question", "kind", "designed to need"],
         [
             ["flash", "which colour flashes ?", "open, exact", "frames"],
             ["cell", "what is at b3 ?", "open, exact", "visual tokens a frame"],
@@ -107,7 +107,9 @@ def _warn_unreadable(report, results):
     for kind, messages in (("training", results.unreadable), ("validation", unanswered)):
         if messages:
             shown = "; ".join(messages[:3])
-            report.warning(f"{len(messages)} {kind} files could not be read, left out: {shown}")
+            report.warning(
+                f"{len(messages)} {kind} files could not be read and were left out: {shown}"
+            )
 
 
 def _add_clip(report, work):
@@ -122,7 +124,7 @@ def _add_clip(report, work):
     report.figure(
         "clip",
         figure,
-        f"A validation clip, all {len(frames)} frames. Asked: {asked}.",
+        f"A validation clip, all {len(frames)} frames, with its questions: {asked}.",
         "A four by four board of coloured shapes; its background changes colour for a while.",
     )
 
@@ -133,10 +135,10 @@ def _add_learning(report, points, results):
     untrained, other = results.untrained, results.other_clip
     report.section(
         "Is it learning?",
-        "Chance is guessing among the valid answers. Untrained is the pretrained encoder and "
-        f"language model with a random projector, the mean of {len(untrained)} such; it may reply "
-        "with valid answers only, the likeliest counts. Other clip is the trained star centre, "
-        "each question asked about the next clip: what can be right without looking.",
+        "Chance is the score of guessing among the valid answers. Untrained is the pretrained "
+        f"encoder and language model with a random projector, the mean of {len(untrained)}; it "
+        "chooses among the valid answers. Other clip is the trained star centre, with each "
+        "question asked about the next clip, which shows what is right without seeing the clip.",
     )
     report.table(
         ["task", "chance", "untrained", "other clip", f"star centre, n = {n:,}"],
@@ -156,12 +158,12 @@ def _add_learning(report, points, results):
     report.table(
         ["factor", "task", "from → to", "error from", "error to", "fall", "in standard errors"],
         [_effect_row(e) for e in found],
-        "What each factor buys on the task made for it, all else at the star's centre.",
+        "What each factor gains on the task designed for it, all else at the star's centre.",
     )
     for e in found:
         if e.drop_in_stderrs <= MARGIN:
             report.warning(
-                f"{NAMES[e.factor]} buys nothing measurable on {e.task}: {e.drop:.1f} points."
+                f"{NAMES[e.factor]} has no measurable effect on {e.task}: {e.drop:.1f} points."
             )
     for task, chance in synthetic.CHANCE.items():
         if center["scores"][task] - chance < 5 * center["stderr"][task]:

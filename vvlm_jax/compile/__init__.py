@@ -1,1 +1,1 @@
-"""Compile a step for chips that are not there."""
+"""Compile programs for TPUs on machines without TPUs."""

@@ -1,7 +1,8 @@
-"""What the text of a compiled program says: collectives, kernels, arrays of a shape.
+"""Count collectives, kernels and arrays of a shape in the text of a compiled program.
 
-XLA prints a loop's body once, however often it runs. Here every computation counts as often as the
-loops around it run, which their conditions tell: all loops of our programs count up to a constant.
+XLA prints the body of a loop once, however often it runs. Here every computation is multiplied by
+the trip counts of the loops around it, which are read from their conditions: all loops of our
+programs count up to a constant.
 """
 
 import math
@@ -26,12 +27,12 @@ _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Collectives:
-    """Of one run of the program, on one chip: how often, and bytes of the whole arrays (after they
-    are gathered, before they are scattered).
-    """
+    """Collectives of one kind in one run of the program, on one chip."""
 
     count: int
+    """Executions."""
     bytes: int
+    """Bytes of whole arrays: after they are gathered, or before they are scattered."""
 
 
 @dataclass
@@ -42,16 +43,16 @@ class _Computation:
     tuples: dict[str, list[str]] = field(default_factory=dict)
     elements: dict[str, int] = field(default_factory=dict)
     compared: list[str] = field(default_factory=list)
-    """Names on both sides of the last `<`."""
+    """Operands of the last less-than comparison."""
     loops: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """{body: (condition, what the loop starts from)}"""
+    """{body: (condition, initial value)}"""
     collectives: list[tuple[str, int]] = field(default_factory=list)
     kernels: int = 0
     calls: list[str] = field(default_factory=list)
 
 
 def collectives(text: str) -> dict[str, Collectives]:
-    """{kind: Collectives} of a compiled program's text, those that occur."""
+    """Return {kind: Collectives} of a compiled program's text, for the kinds that occur."""
     computations = _read(text)
     count, total = defaultdict(int), defaultdict(int)
     for name, times in _times(computations).items():
@@ -62,13 +63,13 @@ def collectives(text: str) -> dict[str, Collectives]:
 
 
 def kernels(text: str) -> int:
-    """Pallas kernels that stand in the program, each once however often it runs."""
+    """Return the number of Pallas kernels in the program's text: one inside a loop counts once."""
     return text.count('custom_call_target="tpu_custom_call"')
 
 
 def squares(text: str, length: int, apart: int = 128) -> set[str]:
-    """Shapes whose last two sides are both `length`, or that rounded up to a multiple of `apart`:
-    attention scores that were written out.
+    """Return the shapes whose last two sides are both `length`, or `length` rounded up to a
+    multiple of `apart`: attention scores that were written to memory.
     """
     sides = {length, -(-length // apart) * apart}
     return {
@@ -79,7 +80,7 @@ def squares(text: str, length: int, apart: int = 128) -> set[str]:
 
 
 def array_bytes(type_text: str) -> list[int]:
-    """Bytes of every array in a type: of one, or of a tuple of them."""
+    """Return the bytes of each array in a type, which is an array or a tuple of arrays."""
     return [
         math.prod(int(s) for s in sides.split(",") if s) * _bits(dtype) // 8
         for dtype, sides in _ARRAY.findall(re.sub(r"\{[^}]*\}", "", type_text))
@@ -106,7 +107,7 @@ def _add(computation: _Computation, home: str, name: str, type_text: str, op: st
     operands = re.findall(r"%([\w.\-]+)", rest.partition("), ")[0])
     kind = op.removesuffix("-start")
     if kind in COLLECTIVES:
-        # On TPUs a fusion of this name is a reduce-scatter, written as a sum and a slice of it.
+        # On TPUs a fusion of this name is a reduce-scatter: an all-reduce and a slice of its sum.
         scatters = kind == "all-reduce" and home.startswith("all-reduce-scatter")
         into = sum(sum(array_bytes(computation.types.get(o, ""))) for o in operands)
         size = _size(into, sum(array_bytes(type_text)), op)
@@ -128,12 +129,14 @@ def _add(computation: _Computation, home: str, name: str, type_text: str, op: st
 
 
 def _size(into: int, out: int, op: str) -> int:
-    """The larger of what goes in and what comes out; some `-start`s give back both, in a tuple."""
+    """Return the larger of the input's and the output's bytes. The output of some `-start`
+    instructions is a tuple of both.
+    """
     return max(into, out - into if op.endswith("-start") and out > into else out)
 
 
 def _times(computations: dict[str, _Computation]) -> dict[str, int]:
-    """How often each computation runs: callers before those they call."""
+    """Return how often each computation runs, from the callers down to those they call."""
     times, order, seen = defaultdict(int), [], set()
 
     def visit(name):
@@ -158,7 +161,7 @@ def _times(computations: dict[str, _Computation]) -> dict[str, int]:
 
 
 def _trips(computations, caller: _Computation, condition: str, start: str) -> int:
-    """Of a loop that counts up by one to a constant; 1 when that is not what it does."""
+    """Return the trip count of a loop that counts up by one to a constant; 1 for any other loop."""
     test = computations.get(condition, _Computation())
     limits = [test.constants[n] for n in test.compared if n in test.constants]
     places = [test.elements[n] for n in test.compared if n in test.elements]

@@ -26,7 +26,7 @@ VIDEO_ID = 128002
 
 @dataclass(frozen=True)
 class Target:
-    """What programs are compiled for."""
+    """The chips and settings that programs are compiled for."""
 
     topology: Topology
     hbm: float | None = None
@@ -262,9 +262,8 @@ def _generation(config: TrainConfig, chips, program: str, prompts: int):
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from vvlm_jax.generate.generate import programs
+    from vvlm_jax.generate.generate import bucket, programs
     from vvlm_jax.generate.placement import abstract_params
-    from vvlm_jax.generate.video_vlm import bucket
     from vvlm_jax.models import vlm
     from vvlm_jax.sharding import BATCH
 

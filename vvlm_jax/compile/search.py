@@ -1,4 +1,4 @@
-"""What fits, found by few compiles: where to look, and when to believe a prediction."""
+"""Search for the largest microbatch and the least remat that fit, with few compiles."""
 
 import functools
 import math
@@ -10,7 +10,7 @@ from vvlm_jax.compile.programs import Measured
 from vvlm_jax.config import TrainConfig, visual_length
 
 SURE = 1.15
-"""A need predicted at so many times the memory is believed without a compile."""
+"""A prediction of more than so many times the limit counts as not fitting, without a compile."""
 
 
 def search(
@@ -20,18 +20,25 @@ def search(
     at: Callable[[int, object], Measured],
     predict: Callable[[int, object], float | None] = lambda r, remat: None,
 ):
-    """(rows, remat, Measured): the largest rows that fit with the most remat, then the least remat
-    that fits with these; the smallest with the most, not fitting, when none does.
+    """Return (rows, remat, Measured): the largest rows that fit with the most remat, then the least
+    remat that fits with these rows. If nothing fits, the fewest rows with the most remat.
 
-    Memory is nearly affine in the rows, so that a prediction, or two compiles, say where to look.
-    What is chosen has been compiled; that more does not fit has too, unless it was predicted far
-    beyond (`SURE`).
+    Memory is nearly affine in the rows, so a prediction, or two compiles, tell where to search.
+    The choice itself is always compiled. The next larger choice is compiled, too, and does not fit,
+    unless its prediction is far beyond the limit (`SURE`).
+
+    Args:
+      rows: rows of a microbatch, ascending.
+      remats: remat policies, from the least to the most.
+      limit: bytes of a chip.
+      at: compiles a choice.
+      predict: predicts the bytes of a choice; None where it cannot.
     """
     at, most, known = functools.cache(at), remats[-1], {}
 
     def foreseen(r: int, remats) -> int:
-        """The least remat that is predicted to fit, where all with more are, or are unknown; the
-        most when none is.
+        """Return the index of the least remat that is predicted to fit, where no policy above it is
+        predicted not to; the most remat if none is predicted to fit.
         """
         found = len(remats) - 1
         for i in reversed(range(len(remats))):
@@ -43,7 +50,7 @@ def search(
         return found
 
     def compiled(r: int):
-        """(Index of a remat, Measured): as foreseen, or else with the most."""
+        """Compile with the remat that `foreseen` returns, then with the most: (index, Measured)."""
         first = foreseen(r, remats)
         measured = at(r, remats[first])
         if measured.fits or first == len(remats) - 1:
@@ -77,7 +84,8 @@ def search(
     first, measured = found
     remat, rest = remats[first], list(remats[:first])
     while rest:
-        # Each needs less than the one before: without predictions the next one after `remat`.
+        # Each policy needs less memory than the one before. Without predictions, `foreseen` returns
+        # the next one below `remat`.
         guess, expected = foreseen(rows[low], rest), predict(rows[low], rest[-1])
         if expected is not None and expected > SURE * limit:
             break
@@ -90,8 +98,8 @@ def search(
 
 
 def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:
-    """Bytes for each of `rows`, through the two largest known. Nothing is sure below two, or where
-    the compiler gave no number.
+    """Return the bytes for each of `rows`, on the line through the two largest known. With fewer
+    than two known it is NaN, but for the smallest rows, which are then tried first.
     """
     known = {r: m.needed for r, m in sorted(known.items()) if math.isfinite(m.needed)}
     if len(known) < 2:
@@ -101,12 +109,15 @@ def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:
 
 
 class Memory:
-    """Predicts what a step needs from those measured before, of the same language model and remat:
-    a part that the chips share, one a frame, and one a position of the microbatch's rows.
+    """Memory of train steps, predicted from those measured with the same language model and remat.
+
+    The prediction is a linear fit with three terms: one that is divided among the chips, one for
+    each frame, and one for each position of the microbatch's rows.
 
     Args:
-      chips: that share the first part.
-      elsewhere: what was measured on another topology, for where too little is known of this one.
+      chips: number of chips.
+      elsewhere: a predictor from measurements on another topology, used where there are too few
+        for this one.
     """
 
     def __init__(self, chips: int, elsewhere: "Memory | None" = None):
@@ -114,13 +125,13 @@ class Memory:
         self._measured: dict = {}
 
     def add(self, config: TrainConfig, rows: int, needed: float) -> None:
-        """Learns from a compile."""
+        """Add a measurement; NaN is ignored."""
         if math.isfinite(needed):
             of_kind = self._measured.setdefault(self._kind(config), {})
             of_kind[self._features(config, rows, self.chips)] = needed
 
     def predict(self, config: TrainConfig, rows: int, chips: int | None = None) -> float | None:
-        """Bytes; None before enough is known, or far from what is."""
+        """Return the bytes, or None with too few measurements, or none near this config."""
         chips = chips or self.chips
         expected = self._fitted(config, rows, chips)
         if expected is None and self.elsewhere is not None:
@@ -138,7 +149,8 @@ class Memory:
         if np.linalg.matrix_rank(features, tol=1e-3) < 3:
             return None
         inverse = np.linalg.pinv(features)
-        if here @ inverse @ inverse.T @ here > 4:  # its leverage: how far from all that is known
+        # The leverage tells how far this config is from the measured ones.
+        if here @ inverse @ inverse.T @ here > 4:
             return None
         return float(here @ inverse @ np.array(list(known.values())))
 

@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 
     config: TrainConfig
     rows: int
-    """Of a microbatch, on each data-parallel chip."""
+    """Rows of a microbatch on each data-parallel chip."""
     measured: Measured
 
 

@@ -1,4 +1,4 @@
-"""Conversations to token ids and loss masks.
+"""Conversations as token ids and loss masks.
 
 The chat formats are written out here rather than taken from a tokenizer's template, because the
 templates of Llama 3.1 and 3.2 insert a dated system block before every message. `llama3` is one
@@ -24,8 +24,7 @@ from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, NEWLINE,
 
 PLACEHOLDERS = ("<image>", "<video>")
 _FORMAT_TOKENS = 16
-"""Of a turn, at most: its role's word a byte each, what parts turns, and a line break behind a
-video."""
+"""Most format tokens of a turn: its role at a byte each, delimiters, a line break after a video."""
 _ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant"}
 
 
@@ -99,7 +98,7 @@ class Assembler:
 def visual_block(
     num_frames: int, tokens_per_frame: int, newline: str, special: dict[str, int]
 ) -> list[int]:
-    """Ids that stand for one video: VIDEO for each visual token, NEWLINE for each newline token.
+    """Return the ids of one video: VIDEO for each visual token, NEWLINE for each newline token.
 
     With V = r² tokens a frame: `none` T·V ids, `per-video` one newline at the end, `per-frame` one
     after every frame, `grid` one after every row of every frame, T·r·(r + 1) ids.
@@ -120,7 +119,7 @@ def visual_block(
 
 
 def placeholders(turns) -> list[str]:
-    """The placeholders of a conversation in the order in which they stand."""
+    """Return the placeholders of a conversation, in order."""
     texts = [str(turn["value"]) for turn in turns]
     return [piece for text in texts for piece in _split(text) if piece in PLACEHOLDERS]
 
@@ -133,7 +132,7 @@ def encode(
     system: str = "",
     mask: str = "answers",
 ) -> Encoded:
-    """Encodes a LLaVA conversation, each placeholder expanded to its block of ids.
+    """Encode a LLaVA conversation, each placeholder expanded to its block of ids.
 
     Args:
       turns: [{"from": "human" | "gpt", "value": str}, …].
@@ -180,8 +179,9 @@ def encode_prompt(
     system: str = "",
     prompt: str | None = None,
 ) -> list[int]:
-    """Ids of a conversation that the assistant is to continue: `encode` plus the assistant's
-    header. `prompt` is the tokenizer's chat format when None; a `plain` caption just goes on.
+    """Return the ids of a conversation that the assistant is to continue: `encode` plus the
+    assistant's header. `prompt` is the tokenizer's chat format when None; a `plain` caption has no
+    header.
     """
     prompt = prompt or tokenizer.family
     if prompt == "plain":
@@ -191,10 +191,10 @@ def encode_prompt(
 
 
 def question(turns, tokenizer: Tokenizer) -> list[int]:
-    """Ids of all that the human says, without placeholders: what visual tokens may depend on.
+    """Return the ids of the human turns without placeholders; QueCC's visual tokens depend on them.
 
-    The turns are parted by line breaks, behind the tokenizer's first id where it has one; a caption
-    (`plain`) asks nothing, and so do turns that hold a placeholder alone.
+    Turns are separated by line breaks, after BOS where the tokenizer has one. Turns that are only a
+    placeholder add nothing.
     """
     said = [str(turn["value"]) for turn in turns if _role(turn["from"]) == "user"]
     text = "\n".join(filter(None, map(_strip_placeholders, said)))
@@ -202,18 +202,18 @@ def question(turns, tokenizer: Tokenizer) -> list[int]:
 
 
 def most_tokens(turns, system: str = "") -> int:
-    """As many ids as a conversation's text can be at most, found without a tokenizer: there is none
-    without a byte, but for those of the format.
+    """Return an upper bound on the ids of a conversation's text, without a tokenizer: every id but
+    those of the format stands for at least one byte.
     """
     texts = [system, *(str(turn["value"]) for turn in turns)]
-    # What is not ASCII may be normalised first, which makes UTF-8 three times as long at most.
+    # Text other than ASCII may be normalised first, which at most triples its UTF-8.
     sizes = [len(text) if text.isascii() else 3 * len(text.encode()) for text in texts]
     return sum(sizes) + _FORMAT_TOKENS * (len(texts) + 1)
 
 
 def header(role: str, tokenizer: Tokenizer) -> list[int]:
-    """What opens a message: `<|start_header_id|>ROLE<|end_header_id|>` and an empty line, or
-    `<|im_start|>ROLE` and a line break.
+    """Return the ids that open a message: `<|start_header_id|>ROLE<|end_header_id|>` and an empty
+    line, or `<|im_start|>ROLE` and a line break.
     """
     special = tokenizer.special
     if tokenizer.family == "chatml":
@@ -231,20 +231,20 @@ def _bos(tokenizer: Tokenizer) -> list[int]:
 
 
 def _line_break(tokenizer: Tokenizer) -> list[int]:
-    """What stands between two messages."""
+    """Return the ids between two messages."""
     return tokenizer.encode("\n") if tokenizer.family == "chatml" else []
 
 
 def _unmasked(tokenizer: Tokenizer) -> set[int]:
-    """Ids on which LLaVA-NeXT's loss falls in every turn. It lists the empty line of Llama 3 too,
-    but under a name its tokenizer does not know.
+    """Return the ids on which LLaVA-NeXT's loss falls in every turn. It means to include Llama 3's
+    empty line too, but under a name that its tokenizer does not know.
     """
     special = (tokenizer.special.get(i) for i in (BOS, HEADER_START, HEADER_END, EOT))
     return {*special, *_line_break(tokenizer)}
 
 
 def _content(text: str, tokenizer: Tokenizer, blocks) -> list[int]:
-    """Ids of a message's text, every placeholder replaced by the next block."""
+    """Return the ids of a message's text, each placeholder replaced by the next block."""
     pieces = _split(text.strip())
     if sum(piece in PLACEHOLDERS for piece in pieces) == 1:
         return [*next(blocks), *tokenizer.encode("\n" + _strip_placeholders(text))]
@@ -256,7 +256,7 @@ def _content(text: str, tokenizer: Tokenizer, blocks) -> list[int]:
 
 
 def _split(text: str) -> list[str]:
-    """The text cut at its placeholders, which are pieces of their own."""
+    """Split a text at its placeholders, which become pieces of their own."""
     for place in PLACEHOLDERS:
         text = text.replace(place, f"\0{place}\0")
     return [piece for piece in text.split("\0") if piece]

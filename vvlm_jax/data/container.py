@@ -1,6 +1,6 @@
-"""What a video file holds, from its packets: which frames there are and when each is shown.
+"""List the frames of a video file from its packets: how many there are and when each is shown.
 
-The part of reading that knows how containers lie; `video.py` decodes what this module has found.
+This module handles what containers state wrongly; `video.py` decodes the frames that it lists.
 """
 
 from collections.abc import Iterator, Set
@@ -15,12 +15,11 @@ from av.container import InputContainer
 from av.stream import Disposition
 from av.video.stream import VideoStream
 
-from vvlm_jax.storage.files import Fetched, exists
+from vvlm_jax.storage.files import AnyPath, Fetched
 
-File = Path | Fetched
+File = AnyPath | Fetched
 
-# Containers that store when each frame is shown. For others FFmpeg guesses, and with B-frames in an
-# AVI it guesses wrong.
+# Containers that store presentation times. For others FFmpeg guesses, wrongly for B-frames in AVI.
 _KEEP_TIMES = ("mp4", "matroska", "mpegts", "flv")
 
 
@@ -43,17 +42,17 @@ class _Packet(NamedTuple):
 
 @dataclass(frozen=True)
 class Scan:
-    """The frames of a file, N of them, as its packets announce them."""
+    """The N frames of a file, as its packets list them."""
 
     num_frames: int
     fps: float
-    pts_N: np.ndarray | None  # when each is shown, ascending; None if the file does not say
+    pts_N: np.ndarray | None  # presentation times, ascending; None if the file stores none
     key_rank_K: np.ndarray  # first frame shown after decoding starts at each keyframe, ascending
     key_time_K: np.ndarray  # where to seek for it
 
 
 def scan_file(path: File) -> Scan:
-    """Lists a file's frames without decoding any. Raises VideoError when it is cut or no video."""
+    """List the frames of a file without decoding. Raises VideoError if it is cut or not a video."""
     with opened(path) as (container, stream):
         packets = list(_packets(container, stream))
         kind = container.format.name
@@ -72,10 +71,10 @@ def scan_file(path: File) -> Scan:
 def _seek_points(
     packets: list[_Packet], pts_N: np.ndarray | None, by_pts: bool
 ) -> tuple[np.ndarray, np.ndarray]:
-    """For each keyframe, the rank of the first frame it gives and the time to seek for it.
+    """Return for each of K keyframes the rank of the first frame it gives, and its seek time.
 
-    FFmpeg looks for the time of showing in MP4: any earlier one leads to the keyframe before. Other
-    containers may be searched by the time of decoding.
+    In MP4 FFmpeg seeks by presentation time: any earlier time leads to the previous keyframe. Other
+    containers may be searched by decoding time.
     """
     keys = sorted((p.pts, p.dts) for p in packets if p.is_key and None not in (p.pts, p.dts))
     if pts_N is None or not keys:
@@ -95,10 +94,10 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet
 
 
 def _shown(packets: list[_Packet]) -> list[_Packet]:
-    """Packets that become frames, in the order shown where that is known.
+    """Return the packets that become frames, in presentation order where that is known.
 
-    Edit lists hide packets. Packets shown before the first keyframe refer to frames that were cut
-    off, and no decoder shows them.
+    Edit lists hide packets. Packets presented before the first keyframe refer to frames that were
+    cut off, and no decoder outputs them.
     """
     shown = [p for p in packets if p.is_shown and p.is_whole]
     if any(p.pts is None for p in shown):
@@ -115,7 +114,7 @@ def _times(shown: list[_Packet]) -> np.ndarray | None:
 
 
 def _average_fps(stream: VideoStream, shown: list[_Packet]) -> float:
-    """The header's average rate, unless the packets contradict it by a tenth or more."""
+    """Return the header's average rate, unless the packets differ from it by a tenth or more."""
     header = float(stream.average_rate or stream.guessed_rate or 0)
     seconds = _seconds(stream, shown)
     measured = len(shown) / seconds if seconds > 0 else 0.0
@@ -125,7 +124,7 @@ def _average_fps(stream: VideoStream, shown: list[_Packet]) -> float:
 
 
 def _seconds(stream: VideoStream, shown: list[_Packet]) -> float:
-    """From the first frame to the end of the last; 0 where times are missing."""
+    """Return the time from the first frame to the end of the last; 0 where times are missing."""
     if _times(shown) is None or not shown:
         return 0.0
     span = shown[-1].pts - shown[0].pts
@@ -140,10 +139,10 @@ def _num_lost(
     shown: list[_Packet],
     fps: float,
 ) -> int:
-    """Frames that the header announces and the packets do not bring.
+    """Return how many frames the header announces beyond those in the packets.
 
-    MP4 lists every packet up front, so the difference is exact (PyAV 17 shows the list). Elsewhere
-    a file counts as cut short if its packets end before nine tenths of the announced duration.
+    MP4 lists every packet in its header, so the difference is exact (PyAV 17 exposes the list).
+    Other files count as truncated if their packets end before 90% of the announced duration.
     """
     whole = sum(p.is_whole for p in packets)
     if "mp4" in container.format.name and hasattr(stream, "index_entries"):
@@ -155,7 +154,7 @@ def _num_lost(
 
 
 def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
-    """Duration of the video stream by the header, 0 if it does not say."""
+    """Return the duration of the video stream by the header, 0 if it has none."""
     if stream.duration:
         return float(stream.duration * stream.time_base)
     if tag := stream.metadata.get("DURATION"):  # Matroska, "00:01:02.500000000"
@@ -169,11 +168,14 @@ def _announced_seconds(container: InputContainer, stream: VideoStream) -> float:
 
 @contextmanager
 def opened(path: File) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """The file and its video stream, one thread, other streams skipped; closed at the end."""
+    """Open a file for decoding on one thread, other streams skipped; close it at the end.
+
+    Raises VideoError for a missing or empty file, one that is not a video, or an unknown codec.
+    """
     if isinstance(path, Fetched):
         path.seek(0)
         size = path.size
-    elif exists(path):
+    elif isinstance(path, Path) and path.exists():
         size = path.stat().st_size
     else:
         raise VideoError(f"{path}: no such file; check the path")
@@ -189,12 +191,12 @@ def opened(path: File) -> Iterator[tuple[InputContainer, VideoStream]]:
 
 
 def _video_stream(path: File, container: InputContainer) -> VideoStream:
-    # The cover picture of a song is a video stream to FFmpeg, not to us.
+    # FFmpeg reports the cover picture of an audio file as a video stream.
     videos = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]
     if not videos:
         kinds = {s.type for s in container.streams} - {"video"}
         only = " and ".join(sorted(kinds)) or "empty"
-        raise VideoError(f"{path}: no video stream ({only} only); give a file with pictures")
+        raise VideoError(f"{path}: no video stream ({only} only); give a file with a video stream")
     stream = videos[0]
     if stream.codec_context is None:
         raise VideoError(f"{path}: no decoder for its video codec; {_CONVERT}")
@@ -209,11 +211,11 @@ def _video_stream(path: File, container: InputContainer) -> VideoStream:
 def decoded(
     container: InputContainer, stream: VideoStream, wanted: Set[int] = frozenset()
 ) -> Iterator[av.VideoFrame]:
-    """Frames from the present position on. Damaged packets show nothing; callers notice.
+    """Yield frames from the current position on. Damaged packets yield none; callers check times.
 
-    With `wanted`, times of the only frames that matter (it may be filled when some have come out),
-    H.264 frames to which no other refers are left out: of x264's every other one. What a decoder of
-    another codec means by that is not always safe: HEVC's are referred to by higher layers.
+    `wanted` holds the presentation times of the frames that the caller needs; it may be filled
+    after the first frame. With it, H.264 frames that no other frame refers to are skipped, every
+    other frame of x264. Other codecs do not allow it: in HEVC higher layers refer to such frames.
     """
     codec, before = stream.codec_context, True
     can_skip = codec.name == "h264"
@@ -221,7 +223,7 @@ def decoded(
         if packet.is_corrupt:
             continue
         if can_skip and wanted:
-            # The packet behind a wanted one may hold the other field of the same frame.
+            # The next packet may hold the other field of the same frame.
             now = packet.pts in wanted
             codec.skip_frame = "DEFAULT" if now or before else "NONREF"
             before = now
@@ -233,13 +235,13 @@ def decoded(
 
 
 def count_decodable(path: File) -> int:
-    """Frames that come out when the whole file is decoded."""
+    """Return the number of frames that decoding the whole file yields."""
     with opened(path) as (container, stream):
         return sum(1 for _ in decoded(container, stream))
 
 
 def truncated(path: File, num_decoded: int, num_expected: int) -> VideoError:
-    """The error for a file that holds fewer frames than it announces."""
+    """Return the error for a file that holds fewer frames than it announces."""
     return VideoError(
         f"{path}: truncated: {num_decoded} of {num_expected} frames could be decoded; {AGAIN}"
     )

@@ -1,4 +1,4 @@
-"""Annotation files to lists of conversations, and the seeded order in which subsets are nested."""
+"""Read annotation files, and order examples so that smaller subsets are prefixes of larger ones."""
 
 import json
 from pathlib import Path
@@ -22,13 +22,14 @@ class Medium(NamedTuple):
 
 
 def read_conversations(path: str | Path) -> list[dict]:
-    """Rows of a LLaVA-style `.json` (a list) or `.jsonl` file: `id`, `conversations`, and `video`,
-    `image` (a path or a list of paths), both or neither.
+    """Return the rows of a LLaVA-style `.json` (a list) or `.jsonl` file.
 
-    Raises ValueError naming the file and the row when the JSON is broken, a row lacks its
-    conversation, or a path is no text.
+    A row has `id`, `conversations`, and optionally `video` and `image` (a path or a list of paths).
+
+    Raises ValueError naming the file and the row when the JSON is broken, a row has no
+    conversation, or a path is not a string.
     """
-    path = files.place(path)
+    path = files.path_of(path)
     try:
         rows = read_rows(path)
     except FileNotFoundError:
@@ -53,26 +54,29 @@ def read_conversations(path: str | Path) -> list[dict]:
 
 
 def read_rows(path: Path) -> list:
-    """What a `.jsonl` file, or a list in a `.json` file, holds. ValueError names file and line."""
+    """Return the values of a `.jsonl` file or of a list in a `.json` file.
+
+    Raises ValueError naming the file and the line.
+    """
     return read_jsonl(path) if path.suffix == ".jsonl" else _read_json_list(path)
 
 
 def is_unicode(text: str) -> bool:
-    """Whether it can be written at all: JSON may hold halves of surrogate pairs."""
+    """Return whether a text can be encoded: JSON strings may contain unpaired surrogates."""
     return text.isascii() or not any("\ud800" <= c <= "\udfff" for c in text)
 
 
 def names_of(row: dict, kind: str) -> list:
-    """A row's paths of one kind of medium: one, a list, or none."""
+    """Return the list of a row's paths of one kind, `video` or `image`; empty without any."""
     names = row.get(kind)
     return names if isinstance(names, list) else [] if names is None else [names]
 
 
 def media_in(row: dict, num_frames: int) -> list[Medium]:
-    """The media of a row, videos first.
+    """Return the media of a row, videos first.
 
-    A video has `num_frames` frames. An image that is a row's only medium is repeated to as many, as
-    in stage 1; beside other media it is one frame.
+    A video has `num_frames` frames. An image that is the only medium of its row is repeated to
+    `num_frames` frames, as in stage 1; beside other media it is one frame.
     """
     videos, images = (names_of(row, kind) for kind in KINDS)
     alone = len(videos) + len(images) == 1
@@ -82,12 +86,12 @@ def media_in(row: dict, num_frames: int) -> list[Medium]:
 
 
 def row_media(row: dict, num_frames: int) -> list[Medium]:
-    """`media_in` in the order of the row's placeholders.
+    """Return `media_in` in the order of the placeholders in the conversation.
 
-    In a row with videos and images `<video>` stands for the next video and `<image>` for the next
-    image; with one kind only, either stands for the next of it.
+    In a row with videos and images, `<video>` takes the next video and `<image>` the next image. In
+    a row with one kind only, both take the next medium.
 
-    Raises ValueError when such a row's placeholders do not match its media one to one.
+    Raises ValueError when the placeholders of a mixed row do not match its media one to one.
     """
     media = media_in(row, num_frames)
     if len({m.kind for m in media}) < 2:
@@ -102,9 +106,9 @@ def row_media(row: dict, num_frames: int) -> list[Medium]:
 
 
 def read_jsonl(path: str | Path) -> list[dict]:
-    """One JSON value a line; empty lines are passed over. ValueError names file and line."""
+    """Return the JSON value of every line; skip empty lines. ValueError names file and line."""
     rows = []
-    for number, line in enumerate(files.read_text(files.place(path)).split("\n"), 1):
+    for number, line in enumerate(files.read_text(files.path_of(path)).split("\n"), 1):
         if line.strip():
             rows.append(_parsed(path, line, number))
     return rows
@@ -118,25 +122,25 @@ def _read_json_list(path: Path) -> list:
 
 
 def _parsed(path, text: str, line: int | None = None):
-    """A file's value, or that of one of its lines."""
+    """Return the JSON value of a file, or of one of its lines."""
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: line {line or e.lineno} is not JSON: {e.msg}") from None
     except (ValueError, RecursionError) as e:  # numbers of thousands of digits; endless brackets
         where = f"line {line} is" if line else "is"
-        raise ValueError(f"{path}: {where} no JSON that can be read: {e}") from None
+        raise ValueError(f"{path}: {where} not readable JSON: {e}") from None
 
 
 def nested_subset(total: int, num_examples: int | None, seed: int) -> np.ndarray:
-    """Indices of the first n examples in an order fixed by the seed: smaller sets lie inside larger
-    ones.
+    """Return int64 [n], the first n of `total` examples in an order that the seed fixes.
 
-    Raises ConfigError when n exceeds `total`.
+    A smaller set is a prefix of every larger one. None takes all. Raises ConfigError when n is not
+    in 1..total.
     """
     n = total if num_examples is None else num_examples
     if not 1 <= n <= total:
         raise ConfigError(
-            f"data.num_examples = {n}: must be from 1 to {total}, the examples there are"
+            f"data.num_examples = {n}: must be from 1 to {total}, the number of examples"
         )
     return np.random.default_rng(seed).permutation(total)[:n]

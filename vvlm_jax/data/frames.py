@@ -1,4 +1,4 @@
-"""Which frames of a video the model sees, and their size.
+"""Choose the frames of a video that the model sees, and resize them.
 
 The rules are those of LLaVA-NeXT (`llava/utils.py`, `SigLipImageProcessor`): one frame a second,
 thinned evenly when that is more than the model takes; each frame resized straight to a square,
@@ -17,11 +17,12 @@ MODES = ("uniform", "force")
 def choose_frames(
     num_native: int, fps: float, num_frames: int, mode: str = "uniform"
 ) -> np.ndarray:
-    """Native indices of the frames to show: int64 [num_frames], non-decreasing.
+    """Return the native indices of the chosen frames: int64 [num_frames], non-decreasing.
 
-    `uniform` takes every round(fps)-th frame, one a second. A grid longer than `num_frames` gives
-    way to an even spread over all native frames (truncated linspace); a shorter one has its frames
-    repeated in order, as evenly as possible. `force` always spreads over all native frames.
+    `uniform` takes every round(fps)-th frame, one a second. If that grid is longer than
+    `num_frames`, an even spread over all native frames (truncated linspace) replaces it; if it is
+    shorter, its frames are repeated in order, as evenly as possible. `force` always spreads over
+    all native frames.
 
     Example: 10 s at 2 fps is 20 native frames with grid 0, 2, …, 18. Four frames of them are
     0, 6, 12, 19; twenty are 0, 0, 2, 2, …, 18, 18 (`uniform`) or 0, 1, …, 19 (`force`).
@@ -46,7 +47,7 @@ def _check_choice(num_native: int, fps: float, num_frames: int, mode: str) -> No
 
 
 def resize_square(frame: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] → uint8 [size, size, 3] by PIL bicubic; untouched if already that size."""
+    """Resize uint8 [H, W, 3] to [size, size, 3] by PIL bicubic, unless it has that size."""
     if frame.shape[:2] == (size, size):
         return frame
     return np.asarray(Image.fromarray(frame).resize((size, size), Image.Resampling.BICUBIC))

@@ -1,6 +1,4 @@
-"""One example's pixels: a video's frames or an image, chosen, resized, optionally kept in
-memory.
-"""
+"""Read the pixels of one example: frames of a video or an image, chosen, resized and cached."""
 
 import queue
 import threading
@@ -18,26 +16,27 @@ from vvlm_jax.data.video import VideoError, VideoInfo, read_frames
 from vvlm_jax.storage import files
 
 _WHOLE_CLIP_BYTES = 2**20
-"""Clips up to this size (decoded, resized) are kept whole, so that any x_T is served from
-memory.
-"""
+"""Clips up to this size (decoded, resized) are cached whole, to serve any x_T from memory."""
 
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """A still image, whole. Raises VideoError naming the file."""
+    """Open and load a still image. Raises VideoError naming the file."""
+    file = files.fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
+    if isinstance(file, files.Key):
+        raise VideoError(f"{path}: no such file")
     try:
-        with Image.open(files.fetched(path)) as image:
+        with Image.open(file) as image:
             image.load()
             yield image
     except FileNotFoundError:
         raise VideoError(f"{path}: no such file") from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # all that PIL may raise
+    except (OSError, SyntaxError, Image.DecompressionBombError) as e:  # PIL raises all of these
         raise VideoError(f"{path}: not a readable image: {e}") from None
 
 
 class ClipCache:
-    """Decoded clips, least recently used first out, at most `limit_mb` MiB in all. Thread-safe."""
+    """A thread-safe cache of decoded clips that evicts the least recently used."""
 
     def __init__(self):
         self._clips: OrderedDict = OrderedDict()
@@ -45,14 +44,14 @@ class ClipCache:
         self._lock = threading.Lock()
 
     def get(self, key):
-        """The value kept under `key`, or None."""
+        """Return the (frames, info) cached under `key`, or None."""
         with self._lock:
             if key in self._clips:
                 self._clips.move_to_end(key)
             return self._clips.get(key)
 
     def put(self, key, frames: np.ndarray, info: VideoInfo, limit_mb: int) -> None:
-        """Keeps (frames, info), dropping old clips to stay within `limit_mb`."""
+        """Cache (frames, info), and evict old clips above `limit_mb` MiB in all."""
         with self._lock:
             if key not in self._clips:
                 self._clips[key] = frames, info
@@ -62,14 +61,14 @@ class ClipCache:
 
 
 _CACHE = ClipCache()
-"""One a process: the runs of a sweep that follow each other read the same clips."""
+"""One cache a process: consecutive runs of a sweep read the same clips."""
 
 
 @dataclass(frozen=True)
 class FrameReader:
-    """Reads exactly `num_frames` frames of a video as uint8 [T, H, H, 3].
+    """A reader of exactly `num_frames` frames a video, as uint8 [T, H, H, 3].
 
-    With `cache_mb` above 0, short clips are kept in memory after their first reading.
+    With `cache_mb` above 0, short clips are cached in memory after they are read once.
     """
 
     root: str | Path
@@ -79,8 +78,8 @@ class FrameReader:
     cache_mb: int = 0
 
     def video(self, name: str) -> np.ndarray:
-        """The video's frames, chosen by `sampling`. Raises VideoError naming the file."""
-        path = files.place(self.root) / name
+        """Return the frames of a video, chosen by `sampling`. Raises VideoError naming the file."""
+        path = files.path_of(self.root) / name
         if not self.cache_mb:
             return read_frames(path, self._choose, size=self.image_size)
         key = (str(path), self.image_size)
@@ -93,10 +92,11 @@ class FrameReader:
         return frames[self._choose(info)]
 
     def image(self, name: str, num_frames: int | None = None) -> np.ndarray:
-        """An image as a video of one frame, repeated to `num_frames` (the reader's own by default).
+        """Return an image repeated to `num_frames` frames, the reader's own number by default.
+
         Raises VideoError naming the file.
         """
-        with open_image(files.place(self.root) / name) as image:
+        with open_image(files.path_of(self.root) / name) as image:
             pixels = resize_square(np.asarray(image.convert("RGB")), self.image_size)
         return np.repeat(pixels[None], num_frames or self.num_frames, axis=0)
 
@@ -104,7 +104,7 @@ class FrameReader:
         return choose_frames(info.num_frames, info.fps, self.num_frames, self.sampling)
 
     def _read_whole_if_short(self, path: Path):
-        """(all frames, info) of a clip that fits the cache, else (None, the chosen frames)."""
+        """Return (all frames, info) of a clip that fits the cache, else (None, chosen frames)."""
         seen = []
 
         def choose(info):
@@ -119,12 +119,13 @@ class FrameReader:
 
 
 class TooLate(VideoError):
-    """A file that took longer than it may, this time."""
+    """A file that was not read within the time limit; it may be readable later."""
 
 
 def within(seconds: float, name: str, read, *args):
-    """`read(*args)`, in a thread of its own that is left behind when it takes longer: a decoder
-    that hangs in one file cannot be stopped, and must hold up neither the run nor its end.
+    """Return `read(*args)`, called in a daemon thread that is abandoned after `seconds`.
+
+    A decoder that hangs cannot be stopped; abandoned, it delays neither the run nor its exit.
 
     Raises what `read` raises, or TooLate naming the file.
     """
@@ -133,7 +134,7 @@ def within(seconds: float, name: str, read, *args):
     def work():
         try:
             outcome.put((read(*args), None))
-        except BaseException as e:  # it is raised where the result is waited for
+        except BaseException as e:  # re-raised in the caller's thread
             outcome.put((None, e))
 
     threading.Thread(target=work, daemon=True, name=f"read {name}").start()

@@ -1,4 +1,4 @@
-"""Annotations and media to batches: seeded global order, threads that read ahead, exact resume."""
+"""Turn annotations and media into batches: seeded global order, prefetching, exact resume."""
 
 import threading
 from dataclasses import dataclass, field
@@ -23,43 +23,41 @@ class TooManyUnreadable(Stopped):
 
 @dataclass
 class Unreadable:
-    """Media that could not be read so far: counted once a file, reported, never passed off as
-    black frames. A file that failed is not tried again, also not after a resume: what stands in
-    for its example stays the same.
+    """Media files that could not be read so far, counted once a file.
 
-    Of several hosts each replaces what it could not read itself, and all together stop at the
-    `limit`: `gathered` is then called with what each has found, at the same step everywhere.
+    A file that failed is not tried again, nor after a resume, so that the replacement of its
+    example stays the same. With several hosts, each replaces what it could not read itself, and
+    all stop together above `limit`: at the same step each calls `gathered` with the failures of
+    all hosts.
     """
 
     limit: int
     messages: dict[str, str] = field(default_factory=dict)
-    """{file: what is wrong with it}, of this host."""
+    """{file: error message}, of this host."""
     everywhere: dict[str, str] | None = None
-    """Of all hosts, when they last told one another; None for a host by itself."""
+    """The same of all hosts, when last gathered; None for a single host."""
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def add(self, name: str, error: VideoError) -> None:
-        """Records a failure. Raises TooManyUnreadable once a host by itself has more than `limit`
-        files that failed.
-        """
+        """Record a failure. Raises TooManyUnreadable once a single host has more than `limit`."""
         with self._lock:
             self.messages.setdefault(name, str(error))
             if self.everywhere is None:
                 self._check(self.messages)
 
     def found(self) -> dict[str, str]:
-        """A copy of `messages`, which other threads add to."""
+        """Return a copy of `messages`, which other threads add to."""
         with self._lock:
             return dict(self.messages)
 
     def gathered(self, found: list[dict[str, str]]) -> None:
-        """Takes note of what each host has found. Raises TooManyUnreadable, on all of them."""
+        """Merge the failures of all hosts. Raises TooManyUnreadable on all hosts above `limit`."""
         self.everywhere = {name: text for one in reversed(found) for name, text in one.items()}
         self._check(self.everywhere)
 
     def resume(self, found: list[dict[str, str]], host: int, num_hosts: int) -> None:
-        """Goes on from what each host had found. Where there were more or fewer, examples are
-        spread otherwise, and each takes what all of them had.
+        """Restore the failures of an earlier run: this host's own, or those of all hosts if their
+        number has changed, because examples are then spread differently.
         """
         everywhere = {name: text for one in found for name, text in one.items()}
         self.messages.update(found[host] if len(found) == num_hosts else everywhere)
@@ -74,11 +72,11 @@ class Unreadable:
 
 
 class _MediumError(Exception):
-    """A file of an example could not be read: (name, the reader's error)."""
+    """A file of an example that could not be read: (name, the reader's error)."""
 
 
 class Examples:
-    """Random access to tokenised, padded `Example`s.
+    """A random-access sequence of tokenised, padded `Example`s.
 
     An example whose media cannot be read is replaced by the next readable one in the same order, so
     the replacement is the same in every run, and recorded in `unreadable`.
@@ -103,8 +101,8 @@ class Examples:
             data.frame_sampling,
             data.frame_cache_mb,
         )
-        # One shape for all: rows with less than the most are padded, with black frames at the end
-        # that no placeholder refers to.
+        # All rows have one shape: those with fewer media get black frames at the end, to which no
+        # placeholder refers.
         media = [media_in(row, model.num_frames) for row in self.rows.kinds()]
         self.num_frames = max(sum(m.num_frames for m in row) for row in media)
         self.num_visual = max(
@@ -117,22 +115,26 @@ class Examples:
         return len(self.rows)
 
     def fingerprint(self) -> list[int]:
-        """[examples, checksum of their order]: a data position is a place in just these."""
+        """Return [number of examples, checksum of their order], for which a position is valid."""
         return [len(self.rows), self.rows.checksum()]
 
     def __getitem__(self, index) -> Example:
         return self._at(index, self.data.max_text_tokens)
 
     def load(self, places_B, share: slice = slice(None)) -> Batch:
-        """One host's share of a global batch, its text padded to the smallest bucket that holds the
-        longest of the whole batch. That needs no media, so that every host finds the same one.
+        """Return one host's share of a global batch, padded to one text bucket.
+
+        It is the smallest bucket that holds the longest text of the whole batch; every host finds
+        the same one, without reading media.
         """
         room = self._room(places_B)
         return _stack([self._at(place, room) for place in places_B[share]])
 
     def _room(self, places_B) -> int:
-        """The longest is looked for among those with the most bytes, and no further than a longer
-        one could be: a host need not read or tokenise what the other hosts will.
+        """Return the text bucket of a batch.
+
+        Rows are tokenised in descending order of an upper bound of their length, until no later row
+        can be longer: a host need not read or tokenise the rows of other hosts.
         """
         rooms = (*self.data.text_buckets, self.data.max_text_tokens)
         if len(rooms) == 1:
@@ -146,8 +148,8 @@ class Examples:
         return room
 
     def _at(self, index, room: int) -> Example:
-        """The example at a place, or where its media cannot be read the next readable one whose
-        text fits.
+        """Return the example at a place or, if its media cannot be read, the next readable one
+        whose text fits.
         """
         for offset in range(len(self.rows)):
             place = (int(index) + offset) % len(self.rows)
@@ -168,8 +170,8 @@ class Examples:
         raise TooManyUnreadable("no example has readable media")
 
     def _text(self, row: dict) -> "_Text":
-        """Raises ValueError naming the row when it is no example, or longer than the room there
-        is.
+        """Return a row's tokens and media. Raises ValueError naming the row when it is malformed or
+        longer than data.max_text_tokens.
         """
         turns, room = row["conversations"], self.data.max_text_tokens
         try:
@@ -210,12 +212,12 @@ class _Text(NamedTuple):
     said: chat.Assembled
     media: list[Medium]
     length: int
-    """Text tokens, of the conversation or of the query, whichever are more."""
+    """The larger of the text tokens of the conversation and those of the query."""
 
 
 def _answers(said: chat.Assembled) -> list[int]:
-    """Positions of the tokens to predict. Nothing predicts the first, which LLaVA's labels
-    include.
+    """Return the positions of the tokens to predict, without position 0: no token predicts it,
+    although LLaVA's labels include it. Raises ValueError when there are none.
     """
     found = [i for i, flag in enumerate(said.is_answer) if flag and i > 0]
     if not found:
@@ -251,14 +253,14 @@ def batches(
     shard: int = 0,
     num_shards: int = 1,
 ) -> grain.IterDataset:
-    """Shuffled batches of one host's share; an incomplete last batch of each epoch is dropped.
+    """Return shuffled batches of one host's share; each epoch drops an incomplete last batch.
 
     The order depends on the seed alone, not on threads or hosts. The iterator's `get_state` /
     `set_state` resume it exactly.
     """
     if batch_size > len(examples):
         raise ValueError(
-            f"batch_size = {batch_size}: must be at most the {len(examples)} examples there are"
+            f"batch_size = {batch_size}: must be at most the number of examples, {len(examples)}"
         )
     if batch_size % num_shards:
         raise ValueError(f"batch_size = {batch_size}: must be divisible by the {num_shards} hosts")
@@ -272,7 +274,7 @@ def batches(
 def global_order(
     num_examples: int, batch_size: int, epochs: int, seed: int
 ) -> grain.MapDataset[np.ndarray]:
-    """Places of the examples of each global batch, int [B]."""
+    """Return a dataset of global batches, each int [B] positions of examples."""
     order = grain.MapDataset.range(num_examples).seed(seed).shuffle()
     usable = num_examples // batch_size * batch_size
     return order[:usable].repeat(epochs).batch(batch_size, drop_remainder=True)
@@ -284,10 +286,10 @@ def _stack(examples) -> Batch:
 
 
 def video_id(tokenizer: Tokenizer) -> int:
-    """Id of the placeholder that visual tokens replace."""
+    """Return the id of the placeholder that visual tokens replace."""
     return tokenizer.special[VIDEO]
 
 
 def newline_id(tokenizer: Tokenizer) -> int | None:
-    """Id that newline tokens replace; None when the tokenizer reserves none."""
+    """Return the id that newline tokens replace; None when the tokenizer reserves none."""
     return tokenizer.special.get(NEWLINE)

@@ -1,8 +1,8 @@
 """Prepared data sets: TFDS folders of ArrayRecord shards, written and read without TensorFlow.
 
-A record holds an example's id, its subset, the conversation, and of each video or image its path
-below the root of all sources, with duration and frame count of videos; never a pixel. `card.json`
-beside the shards says what the whole is. `tfds.builder` and `tfds.data_source` read the folder.
+A record holds an example's id, subset and conversation, the path of each video and image below the
+root of all sources, and the duration and frame count of videos. It holds no pixels. `card.json`
+beside the shards describes the whole set. `tfds.builder` and `tfds.data_source` read the folder.
 """
 
 import json
@@ -22,17 +22,17 @@ VERSION = "1.0.0"
 SPLIT = "train"
 CARD = "card.json"
 LENGTHS = "lengths.npy"
-"""`chat.most_tokens` of every example, int32 [examples]: batches are bucketed by it, and no host
-has to read what other hosts will.
+"""`chat.most_tokens` of every example, int32 [examples]. Batches are bucketed by it, so that no
+host reads the rows of other hosts.
 """
 _SHARD = 65_536
 """Examples a shard."""
 _GROUP = "group_size:1"
-"""Of ArrayRecord: every record is found by itself, as random access wants it."""
+"""ArrayRecord option for random access: one record a group."""
 
 
 def _features():
-    import tensorflow_datasets as tfds  # a second of imports, and only where data is prepared
+    import tensorflow_datasets as tfds  # takes a second; needed only to prepare data
 
     text, sequence = tfds.features.Text, tfds.features.Sequence
     return tfds.features.FeaturesDict(
@@ -49,7 +49,10 @@ def _features():
 
 
 def _serializer(features) -> Callable[[dict], bytes]:
-    """A record's bytes, the same in every process: by itself protobuf orders features by a hash."""
+    """Return a function from a record to its bytes, equal in every process.
+
+    Protobuf's default order of features depends on a hash that differs between processes.
+    """
     from tensorflow_datasets.core import example_serializer
 
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
@@ -70,10 +73,10 @@ def write(
     card: dict,
     progress=lambda done, total: None,
 ) -> Path:
-    """Writes the `total` rows in their order to OUT/NAME/1.0.0, which appears once it is whole.
+    """Write the `total` rows in their order to OUT/NAME/1.0.0, atomically; return that folder.
 
-    `card` goes into card.json, with `fingerprint` (a checksum of ids and media in their order) and
-    `kinds` (every [videos, images] that a row has) beside what it holds. Returns the folder.
+    card.json gets the entries of `card`, `fingerprint` (a checksum of ids and media in their order)
+    and `kinds` (every combination [videos, images] that a row has).
     """
     final = out / name / VERSION
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -146,22 +149,22 @@ def _write_metadata(folder: Path, name: str, features, lengths: list[int], size:
         data_dir=folder,
         features=features,
         split_infos=[split],
-        description="Conversations about videos; made by tools.prepare, described by card.json.",
-        check_data=False,  # it would want TensorFlow
+        description="Conversations about videos; made by vvlm prepare, described by card.json.",
+        check_data=False,  # needs TensorFlow
     )
-    # The folder's name is that of the version, which a partial one does not have yet.
+    # TFDS takes name and version from the folder's path, which the partial folder lacks.
     path = folder / "dataset_info.json"
     info = json.loads(path.read_text()) | {"name": name, "version": VERSION}
     path.write_text(json.dumps(info, indent=1) + "\n")
 
 
 def is_prepared(folder: str | Path) -> bool:
-    """Whether this is a folder that `write` made."""
-    return files.exists(files.place(folder) / CARD)
+    """Return whether a folder was made by `write`."""
+    return files.exists(files.path_of(folder) / CARD)
 
 
 def _check_shard(path, length: int) -> None:
-    """A shard that is missing or cut would otherwise be noticed in the middle of a run."""
+    """Raise ValueError for a truncated shard now, not in the middle of a run."""
     from array_record.python import array_record_module
 
     reader = array_record_module.ArrayRecordReader(str(path))
@@ -173,16 +176,16 @@ def _check_shard(path, length: int) -> None:
 
 
 class PreparedRows(Sequence):
-    """Rows of a prepared set in LLaVA's form, read when they are asked for. Threads may share it.
+    """Rows of a prepared set in LLaVA's form, read on access. Threads may share it.
 
-    A bucket's is copied to this machine first: ArrayRecord reads files here. Raises ValueError
-    naming the folder when it is not whole.
+    A set in a bucket is copied to this machine first, because ArrayRecord reads local files. Raises
+    ValueError naming the folder when the set is incomplete.
     """
 
     def __init__(self, folder: str | Path):
         import tensorflow_datasets as tfds
 
-        self.folder = files.place(folder)
+        self.folder = files.path_of(folder)
         card = files.read_bytes(self.folder / CARD)
         self.card = json.loads(card)
         copy = files.local_copy(self.folder, card)
@@ -193,8 +196,8 @@ class PreparedRows(Sequence):
                 _check_shard(path, length)
             self._source = builder.as_data_source(SPLIT)
             self.most_tokens = np.load(copy / LENGTHS)
-        except Exception as e:  # whatever TFDS and ArrayRecord say of files that are not there
-            raise ValueError(f"{self.folder}: not a whole data set: {e}".split("\n")[0]) from e
+        except Exception as e:  # TFDS and ArrayRecord raise many types for missing files
+            raise ValueError(f"{self.folder}: incomplete data set: {e}".split("\n")[0]) from e
         for holds, what in ((len(self), "examples"), (len(self.most_tokens), "lengths")):
             if holds != self.card["examples"]:
                 raise ValueError(
@@ -220,7 +223,7 @@ class PreparedRows(Sequence):
         return row
 
     def about(self, index) -> dict:
-        """What is known of a row beside its conversation: subset, duration_s and num_frames."""
+        """Return a row's subset, and the duration_s and num_frames of its videos."""
         record = self._source[int(index)]
         return {
             "subset": record["subset"].decode(),

@@ -1,4 +1,4 @@
-"""The rows that a run chooses from, whether they lie in an annotation file or a prepared set."""
+"""Open the rows that a run chooses from: an annotation file or a prepared data set."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -13,28 +13,31 @@ from vvlm_jax.storage import files
 
 
 def open_rows(annotations: str | Path) -> list[dict] | PreparedRows:
-    """Rows of a LLaVA-style file, or of a folder that `tools.prepare` made."""
-    path = files.place(annotations)
+    """Return the rows of a LLaVA-style file, or of a folder that `vvlm prepare` made.
+
+    Raises ValueError naming the path when it is neither.
+    """
+    path = files.path_of(annotations)
     if is_prepared(path):
         return PreparedRows(path)
-    if files.is_dir(path):
-        raise ValueError(f"{path}: no data set that tools.prepare made (data.annotations)")
+    if path.is_dir():
+        raise ValueError(f"{path}: not a data set that vvlm prepare made (data.annotations)")
     return read_conversations(path)
 
 
 def count_rows(annotations: str | Path) -> int:
-    """How many there are."""
+    """Return the number of rows."""
     return len(open_rows(annotations))
 
 
 class Chosen(Sequence):
-    """Some of the rows, in an order. Those of a prepared set stay on disk."""
+    """A selection of rows in a given order. Rows of a prepared set stay on disk."""
 
     def __init__(self, rows: list[dict] | PreparedRows, numbers_N: np.ndarray):
         self.numbers_N, self._prepared = numbers_N, None
         if isinstance(rows, PreparedRows):
             self._prepared = rows
-        else:  # the others can go
+        else:  # drop the other rows
             self._rows = [rows[i] for i in numbers_N]
 
     def __len__(self) -> int:
@@ -46,15 +49,15 @@ class Chosen(Sequence):
         return self._rows[place]
 
     def most_tokens(self, places, system: str) -> list[int]:
-        """`chat.most_tokens` of the rows at these places; of a prepared set none is read for it."""
+        """Return `chat.most_tokens` of the rows at these places, without reading prepared rows."""
         if self._prepared is None:
             return [chat.most_tokens(self[place]["conversations"], system) for place in places]
         more = chat.most_tokens([], system) - chat.most_tokens([])
         return (self._prepared.most_tokens[self.numbers_N[places]] + more).tolist()
 
     def kinds(self) -> Iterator[dict]:
-        """Rows with as many media as any has: those of the choice, or one of each kind that the
-        prepared set has.
+        """Yield rows that cover every combination of media counts: all selected rows, or one dummy
+        row for each combination that a prepared set lists in its card.
         """
         if self._prepared is None:
             yield from self._rows
@@ -63,7 +66,7 @@ class Chosen(Sequence):
             yield {"video": ["?"] * videos, "image": ["?"] * images}
 
     def checksum(self) -> int:
-        """Of what is chosen and its order; in other data it is another."""
+        """Return a checksum of the selected rows and their order."""
         if self._prepared is None:
             names = "\n".join(
                 f"{row.get('id')} {row.get('video')} {row.get('image')}" for row in self._rows

@@ -1,18 +1,16 @@
-"""A seeded synthetic world in which frames, tokens a frame, model size and examples each buy
-something.
+"""A seeded synthetic world in which more frames, tokens a frame, model size and examples each help.
 
 A scene is a 4 × 4 board of small coloured shapes, still for the whole clip, whose background
 flashes in one colour for a while, short or long, at a random time. Three questions:
 
-- `flash` (open-ended, scored exactly): the flash's colour. Seen only if a sampled frame falls on
-it: frames.
-- `cell` (open-ended, scored exactly): what is at a named cell. Needs one place among 16: tokens a
-frame.
-- `most` (multiple choice, A–D): the most frequent colour of four. Combines sixteen facts with a
-list of
-  options: model size.
+- `flash` (open-ended, scored exactly): the flash's colour. Visible only if a sampled frame falls on
+  it, so it needs frames.
+- `cell` (open-ended, scored exactly): the colour of a named cell. It needs the position of one cell
+  of 16, so tokens a frame.
+- `most` (multiple choice, A–D): the most frequent colour of four. It combines sixteen facts with a
+  list of options, so it needs a larger model.
 
-Everything here is made up; nothing resembles a benchmark's data.
+All data are synthetic and resemble no benchmark.
 """
 
 import json
@@ -57,7 +55,7 @@ _GROUND = (70, 70, 78)
 
 @dataclass(frozen=True)
 class Scene:
-    """What there is to see: `board[i]` is the colour index of cell i, row-major."""
+    """The content of a clip: `board[i]` is the colour index of cell i, row-major."""
 
     board: tuple[int, ...]
     shapes: tuple[int, ...]
@@ -68,7 +66,7 @@ class Scene:
 
 
 def make_scene(rng: np.random.Generator, num_frames: int = 16, flash_lengths=(2,)) -> Scene:
-    """Draws a scene; the flash has one of the lengths and lies inside the clip."""
+    """Return a random scene; the flash has one of the lengths and is inside the clip."""
     flash_length = int(rng.choice(flash_lengths))
     return Scene(
         board=tuple(rng.integers(len(NAMES), size=SIDE * SIDE).tolist()),
@@ -81,7 +79,7 @@ def make_scene(rng: np.random.Generator, num_frames: int = 16, flash_lengths=(2,
 
 
 def _shape_masks(cell: int) -> np.ndarray:
-    """bool [3, cell, cell]: a square, a disc and a diamond, each about 60% of the cell wide."""
+    """Return bool [3, cell, cell]: a square, a disc and a diamond, about 60% of a cell wide."""
     y, x = np.mgrid[:cell, :cell] - (cell - 1) / 2
     r = 0.32 * cell
     return np.stack(
@@ -94,7 +92,7 @@ def _shape_masks(cell: int) -> np.ndarray:
 
 
 def render(scene: Scene, size: int = 48) -> np.ndarray:
-    """uint8 [T, size, size, 3]: the clip's frames."""
+    """Return the frames of a clip, uint8 [T, size, size, 3]."""
     cell = size // SIDE
     masks = _shape_masks(cell)[list(scene.shapes)]
     mask = masks.reshape(SIDE, SIDE, cell, cell).transpose(0, 2, 1, 3).reshape(size, size, 1)
@@ -110,10 +108,9 @@ def render(scene: Scene, size: int = 48) -> np.ndarray:
 def question(
     scene: Scene, task: str, rng: np.random.Generator, cells=range(SIDE * SIDE)
 ) -> dict | None:
-    """{"task", "question", "answer", "prompt"} and, for multiple choice, {"options"}: four distinct
-    colours.
+    """Return {task, question, answer, prompt} and, for multiple choice, options and reply.
 
-    Only the given `cells` count. None when `most` finds no single most frequent colour.
+    Only the given `cells` count. Return None when `most` has no single most frequent colour.
     """
     if task == "flash":
         return _open(task, "which colour flashes ?", NAMES[scene.flash])
@@ -148,9 +145,7 @@ def _choice(task, text, options, letter):
 
 
 def valid_replies(row: dict) -> list[str]:
-    """Every reply with the form of an answer to a question of the validation file: those among
-    which `CHANCE` guesses.
-    """
+    """Return all replies in the form of an answer to a validation question, as `CHANCE` counts."""
     if row["task"] == "most":
         return [f"{name} {letter}" for letter, name in zip(LETTERS, row["options"], strict=True)]
     place = row["answer"].split()[:-1]
@@ -158,24 +153,24 @@ def valid_replies(row: dict) -> list[str]:
 
 
 def caption(scene: Scene, cells=range(SIDE * SIDE), lit: bool = True) -> str:
-    """The given cells with their colours, a word each, in reading order; then the flash, if lit."""
+    """Return the given cells with their colours in reading order; then the flash, if lit."""
     words = [f"{CELLS[i]}{NAMES[scene.board[i]]}" for i in sorted(cells)]
     return " ".join(words + [f"flash{NAMES[scene.flash]}"] * lit)
 
 
 def conversation(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
-    """A LLaVA conversation about a clip: `turns` is ((task, how many), …), asked in random order.
+    """Return a LLaVA conversation about a clip: `turns` is ((task, count), …), in random order.
 
-    The request to describe the clip comes last, so that no answer can be copied from it.
+    The request to describe the clip is last, so that no answer can be copied from it.
     """
     asked = _asked(scene, turns, rng, range(SIDE * SIDE))
     return _dialogue("<video>\n", [*asked, _describe(scene)])
 
 
 def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
-    """The same conversation with the scene told in words, in random order, often only a part of it.
+    """Return such a conversation about a text that lists some facts of a scene, in random order.
 
-    Few facts are an easy start for look-ups. Describing and sorting drill the same skills densely.
+    Short lists make look-ups easy at first; describing and sorting train the same skills densely.
     """
     cells = _some_cells(rng)
     facts = caption(scene, cells).split()
@@ -185,7 +180,7 @@ def story(scene: Scene, turns, rng: np.random.Generator) -> list[dict]:
 
 
 def _some_cells(rng):
-    """From one cell to all of them, any number equally often: few make an easy start."""
+    """Return a random number of random cells, from one to all."""
     return rng.permutation(SIDE * SIDE)[: rng.integers(1, SIDE * SIDE + 1)].tolist()
 
 
@@ -194,7 +189,7 @@ def _describe(scene, cells=range(SIDE * SIDE), lit=True):
 
 
 def _sorting(rng):
-    """A list of lettered colours to be put in order: drill in finding the letter of an option."""
+    """Return a request to sort lettered colours, which trains finding the letter of an option."""
     order = rng.permutation(len(NAMES))
     listed = " ".join(
         f"{letter} {NAMES[c]}" for letter, c in zip(_LIST_LETTERS, order, strict=True)
@@ -204,7 +199,7 @@ def _sorting(rng):
 
 
 def _askable(rng, num_frames, flash_lengths):
-    """A scene with a most frequent colour."""
+    """Return a scene with a single most frequent colour."""
     while True:
         scene = make_scene(rng, num_frames, flash_lengths)
         if question(scene, "most", rng):
@@ -212,9 +207,9 @@ def _askable(rng, num_frames, flash_lengths):
 
 
 def _quizzes(rng, count, num_frames, flash_lengths):
-    """`count` times a scene and one question a task, every answer equally often (to within one).
+    """Yield `count` scenes with one question a task, every answer equally often (to within one).
 
-    Whoever always says the same then scores chance exactly, and not chance in the long run.
+    A model that always gives the same answer then scores exactly `CHANCE`.
     """
     targets = [rng.permutation(np.arange(count) % len(NAMES)) for _ in TASKS]
     letters = rng.permutation(np.arange(count) % len(LETTERS))
@@ -235,7 +230,7 @@ def _quizzes(rng, count, num_frames, flash_lengths):
 
 
 def _asked(scene, turns, rng, cells):
-    """The questions of a conversation, in random order."""
+    """Return the questions of a conversation, in random order."""
     tasks = [task for task, count in turns for _ in range(count)]
     asked = [question(scene, task, rng, cells) for task in rng.permutation(tasks)]
     return [q for q in asked if q]
@@ -253,13 +248,13 @@ def _dialogue(opening, questions):
 
 
 def write_tokenizer(folder: Path) -> None:
-    """`tokenizer.json` over the world's closed vocabulary."""
+    """Write `tokenizer.json` over the closed vocabulary."""
     folder.mkdir(parents=True, exist_ok=True)
     word_level(WORDS).save(str(folder / "tokenizer.json"))
 
 
 def write_stories(folder: Path, count: int, turns, seed: int) -> None:
-    """`stories.json`: text-only conversations for language-model pretraining."""
+    """Write `stories.json`: text-only conversations for language-model pretraining."""
     rng = np.random.default_rng([seed, 1])
     _write_json(
         folder / "stories.json",
@@ -271,9 +266,7 @@ def write_stories(folder: Path, count: int, turns, seed: int) -> None:
 
 
 def write_captions(folder: Path, count: int, size: int, seed: int, on_done=None) -> None:
-    """`captions.json` and `pictures/*.png`: single frames, half of them lit by a flash, with
-    captions.
-    """
+    """Write `captions.json` and `pictures/*.png`: captioned single frames, half lit by a flash."""
     rng = np.random.default_rng([seed, 2])
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
     rows = []
@@ -303,11 +296,11 @@ def write_videos(
     seed,
     on_done=None,
 ):
-    """`{split}/*.mp4` (H.264, one frame a second) and their annotations.
+    """Write `{split}/*.mp4` (H.264, one frame a second) and their annotations.
 
     `train` writes `train.json`, one conversation a clip; any other split writes `{split}.jsonl`,
     one question a task and clip, answers balanced. Splits draw from different seeds, so no clip is
-    in two of them. Files that are there already are kept, so an interrupted call continues.
+    in two of them. Existing files are kept, so an interrupted call continues.
     """
     rng = np.random.default_rng([seed, 3 if split == "train" else 4])
     (folder / split).mkdir(parents=True, exist_ok=True)
@@ -340,6 +333,6 @@ def write_videos(
 
 
 def _write_json(path: Path, rows) -> None:
-    # Atomic, because the presence of the file says that its media are there too.
+    # Atomic, because the file's presence tells that its media are complete.
     rows = ",\n".join(json.dumps(row) for row in rows)
     atomic.write_text(path, f"[\n{rows}\n]\n")

@@ -1,8 +1,7 @@
-"""Text to ids with any Hugging Face `tokenizer.json` that knows Llama 3's or ChatML's special
-tokens.
+"""Encode text with a Hugging Face `tokenizer.json` that has Llama 3's or ChatML's special tokens.
 
-`tokenizers` is the library that transformers' own tokenizers run on; alone it loads sixteen times
-faster and brings no model code along.
+transformers' tokenizers run on the library `tokenizers`; without transformers it loads sixteen
+times faster.
 """
 
 from dataclasses import dataclass, field
@@ -13,11 +12,11 @@ import tokenizers
 BOS, EOT = "<|begin_of_text|>", "<|eot_id|>"
 HEADER_START, HEADER_END = "<|start_header_id|>", "<|end_header_id|>"
 VIDEO, NEWLINE = "<|reserved_special_token_0|>", "<|reserved_special_token_1|>"
-"""Where visual tokens and newline tokens go: ids that Llama 3 reserves and never uses, so that no
-text can be mistaken for them.
+"""Placeholders of visual tokens and newline tokens: ids that Llama 3 reserves and never uses, so
+that no text encodes to them.
 """
 SPECIAL = (BOS, EOT, HEADER_START, HEADER_END, VIDEO)
-"""What a Llama 3 tokenizer must have."""
+"""Special tokens that a Llama 3 tokenizer must have."""
 FAMILIES = {
     "llama3": {token: token for token in (*SPECIAL, NEWLINE)},
     "chatml": {
@@ -27,13 +26,11 @@ FAMILIES = {
         NEWLINE: "<|vision_pad|>",
     },
 }
-"""What the parts of the chat format, by their Llama 3 names, are called in a family; ChatML is
-Qwen2.5's.
-"""
+"""{family: {Llama 3 name of a part of the chat format: its token}}. ChatML is Qwen2.5's format."""
 _ELSEWHERE = {"<|video_pad|>": "<video>", "<|vision_pad|>": "<image>"}
-"""LLaVA-OneVision's tokenizers are Qwen2's, which lack Qwen2.5's ids for vision, and add these."""
+"""LLaVA-OneVision uses Qwen2's tokenizers, which lack Qwen2.5's vision tokens and add these."""
 _MEND = (
-    "put the tokenizer.json of Llama 3 or Qwen2.5 (ChatML) in its place, or add what is lacking "
+    "put the tokenizer.json of Llama 3 or Qwen2.5 (ChatML) in its place, or add the missing tokens "
     "to its added_tokens under ids that the model embeds"
 )
 _ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|endoftext|>")
@@ -41,53 +38,55 @@ _ENDS = ("<|end_of_text|>", "<|eom_id|>", "<|endoftext|>")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A loaded tokenizer and the ids that the chat format needs, by their Llama 3 names."""
+    """A loaded tokenizer with the ids that the chat format needs, by their Llama 3 names."""
 
     backend: tokenizers.Tokenizer
     special: dict[str, int] = field(repr=False)
     family: str = "llama3"
-    """Key of `FAMILIES`: the chat format this tokenizer is made for."""
+    """Key of `FAMILIES`: the chat format of this tokenizer."""
     more_ends: tuple[int, ...] = ()
-    """Ids that end a reply too, as a model's `generation_config.json` says."""
+    """Further ids that end a reply, from a model's `generation_config.json`."""
 
     @property
     def vocab(self) -> int:
-        """Number of ids, special ones included."""
+        """Return the number of ids, special ones included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def stop_ids(self) -> tuple[int, ...]:
-        """Ids that end a reply: the end of a turn first, then the ends of text there are."""
+        """Return the ids that end a reply: the end of a turn first, then the known ends of text."""
         ends = [self.backend.token_to_id(token) for token in _ENDS]
         known = (self.special[EOT], *(id for id in ends if id is not None), *self.more_ends)
         return tuple(dict.fromkeys(known))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of plain text: nothing is added before or after. Raises ValueError for half a
-        character, which JSON may hold.
+        """Return the ids of plain text, without special tokens before or after.
+
+        Raises ValueError for an unpaired UTF-16 surrogate, which JSON may contain.
         """
         try:
             return self.backend.encode(text, add_special_tokens=False).ids
         except TypeError:
-            raise ValueError("holds half a character (a lone surrogate)") from None
+            raise ValueError("contains an unpaired UTF-16 surrogate") from None
 
     def decode(self, ids) -> str:
-        """Text of ids, special tokens left out."""
+        """Return the text of ids, without special tokens."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True).strip()
 
 
 def load(path: str | Path) -> Tokenizer:
-    """Reads `path` or `path/tokenizer.json`. Raises ValueError when it is missing, or lacks a
-    special token of the family it comes nearest to.
+    """Read `path` or `path/tokenizer.json`.
+
+    Raises ValueError when it is missing, or lacks a special token of the family closest to it.
     """
     return _load(path)[1]
 
 
 def load_for(path: str | Path, prompt: str, newline: str, vocab: int) -> Tokenizer:
-    """`load`, for a model with this `data.prompt` and `model.newline` that embeds `vocab` ids.
+    """Read a tokenizer for a model with this `data.prompt` and `model.newline` and `vocab` ids.
 
-    Raises ValueError, too, when the tokenizer is another chat format's than `prompt` (a plain model
-    takes any), lacks the token that newlines need, or has ids that the model does not embed.
+    Raises ValueError as `load`, and when the tokenizer has another chat format than `prompt` (plain
+    takes any), lacks the token for newlines, or has more ids than the model embeds.
     """
     file, tok = _load(path)
     if prompt not in ("plain", tok.family):
@@ -109,7 +108,7 @@ def load_for(path: str | Path, prompt: str, newline: str, vocab: int) -> Tokeniz
 
 
 def _load(path: str | Path) -> tuple[Path, Tokenizer]:
-    """(file, what is in it)."""
+    """Return (file, tokenizer)."""
     file, backend = _read(path)
     family, special = _nearest_family(backend)
     spelt = FAMILIES[family]
@@ -124,14 +123,15 @@ def _spelling(token: str) -> str:
 
 
 def special_ids(path: str | Path) -> dict[str, int]:
-    """Ids of the special tokens that a tokenizer has, by their Llama 3 names; of another family's
-    there may be none. Raises ValueError when the file is missing or damaged.
+    """Return the ids of a tokenizer's special tokens, by their Llama 3 names; maybe none.
+
+    Raises ValueError when the file is missing or damaged.
     """
     return _nearest_family(_read(path)[1])[1]
 
 
 def _read(path: str | Path):
-    """(file, tokenizer)."""
+    """Return (file, backend). Raises ValueError when the file is missing or damaged."""
     path = Path(path)
     file = path / "tokenizer.json" if path.is_dir() else path
     if not file.is_file():
@@ -142,12 +142,12 @@ def _read(path: str | Path):
         backend = tokenizers.Tokenizer.from_file(str(file))
     except Exception as e:  # the library raises nothing narrower
         raise ValueError(f"{file}: not a tokenizer: {e}") from None
-    backend.encode_special_tokens = True  # what text spells is text
+    backend.encode_special_tokens = True  # text that spells a special token stays text
     return file, backend
 
 
 def _nearest_family(backend) -> tuple[str, dict[str, int]]:
-    """The family of which a tokenizer lacks the smallest share, and the ids that it has."""
+    """Return the family whose special tokens are most complete, and the ids that were found."""
     found = {name: _special(backend, spelt) for name, spelt in FAMILIES.items()}
 
     def lacks(name):
@@ -168,10 +168,10 @@ def _special(backend, spelt: dict[str, str]) -> dict[str, int]:
 
 
 def word_level(words) -> tokenizers.Tokenizer:
-    """A small closed-vocabulary tokenizer: one id a word, split at white space and punctuation.
+    """Return a small closed-vocabulary tokenizer: one id a word, split at spaces and punctuation.
 
-    Ids follow the order given, after the special tokens, so equal word lists give equal ids; the
-    newline token, which few models use, comes last.
+    Ids follow the given order, after the special tokens, so equal word lists give equal ids; the
+    newline token, which few models use, is last.
     """
     vocab = {w: i for i, w in enumerate([*SPECIAL, "<unk>", "\n\n", "\n", *words, NEWLINE])}
     model = tokenizers.models.WordLevel(vocab, unk_token="<unk>")

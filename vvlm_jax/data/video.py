@@ -1,13 +1,13 @@
 """Read chosen frames of a video exactly; write small videos reproducibly.
 
-A frame is called by its rank in presentation order: 0 is the first one shown. Headers lie about
-how many there are and `rank / fps` is wrong as soon as the frame rate varies, so one pass over the
-packets, which decodes nothing, lists the time at which each frame is shown. Rank and time are then
-the same thing, and a decoded frame is recognised by its time. Where a container stores no such
-times (AVI), the whole file is decoded and its frames are counted as they come out.
+A frame is identified by its rank in presentation order: 0 is the first one. Headers are often wrong
+about the number of frames, and `rank / fps` is wrong if the frame rate varies. So one pass over the
+packets, without decoding, lists the presentation time of each frame; a decoded frame is recognised
+by its time. Where a container stores no such times (AVI), the whole file is decoded and its frames
+are counted.
 
-Whatever cannot be read raises VideoError: no frame is ever made up or silently repeated.
-A folder of images is a video too, sorted by name.
+A frame that cannot be read raises VideoError; none is made up or silently repeated. A folder of
+images, sorted by name, is a video too.
 """
 
 import os
@@ -35,22 +35,22 @@ from vvlm_jax.data.container import (
     truncated,
 )
 from vvlm_jax.data.frames import resize_square
-from vvlm_jax.storage.files import Fetched, fetched, is_dir, place, reaching
+from vvlm_jax.storage.files import AnyPath, Fetched, fetched, path_of
 
 FOLDER_FPS = 2.0  # LLaVA-Hound ships folders of frames, two a second
 IMAGE_SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
-_SEEK_GAIN = 24  # frames of decoding that a seek must save to be worth making
-# On small frames x264's macroblock tree reads memory that nobody wrote: with it, writing the same
-# 48 × 48 clip 60 times gives half a dozen different files.
+_SEEK_GAIN = 24  # a seek must save this many decoded frames to be faster
+# On small frames x264's macroblock tree reads uninitialised memory: with it, 60 encodings of one
+# 48 × 48 clip give about six different files.
 _X264 = {"preset": "fast", "mbtree": "0"}
-# Before PyAV 17 colours were always converted on one thread; since then, on all unless told.
+# PyAV 17 and later convert colours on all threads by default; earlier versions use one.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `choose` may look at. Height and width are those of upright pixels."""
+    """Properties of a video for `choose`. Height and width are those of upright pixels."""
 
     num_frames: int
     fps: float  # average over the video
@@ -61,12 +61,12 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike, *, folder_fps: float = FOLDER_FPS) -> VideoInfo:
-    """Count and measure a video file, or a folder of images taken at `folder_fps`.
+    """Return the properties of a video file, or of a folder of images taken at `folder_fps`.
 
-    The count comes from the packets, not from the header. One frame is decoded, for its size and
-    rotation. Raises VideoError as `read_frames` does.
+    The frame count is that of the packets, not of the header. One frame is decoded, for its size
+    and rotation. Raises VideoError as `read_frames` does.
     """
-    path = fetched(place(path))
+    path = fetched(path_of(path))
     if _is_folder(path):
         return _folder_info(path, _folder_images(path), folder_fps)
     scan = scan_file(path)
@@ -81,16 +81,16 @@ def read_frames(
     size: int | None = None,
     folder_fps: float = FOLDER_FPS,
 ) -> np.ndarray:
-    """The chosen frames: uint8 [T, H, W, 3] RGB, upright.
+    """Return the chosen frames: uint8 [T, H, W, 3] RGB, upright.
 
-    `choose(info)` gives T native indices, non-decreasing; an index may repeat and is decoded once.
+    `choose(info)` returns T native indices, non-decreasing; a repeated index is decoded once.
     With `size`, each frame is resized to size × size by PIL bicubic as in `frames.resize_square`.
     Decoding uses one thread, so that many workers can read at once.
 
-    Raises VideoError if the file is missing, empty, cut short, not a video, or without one of the
+    Raises VideoError if the file is missing, empty, truncated, not a video, or lacks one of the
     chosen frames; ValueError if the choice is out of order or out of range.
     """
-    path = fetched(place(path))
+    path = fetched(path_of(path))
     if _is_folder(path):
         return _read_folder(path, choose, size, folder_fps)
     scan = scan_file(path)
@@ -120,9 +120,9 @@ def write_video(
 ) -> None:
     """Encode uint8 [T, H, W, 3] RGB frames; the suffix of `path` names the container.
 
-    Stored as yuv420p, so height and width must be even. `options` go to the encoder and win over
-    the defaults, which for libx264 make the same input give the same bytes. The file appears under
-    its name only once it is whole. Raises ValueError for frames that cannot be stored.
+    Stored as yuv420p, so height and width must be even. `options` of the encoder override
+    the defaults, with which libx264 gives the same bytes for the same input. The file is written
+    atomically. Raises ValueError for frames that cannot be stored.
     """
     path = Path(path)
     _check_frames(frames_THWC)
@@ -156,14 +156,14 @@ def _info(scan: Scan, first: av.VideoFrame) -> VideoInfo:
 def _checked_choice(
     choose: Callable[[VideoInfo], np.ndarray], info: VideoInfo
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct indices [U] and, for each of T places, which of them belongs there."""
+    """Return the distinct indices [U], and int [T], the position of each frame among them."""
     chosen = np.asarray(choose(info))
     if chosen.ndim != 1 or not len(chosen) or not np.issubdtype(chosen.dtype, np.integer):
-        raise ValueError(f"choose: must give a list of frame indices, gave {chosen!r}")
+        raise ValueError(f"choose: must return a list of frame indices, got {chosen!r}")
     if chosen[0] < 0 or chosen[-1] >= info.num_frames or (np.diff(chosen) < 0).any():
         raise ValueError(
             f"choose: indices must be non-decreasing in 0..{info.num_frames - 1}, "
-            f"gave {chosen.tolist()}"
+            f"got {chosen.tolist()}"
         )
     return np.unique(chosen, return_inverse=True)
 
@@ -177,7 +177,7 @@ def _read_by_time(
     wanted: set[int],
     convert: Callable[[av.VideoFrame], np.ndarray],
 ) -> list[np.ndarray] | None:
-    """Walk or seek to each rank in turn; None if the decoder does not keep the packets' times."""
+    """Decode or seek to each rank in turn; None if the decoder does not keep presentation times."""
     if scan.pts_N is None:
         return None
     images, position = [], 0
@@ -206,7 +206,9 @@ def _frame_at(frames: Iterator[av.VideoFrame], pts: int) -> av.VideoFrame | None
 def _read_by_rank(
     path: File, scan: Scan, ranks: np.ndarray, convert: Callable[[av.VideoFrame], np.ndarray]
 ) -> list[np.ndarray]:
-    """Decode all and count. The count must agree: a loss anywhere would shift what follows."""
+    """Decode the whole file and pick frames by count. Raises VideoError if the count is short:
+    a missing frame would shift all later ones.
+    """
     wanted, images, count = set(ranks.tolist()), [], 0
     with opened(path) as (container, stream):
         for frame in decoded(container, stream):
@@ -220,14 +222,14 @@ def _read_by_rank(
 
 # Pixels.
 
-# What `_pose` finds, in degrees counter-clockwise; other poses mirror.
+# Values of `_pose` in degrees counter-clockwise; the other poses are mirrored.
 _ROTATIONS = {(False, 1, 1): 0, (True, -1, 1): 90, (False, -1, -1): 180, (True, 1, -1): 270}
 
 
 def _pose(frame: av.VideoFrame) -> tuple[bool, int, int]:
-    """(swap axes, row step, column step) that put stored pixels upright.
+    """Return (swap axes, row step, column step), which turn stored pixels upright.
 
-    The display matrix sends the stored point (x, y) to (a·x + c·y, b·x + d·y).
+    The display matrix maps the stored point (x, y) to (a·x + c·y, b·x + d·y).
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
@@ -239,7 +241,10 @@ def _pose(frame: av.VideoFrame) -> tuple[bool, int, int]:
 
 
 def _converter(first: av.VideoFrame, size: int | None) -> Callable[[av.VideoFrame], np.ndarray]:
-    """Decoded frame → upright RGB. The reformatter is shared: making one costs 0.2 ms."""
+    """Return a function from a decoded frame to upright RGB.
+
+    It shares one reformatter, which takes 0.2 ms to construct.
+    """
     swapped, down, right = _pose(first)
     to_rgb = VideoReformatter()
 
@@ -262,12 +267,11 @@ def _stacked(path: File, images: list[np.ndarray], places: np.ndarray) -> np.nda
 
 
 def _is_folder(path: File) -> bool:
-    return not isinstance(path, Fetched) and is_dir(path)
+    return not isinstance(path, Fetched) and path.is_dir()
 
 
-def _folder_images(path: Path) -> list[Path]:
-    with reaching(path):
-        visible = [p for p in path.iterdir() if not p.name.startswith(".")]
+def _folder_images(path: AnyPath) -> list[AnyPath]:
+    visible = [p for p in path.iterdir() if not p.name.startswith(".")]
     images = sorted(p for p in visible if p.suffix.lower() in IMAGE_SUFFIXES)
     if not images:
         raise VideoError(f"{path}: no images in this folder ({' '.join(IMAGE_SUFFIXES)})")
@@ -292,9 +296,10 @@ def _read_folder(
     return _stacked(path, images, places)
 
 
-def _read_image(path: Path) -> np.ndarray:
+def _read_image(path: AnyPath) -> np.ndarray:
+    file = fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
     try:
-        with Image.open(fetched(path)) as image:
+        with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))
     except OSError as error:
         raise VideoError(f"{path}: not an image: {error}; {AGAIN}") from error

@@ -7,23 +7,23 @@ LETTER_PROMPT = "Answer with the option's letter from the given choices directly
 
 
 LETTERS = "ABCDEFGH"
-"""Of the options of a question, in order."""
+"""Letters of a question's options, in order."""
 
 
 def format_options(options, letters: str = LETTERS) -> str:
-    """`A. cat\\nB. dog`: one option a line."""
+    """Return the options one a line, `A. cat\\nB. dog`."""
     return "\n".join(
         f"{letter}. {option}" for letter, option in zip(letters, options, strict=False)
     )
 
 
 def parse_letter(reply: str, num_options: int, letters: str = LETTERS) -> str | None:
-    """The option letter a reply names, or None.
+    """Return the option letter that a reply names, or None.
 
-    What names it, the surest first: nothing but the letter; a letter before a sign (`B.`, `(B)`,
-    `B:`) at the start; the last `answer is B` or `Answer: B`; the last `(B)`; a letter at the
-    start; the last `option B`; a letter at the end. An article is no letter: "A man runs" names
-    none.
+    Tries, the surest first: nothing but the letter; a letter before a sign (`B.`, `(B)`, `B:`) at
+    the start; the last `answer is B` or `Answer: B`; the last `(B)`; a letter at the
+    start; the last `option B`; a letter at the end. An article is not a letter: "A man runs"
+    names none.
     """
     letter = rf"([{letters[:num_options]}])"
     reply = reply.strip()
@@ -43,14 +43,16 @@ def parse_letter(reply: str, num_options: int, letters: str = LETTERS) -> str | 
 
 
 def normalise(text: str) -> str:
-    """Lower case, no articles, no punctuation, single spaces; a text of articles alone stays."""
+    """Return the text in lower case without articles, punctuation and repeated spaces; articles
+    stay if there is nothing else.
+    """
     words = re.sub(r"[^\w\s]", " ", text.lower()).split()
     return " ".join([word for word in words if word not in ("a", "an", "the")] or words)
 
 
 def is_correct(reply: str, answer: str, num_options: int = 0) -> bool:
-    """True when the reply names the answer's letter (multiple choice) or equals it after
-    `normalise`.
+    """Return whether a reply names the answer's letter (multiple choice), or equals the answer
+    after `normalise`.
     """
     if num_options:
         return parse_letter(reply, num_options) == answer

@@ -1,8 +1,7 @@
-"""One request to an endpoint of the chat-completions form, and what can go wrong with it.
+"""Requests to a chat-completions endpoint, and the ways in which they fail.
 
-One form of POST request is all that is asked, so the standard library's HTTP client does: a client
-library would bring its own retries, logs and error texts, each a place where a key can come to
-light.
+The standard library's HTTP client suffices for one kind of POST request. A client library would add
+retries, logs and error texts of its own, each of which might reveal a key.
 """
 
 import contextlib
@@ -23,9 +22,10 @@ _PASSING = (408, 409, 425, 429)  # and 500 and above: the same request may work 
 
 
 class Failed(Exception):
-    """One try failed. `kind`: "passing", "refused" (this request), or "final" (all of them).
+    """A failed request.
 
-    `charged`: it may have cost something. `retry_after`: seconds that everyone is asked to wait.
+    `kind` is "passing" (retry), "refused" (this request only) or "final" (all requests). `charged`:
+    it may have cost something. `retry_after`: seconds that all requests are asked to wait.
     """
 
     def __init__(self, why: str, kind="passing", charged=False, retry_after=None):
@@ -35,12 +35,13 @@ class Failed(Exception):
 
 
 class Endpoint:
-    """Where requests are sent.
+    """A chat-completions endpoint.
 
     Args:
-      url: base of the endpoint, or its full chat-completions address. ConfigError, which does not
-        show it, for one that cannot be asked.
+      url: base of the endpoint, or its full chat-completions address.
       timeout_s: longest wait for one whole reply.
+
+    Raises ConfigError, which does not show the address, for an invalid one.
     """
 
     def __init__(self, url: str, timeout_s: float):
@@ -49,11 +50,11 @@ class Endpoint:
 
     @property
     def shown(self) -> str:
-        """The address without its query, which may hold a secret."""
+        """Return the address without its query, which may contain a secret."""
         return self._url.partition("?")[0]
 
     def post(self, body: dict, key: str) -> dict:
-        """One try; the whole reply. Raises Failed."""
+        """Send one request and return the whole reply. Raises Failed."""
         headers = {"Content-Type": "application/json", "User-Agent": "vvlm_jax"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -83,7 +84,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """A redirect would take the key to another address."""
 
     def redirect_request(self, *args):
-        """None: it is an error."""
+        """Return None, which makes a redirect an error."""
 
 
 def _of_status(error: urllib.error.HTTPError, deadline: float) -> Failed:
@@ -103,14 +104,14 @@ def _of_status(error: urllib.error.HTTPError, deadline: float) -> Failed:
 
 
 def _message(text: str) -> str:
-    """What an error body says, in one line."""
+    """Return the message of an error body, in one line."""
     with contextlib.suppress(ValueError, LookupError, TypeError):
         text = json.loads(text)["error"]["message"]
     return " ".join(str(text).split())
 
 
 def _retry_after(header: str | None, code: int) -> float | None:
-    """Seconds, from a number or a date; a 429 without one asks everyone to wait, too."""
+    """Return the seconds to wait from a number or a date; 0 for a 429 without one, else None."""
     try:
         seconds = float(header)
     except (TypeError, ValueError):
@@ -125,7 +126,7 @@ def _retry_after(header: str | None, code: int) -> float | None:
 
 
 def _read_until(response, deadline: float) -> bytes:
-    """The whole body. TimeoutError at the deadline, however slowly it drips."""
+    """Return the whole body. Raises TimeoutError at the deadline, however slowly bytes arrive."""
     parts, size = [], 0
     while part := response.read1(65536):
         parts.append(part)
@@ -141,10 +142,10 @@ def _read_until(response, deadline: float) -> bytes:
 
 
 def _checked_url(url: str) -> str:
-    """The chat-completions address. Errors do not repeat what may hold a secret."""
+    """Return the chat-completions address. Errors do not repeat it: it may contain a secret."""
     try:
         parts = urllib.parse.urlsplit(url)
-        parts.port  # noqa: B018  raises for what is no number
+        parts.port  # noqa: B018  raises for an invalid port
     except ValueError:
         raise ConfigError("judge url: not an address") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -1,4 +1,4 @@
-"""What a judge is asked about a reply to an open question, and the grade in what it says."""
+"""Grading of replies to open questions by a judge: its prompt, and its verdicts."""
 
 import ast
 import json
@@ -12,7 +12,7 @@ from vvlm_jax.eval.judge import Judge
 
 
 class Verdict(NamedTuple):
-    """A grade."""
+    """A judge's grade of one reply."""
 
     correct: bool
     score: float
@@ -28,7 +28,7 @@ _TASK = (
 
 
 def grading(question: str, answers: Sequence[str], reply: str) -> list[dict[str, str]]:
-    """Messages that ask whether `reply` means the same as (one of) `answers`."""
+    """Return messages that ask whether `reply` means the same as one of `answers`."""
     right = answers[0] if len(answers) == 1 else " / ".join(answers) + "  (any of these)"
     asked = (
         f"Question: {question}\nCorrect answer: {right}\nModel's answer: {reply}\n\n"
@@ -39,7 +39,7 @@ def grading(question: str, answers: Sequence[str], reply: str) -> list[dict[str,
 
 
 def parse_verdict(text: str) -> Verdict | None:
-    """The grade in a reply; None when it holds none.
+    """Return the verdict in a judge's reply; None when it contains none.
 
     JSON and Python dictionaries are read, with or without a code fence or words around them; `pred`
     (LMMs-Eval's word) is `correct`.
@@ -54,7 +54,7 @@ def parse_verdict(text: str) -> Verdict | None:
 
 
 def parse_score(text: str) -> float | None:
-    """The score, 0–5, in a reply that holds nothing else; None when it holds none."""
+    """Return the score, 0–5, in a judge's reply that may lack a verdict; None without one."""
     found = _dictionary(text)
     return None if found is None else _score(found)
 

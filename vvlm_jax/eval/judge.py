@@ -1,7 +1,7 @@
-"""A language model that grades free replies, behind any OpenAI-compatible endpoint.
+"""A language model as a judge, behind any OpenAI-compatible endpoint.
 
-Every request and its reply are kept on disk, so that the same evaluation run again asks nothing and
-costs nothing. What a run may cost is known before it starts, and a limit holds while it goes on.
+Every request and its reply are kept on disk, so that repeating an evaluation costs nothing. The
+most that a run can cost is known before it starts, and a limit is enforced while it runs.
 """
 
 import contextlib
@@ -24,27 +24,27 @@ from vvlm_jax.eval.endpoint import Endpoint, Failed
 from vvlm_jax.progress import JsonlWriter, Progress
 
 _USD_PER_MILLION = {"gpt-4o-mini-2024-07-18": (0.15, 0.60)}
-"""What a million tokens (read, written) cost, as public price tables have it in November 2026.
-`Plan` shows it, as prices change: `usd_per_million` tells another.
+"""Price of a million tokens (read, written) by public price tables of November 2026. Prices change:
+`Plan` shows the one used, and `usd_per_million` overrides it.
 """
 
 Messages = Sequence[dict[str, str]]
 
 
 class JudgeError(ValueError):
-    """The judge cannot go on; what it has said is kept, and the same command continues."""
+    """The judge cannot continue. Its replies so far are kept; retry the same command later."""
 
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """Which judge, how fast, and for how much."""
+    """The judge's endpoint and model, and limits of rate and cost."""
 
     url: str = "https://api.openai.com/v1"
     """Base of the endpoint, or its full chat-completions address."""
     model: str = "gpt-4o-mini-2024-07-18"
-    """Name that the endpoint knows the model by; the paper's judge by default."""
+    """The endpoint's name of the model; the paper's judge by default."""
     key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; "" for an endpoint that takes none."""
+    """Environment variable with the key; "" for an endpoint that needs none."""
     concurrency: int = 8
     """Requests under way at once."""
     per_minute: float = 480.0
@@ -52,7 +52,7 @@ class JudgeConfig:
     timeout_s: float = 60.0
     """Longest wait for one whole reply, in seconds."""
     tries: int = 7
-    """How often a request is made before the judge gives up."""
+    """Attempts at a request before the judge gives up."""
     first_wait_s: float = 1.0
     """Wait after a first failure; twice as long after each further one, up to a minute."""
     max_tokens: int = 64
@@ -64,16 +64,16 @@ class JudgeConfig:
 
 
 class Plan(NamedTuple):
-    """What asking would take."""
+    """Number and cost of the requests that `Judge.ask` would make."""
 
     asked: int
     """Different requests."""
     kept: int
-    """Those whose reply is there."""
+    """Requests whose reply is kept from before."""
     usd: float
-    """Most that the others can cost: bytes / 3 are taken as tokens, replies as long as allowed."""
+    """Upper bound on the cost of the others: a token for every 3 bytes, replies of full length."""
     spent_usd: float
-    """Cost of what is there."""
+    """Cost of the replies kept."""
     price: tuple[float, float]
     """USD for a million tokens (read, written)."""
 
@@ -87,20 +87,18 @@ class Plan(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What the judge said to one request."""
+    """The judge's reply to one request."""
 
     text: str
     refused: str = ""
-    """Why the endpoint would not answer this request; empty when it did."""
+    """Why the endpoint refused this request; empty if it answered."""
 
 
 class Judge:
-    """Asks one model; `cache_dir` keeps what it says in `replies.jsonl`.
+    """A client of one judging model that keeps replies in `cache_dir`/replies.jsonl.
 
-    Any number of threads may ask at once: together they keep the rate, the number of requests under
-    way and the limit, and equal requests are made once.
-
-    Raises ConfigError for options that cannot work.
+    Thread-safe: the limits of rate, concurrency and cost hold for all threads together, and equal
+    requests are sent once. Raises ConfigError for invalid options.
     """
 
     def __init__(self, config: JudgeConfig, cache_dir: str | Path):
@@ -112,29 +110,30 @@ class Judge:
         self._key = _Key()
 
     def require_key(self) -> None:
-        """Reads the key, which is kept: the variable may change later. Raises ConfigError, which
-        does not show it, when it is missing or no key at all.
+        """Read the key once, since the variable may change later.
+
+        Raises ConfigError, which does not show it, when it is missing or invalid.
         """
         self._key = _Key(_read_key(self.config.key_env))
 
     def plan(self, requests: Sequence[Messages]) -> Plan:
-        """What `ask` would take. Nothing is sent."""
+        """Return the number and cost of the requests that `ask` would make. Sends nothing."""
         bodies = {self._name(b): b for b in map(self._body, requests)}
         missing = [body for name, body in bodies.items() if name not in self._kept]
         cost = sum(map(self._most_usd, missing))
         return Plan(len(bodies), len(bodies) - len(missing), cost, self._account.spent, self._price)
 
     def kept(self, messages: Messages) -> str | None:
-        """What was said to a request before; None when it was not made. Nothing is sent."""
+        """Return the reply kept for a request, or None. Sends nothing."""
         return self._kept.get(self._name(self._body(messages)))
 
     def ask(self, requests: Sequence[Messages], title: str = "judge") -> list[Reply]:
-        """A reply to each request, in order; equal requests are made once.
+        """Return a reply to each request, in order; equal requests are sent once.
 
-        Raises ConfigError when the key is missing, JudgeError before anything is sent when the
-        requests could cost more than the limit, and later when the endpoint refuses them all, a
-        request has failed `tries` times, or the limit is reached. What the endpoint refuses is not
-        kept.
+        Requests that the endpoint refuses are not kept. Raises ConfigError when the key is missing,
+        and JudgeError: before anything is sent if the requests could cost more than the limit;
+        later if the endpoint refuses all of them, a request failed `tries` times, or the limit is
+        reached.
         """
         bodies = [self._body(messages) for messages in requests]
         names = [self._name(body) for body in bodies]
@@ -148,7 +147,7 @@ class Judge:
         ]
 
     def _fetch_all(self, missing: dict[str, dict], title: str) -> dict[str, str]:
-        """Fills the cache; {name: why} of the requests that the endpoint would not answer."""
+        """Fetch replies into the cache; return {name: why} of the requests that were refused."""
         cost, left = sum(map(self._most_usd, missing.values())), self._account.left
         if cost > left:
             raise JudgeError(
@@ -173,19 +172,19 @@ class Judge:
                     refused[futures[future]] = why
                 progress.update(done, f"${self._account.spent:.4f}")
         finally:
-            stop.set()  # what is under way is paid for, and waited for
+            stop.set()  # requests in flight are paid for, so their replies are waited for
             pool.shutdown(wait=True, cancel_futures=True)
             progress.close()
             writer.close()
         return refused
 
     def _fetch(self, name: str, body: dict, writer: JsonlWriter, stop: threading.Event) -> str:
-        """Asks until there is a reply; why not, when the endpoint will not answer it.
+        """Retry until there is a reply; return why not if the endpoint refuses the request.
 
-        Raises JudgeError, after which the others of the same `ask` give up quietly.
+        Raises JudgeError, after which other threads of the same `ask` stop silently.
         """
         try:
-            with self._account.alone(name):  # who waits here finds the reply that the other got
+            with self._account.alone(name):  # a second thread finds the reply of the first
                 return "" if name in self._kept else self._fetch_alone(name, body, writer, stop)
         except _Stopped:
             return ""
@@ -228,7 +227,7 @@ class Judge:
             account.back_off(tries, failed.retry_after, stop)
 
     def _usd(self, body: dict, reply: dict) -> float:
-        """What a reply cost by its own count of tokens, or at most, where it gives none."""
+        """Return the cost of a reply by its own token counts, or the upper bound without them."""
         usage = reply.get("usage")
         try:
             counts = usage["prompt_tokens"], usage["completion_tokens"]
@@ -254,7 +253,7 @@ class Judge:
 
 
 class _Account:
-    """What all who ask one judge share: its rate, its slots, its money."""
+    """State shared by the threads that use one judge: rate, slots and cost."""
 
     def __init__(self, config: JudgeConfig, spent: float):
         self.config, self.spent, self.reserved = config, spent, 0.0
@@ -265,16 +264,16 @@ class _Account:
 
     @property
     def left(self) -> float:
-        """What may still be spent."""
+        """Return the amount that may still be spent, in USD."""
         return self.config.limit_usd - self.spent
 
     def alone(self, name: str) -> threading.Lock:
-        """Held while a request is made, so that an equal one is not."""
+        """Return the lock to hold while sending a request, so that an equal one waits for it."""
         with self.lock:
             return self._alone.setdefault(name, threading.Lock())
 
     def reserve(self, usd: float) -> None:
-        """Sets money aside for what is under way, so that threads together keep the limit."""
+        """Reserve the cost of a request in flight. Raises JudgeError above the limit."""
         with self.lock:
             if self.reserved + usd > self.left + 1e-12:
                 raise JudgeError(
@@ -284,7 +283,7 @@ class _Account:
             self.reserved += usd
 
     def wait_for_turn(self, stop: threading.Event) -> None:
-        """Requests keep their distance."""
+        """Wait until the rate allows another request."""
         with self.lock:
             now = time.monotonic()
             start = self._next = max(now, self._next)
@@ -293,7 +292,7 @@ class _Account:
             raise _Stopped
 
     def back_off(self, tries: int, retry_after: float | None, stop: threading.Event) -> None:
-        """Waits after a failure; all do, where the endpoint asks for it."""
+        """Wait after a failure; delay all threads if the endpoint asks for it."""
         wait = min(60.0, self.config.first_wait_s * 2 ** (tries - 1)) * random.uniform(0.5, 1.0)
         if retry_after is None:
             stop.wait(wait)
@@ -304,11 +303,11 @@ class _Account:
 
 
 class _Stopped(Exception):
-    """Another thread has met an error."""
+    """Another thread of the same `ask` failed."""
 
 
 class _Key:
-    """A key that no message, log or `repr` shows."""
+    """A key that is never shown in messages, logs or `repr`."""
 
     def __init__(self, value: str | None = None):
         self.value = value
@@ -333,12 +332,12 @@ def _read_key(name: str) -> str:
             'variable; "" for an endpoint that takes no key)'
         )
     if not re.fullmatch(r"[\x21-\x7e]+", key):
-        raise ConfigError(f"{name}: holds characters that no key has")
+        raise ConfigError(f"{name}: contains characters that no key has")
     return key
 
 
 def _checked(config: JudgeConfig) -> tuple[float, float]:
-    """The prices of a config. Raises ConfigError for options that cannot work."""
+    """Return the prices of a config. Raises ConfigError for invalid options."""
     for name in ("concurrency", "tries", "max_tokens"):
         if getattr(config, name) < 1:
             raise ConfigError(f"judge {name} = {getattr(config, name)}: must be at least 1")
@@ -358,7 +357,7 @@ def _checked(config: JudgeConfig) -> tuple[float, float]:
 
 
 def _read_cache(path: Path) -> tuple[dict[str, str], float]:
-    """({name: reply}, what it cost); a half-written last line is passed over."""
+    """Return ({name: reply}, total cost), ignoring a truncated last line."""
     kept, spent = {}, 0.0
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(json.JSONDecodeError):
@@ -370,6 +369,6 @@ def _read_cache(path: Path) -> tuple[dict[str, str], float]:
 
 
 def _end_last_line(path: Path) -> None:
-    """So that what is appended does not continue a line that was never finished."""
+    """Terminate a truncated last line, so that the next entry starts on its own."""
     if path.is_file() and (text := path.read_bytes()) and not text.endswith(b"\n"):
         path.write_bytes(text + b"\n")

@@ -6,10 +6,10 @@ By name, through the entry point in group `lmms_eval.models`:
 
 or as an instance: `simple_evaluate(model=VvlmJax(vlm), tasks=[…])`.
 
-Frames and tokens a frame are those of training unless told. What the LLaVA adapters do is done
-here: the video stands before the question, decoding is greedy unless a task samples, a reply may
-have 1024 tokens where the task sets no length, and a task's `until` is not looked at (LMMs-Eval's
-default, an empty line, would cut captions after their first paragraph), and space around it is cut.
+Frames and tokens a frame are those of training by default. As in LMMs-Eval's LLaVA adapters, the
+video stands before the question, decoding is greedy unless a task samples, and replies have at
+most 1024 tokens where the task sets no length. A task's `until` is ignored, because its default, an
+empty line, would cut captions after their first paragraph. Space around replies is stripped.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from vvlm_jax.progress import JsonlWriter, Progress
 
 
 class VvlmJax(lmms):
-    """A `VideoVLM` behind LMMs-Eval's interface ("simple" requests).
+    """Adapter of a `VideoVLM` to LMMs-Eval's interface for "simple" requests.
 
     Args:
       pretrained: folder of a finished stage or an imported model, or a loaded `VideoVLM`.
@@ -42,16 +42,16 @@ class VvlmJax(lmms):
       max_new_tokens: longest reply of tasks that set none.
       dtype: compute dtype of a folder's model, in place of its own.
       replies: JSONL file to which replies are appended and from which an interrupted evaluation
-        takes what it has; None keeps nothing.
+        is continued; None keeps nothing.
       max_unreadable: share of the questions whose video may be unreadable; their reply is empty.
-      device, max_batch_size: of LMMs-Eval's command line; not looked at.
+      device, max_batch_size: options of LMMs-Eval's command line; ignored.
 
     Raises ConfigError for options that cannot work, VideoError for too many unreadable videos.
     """
 
     is_simple = True
     name = "vvlm_jax"
-    """By which task files know models; none has a prompt of its own for this one."""
+    """Name under which task files may define prompts for a model; none does for this one."""
 
     def __init__(
         self,
@@ -88,12 +88,12 @@ class VvlmJax(lmms):
         self._images = Path(tempfile.mkdtemp(prefix="vvlm_jax-images-"))
         weakref.finalize(self, shutil.rmtree, self._images, ignore_errors=True)
         self.unreadable: dict[str, str] = {}
-        """Videos that could not be read, and why."""
+        """{unreadable video: error}."""
         self.unanswered: set[tuple] = set()
-        """(task, number) of the questions about them."""
+        """(task, document id) of questions about unreadable videos."""
 
     def generate_until(self, requests) -> list[str]:
-        """A reply to each request, in order."""
+        """Return a reply to each request, in order."""
         rows = [
             self._row(context, options, visuals, task, split, doc_id)
             for context, options, visuals, doc_id, task, split in (r.args for r in requests)
@@ -101,10 +101,10 @@ class VvlmJax(lmms):
         return self._answer(rows)
 
     def generate_until_multi_round(self, requests) -> list[str]:
-        """A reply to each request, in order: what its task makes of its rounds.
+        """Return each request's result after all its rounds, in order.
 
-        After each round the task's `doc_to_text` is given the replies so far, and says what is
-        asked next, or that this was the last one. All requests take their n-th round together.
+        After each round the task's `doc_to_text` gets the replies so far and returns the next
+        question or the end. The n-th rounds of all requests are answered together.
         """
         rounds = [_Rounds(*r.args) for r in requests]
         while asking := [r for r in rounds if not r.ended]:
@@ -117,12 +117,12 @@ class VvlmJax(lmms):
         return [r.results for r in rounds]
 
     def loglikelihood(self, requests) -> list[tuple[float, bool]]:
-        """(loss, whether greedy decoding writes it) of each request's continuation, in order.
+        """Return (loss, whether greedy decoding writes it) of each request, in order.
 
-        The loss is the mean over tokens of −log p: in LMMs-Eval a smaller number is better, as its
-        `multiple_choice` tasks take the smallest, whatever its base class says. An empty context
-        is asked as a question mark, as no chat has an empty turn; the space that tasks put between
-        context and continuation is cut, as no reply begins with one.
+        The loss is the mean over tokens of −log p: LMMs-Eval's `multiple_choice` tasks take the
+        smallest, although its base class documents log-likelihoods. An empty context is asked as a
+        question mark, because a chat has no empty turns. The space that tasks put between context
+        and continuation is stripped, because replies do not begin with one.
         """
         groups: dict[tuple, list] = {}
         for i, request in enumerate(requests):
@@ -155,7 +155,7 @@ class VvlmJax(lmms):
         return self.task_dict[task][split][doc_id]
 
     def _row(self, context, options, visuals, task, split, doc_id, number=0) -> dict:
-        """One question: what is asked about which media, and how."""
+        """Return one question with its media, options and a name that identifies all of them."""
         paths = self._paths(visuals, self._doc(task, split, doc_id))
         asked = dict(
             task=task, split=split, doc_id=doc_id, round=number, context=context, media=paths,
@@ -165,14 +165,14 @@ class VvlmJax(lmms):
         return {**asked, "name": name, "prompt": context, "gen_kwargs": options}
 
     def _identity(self) -> list:
-        """What replies depend on beside the question."""
+        """Return what replies depend on besides the question."""
         return [self._model, *self.size.values()]
 
     def _paths(self, visuals: Callable | Sequence | None, doc) -> list[str]:
-        """Files of a question's media; images in memory are written to files."""
+        """Return the files of a question's media; images in memory are written to files."""
         try:
             media = visuals(doc) if callable(visuals) else visuals
-        except SystemExit as e:  # so tasks leave when a file is not there
+        except SystemExit as e:  # tasks exit when a file is missing
             raise VideoError(str(e)) from None
         return [self._path(medium) for medium in media or ()]
 
@@ -187,7 +187,7 @@ class VvlmJax(lmms):
         return str(path)
 
     def _answer(self, rows: list[dict]) -> list[str]:
-        """Replies in the order of the rows. What was answered before is not asked again."""
+        """Return replies in the order of the rows; answered questions are not asked again."""
         done = _read_replies(self.replies)
         asked = {row["name"]: row for row in rows if row["name"] not in done}
         # Questions with the same options together, and of those the questions about one video.
@@ -222,7 +222,7 @@ class VvlmJax(lmms):
         return [done.get(row["name"], "") for row in rows]
 
     def _ask(self, batch: list[dict]) -> list[str | None]:
-        """Replies to questions with the same options; None where a video cannot be read."""
+        """Return replies to questions with the same options; None where a video is unreadable."""
         try:
             return self._generate(batch)
         except VideoError:
@@ -255,7 +255,7 @@ def evaluate(
     limit: int | None = None,
     workers: int = 4,
 ) -> tuple[dict, dict[str, list[dict]]]:
-    """Evaluates one of LMMs-Eval's tasks, or a group: (its `results`, {task: its samples}).
+    """Evaluate one of LMMs-Eval's tasks, or a group; return (its `results`, {task: its samples}).
 
     Args:
       asked: name of the task or group.
@@ -299,18 +299,18 @@ def evaluate(
 
 
 def version() -> str:
-    """LMMs-Eval's."""
+    """Return the version of LMMs-Eval."""
     return importlib.metadata.version("lmms_eval")
 
 
 class _Loss(tuple, GenerationResult):
-    """(loss, greedy), and as its `text` the same: of a bare pair LMMs-Eval 0.7.3 makes a string, on
+    """(loss, greedy) as a GenerationResult: LMMs-Eval 0.7.3 turns a bare pair into a string, on
     which its own tasks fail.
     """
 
 
 class _Rounds:
-    """One request of several rounds, as far as it is."""
+    """State of one request with several rounds."""
 
     def __init__(self, context, options, visuals, doc_to_text, doc_id, task, split):
         self.context, self.options, self.visuals = context, options, visuals
@@ -318,7 +318,7 @@ class _Rounds:
         self.number, self.ended, self.results, self._note = 0, False, [], None
 
     def go_on(self, reply: str, doc) -> None:
-        """Takes a round's reply, and asks the task for what follows."""
+        """Add a round's reply, and ask the task for the next round."""
         self.results, self.number = [*self.results, reply], self.number + 1
         self.visuals, self.context, self.ended, results, self._note = self.doc_to_text(
             doc,
@@ -330,7 +330,7 @@ class _Rounds:
 
 
 def _decoding(options: dict, max_new_tokens: int) -> dict:
-    """A task's generation options as those of `VideoVLM.generate`."""
+    """Return a task's generation options as arguments of `VideoVLM.generate`."""
     if (beams := options.get("num_beams") or 1) > 1:
         raise ConfigError(f"generation_kwargs num_beams = {beams}: there is no beam search here")
     sampled = options.get("do_sample", False)
@@ -342,7 +342,7 @@ def _decoding(options: dict, max_new_tokens: int) -> dict:
 
 
 def _batches(rows: list[dict], size: int):
-    """(rows handed out so far, up to `size` neighbours with the same options)."""
+    """Yield (number of rows so far, up to `size` neighbours with the same options)."""
     start = 0
     while start < len(rows):
         same = rows[start]["options"]
@@ -354,7 +354,7 @@ def _batches(rows: list[dict], size: int):
 
 
 def _read_replies(file: Path | None) -> dict[str, str]:
-    """What an interrupted evaluation has; a half-written last line is cut off."""
+    """Return {name: reply} of an interrupted evaluation. Removes a truncated last line."""
     if file is None or not file.is_file():
         return {}
     text = file.read_text()

@@ -1,4 +1,4 @@
-"""The native evaluation: a local question file in, scores and per-example predictions out.
+"""Evaluation on a question file: writes a prediction for each question and returns scores.
 
 A question is a JSON line: `id`, `task`, `video` (a file or a folder of frames), `question`,
 `answer` (or `references`, several that are right), for multiple choice `options` (then `answer` is
@@ -12,6 +12,7 @@ import json
 import math
 from pathlib import Path
 
+from vvlm_jax import atomic
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import is_unicode, read_jsonl
@@ -30,16 +31,19 @@ once, and few enough for the cache of long videos."""
 
 
 def read_questions(path: str | Path) -> list[dict]:
-    """Rows of a question file. ValueError names file, question and the missing or broken field."""
-    path = files.place(path)
-    if not files.exists(path) or files.is_dir(path):
+    """Return the rows of a question file.
+
+    Raises ValueError naming the file, the question and the missing or invalid field.
+    """
+    path = files.path_of(path)
+    if not files.exists(path) or path.is_dir():
         raise ValueError(f"{path}: no such question file")
     rows, seen = read_jsonl(path), set()
     if not rows:
-        raise ValueError(f"{path}: holds no question")
+        raise ValueError(f"{path}: has no questions")
     for number, row in enumerate(rows, 1):
         if not isinstance(row, dict):
-            raise ValueError(f"{path}: question {number} is no JSON object")
+            raise ValueError(f"{path}: question {number} is not a JSON object")
         wrong = _what_is_wrong(row)
         if not wrong and row["id"] in seen:
             wrong = f"repeats id {row['id']!r}"
@@ -52,7 +56,7 @@ def read_questions(path: str | Path) -> list[dict]:
 
 
 def _what_is_wrong(row: dict) -> str:
-    """The first thing about a question that cannot be asked or scored; empty when all is well."""
+    """Return the first reason why a question cannot be asked or scored; empty if there is none."""
     needed = [f for f in FIELDS if f != "answer" or "references" not in row]
     if missing := [f for f in needed if row.get(f) is None or not str(row[f]).strip()]:
         return f"lacks {', '.join(missing)}"
@@ -62,7 +66,7 @@ def _what_is_wrong(row: dict) -> str:
         if not isinstance(row.get(name, ""), str):
             return f"{name} = {row[name]!r}: must be a text"
         if not is_unicode(row.get(name, "")):
-            return f"{name}: holds half a character"
+            return f"{name}: contains an unpaired UTF-16 surrogate"
     lists = ("options", len(answers.LETTERS)), ("choices", math.inf), ("references", math.inf)
     for name, most in lists:
         texts = row.get(name, [])
@@ -73,15 +77,15 @@ def _what_is_wrong(row: dict) -> str:
             many = f"from 1 to {most}" if most < math.inf else "1 or more"
             return f"{name}: must be {many} texts, got {len(texts)}"
     if "options" in row and row["answer"] not in list(answers.LETTERS[: len(row["options"])]):
-        return f"answer {row['answer']!r} is no letter of its options"
+        return f"answer {row['answer']!r} is not a letter of its options"
     if any(place in prompt_text(row) for place in chat.PLACEHOLDERS):
-        return "holds a placeholder; the video is put before the question by itself"
+        return "contains <video> or <image>; remove it, the video is put before the question"
     return ""
 
 
 def prompt_text(row: dict) -> str:
-    """What the model is asked: the row's own `prompt`, or the question, its options and the letter
-    request.
+    """Return the prompt of a question: its own `prompt`, or the question followed by its options
+    and the request for a letter.
     """
     if "prompt" in row:
         return row["prompt"]
@@ -146,7 +150,7 @@ def evaluate(
     )
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
-        files.place(media_root),
+        files.path_of(media_root),
         vlm.config.model.num_frames,
         vlm.model.vision_config.image_size,
         data.frame_sampling,
@@ -242,9 +246,9 @@ def _prediction(q: dict, reply: str, **more) -> dict:
 
 
 def claim(file: Path, asked: dict) -> None:
-    """Writes what is asked beside the predictions, or checks that it is what was asked before.
+    """Record model, questions and options in asked.json beside the predictions.
 
-    Raises ConfigError when it is not, and there are predictions.
+    Raises ConfigError when there are predictions that belong to others.
     """
     note = file.with_name("asked.json")
     if file.is_file() and note.is_file():
@@ -256,13 +260,11 @@ def claim(file: Path, asked: dict) -> None:
                     f"{value!r}); choose another folder, or remove it"
                 )
     note.parent.mkdir(parents=True, exist_ok=True)
-    partial = note.with_name("asked.json.partial")
-    partial.write_text(json.dumps(asked, indent=1) + "\n")
-    partial.replace(note)
+    atomic.write_text(note, json.dumps(asked, indent=1) + "\n")
 
 
 def read_predictions(predictions_file: str | Path) -> dict[str, dict]:
-    """{id: the newest line about it}, errors included."""
+    """Return {question id: its newest line}, errors included."""
     lines = Path(predictions_file).read_text().splitlines()
     return {row["id"]: row for row in map(json.loads, lines)}
 
@@ -277,13 +279,15 @@ def earlier_predictions(predictions_file: Path) -> dict[str, dict]:
 
 
 def unreadable_files(predictions_file: str | Path) -> list[str]:
-    """Messages of the videos that could not be read, each naming its file, sorted."""
+    """Return the errors of unreadable videos, each naming its file, sorted."""
     lines = Path(predictions_file).read_text().splitlines()
     return sorted({p["error"] for p in map(json.loads, lines) if "error" in p})
 
 
 def _read_predictions(path: Path) -> dict[str, dict]:
-    """Answers of an interrupted evaluation; a half-written last line and errors are dropped."""
+    """Return the answers of an interrupted evaluation by id. Removes a truncated last line, and
+    errors, from the file.
+    """
     if not path.is_file():
         return {}
     text = path.read_text()

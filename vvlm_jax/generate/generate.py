@@ -211,3 +211,30 @@ def until_stop(ids: np.ndarray, stop_ids: tuple[int, ...]) -> np.ndarray:
     """Return the ids before the first stop id; all when there is none."""
     hits = np.flatnonzero(np.isin(ids, stop_ids))
     return ids[: hits[0]] if len(hits) else ids
+
+
+class ReplyText:
+    """A reply's text as its ids grow, in pieces that end with whole characters."""
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer, self.given, self.done = tokenizer, "", False
+
+    def more(self, ids, done: bool) -> str:
+        """Return the new text. Bytes of an incomplete character wait for the rest."""
+        if self.done:
+            return ""
+        self.done = done
+        text = self.tokenizer.decode(ids)
+        if not done:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
+        piece = text[len(self.given) :]
+        self.given += piece
+        return piece
+
+
+def bucket(count: int) -> int:
+    """Return `count` rounded up to a multiple of 32, or of a sixteenth of the next power of two:
+    few sizes, and from 256 on less than an eighth more than was asked for.
+    """
+    step = max(32, 2 ** math.ceil(math.log2(count)) // 16)
+    return step * math.ceil(count / step)

@@ -1,4 +1,4 @@
-"""The next token from its logits: the likeliest, or a seeded draw with temperature and top-p."""
+"""Choice of the next token: the likeliest, or a seeded draw with temperature and top-p."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 
 class Draws(NamedTuple):
-    """How to draw; None in its place takes the likeliest token."""
+    """Parameters of a draw."""
 
     keys_B: jax.Array
     """One random key a row, so that a reply does not depend on the rows beside it."""
@@ -18,7 +18,7 @@ class Draws(NamedTuple):
 
 
 def draws(seed: int, rows, temperature: float, top_p: float) -> Draws | None:
-    """How to draw for the prompts numbered `rows`; None (the likeliest) at temperature 0.
+    """Return how to draw for the prompts numbered `rows`; None, the likeliest, at temperature 0.
 
     Raises ValueError for a temperature below 0 or a share outside (0, 1].
     """
@@ -33,7 +33,7 @@ def draws(seed: int, rows, temperature: float, top_p: float) -> Draws | None:
 
 
 def next_token(logits_Bv, draws: Draws | None, place):
-    """int32 [B]: the likeliest token of each row, or a draw that depends on its key and `place`."""
+    """Return int32 [B]: each row's likeliest token, or a draw by its key and `place`."""
     if draws is None:
         return jnp.argmax(logits_Bv, axis=-1).astype(jnp.int32)
     order_Bv, logits_Bv = likeliest_share(logits_Bv / draws.temperature, draws.top_p)
@@ -43,7 +43,7 @@ def next_token(logits_Bv, draws: Draws | None, place):
 
 
 def likeliest_share(logits_Bv, top_p):
-    """The fewest tokens that hold `top_p` of the probability.
+    """Return the fewest tokens that hold `top_p` of the probability.
 
     Returns:
       (ids by falling probability, their logits with −inf on those left out), both [B, vocab]. The

@@ -25,7 +25,15 @@ from vvlm_jax.data.chat import Assembler
 from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.data.video import IMAGE_SUFFIXES
-from vvlm_jax.generate.generate import Prompts, encode_choices, programs, until_stop, write
+from vvlm_jax.generate.generate import (
+    Prompts,
+    ReplyText,
+    bucket,
+    encode_choices,
+    programs,
+    until_stop,
+    write,
+)
 from vvlm_jax.generate.likelihood import Likelihood, loglikelihoods
 from vvlm_jax.generate.placement import inference_mesh, laid_apart, place, placed_shapes
 from vvlm_jax.generate.sampling import draws
@@ -295,7 +303,7 @@ class VideoVLM:
                 choices_BCM = encode_choices(mine, self.tokenizer, max_tokens, room)
             visuals = [self._visual(row, num_tokens) for row in batch]
             indices = [row.index for row in batch] + [0] * (count - len(batch))
-            texts = [_Text(self.tokenizer) for _ in batch]
+            texts = [ReplyText(self.tokenizer) for _ in batch]
             for out_BM, ended_B in write(
                 run,
                 self.params,
@@ -374,33 +382,6 @@ class VideoVLM:
             query_1Q[0, : len(query)] = query
             asked = query_1Q, np.array([len(query)], np.int32)
         return run.encode(self.params, frames_1THWC, *asked)[0]
-
-
-class _Text:
-    """A reply's text as its ids grow, in pieces that end with whole characters."""
-
-    def __init__(self, tokenizer: Tokenizer):
-        self.tokenizer, self.given, self.done = tokenizer, "", False
-
-    def more(self, ids, done: bool) -> str:
-        """Return the new text. Bytes of an incomplete character wait for the rest."""
-        if self.done:
-            return ""
-        self.done = done
-        text = self.tokenizer.decode(ids)
-        if not done:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}").rstrip()
-        piece = text[len(self.given) :]
-        self.given += piece
-        return piece
-
-
-def bucket(count: int) -> int:
-    """Return `count` rounded up to a multiple of 32, or of a sixteenth of the next power of two:
-    few sizes, and from 256 on less than an eighth more than was asked for.
-    """
-    step = max(32, 2 ** math.ceil(math.log2(count)) // 16)
-    return step * math.ceil(count / step)
 
 
 def _is_medium(x) -> bool:

@@ -1,4 +1,4 @@
-"""`buckets.Client` for s3://, by boto3: Amazon S3, and servers that know its conditional writes.
+"""`bucket.Client` for s3://, by boto3: Amazon S3, and servers with its conditional writes.
 
 boto3 finds credentials, region and endpoint by its own environment variables and files.
 https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
@@ -16,15 +16,15 @@ from boto3.exceptions import Boto3Error
 from botocore import exceptions
 
 from vvlm_jax.config import ConfigError
-from vvlm_jax.storage.bucket import TIMEOUT, Item, Passing, Taken
+from vvlm_jax.storage.bucket import TIMEOUT, Found, Item, Retryable, Taken
 
-_CONFLICT = 409  # of two conditional writes at the same time; the answer says to try again
-_PASSING = (408, _CONFLICT, 429, 500, 502, 503, 504)
+_CONFLICT = 409  # two conditional writes at the same time; S3 asks for a retry
+_RETRYABLE = (408, _CONFLICT, 429, 500, 502, 503, 504)
 _NETWORK = (exceptions.ConnectionError, exceptions.HTTPClientError)
 
 
 class S3:
-    """One try each, but for files of any size."""
+    """A bucket of Amazon S3 or of a server that speaks its protocol."""
 
     resolution = 1.0
 
@@ -47,7 +47,7 @@ class S3:
         return self._put(name, data, nonce, {"IfNoneMatch": "*"} if new else {})
 
     def _put(self, name: str, data: bytes, nonce: str, condition: dict) -> str:
-        with self._told(name):
+        with self._translated(name):
             return self._one.put_object(
                 Bucket=self.bucket, Key=name, Body=data, Metadata={"nonce": nonce}, **condition
             )["ETag"]
@@ -56,7 +56,7 @@ class S3:
         """As `Client.get`."""
         part = {"Range": f"bytes=-{tail}"} if tail else {}
         try:
-            with self._told(name):
+            with self._translated(name):
                 found = self._one.get_object(Bucket=self.bucket, Key=name, **part)
                 with contextlib.closing(found["Body"]) as body:
                     data = body.read()
@@ -67,49 +67,61 @@ class S3:
         )
 
     def touch(self, name: str, item: Item) -> str:
-        """As `Client.touch`: the same again, in the place of the same."""
+        """As `Client.touch`: write the same bytes again."""
         return self._put(name, item.data, item.nonce, {"IfMatch": item.tag})
 
-    def list(self, prefix: str, most: int | None = None) -> Iterator[tuple[str, int, float]]:
+    def list(self, prefix: str, most: int | None = None, deep: bool = True) -> Iterator[Found]:
         """As `Client.list`."""
-        with self._told(prefix):
+        with self._translated(prefix):
             pages = self._one.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix, PaginationConfig={"MaxItems": most}
+                Bucket=self.bucket,
+                Prefix=prefix,
+                PaginationConfig={"MaxItems": most},
+                **({} if deep else {"Delimiter": "/"}),
             )
             for page in pages:
                 for found in page.get("Contents", ()):
-                    yield found["Key"], found["Size"], _seconds(found["LastModified"])
+                    seconds = _seconds(found["LastModified"])
+                    yield Found(found["Key"], found["Size"], seconds, found["ETag"])
+                yield from (Found(folder["Prefix"]) for folder in page.get("CommonPrefixes", ()))
 
     def delete(self, name: str) -> None:
         """As `Client.delete`."""
-        with self._told(name):
+        with self._translated(name):
             self._one.delete_object(Bucket=self.bucket, Key=name)
+
+    def fetch(self, name: str) -> bytes:
+        """As `Client.fetch`."""
+        with self._translated(name):
+            found = self._many.get_object(Bucket=self.bucket, Key=name)
+            with contextlib.closing(found["Body"]) as body:
+                return body.read()
 
     def upload(self, file: Path, name: str) -> None:
         """As `Client.upload`."""
-        with self._told(name):
+        with self._translated(name):
             self._many.upload_file(str(file), self.bucket, name)
 
     def download(self, name: str, file: Path) -> None:
         """As `Client.download`."""
-        with self._told(name):
+        with self._translated(name):
             self._many.download_file(self.bucket, name, str(file))
 
     @contextlib.contextmanager
-    def _told(self, name: str):
-        """boto3's errors as `Client` has them."""
+    def _translated(self, name: str):
+        """Raise boto3's errors as those of `Client`."""
         url = f"s3://{self.bucket}/{name}"
         try:
             yield
         except exceptions.ClientError as e:
             raise self._error(e, url) from e
         except _NETWORK as e:
-            raise Passing(str(e)) from e
+            raise Retryable(str(e)) from e
         except Boto3Error as e:  # of an upload, from one of the above, whose text it carries
             cause = e.__context__
             if isinstance(cause, exceptions.ClientError):
                 raise self._error(cause, url) from e
-            raise Passing(str(e)) from e
+            raise Retryable(str(e)) from e
         except exceptions.NoCredentialsError as e:
             line = "no credentials; set AWS_PROFILE, or see boto3's guide to credentials"
             raise PermissionError(errno.EACCES, line, url) from e
@@ -130,15 +142,15 @@ class S3:
             return _Empty()
         if status in (401, 403):
             return PermissionError(errno.EACCES, f"no permission ({code}: {text})", url)
-        if status in _PASSING:
-            return Passing(f"{status} {code}")
+        if status in _RETRYABLE:
+            return Retryable(f"{status} {code}")
         return OSError(errno.EIO, f"{status} {code}: {text}", url)
 
 
 class _Empty(Exception):
-    """The end of an object without any bytes was asked for."""
+    """The last bytes of an empty object were requested."""
 
 
 def _seconds(when) -> float:
-    """Whole ones: a listing may tell parts of a second that an object's own headers do not."""
+    """Return whole seconds: listings have fractions that an object's own headers lack."""
     return float(math.floor(when.timestamp()))

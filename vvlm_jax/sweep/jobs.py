@@ -103,12 +103,12 @@ def missing_inputs(config: SweepConfig) -> list[str]:
     named += [(f"init: {part}", folder) for part, folder in config.init]
     for size in sweep_config.used_sizes(config):
         named += [(f"sizes: {size.llm}: {part}", folder) for part, folder in size.init]
-    from vvlm_jax.storage.files import place  # data may be in a bucket
+    from vvlm_jax.storage.files import exists, path_of  # data may be in a bucket
 
     # An .npz may be followed by the prefix of the parameters in it.
     files = {re.sub(r"(\.npz):.*", r"\1", file): name for name, file in reversed(named)}
     return [
-        f"{file}: not there ({name})" for file, name in files.items() if not place(file).exists()
+        f"{file}: not there ({name})" for file, name in files.items() if not exists(path_of(file))
     ]
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vvlm_jax import atomic
 from vvlm_jax.config import ConfigError
-from vvlm_jax.eval.scores import average
 from vvlm_jax.storage.bucket import Key
 from vvlm_jax.sweep.store.store import Job, State, Store
 
@@ -83,6 +82,8 @@ def _collect_run(run: dict, asked: list[Job], states: dict[str, State], found: C
             found.rows.append(run | row | _rounded(row["score"], row["score_se"]))
     protocols = {row["protocol"] for row in scores.values()}
     if len(protocols) == 1 and complete and "avg" not in scores:
+        from vvlm_jax.eval.scores import average  # loads NumPy, which a status can do without
+
         values = [(row["score"], row["score_se"]) for row in scores.values()]
         mean = _rounded(*average(*map(list, zip(*values, strict=True))))
         found.rows.append(run | {"protocol": protocols.pop(), "metric": "avg"} | mean)

@@ -181,8 +181,7 @@ def read_config(folder: str | Path) -> TrainConfig:
         raise CheckpointError(f"{file}: not a config; {_AGAIN}")
     if "model_type" in values:
         raise CheckpointError(
-            f"{folder}: a Hugging Face directory; make it a model: python -m tools.convert "
-            f"{folder} DST"
+            f"{folder}: a Hugging Face directory; make it a model: vvlm convert {folder} DST"
         )
     try:
         return from_dict(TrainConfig, values)
@@ -211,7 +210,7 @@ def open_model(folder: str | Path, dtype: str | None = None) -> tuple[VLM, Token
         init = f'--set \'init=[["{next(iter(parts))}","{folder}"]]\''
         raise CheckpointError(
             f"{folder}: holds {', '.join(parts)}, and no {' or '.join(missing)}: a part of a "
-            f"model; tools.train makes one of it: {init}"
+            f"model; vvlm train makes one of it: {init}"
         )
     validate(config, choose(variants.VISION, config.model.vision, "model.vision"))
     file = own if own.is_file() else Path(config.data.tokenizer)

@@ -1,9 +1,9 @@
-"""big_vision checkpoints (`.npz`) ↔ our vision tower.
+"""Map big_vision checkpoints (`.npz`) to our vision tower, and back.
 
-Our tree is big_vision's scan layout name for name, so the rules are SigLIP's with their names
-replaced by ours. The loop layout has `encoderblock_0`, `encoderblock_1`, … in place of a leading
-depth axis. As big_vision's `utils.load_params` does, `params/` (or `opt/target/`) before the names
-may be missing, and `FILE.npz:img` names a subtree.
+Our parameters have the names of big_vision's scan layout, so the rules are SigLIP's with our names
+on both sides. The loop layout has `encoderblock_0`, `encoderblock_1`, … in place of a leading depth
+axis. As in big_vision's `utils.load_params`, the prefix `params/` (or `opt/target/`) is optional,
+and `FILE.npz:img` names a subtree.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ BLOCK = "Transformer/encoderblock"
 
 
 def entries(config: VisionConfig, prefix: str, scan: bool, norm: bool, head: bool) -> list[Entry]:
-    """What a checkpoint of this tower holds: `blocks_run` blocks, with final norm and MAP head if
-    wanted.
+    """Return the entries of a checkpoint of this tower: `blocks_run` blocks, and optionally the
+    final norm and the MAP head.
     """
     rules = []
     for rule in SIGLIP + SIGLIP_NORM * norm + SIGLIP_HEAD * head:
@@ -39,7 +39,7 @@ def entries(config: VisionConfig, prefix: str, scan: bool, norm: bool, head: boo
 
 
 def split_path(path: str | Path) -> tuple[Path, str | None]:
-    """`FILE.npz:img` → (FILE.npz, "img"); without a colon the subtree is None."""
+    """Split `FILE.npz:img` into (FILE.npz, "img"); without a colon the subtree is None."""
     file, colon, subtree = str(path).rpartition(":")
     if colon and file.endswith(".npz"):
         return Path(file), subtree
@@ -47,10 +47,10 @@ def split_path(path: str | Path) -> tuple[Path, str | None]:
 
 
 def inspect(reader: Npz, subtree: str | None):
-    """(config, prefix, scan, norm, head) of the tower in a checkpoint, from names and shapes.
+    """Return (config, prefix, scan, norm, head) of the tower in a checkpoint, by names and shapes.
 
-    A checkpoint does not say its image size, but only the grid of patches: the known variant of
-    that size is taken, or else grid × patch.
+    A checkpoint has no image size, only a grid of patches: the image size is that of a known
+    variant with this grid, or else grid × patch.
 
     Raises WeightsError when there is no tower.
     """
@@ -74,7 +74,7 @@ def inspect(reader: Npz, subtree: str | None):
     mlp = shape(f"{first}/MlpBlock_0/Dense_0/kernel", 2 + scan)
     grid = round(shape("pos_embedding", 3)[1] ** 0.5)
     depth = query[0] if scan else max(numbers) + 1
-    if not scan and depth > len(names):  # before a table of so many is made
+    if not scan and depth > len(names):  # before as many entries are made
         raise WeightsError(f"{reader.file}: has {BLOCK}_{depth - 1}, and only {len(names)} tensors")
     head = "MAPHead_0/probe" in names
     config = VisionConfig(
@@ -92,7 +92,7 @@ def inspect(reader: Npz, subtree: str | None):
 
 
 def _known_size(config: VisionConfig) -> int:
-    """384 for So400m/14 with 27 × 27 patches, although 378 pixels would do."""
+    """Return the image size of a known variant: 384 for So400m/14 with 27 × 27 patches, not 378."""
     for known in VISION.values():
         names = ("width", "depth", "mlp_dim", "num_heads", "patch_size", "grid")
         if all(getattr(known, n) == getattr(config, n) for n in names):
@@ -113,10 +113,10 @@ def _prefix(reader: Npz, subtree: str | None) -> str:
 
 
 def resample_posemb(old_1PD: np.ndarray, grid: int) -> np.ndarray:
-    """[1, P, D] position embeddings, resampled to grid² patches.
+    """Resample [1, P, D] position embeddings to grid² patches.
 
-    Bilinear with the corner patches' centres kept in place (`align_corners`), without antialiasing,
-    as big_vision does (`models/vit.py resample_posemb`: `scipy.ndimage.zoom(…, order=1)`).
+    Bilinear with fixed centres of the corner patches (`align_corners`), without antialiasing, as in
+    big_vision (`models/vit.py resample_posemb`: `scipy.ndimage.zoom(…, order=1)`).
     """
     width = old_1PD.shape[-1]
     old_grid = round((old_1PD.size // width) ** 0.5)

@@ -1,8 +1,8 @@
-"""Our parameters as a Hugging Face directory or a big_vision `.npz`, written tensor by tensor.
+"""Write our parameters as a Hugging Face directory or a big_vision `.npz`, tensor by tensor.
 
-With the directory that the model came from as `source`, its files are written again with our values
-in place of its own: names, dtypes, order, header and shards stay, and what is not ours (a text
-tower, blocks that we do not run) is copied. A model that did not change gives the same bytes.
+With `source`, the directory that the model came from, its files are written again with our values:
+names, dtypes, order, header and shards stay, and tensors that we do not use (a text tower, blocks
+that we do not run) are copied. An unchanged model gives the same bytes.
 """
 
 import json
@@ -21,24 +21,24 @@ from vvlm_jax.weights import big_vision, files, hf_config, huggingface
 from vvlm_jax.weights.mapping import Entry, Info, WeightsError, describe, tree_shapes
 
 SHARD_BYTES = 5_000_000_000
-"""Largest file that is written when no source says how to split them."""
+"""Largest file, where no source determines the shards."""
 _PLAIN = (".json", ".txt", ".model", ".jinja")
-"""Files beside the weights that are copied from a source."""
+"""Suffixes of files beside the weights that are copied from a source."""
 
 
 class Came(NamedTuple):
-    """Where a model came from, remembered in its folder so that names and settings come back."""
+    """Origin of a model, kept in its folder so that an export has the same names and settings."""
 
     config: dict
     """config.json of the Hugging Face directory."""
     prefixes: huggingface.Prefixes
     copies: list[str]
-    """Repeated tensors that it held (a tied head)."""
+    """Duplicate tensors that it held (a tied head)."""
 
 
 def read_came(file: Path) -> Came:
-    """What `write_came` wrote. WeightsError when it is damaged."""
-    values = files.read_json(file, "what tools.convert wrote")
+    """Read a file of `write_came`. Raise WeightsError if it is damaged."""
+    values = files.read_json(file, "a file of vvlm convert")
     match values:
         case {
             "config": {"model_type": str(kind)},
@@ -56,19 +56,19 @@ def read_came(file: Path) -> Came:
 
 
 def write_came(file: Path, came: Came) -> None:
-    """Remembers it, as JSON."""
+    """Write the origin of a model as JSON."""
     file.write_text(json.dumps(came._asdict(), indent=1) + "\n")
 
 
 class Written(NamedTuple):
-    """What an export took from elsewhere, or changed."""
+    """Tensors of an export that differ from our parameters."""
 
     copied: list[str]
-    """Tensors copied from the source, because they are not ours."""
+    """Tensors copied from the source, since we have no such parameters."""
     made_up: list[str]
-    """Tensors that the class wants and no model of ours has: a final norm, as ones and zeros."""
+    """Tensors that the class requires and our model lacks: a final norm, as ones and zeros."""
     rounded: list[str]
-    """Tensors of ours that the source's dtype cannot hold exactly."""
+    """Tensors that the source's dtype cannot represent exactly."""
 
 
 def write_huggingface(
@@ -82,16 +82,16 @@ def write_huggingface(
     tokens: dict | None = None,
     on_tensor=None,
 ) -> Written:
-    """Writes config.json and safetensors into an existing folder.
+    """Write config.json and safetensors into an existing folder.
 
     Args:
-      params: {path: array}: of one tower, or of a whole VLM.
-      model: its config, towers as sizes.
-      dtype: of all tensors; the parameters' own (with a source, the source's) by default.
+      params: {path: array} of one tower, or of a whole VLM.
+      model: its config, with towers as sizes.
+      dtype: of all tensors; by default the parameters' own, or the source's.
       tokens: ids `bos`, `eos`, `video` of the tokenizer, where known.
 
-    Raises WeightsError when the class cannot express a setting, or when parameters and source do
-    not fit.
+    Raises WeightsError when the class cannot express a setting, or the parameters do not fit the
+    source.
     """
     parts = {path.partition("/")[0] for path in params}
     if len(parts) > 1:
@@ -131,7 +131,7 @@ def _ids(tokens: dict | None, came: Came | None) -> dict:
 
 
 def _remembered(came: Came, config: dict, model: ModelConfig, stored: str):
-    """(config, prefixes, copies) as in the directory the model came from, if it says the same."""
+    """Return (config, prefixes, copies) of the origin, if its config describes the same model."""
     before, parts = hf_config.to_model_config(came.config, "came_from.json: config")
     tower = came.config.get("vision_config", {})
     all_there = len(parts) == 1 or (
@@ -145,7 +145,7 @@ def _remembered(came: Came, config: dict, model: ModelConfig, stored: str):
 
 
 def _write_over(folder, params, model, parts, source, norm, head, dtype, on_tensor) -> Written:
-    """The source's files again, our values in their place."""
+    """Write the source's files again, with our values."""
     values = hf_config.read_config(source)
     reader = files.Safetensors(source)
     theirs, parts_there = hf_config.to_model_config(values, str(source / "config.json"))
@@ -195,7 +195,7 @@ def _write_over(folder, params, model, parts, source, norm, head, dtype, on_tens
 
 
 def _check_same(theirs: ModelConfig, model: ModelConfig, parts, source) -> None:
-    """The source's config is kept, so it must describe our towers too."""
+    """Check that the source's config, which is kept, describes our towers."""
     for name, what in (("llm", "language model"), ("vision", "vision tower")):
         if name not in parts:
             continue
@@ -206,7 +206,7 @@ def _check_same(theirs: ModelConfig, model: ModelConfig, parts, source) -> None:
                     f"{source}: runs {there.blocks_run} blocks of its vision tower, ours "
                     f"{here.blocks_run}"
                 )
-            # A part of a tower may go into the whole one.
+            # The first blocks of a tower may replace those of the whole tower.
             same = dict(depth=0, feature_layer=0, head="")
             there, here = replace(there, **same), replace(here, **same)
         if there != here:
@@ -215,7 +215,7 @@ def _check_same(theirs: ModelConfig, model: ModelConfig, parts, source) -> None:
 
 
 def _check_tree(entries: list[Entry], params: dict, where) -> None:
-    """Parameters and rules must name the same paths with the same shapes."""
+    """Check that parameters and entries have the same paths and shapes."""
     wanted, problems = tree_shapes(entries), []
     for path in wanted.keys() | params.keys():
         if path not in params:
@@ -231,7 +231,7 @@ def _check_tree(entries: list[Entry], params: dict, where) -> None:
 
 
 class _Arrays:
-    """Our parameters by their names."""
+    """Our parameters under the other library's tensor names."""
 
     def __init__(self, entries: list[Entry], params: dict):
         self.params = params
@@ -247,7 +247,7 @@ class _Arrays:
         return str(self.params[self.names[name][0].ours].dtype)
 
     def __call__(self, name: str, dtype: str | None = None) -> np.ndarray:
-        """One tensor of theirs; in our dtype by default."""
+        """Return one of their tensors, by default in our dtype."""
         parts = []
         for e in sorted(self.names[name], key=lambda e: e.rule.part):
             x = np.asarray(self.params[e.ours])
@@ -257,7 +257,7 @@ class _Arrays:
 
 
 def _unused_norm(model: ModelConfig, prefixes, dtype: str) -> dict[str, np.ndarray]:
-    """The final norm of a tower that is read before it: the class has one, ours does not.
+    """Return a final norm of ones and zeros, which the class requires and our tower lacks.
 
     LlavaOnevision does not read it. SiglipVisionModel does, for `last_hidden_state`; our features
     are its `hidden_states[-1]`.
@@ -270,7 +270,7 @@ def _unused_norm(model: ModelConfig, prefixes, dtype: str) -> dict[str, np.ndarr
 
 
 def _write_shards(folder: Path, infos: dict[str, Info], array, on_tensor) -> None:
-    """One file, or numbered shards with an index when they are more than SHARD_BYTES."""
+    """Write one file, or, above SHARD_BYTES, numbered shards with an index."""
     shards: list[dict[str, Info]] = [{}]
     sizes = {n: math.prod(i.shape) * jnp.dtype(i.dtype).itemsize for n, i in infos.items()}
     room = SHARD_BYTES
@@ -304,9 +304,9 @@ def _write_shards(folder: Path, infos: dict[str, Info], array, on_tensor) -> Non
 
 
 def write_big_vision(file: Path, params: dict, model: ModelConfig, dtype=None, on_tensor=None):
-    """Writes the vision tower as `.npz` in big_vision's loop layout, names under `params/img/`.
+    """Write the vision tower as `.npz` in big_vision's loop layout, with names under `params/img/`.
 
-    Raises WeightsError when the model has other parts.
+    Raises WeightsError if the model has other parts.
     """
     others = {path.partition("/")[0] for path in params} - {"vision"}
     if others:

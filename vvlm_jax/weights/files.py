@@ -1,8 +1,9 @@
-"""Tensor files, read and written one tensor at a time, and nothing in them executed.
+"""Read and write safetensors and `.npz` files one tensor at a time, without executing anything.
 
-safetensors is a length, a JSON header and bytes (https://github.com/huggingface/safetensors#format)
-and an `.npz` is a zip of `.npy` files. Readers answer `infos` (name → dtype and shape) from headers
-alone, and `read(name, start, count)`, elements of one tensor in C order, flat.
+A safetensors file is a length, a JSON header and bytes
+(https://github.com/huggingface/safetensors#format); an `.npz` is a zip of `.npy` files. A reader
+has `infos`, {name: dtype and shape} from headers only, and `read(name, start, count)`, which
+returns elements of one tensor in C order, flat.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ _AGAIN = "copy or download it again"
 
 
 class Place(NamedTuple):
-    """Where a tensor's bytes are."""
+    """Byte range of a tensor in a file."""
 
     file: Path
     start: int
@@ -37,19 +38,19 @@ class Place(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """One file of a safetensors directory: what is needed to write it again."""
+    """One file of a safetensors directory, as needed to write it again."""
 
     name: str
     header: bytes
-    """Its JSON, with padding."""
+    """The JSON header with its padding."""
     tensors: tuple[tuple[str, int, int], ...]
-    """(name, first byte, end) in the order of the bytes."""
+    """(name, first byte, end), in file order."""
 
 
 class Safetensors:
     """The weights of a Hugging Face directory: `model.safetensors`, or shards and their index.
 
-    Raises WeightsError when there are none, when one is truncated, or when index and shards differ.
+    Raises WeightsError when a file is missing or truncated, or index and shards disagree.
     """
 
     def __init__(self, folder: str | Path):
@@ -70,19 +71,19 @@ class Safetensors:
             )
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
-        """`count` elements from `start` on (all by default), flat."""
+        """Return `count` elements from `start` on, by default all, as a flat array."""
         place, dtype = self._places[name], jnp.dtype(self.infos[name].dtype)
         count = math.prod(self.infos[name].shape) - start if count is None else count
         offset = place.start + start * dtype.itemsize
         return np.fromfile(place.file, dtype, count, offset=offset)
 
     def raw(self, name: str) -> np.ndarray:
-        """A tensor's bytes, whatever its dtype."""
+        """Return a tensor's bytes, of any dtype."""
         place = self._places[name]
         return np.fromfile(place.file, np.uint8, place.stop - place.start, offset=place.start)
 
     def _index(self) -> dict[str, str]:
-        """{tensor: shard}; empty when there is one file."""
+        """Return {tensor: shard}; empty for a single file."""
         if (self.folder / SINGLE).is_file():
             return {}
         file = self.folder / INDEX
@@ -122,13 +123,13 @@ class Safetensors:
         self.shards.append(Shard(file.name, raw, tuple(sorted(placed, key=lambda x: x[1:]))))
 
     def _against(self, index: dict[str, str]) -> list[str]:
-        """Names on which the index and the shards disagree."""
+        """Return the names on which the index and the shards disagree."""
         there = {name: place.file.name for name, place in self._places.items()}
         return sorted(name for name, _ in there.items() ^ index.items())
 
 
 def read_header(file: Path) -> tuple[dict, bytes]:
-    """(header, its bytes) of one safetensors file. WeightsError when the file is not whole."""
+    """Return (header, its bytes) of a safetensors file. Raise WeightsError for a damaged file."""
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; {_AGAIN}")
     size = file.stat().st_size
@@ -138,7 +139,7 @@ def read_header(file: Path) -> tuple[dict, bytes]:
         if head == b"version ":
             raise WeightsError(f"{file}: a Git LFS pointer, not the weights; run `git lfs pull`")
         if size < 8 or length > min(size - 8, _LONGEST_HEADER):
-            raise WeightsError(f"{file}: not a safetensors file, or cut short; {_AGAIN}")
+            raise WeightsError(f"{file}: not a safetensors file, or truncated; {_AGAIN}")
         raw = f.read(length)
     twice: list[str] = []
 
@@ -183,7 +184,7 @@ def _check_metadata(metadata, file: Path) -> None:
 
 
 def _check_entry(name: str, entry, file: Path) -> None:
-    """One tensor of a header. Its name is shown to people, so it must be of printable letters."""
+    """Check one tensor of a header. Errors show its name, so it must be printable."""
 
     def sizes(*numbers):
         return all(type(n) is int and n >= 0 for n in numbers)
@@ -205,7 +206,7 @@ def _check_entry(name: str, entry, file: Path) -> None:
 
 
 def read_json(file: Path, what: str) -> dict:
-    """The object in a JSON file. WeightsError, "not WHAT", when there is none."""
+    """Return the object in a JSON file. Raise WeightsError, "not WHAT", for any other content."""
     try:
         values = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as e:
@@ -216,14 +217,14 @@ def read_json(file: Path, what: str) -> dict:
 
 
 def _bytes_of(code: str) -> int:
-    """Bytes of an element; 0 for formats of less than a byte."""
+    """Return the bytes of an element; 0 for formats smaller than a byte."""
     bits = int(re.search(r"\d+", code)[0]) if re.search(r"\d", code) else 8
     return bits // 8
 
 
 def header_of(infos: dict[str, Info], metadata: dict[str, str]) -> bytes:
-    """A header as the safetensors library writes it: wide dtypes first, then by name, padded to
-    8 bytes.
+    """Return a header in the safetensors library's own order, padded to 8 bytes: wide dtypes
+    first, then by name.
     """
     header: dict = {"__metadata__": metadata} if metadata else {}
     position = 0
@@ -241,7 +242,7 @@ def header_of(infos: dict[str, Info], metadata: dict[str, str]) -> bytes:
 
 
 def write_safetensors(file: Path, header: bytes, tensors) -> None:
-    """Writes `header` and then the arrays that `tensors` yields, in the order of their bytes."""
+    """Write the header, then the arrays that `tensors` yields in file order."""
     with file.open("wb") as f:
         f.write(len(header).to_bytes(8, "little"))
         f.write(header)
@@ -253,13 +254,13 @@ _DAMAGED = (
     zipfile.BadZipFile, zlib.error, EOFError, ValueError, SyntaxError, tokenize.TokenError,
     RuntimeError, KeyError,
 )  # fmt: skip
-"""What zipfile and NumPy raise on bytes that are none of theirs (RuntimeError: encrypted)."""
+"""Raised by zipfile and NumPy for damaged files (RuntimeError: for encrypted ones)."""
 
 
 class Npz:
-    """An `.npz`, its names after `prefix`; nothing in it is unpickled.
+    """An `.npz` file; nothing in it is unpickled.
 
-    bfloat16 arrays, which NumPy stores as raw pairs of bytes, are read as bfloat16.
+    NumPy stores bfloat16 arrays as raw pairs of bytes; they are read as bfloat16.
     """
 
     def __init__(self, file: str | Path):
@@ -284,9 +285,11 @@ class Npz:
                 self.infos[name] = info
 
     def read(self, name: str, start: int = 0, count: int | None = None) -> np.ndarray:
-        """`count` elements from `start` on (all by default), flat. The array last read is kept."""
+        """Return `count` elements from `start` on, by default all, as a flat array. The array last
+        read is cached.
+        """
         if self._last is None or self._last[0] != name:
-            self._last = None  # makes room before the next one is read
+            self._last = None  # frees memory before the next one is read
             with self._open() as archive, archive.open(f"{name}.npy") as f:
                 x = np.lib.format.read_array(f, allow_pickle=False)
             x = x.view(jnp.bfloat16) if x.dtype.kind == "V" else x
@@ -318,7 +321,7 @@ class Npz:
 
 
 def write_npz(file: Path, tensors) -> None:
-    """Writes (name, array) pairs one after another."""
+    """Write (name, array) pairs one after another."""
     with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, x in tensors:
             with archive.open(f"{name}.npy", "w", force_zip64=True) as f:

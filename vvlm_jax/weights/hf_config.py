@@ -1,8 +1,8 @@
-"""config.json of Hugging Face directories ↔ our configs.
+"""Convert config.json of Hugging Face directories to our configs, and back.
 
-Read in the spellings of transformers v4 (`rope_scaling` and `rope_theta`, `torch_dtype`) and v5
-(`rope_parameters`, `dtype`); written in v4's, which both read. What a side cannot express is an
-error that names the field, never a silent default.
+Both spellings of transformers are read, v4's (`rope_scaling` and `rope_theta`, `torch_dtype`) and
+v5's (`rope_parameters`, `dtype`); v4's is written, which both versions read. A setting that the
+other side cannot express raises an error that names the field, and never becomes a default.
 """
 
 import math
@@ -14,7 +14,7 @@ from vvlm_jax.weights.huggingface import SKIP
 from vvlm_jax.weights.mapping import DTYPES, WeightsError, short
 
 MOST_PIXELS = 4096
-"""Largest side of an image that a tower may take."""
+"""Largest side of a tower's images."""
 
 
 _SUPPORTED = (
@@ -24,7 +24,7 @@ _SUPPORTED = (
 
 
 class _Fields:
-    """A config.json, asked field by field; what cannot be expressed is an error that names it."""
+    """A config.json, read field by field with errors that name the field."""
 
     def __init__(self, values: dict, where: str):
         self.values, self.where = values, where
@@ -33,7 +33,7 @@ class _Fields:
         return WeightsError(f"{self.where}: {name} = {short(value)}: {allowed}")
 
     def get(self, name: str, default):
-        """A value; what is null counts as left out."""
+        """Return a value; null counts as missing."""
         value = self.values.get(name)
         return default if value is None else value
 
@@ -67,7 +67,7 @@ class _Fields:
 
 
 def read_config(folder: str | Path) -> dict:
-    """The folder's config.json. WeightsError when it is missing, damaged or of another model."""
+    """Read a folder's config.json. Raise WeightsError if it is missing, damaged or unsupported."""
     file = Path(folder) / "config.json"
     if not file.is_file():
         raise WeightsError(f"{file}: no such file; a Hugging Face directory has one")
@@ -79,7 +79,7 @@ def read_config(folder: str | Path) -> dict:
 
 
 def to_model_config(values: dict, where: str) -> tuple[ModelConfig, tuple[str, ...]]:
-    """(our config with towers as sizes, parts that the checkpoint holds).
+    """Return (our config with towers as sizes, parts that the checkpoint holds).
 
     Raises WeightsError naming the first field that our model cannot express.
     """
@@ -110,14 +110,14 @@ def to_model_config(values: dict, where: str) -> tuple[ModelConfig, tuple[str, .
 
 
 def with_image_size(values: dict, image_size: int) -> dict:
-    """A config whose tower takes images of another size."""
+    """Return the config with another image size of its tower."""
     if "vision_config" not in values:
         return values | {"image_size": image_size}
     return values | {"vision_config": values["vision_config"] | {"image_size": image_size}}
 
 
 def _dtype(f: _Fields) -> str:
-    """What the weights are stored as; quantised ones are not weights as ours are."""
+    """Return the dtype that the weights are stored in. Raise WeightsError for quantised weights."""
     for name in ("quantization_config", "compression_config"):
         if f.values.get(name) is not None:
             raise f.wrong(
@@ -131,10 +131,11 @@ def _dtype(f: _Fields) -> str:
 
 
 def _siglip(f: _Fields, layer: int | None = None) -> VisionConfig:
-    """A tower's sizes; a class's defaults stand for what its file leaves out.
+    """Return a tower's sizes, with transformers' defaults for missing fields.
 
-    `layer` is transformers' index into hidden states (0 is before the first block): None is a tower
-    by itself, all of it.
+    Args:
+      layer: transformers' index into hidden states, 0 being before the first block; None for a
+        whole tower by itself.
     """
     f.must_be("hidden_act", "gelu_pytorch_tanh", "gelu_pytorch_tanh")
     f.must_be("layer_norm_eps", 1e-6, 1e-6)
@@ -195,9 +196,7 @@ def _llama(f: _Fields) -> LlamaConfig:
 
 
 def _every_layer_sees_all(f: _Fields) -> None:
-    """Refuses sliding windows: `layer_types` (v5), or else the flags of v4, name the layers that
-    look at the nearest tokens alone.
-    """
+    """Raise WeightsError for sliding windows, from `layer_types` (v5) or the flags of v4."""
     depth, kinds = f.size("num_hidden_layers", 32), f.values.get("layer_types")
     full = "full_attention"
     if kinds is None:
@@ -216,7 +215,7 @@ def _every_layer_sees_all(f: _Fields) -> None:
 
 
 def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
-    """(base, scaling) in the spelling of v5 or of v4."""
+    """Return (base, scaling), from the spelling of v5 or of v4."""
     name = "rope_parameters" if f.values.get("rope_parameters") else "rope_scaling"
     rope = _Fields(f.get(name, {}), f"{f.where}: {name}")
     if not isinstance(rope.values, dict) or any(isinstance(v, dict) for v in rope.values.values()):
@@ -240,7 +239,7 @@ def _rope(f: _Fields) -> tuple[float, RopeScaling | None]:
 
 
 def check_onevision(model: ModelConfig) -> None:
-    """Raises WeightsError when LlavaOnevisionForConditionalGeneration cannot express a setting."""
+    """Raise WeightsError when LlavaOnevisionForConditionalGeneration cannot express a setting."""
     if model.vision.head != "none":
         raise WeightsError(
             f"model.vision.head = {model.vision.head!r}: LlavaOnevisionForConditionalGeneration "
@@ -260,12 +259,12 @@ def check_onevision(model: ModelConfig) -> None:
 
 
 def from_model_config(model: ModelConfig, parts, dtype: str, head: bool, tokens: dict) -> dict:
-    """config.json of the class that holds `parts`.
+    """Return the config.json of the class that holds `parts`.
 
     Args:
       tokens: ids `bos`, `eos`, `video` of the tokenizer, where known.
 
-    Raises WeightsError when the placeholder's id is needed and not known.
+    Raises WeightsError when the placeholder's id is needed and unknown.
     """
     common = {"torch_dtype": dtype}
     if set(parts) == {"llm"}:
@@ -283,7 +282,7 @@ def from_model_config(model: ModelConfig, parts, dtype: str, head: bool, tokens:
         "model_type": "llava_onevision",
         "vision_config": _siglip_json(model.vision, head=False),
         "text_config": _llama_json(model.llm, tokens) | common,
-        # One placeholder: what is given, images or videos, is put in its place.
+        # We have one placeholder, for images and videos alike.
         "image_token_index": tokens["video"],
         "video_token_index": tokens["video"],
         "projector_hidden_act": "gelu",

@@ -1,7 +1,7 @@
-"""Names of SigLIP, Llama, Qwen2 and LLaVA-OneVision in Hugging Face directories, as rules.
+"""Rules for tensor names of SigLIP, Llama, Qwen2 and LLaVA-OneVision in Hugging Face directories.
 
-As transformers writes them (`modeling_siglip.py`, `modeling_llama.py`,
-`modeling_llava_onevision.py`); its versions differ in prefixes alone, which are found by looking.
+They are those of transformers (`modeling_siglip.py`, `modeling_llama.py`,
+`modeling_llava_onevision.py`). Its versions differ only in prefixes, which are detected.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ _BLOCK, _MAP = "Transformer/encoderblock/", "MAPHead_0/"
 
 
 def _attention(theirs: str, ours: str):
-    """Rules of a SigLIP block's attention."""
+    """Yield the rules of a SigLIP block's attention."""
     for name, our in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         yield Rule(f"{theirs}{name}.weight", f"{ours}{our}/kernel", "(N H) D -> D N H")
         yield Rule(f"{theirs}{name}.bias", f"{ours}{our}/bias", "(N H) -> N H")
@@ -46,7 +46,7 @@ SIGLIP = (
     *_attention("encoder.layers.{i}.self_attn.", _BLOCK + "MultiHeadDotProductAttention_0/"),
     *_mlp("encoder.layers.{i}.mlp.", _BLOCK + "MlpBlock_0/"),
 )
-"""The tower up to its last block."""
+"""Rules of the tower up to its last block."""
 
 SIGLIP_NORM = tuple(_norm("post_layernorm", "Transformer/encoder_norm"))
 
@@ -74,7 +74,7 @@ SIGLIP_HEAD = (
     *_norm("head.layernorm", _MAP + "LayerNorm_0"),
     *_mlp("head.mlp.", _MAP + "MlpBlock_0/"),
 )
-"""The MAP head, a torch MultiheadAttention with q, k, v in one tensor, and its MLP."""
+"""Rules of the MAP head, a torch MultiheadAttention with q, k, v in one tensor, and its MLP."""
 
 _LAYER = "layers.{i}."
 LLAMA = (
@@ -95,10 +95,10 @@ QKV_BIAS = (
     Rule(_LAYER + "self_attn.k_proj.bias", "layers/attn/k/bias", "(K H) -> K H"),
     Rule(_LAYER + "self_attn.v_proj.bias", "layers/attn/v/bias", "(K H) -> K H"),
 )
-"""Qwen2's."""
+"""Qwen2's attention biases."""
 HEAD = (Rule("lm_head.weight", "lm_head/kernel", "V D -> D V"),)
 TIED_HEAD = (Rule("lm_head.weight", "embed/embedding", "V D -> V D", copy=True),)
-"""Some files hold the tied matrix twice."""
+"""Some files contain the tied matrix twice."""
 
 PROJECTOR = (
     Rule("linear_1.weight", "fc1/kernel", "E D -> D E"),
@@ -110,7 +110,7 @@ NEWLINE = (Rule("image_newline", "newline"),)
 
 
 class Prefixes(NamedTuple):
-    """What stands before the names of each part."""
+    """Prefixes of the tensor names of each part."""
 
     vision: str
     llm: str
@@ -120,12 +120,12 @@ class Prefixes(NamedTuple):
 
 
 TOWER = Prefixes("vision_model.", "model.", "", "", "")
-"""As `SiglipModel`, `SiglipVisionModel` of v4 and `LlamaForCausalLM` are saved."""
+"""Those of `SiglipModel`, v4's `SiglipVisionModel`, and `LlamaForCausalLM`."""
 ONEVISION = Prefixes(
     "vision_tower.vision_model.", "language_model.model.", "language_model.",
     "multi_modal_projector.", "",
 )  # fmt: skip
-"""As `LlavaOnevisionForConditionalGeneration` is saved by v4; v5 reads it."""
+"""Those of v4's `LlavaOnevisionForConditionalGeneration`; v5 reads them, too."""
 _KNOWN = {
     False: Prefixes(("vision_model.", ""), ("model.", ""), ("",), ("",), ("",)),
     True: Prefixes(
@@ -147,15 +147,15 @@ SKIP = {
     "siglip_vision_model": f"{_BUFFERS}|{_BESIDE_TOWER}",
     "llama": _BUFFERS,
     "qwen2": _BUFFERS,
-    # What the language model does not read: later blocks, the final norm, the pooling head.
+    # Parts after the features that the language model reads: the final norm, the pooling head.
     "llava_onevision": _BUFFERS
     + r"|(model\.)?vision_tower\.(vision_model\.)?(post_layernorm|head)\..*",
 }
-"""By model type: tensors that may be there and are not ours."""
+"""Tensors that are allowed and ignored, by model type."""
 
 
 def find_prefixes(names, whole: bool) -> Prefixes:
-    """The prefixes that a checkpoint uses; the first known one where there is no trace."""
+    """Return the prefixes that a checkpoint uses; the first known one of a part that it lacks."""
     return Prefixes(
         *(
             next((p for p in known if p + anchor in names), known[0])
@@ -165,7 +165,7 @@ def find_prefixes(names, whole: bool) -> Prefixes:
 
 
 def vision_sizes(c: VisionConfig) -> dict[str, int]:
-    """Letters of the tower's rules."""
+    """Return the sizes of the letters in the tower's rules."""
     return dict(
         D=c.width, F=c.mlp_dim, N=c.num_heads, H=c.width // c.num_heads, P=c.num_patches,
         C=3, Y=c.patch_size, X=c.patch_size,
@@ -173,13 +173,13 @@ def vision_sizes(c: VisionConfig) -> dict[str, int]:
 
 
 def vision_entries(c: VisionConfig, prefix: str, norm: bool, head: bool) -> list[Entry]:
-    """Entries of a tower's `blocks_run` blocks, with final norm and MAP head if wanted."""
+    """Return the entries of a tower's `blocks_run` blocks, optionally with norm and MAP head."""
     rules = SIGLIP + SIGLIP_NORM * norm + SIGLIP_HEAD * head
     return expand(rules, vision_sizes(c), c.blocks_run, prefix, "vision/")
 
 
 def llm_entries(c: LlamaConfig, prefix: str, head: str) -> list[Entry]:
-    """Entries of a language model; `head` is the prefix of its `lm_head`."""
+    """Return the entries of a language model; `head` is the prefix of its `lm_head`."""
     sizes = dict(
         V=c.vocab, D=c.width, F=c.mlp_dim, N=c.num_heads, K=c.num_kv_heads, H=c.head_dim
     )  # fmt: skip
@@ -188,7 +188,7 @@ def llm_entries(c: LlamaConfig, prefix: str, head: str) -> list[Entry]:
 
 
 def entries(model: ModelConfig, parts, prefixes: Prefixes, norm: bool, head: bool) -> list[Entry]:
-    """Entries of `parts` of a model whose towers are given as sizes."""
+    """Return the entries of `parts` of a model whose towers are given as sizes."""
     found: list[Entry] = []
     width = model.llm.width if isinstance(model.llm, LlamaConfig) else 0
     if "vision" in parts:

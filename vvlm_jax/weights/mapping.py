@@ -1,4 +1,4 @@
-"""Which tensor of a checkpoint is which parameter of ours, as data that reads both ways.
+"""Map tensors of a checkpoint to our parameters, and back, by rules.
 
 A table is an ordered list of rules such as
 
@@ -6,9 +6,9 @@ A table is an ordered list of rules such as
          "Transformer/encoderblock/MultiHeadDotProductAttention_0/query/kernel",
          "(N H) D -> D N H")
 
-With the sizes its letters stand for, a rule says every name and shape on both sides, and how to get
-from one to the other: split the axes of the left, transpose. Reading and writing use the same
-rules, so they cannot drift apart, and `account` can tell of any tensor whether it belongs.
+Given the sizes of its letters, a rule determines the names and shapes on both sides, and the
+conversion: split the axes on the left, then transpose. Reading and writing use the same rules, so
+they cannot disagree, and `account` finds any tensor that no rule covers.
 """
 
 import dataclasses
@@ -22,40 +22,40 @@ import jax.numpy as jnp
 import numpy as np
 
 MOST_LISTED = 40
-"""Problems that an error spells out; the rest are counted."""
+"""Problems that an error lists; the others are counted."""
 
 DTYPES = ("bfloat16", "float16", "float32")
-"""What weights may be stored as."""
+"""Dtypes that weights may be stored in."""
 
 
 class WeightsError(ValueError):
-    """Weights that cannot be read or do not fit. The first line says what and what to do; lines
-    after it list every tensor concerned.
+    """Weights that cannot be read or do not fit. The first line of the message states the problem
+    and what to do; the others list the tensors.
     """
 
 
 def short(value) -> str:
-    """A value as an error shows it: one line, not too long, control characters spelt out."""
+    """Return a value for an error message: one short line, control characters escaped."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}…"
 
 
 class Rule(NamedTuple):
-    """One tensor of theirs, or with `{i}` one a layer, and the parameter it is."""
+    """A tensor of theirs (with `{i}`, one in each layer) and our parameter."""
 
     theirs: str
     ours: str
     """Path in our tree; rules with `{i}` fill its leading depth axis."""
     axes: str = "D -> D"
-    """Their axes → ours; parentheses are one axis of theirs that is several of ours."""
+    """Their axes → ours; parentheses group those of our axes that are one of theirs."""
     part: tuple[int, int] = (0, 1)
     """(k, n): this parameter is the k-th of n equal parts of their first axis."""
     copy: bool = False
-    """The tensor repeats a parameter (a tied head): it may be there, and must then be equal."""
+    """Whether the tensor duplicates a parameter (a tied head); optional, and must be equal."""
 
 
 class Info(NamedTuple):
-    """What a checkpoint says of a tensor before it is read."""
+    """Dtype and shape of a tensor, from a checkpoint's header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class Info(NamedTuple):
 
 @functools.cache
 def _parse(axes: str):
-    """ "(N H) D -> D N H" → groups of letters on the left, letters on the right."""
+    """Parse "(N H) D -> D N H" into groups of letters on the left, and letters on the right."""
     left, right = axes.split(" -> ")
     groups = [g[1:-1].split() if g[0] == "(" else [g] for g in re.findall(r"\([^)]*\)|\S+", left)]
     return tuple(map(tuple, groups)), tuple(right.split())
@@ -71,7 +71,7 @@ def _parse(axes: str):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A rule for one tensor, with its sizes."""
+    """A rule applied to one tensor, with the sizes of its letters."""
 
     theirs: str
     ours: str
@@ -81,20 +81,20 @@ class Entry:
 
     @functools.cached_property
     def split(self) -> tuple[int, ...]:
-        """Shape of this entry's part of their tensor, with every axis of ours apart."""
+        """Shape of this entry's part of their tensor, split into our axes."""
         sizes, groups = dict(self.sizes), _parse(self.rule.axes)[0]
         return tuple(sizes[letter] for group in groups for letter in group if letter != "1")
 
     @functools.cached_property
     def order(self) -> tuple[int, ...]:
-        """Axis of `split` that each axis of ours is (ours without axes of size 1)."""
+        """For each of our axes, but those of size 1, its axis in `split`."""
         groups, right = _parse(self.rule.axes)
         letters = [letter for group in groups for letter in group if letter != "1"]
         return tuple(letters.index(letter) for letter in right if letter != "1")
 
     @property
     def our_axes(self) -> tuple[str, ...]:
-        """Letters of our axes; "1" is one that only we have."""
+        """Letters of our axes; "1" is an axis that only our parameter has."""
         return _parse(self.rule.axes)[1]
 
     @functools.cached_property
@@ -106,12 +106,12 @@ class Entry:
 
     @functools.cached_property
     def our_shape(self) -> tuple[int, ...]:
-        """Shape of the parameter, one layer of it where layers are stacked."""
+        """Shape of our parameter, or of one layer where layers are stacked."""
         sizes = dict(self.sizes)
         return tuple(1 if a == "1" else sizes[a] for a in self.our_axes)
 
     def to_theirs(self, x: np.ndarray) -> np.ndarray:
-        """Our parameter (one layer of it) as this entry's part of their tensor."""
+        """Convert our parameter, or one layer of it, to this entry's part of their tensor."""
         squeezed = x.reshape([self.split[axis] for axis in self.order])
         part = squeezed.transpose(np.argsort(self.order))
         first, *rest = self.their_shape
@@ -119,7 +119,9 @@ class Entry:
 
 
 def expand(rules, sizes: dict[str, int], depth: int, theirs: str = "", ours: str = ""):
-    """Entries of `rules`, a rule with `{i}` once a layer; `theirs` and `ours` are prefixes."""
+    """Return the entries of `rules`: one in each layer for a rule with `{i}`. `theirs` and `ours`
+    are prefixes.
+    """
     entries = []
     for rule in rules:
         for i in range(depth) if "{i}" in rule.theirs else [None]:
@@ -129,26 +131,26 @@ def expand(rules, sizes: dict[str, int], depth: int, theirs: str = "", ours: str
 
 
 def tree_shapes(entries) -> dict[str, tuple[int, ...]]:
-    """{path: shape} of all parameters that the entries fill."""
+    """Return {path: shape} of all parameters that the entries fill."""
     layers = Counter(e.ours for e in entries if e.layer is not None and not e.rule.copy)
     stacked = {e.ours: (layers[e.ours],) if e.ours in layers else () for e in entries}
     return {e.ours: stacked[e.ours] + e.our_shape for e in entries}
 
 
 def account(entries, infos: dict[str, Info], skip: str = "", *, where, resized=(), duplicates=()):
-    """Checks that a checkpoint holds what the entries need, and nothing else.
+    """Check that a checkpoint holds the tensors of the entries, and nothing else.
 
     Args:
-      skip: regex of names that may be there and are not taken.
+      skip: regex of names that are allowed and ignored.
       where: the checkpoint's name, for the error.
-      resized: parameters of ours that may be there for another square of patches.
+      resized: our parameters that may have another square number of patches.
       duplicates: names that the checkpoint holds more than once.
 
     Returns:
-      Names that are not taken, sorted.
+      Names that are ignored, sorted.
 
-    Raises WeightsError that lists every tensor missing, unmapped, duplicate, or of a wrong shape or
-    dtype.
+    Raises WeightsError listing every tensor that is missing, unmapped, duplicate, or of a wrong
+    shape or dtype.
     """
     problems = [("duplicate", name) for name in duplicates]
     filled = Counter((e.ours, e.layer) for e in entries if not e.rule.copy)
@@ -187,7 +189,7 @@ def _is_square(n: int) -> bool:
 
 
 def describe(where, problems: list[tuple[str, str]], what: str = "its config") -> str:
-    """`WHERE: 2 missing, 1 unmapped (missing: NAME SHAPE, …)` and a line for each."""
+    """Return `WHERE: 2 missing, 1 unmapped (missing: NAME SHAPE, …)` and a line for each."""
     counts = ", ".join(f"{n} {kind}" for kind, n in Counter(kind for kind, _ in problems).items())
     lines = [f"  {kind}: {name}" for kind, name in problems[:MOST_LISTED]]
     if len(problems) > MOST_LISTED:
@@ -200,7 +202,7 @@ def describe(where, problems: list[tuple[str, str]], what: str = "its config") -
 
 
 def param_dtypes(entries, infos: dict[str, Info]) -> dict[str, np.dtype]:
-    """{path: dtype that holds all of its tensors without loss}."""
+    """Return {path: dtype that represents all of its tensors exactly}."""
     dtypes: dict[str, set] = {}
     for e in entries:
         if not e.rule.copy:

@@ -1,7 +1,7 @@
-"""Checkpoints of other libraries as sources of parameters: what they hold, checked, then streamed.
+"""Read parameters from checkpoints of other libraries.
 
-`open_source` reads headers and configs alone and accounts for every tensor; `load` and `load_part`
-fill device memory from it.
+`open_source` reads only headers and configs, and accounts for every tensor; `load` and `load_part`
+then stream tensors into device memory.
 """
 
 import dataclasses
@@ -27,28 +27,28 @@ from vvlm_jax.weights.stream import fill
 
 POSITIONS = "vision/pos_embedding"
 _COMPARED = 2**22
-"""Elements of a repeated tensor that are compared at once."""
+"""Elements of a duplicate tensor that are compared at a time."""
 
 
 class Source(NamedTuple):
-    """A checkpoint of which every tensor is accounted for."""
+    """An open checkpoint, every tensor of which is accounted for."""
 
     where: str
     reader: Npz | Safetensors
     entries: list[Entry]
     model: ModelConfig
-    """Towers as sizes; what the checkpoint does not hold is the default's."""
+    """Config of the model, with towers as sizes; defaults for parts that the checkpoint lacks."""
     parts: tuple[str, ...]
     left_out: list[str]
-    """Tensors that we have no place for (a text tower)."""
+    """Tensors that we do not use (a text tower)."""
     config: dict | None
-    """Of a Hugging Face directory."""
+    """config.json of a Hugging Face directory; None for a big_vision file."""
     prefixes: huggingface.Prefixes | None
-    """Of its names."""
+    """Prefixes of its tensor names."""
 
 
 def is_foreign(path: str | Path) -> bool:
-    """Whether this is a big_vision `.npz` or a Hugging Face directory, and not a folder of ours."""
+    """Return whether this is a big_vision `.npz` or a Hugging Face directory."""
     file, _ = big_vision.split_path(path)
     config = file / "config.json"
     if config.is_file():
@@ -57,12 +57,12 @@ def is_foreign(path: str | Path) -> bool:
 
 
 def open_source(path: str | Path, image_size: int | None = None) -> Source:
-    """Reads what a checkpoint holds, from headers alone.
+    """Open a checkpoint, reading only its headers.
 
     Args:
-      image_size: pixels a side of the images to come; position embeddings are resized to it.
+      image_size: pixels a side of future images; position embeddings are resized to it.
 
-    Raises WeightsError, one line on what is missing or damaged, or a list of all tensors that do
+    Raises WeightsError: one line on what is missing or damaged, or a list of all tensors that do
     not fit.
     """
     file, subtree = big_vision.split_path(path)
@@ -108,7 +108,7 @@ def _open_huggingface(folder: Path, image_size) -> Source:
     head = norm and model.vision.head == "map"
     entries = huggingface.entries(model, parts, prefixes, norm, head)
     skip = huggingface.SKIP[values["model_type"]]
-    if whole:  # blocks that the language model does not read
+    if whole:  # blocks after the features that the language model reads
         later = range(model.vision.blocks_run, model.vision.depth)
         skip += "".join(rf"|{prefixes.vision}encoder\.layers\.{i}\..*" for i in later)
     left_out = account(
@@ -126,7 +126,7 @@ def _check_image_size(pixels: int, patch: int) -> None:
 
 
 def _check_depths(model: ModelConfig, parts, reader, folder) -> None:
-    """A config's layers become a table of tensors; it shall not be longer than the file's."""
+    """Check numbers of layers against the number of tensors, before entries are made for each."""
     for part, name in (("vision", "vision_config"), ("llm", "text_config")):
         depth = getattr(model, part).depth if part in parts else 0
         if depth > len(reader.infos):
@@ -138,7 +138,7 @@ def _check_depths(model: ModelConfig, parts, reader, folder) -> None:
 
 
 def _check_copies(entries, reader, folder) -> None:
-    """A tied head that is there as well must be the embedding."""
+    """Check that a stored copy of a tied head equals the embedding."""
     of = {e.ours: e.theirs for e in entries if not e.rule.copy}
     for e in entries:
         if not e.rule.copy or e.theirs not in reader.infos:
@@ -158,9 +158,7 @@ def _check_copies(entries, reader, folder) -> None:
 
 
 def like(source: Source, dtype: str | None = None) -> dict:
-    """{path: ShapeDtypeStruct} of everything the source holds, on the default device; `dtype` in
-    place of the source's.
-    """
+    """Return {path: ShapeDtypeStruct} of all parameters in the source, in its dtypes or `dtype`."""
     dtypes = param_dtypes(source.entries, source.reader.infos)
     return {
         path: jax.ShapeDtypeStruct(shape, dtype or dtypes[path])
@@ -169,9 +167,9 @@ def like(source: Source, dtype: str | None = None) -> dict:
 
 
 def load(source: Source, like: dict, on_tensor=None) -> dict:
-    """{path: array} for the paths in `like` ({path: ShapeDtypeStruct with a sharding, or not}).
+    """Return {path: array} for the paths in `like`, {path: ShapeDtypeStruct}, with its shardings.
 
-    A target with fewer layers than the source takes the first ones; position embeddings of another
+    A target with fewer layers than the source gets the first ones; position embeddings of another
     grid are resampled.
     """
     entries = [
@@ -192,10 +190,10 @@ def load(source: Source, like: dict, on_tensor=None) -> dict:
 
 
 def load_part(path: str | Path, part: str, like) -> dict:
-    """One part (`vision`, `projector`, `llm`, `newline`) of a checkpoint as the subtree `like`, of
-    arrays or ShapeDtypeStructs whose dtypes and shardings it takes.
+    """Return one part (`vision`, `projector`, `llm`, `newline`) of a checkpoint as a tree like
+    `like`, whose arrays or ShapeDtypeStructs give its dtypes and shardings.
 
-    Raises WeightsError that lists what the checkpoint lacks or has in another shape.
+    Raises WeightsError listing the parameters that are missing or have another shape.
     """
     source = open_source(path)
     flat = flatten_dict({part: like}, sep="/")
@@ -215,7 +213,7 @@ def load_part(path: str | Path, part: str, like) -> dict:
 
 
 def fits(path: str, there: tuple[int, ...], here: tuple[int, ...]) -> bool:
-    """Whether a stored parameter can be this one: equal shapes, or the first blocks of a tower."""
+    """Return whether a stored shape fits: it is equal, or has more blocks of a vision tower."""
     if path.startswith(f"vision/{big_vision.BLOCK}/") and there[1:] == here[1:]:
         return there[0] >= here[0]
     return there == here

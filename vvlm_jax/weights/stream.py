@@ -1,8 +1,8 @@
-"""Tensors from a file straight into device memory, a piece at a time.
+"""Stream tensors from a file into device memory, a piece at a time.
 
-A large parameter is a buffer on each of its devices, made once, and filled in place by a compiled,
-donating update that also splits, transposes and casts. The host holds one piece of one tensor, and
-the leading depth axis that scanned layers need is never stacked there.
+A large parameter is allocated once on each of its devices and filled in place by a compiled update
+with a donated buffer, which also splits, transposes and casts. The host holds one piece of one
+tensor at a time: the layers of a scanned stack are never stacked on the host.
 """
 
 import functools
@@ -16,20 +16,20 @@ from jax.sharding import SingleDeviceSharding
 from vvlm_jax.weights.mapping import Entry
 
 PIECE_BYTES = 4 * 2**20
-"""Most that is read at once, unless a single row is more. Small, so that a piece is transposed
+"""Most bytes read at once, unless a single row has more. Small, so that a piece is transposed
 within a core's cache.
 """
 
 
 def fill(entries: list[Entry], like: dict, reader, replaced=None, on_tensor=None) -> dict:
-    """{path: array} of all parameters in `like`, read from a checkpoint.
+    """Return {path: array} of all parameters in `like`, read from a checkpoint.
 
     Args:
-      entries: what fills them, checked by `mapping.account`.
+      entries: the tensors to read, checked by `mapping.account`.
       like: {path: array or ShapeDtypeStruct}; dtype and sharding are those of the result. Without a
         sharding, the default device.
       reader: `read(name, start, count)` as in `files`.
-      replaced: {their name: array} to take in place of the file's (a resized embedding).
+      replaced: {their name: array} to use in place of the file's (a resized embedding).
       on_tensor: called with the number of tensors read so far.
     """
     by_path: dict[str, list[Entry]] = {path: [] for path in like}
@@ -53,7 +53,7 @@ def fill(entries: list[Entry], like: dict, reader, replaced=None, on_tensor=None
 
 
 def _copy(entry: Entry, reader, target) -> None:
-    """One tensor, some rows of its first axis at a time."""
+    """Copy one tensor, some rows of its first axis at a time."""
     rows, row_size = entry.split[0], int(np.prod(entry.split[1:]))
     begin = entry.rule.part[0] * rows * row_size
     step = max(1, PIECE_BYTES // (4 * row_size))
@@ -68,14 +68,14 @@ def _sharding(like):
 
 
 class _HostTarget:
-    """A parameter no larger than a piece: put together on the host, so that nothing is compiled."""
+    """A parameter no larger than a piece, assembled on the host so that nothing is compiled."""
 
     def __init__(self, like):
         self.host, self.sharding = np.empty(like.shape, like.dtype), _sharding(like)
         self.bounds = tuple((0, n) for n in like.shape)
 
     def write(self, entry: Entry, first: int, piece: np.ndarray) -> None:
-        """Puts rows `first`, … of a tensor's first axis in their place."""
+        """Write rows `first`, … of a tensor's first axis."""
         part, starts = _inside(entry, first, piece, self.bounds)
         if part is not None:
             x = part.transpose(entry.order)
@@ -84,14 +84,14 @@ class _HostTarget:
             self.host[at] = x
 
     def result(self) -> jax.Array:
-        """The whole, possibly sharded, array."""
+        """Return the whole array, with its sharding."""
         return jax.make_array_from_callback(
             self.host.shape, self.sharding, lambda index: self.host[index]
         )
 
 
 class _DeviceTarget:
-    """A large parameter's buffers. Devices that hold the same slice get the same bytes."""
+    """A large parameter, as one buffer for each device. Replicas get the same bytes."""
 
     def __init__(self, like):
         self.shape, self.dtype = tuple(like.shape), jnp.dtype(like.dtype)
@@ -108,7 +108,7 @@ class _DeviceTarget:
                 self.buffers[device] = jax.device_put(jnp.zeros(local, self.bits), device)
 
     def write(self, entry: Entry, first: int, piece: np.ndarray) -> None:
-        """Puts rows `first`, … of a tensor's first axis in their place."""
+        """Write rows `first`, … of a tensor's first axis."""
         if piece.dtype == self.dtype:
             piece = piece.view(self.bits)
         for bounds, devices in self.slices.items():
@@ -124,7 +124,7 @@ class _DeviceTarget:
         )  # so that pieces do not queue up on the host
 
     def result(self) -> jax.Array:
-        """The whole, possibly sharded, array."""
+        """Return the whole array, with its sharding."""
         arrays = list(self.buffers.values())
         if self.bits != self.dtype:
             arrays = [_from_bits(x, self.dtype) for x in arrays]
@@ -133,7 +133,9 @@ class _DeviceTarget:
 
 
 def _inside(entry: Entry, first: int, piece: np.ndarray, bounds):
-    """The part of a piece that lies inside `bounds` of our parameter, and where it starts there."""
+    """Return the part of a piece inside `bounds` of our parameter, and its start there; (None,
+    None) if there is none.
+    """
     starts = []
     if entry.layer is not None:
         (begin, end), *bounds = bounds
@@ -157,7 +159,7 @@ def _inside(entry: Entry, first: int, piece: np.ndarray, bounds):
 
 def _from_bits(x: jax.Array, dtype) -> jax.Array:
     (device,) = x.devices()
-    if device.platform == "cpu":  # without a copy, which a compiled bitcast makes here
+    if device.platform == "cpu":  # a view; a compiled bitcast would copy on CPUs
         return jax.device_put(np.asarray(x).view(dtype), device)
     return _bitcast(x, dtype)
 
@@ -172,6 +174,6 @@ def _place(buffer, piece, starts, order, dtype):
     x = piece.transpose(order)
     if x.dtype != buffer.dtype:
         x = jax.lax.bitcast_convert_type(x.astype(dtype), buffer.dtype)
-    # Axes of ours that the piece lacks: depth in front, and axes of size 1.
+    # The piece lacks our depth axis in front, and our axes of size 1.
     x = jax.lax.expand_dims(x, range(buffer.ndim - x.ndim))
     return jax.lax.dynamic_update_slice(buffer, x, tuple(starts))

@@ -4,10 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 from fitting.config import FitConfig
 from fitting.report import text
-from fitting.report.results import Recommendation, subject
+from fitting.report.results import Recommendation, in_percent, subject
+from fitting.runs import RunTable
 from tests.fitting.laws import made_up_law
 from tests.fitting.report.tables import STAR, UNITS
 from tests.fitting.synthetic import synthetic_table
@@ -77,3 +79,58 @@ def test_file_names_are_plain_and_apart():
         zip(names, ["a_b", "a_b-2", "A_b-3", "metric", "metric-2", "avg"], strict=True)
     )
     assert text.in_order(["b", "Metrics/Avg", "a"]) == ["Metrics/Avg", "a", "b"]
+
+
+def repeated_runs():
+    """Two configurations, one of them trained with two seeds; one score has no standard error."""
+    rows = [("a", 8, 0, 61.0, 1.5), ("b", 8, 1, 63.0, 2.5), ("c", 16, 0, 70.0, None)]
+    return RunTable.from_rows(
+        dict(
+            run_id=name,
+            sweep="star",
+            lm_params=1e9,
+            num_frames=frames,
+            tokens_per_frame=9,
+            num_examples=1000,
+            seed=seed,
+            protocol="questions",
+            metric="acc",
+            score=score,
+            score_se=spread,
+        )
+        for name, frames, seed, score, spread in rows
+    )
+
+
+def test_seeds_replicates_protocols_and_standard_errors_are_said():
+    said = " ".join(text.runs_text(repeated_runs()))
+    assert "3 runs of 2 configurations, 1 of them run more than once" in said
+    assert "seeds: 0, 1." in said
+    assert "protocol: questions." in said
+    assert "known for 2 of 3 scores: 1.5 to 2.5, median 2 points of 100" in said
+    plain = text.runs_text(synthetic_table("add", STAR, units=UNITS))
+    assert plain == [f"{len(STAR)} runs of {len(STAR)} configurations."]
+
+
+def test_the_values_of_runs_show_seeds_and_standard_errors_where_there_are_any():
+    headers, rows = text.run_rows(repeated_runs(), None)
+    assert headers == ["run", "sweep", "LM", "frames", "tokens", "n", "seed", "acc"]
+    assert [row[-2:] for row in rows] == [
+        ["0", "39.00 ± 1.50"],
+        ["1", "37.00 ± 2.50"],
+        ["0", "30.00"],
+    ]
+    shares = in_percent(dataclasses.replace(repeated_runs(), scale=1.0))
+    assert shares.score_se[:2] == pytest.approx([150, 250])
+
+
+def test_standard_errors_are_bars_of_the_runs_and_of_the_predictions():
+    from fitting import figures
+
+    table = repeated_runs()
+    for figure, axis in (
+        (figures.all_runs(table), 1),
+        (figures.predicted_vs_actual(table, {"all": table.error}), 0),
+    ):
+        bars = [c for c in figure.axes[axis].collections if isinstance(c, LineCollection)]
+        assert sum(len(bar.get_segments()) for bar in bars) == 2

@@ -70,7 +70,7 @@ def test_a_part_of_a_model_is_not_asked(npz, tmp_path):
     run(npz, tmp_path / "ours")
     said = re.escape(
         f"{tmp_path / 'ours'}: holds vision, and no projector or llm: a part of a model; "
-        f'tools.train makes one of it: --set \'init=[["vision","{tmp_path / "ours"}"]]\''
+        f'vvlm train makes one of it: --set \'init=[["vision","{tmp_path / "ours"}"]]\''
     )
     with pytest.raises(CheckpointError, match=said):
         model_dir.open_model(tmp_path / "ours")
@@ -102,14 +102,14 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
             model_dir.open_model(folder)
         config.write_text(before)
 
-    def fail(*args, **options):  # as on files cut short, whose other readers would go on behind us
+    def fail(*args, **options):  # as for truncated files
         raise Exception("Encountered error while reading array") from ValueError("OUT_OF_RANGE")
 
     monkeypatch.setattr(model_dir.ocp.Checkpointer, "restore", fail)
     with pytest.raises(
         CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
     ):
-        model_dir.open_model(folder)
+        model_dir.load_params(folder)
 
 
 READ = """

@@ -97,8 +97,8 @@ DAMAGE = {
         ('{"model": [1]}', r"config.json: model = \[1\]: must be ModelConfig, not list"),
     ],
     "came_from.json": [
-        ("", "came_from.json: not what tools.convert wrote"),
-        ("[]", "came_from.json: not what tools.convert wrote"),
+        ("", "came_from.json: not a file of vvlm convert"),
+        ("[]", "came_from.json: not a file of vvlm convert"),
         ('{"config": 3}', "came_from.json: damaged; remove it"),
         ('{"config": {"model_type": "llama"}, "prefixes": [1], "copies": []}', "json: damaged; re"),
         (

@@ -180,7 +180,7 @@ def test_only_fixed_options_say_which_examples_a_step_sees(stage, tok, cache):
 
 
 def test_a_batch_larger_than_the_data_is_an_error(examples):
-    with pytest.raises(ValueError, match=r"batch_size = 25: must be at most the 24 examples"):
+    with pytest.raises(ValueError, match=r"batch_size = 25: must be at most .* examples, 24"):
         batches(examples(), 25, 1, 0)
 
 

@@ -187,14 +187,14 @@ def test_it_trains(config, tmp_path):
 
 
 def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
-    with pytest.raises(ValueError, match="no data set that tools.prepare made"):
+    with pytest.raises(ValueError, match="not a data set that vvlm prepare made"):
         open_rows(tmp_path)
     copy = shutil.copytree(folder, tmp_path / "paper" / "1.0.0")
     (shard,) = copy.glob("*00001-of*")
     whole = shard.read_bytes()
     for damage in (lambda: shard.write_bytes(whole[:-5000]), shard.unlink):
         damage()
-        with pytest.raises(ValueError, match=rf"^{copy}: not a whole data set: .*"):
+        with pytest.raises(ValueError, match=rf"^{copy}: incomplete data set: .*"):
             open_rows(copy)
     shutil.copy(folder / shard.name, shard)
     card = json.loads((copy / "card.json").read_text())
@@ -206,5 +206,5 @@ def test_a_folder_that_is_not_whole_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match=f"holds 5 lengths, its card says {card['examples']}"):
         open_rows(copy)
     (copy / "lengths.npy").unlink()
-    with pytest.raises(ValueError, match=rf"^{copy}: not a whole data set: .*lengths.npy"):
+    with pytest.raises(ValueError, match=rf"^{copy}: incomplete data set: .*lengths.npy"):
         open_rows(copy)

@@ -247,8 +247,8 @@ NO_VIDEO = f"not a video: Invalid data found when processing input; {AGAIN}, or 
 BROKEN = {
     "zero_bytes.mp4": f"zero bytes; {AGAIN}",
     "missing.mp4": "no such file; check the path",
-    "audio_only.m4a": "no video stream (audio only); give a file with pictures",
-    "audio_with_cover.mp3": "no video stream (audio only); give a file with pictures",
+    "audio_only.m4a": "no video stream (audio only); give a file with a video stream",
+    "audio_with_cover.mp3": "no video stream (audio only); give a file with a video stream",
     "notes.mp4": NO_VIDEO,
     "headless.mp4": NO_VIDEO,
     "cut_short.mp4": f"truncated: 15 of 72 frames could be decoded; {AGAIN}",
@@ -285,11 +285,11 @@ def test_a_frame_lost_inside_the_file_is_not_papered_over(tmp_path):
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ([3, 1], "choose: indices must be non-decreasing in 0..11, gave [3, 1]"),
-        ([0, 12], "choose: indices must be non-decreasing in 0..11, gave [0, 12]"),
-        ([-1, 2], "choose: indices must be non-decreasing in 0..11, gave [-1, 2]"),
-        ([0.5], "choose: must give a list of frame indices, gave array([0.5])"),
-        ([[1]], "choose: must give a list of frame indices, gave array([[1]])"),
+        ([3, 1], "choose: indices must be non-decreasing in 0..11, got [3, 1]"),
+        ([0, 12], "choose: indices must be non-decreasing in 0..11, got [0, 12]"),
+        ([-1, 2], "choose: indices must be non-decreasing in 0..11, got [-1, 2]"),
+        ([0.5], "choose: must return a list of frame indices, got array([0.5])"),
+        ([[1]], "choose: must return a list of frame indices, got array([[1]])"),
     ],
 )
 def test_a_wrong_choice_is_not_the_videos_fault(chosen, message):

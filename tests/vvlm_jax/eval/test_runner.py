@@ -299,12 +299,18 @@ def test_a_missing_field_is_named(tmp_path, field, value):
     ("bad", "message"),
     [
         (QUESTION, "question 2: repeats id '1'"),
-        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "C"}, "answer 'C' is no letter"),
+        (
+            {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "C"},
+            "answer 'C' is not a letter",
+        ),
         (
             {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "AB"},
-            "answer 'AB' is no letter",
+            "answer 'AB' is not a letter",
         ),
-        ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"}, "answer 'x' is no letter"),
+        (
+            {**QUESTION, "id": "2", "options": ["x", "y"], "answer": "x"},
+            "answer 'x' is not a letter",
+        ),
         ({**QUESTION, "id": "2", "options": ["x", "y"], "answer": 1}, "answer = 1: must be a text"),
         ({**QUESTION, "id": 2}, "question 2: id = 2: must be a text"),
         ({**QUESTION, "id": "2", "references": ["x"]}, "references: are for open questions, in"),
@@ -313,12 +319,15 @@ def test_a_missing_field_is_named(tmp_path, field, value):
             "references: must be 1 or more texts, got 0",
         ),
         ({**QUESTION, "id": "2", "options": "xy"}, "options = 'xy': must be a list of texts"),
-        ({**QUESTION, "id": "\ud800"}, "question 2: id: holds half a character"),
+        ({**QUESTION, "id": "\ud800"}, "question 2: id: contains an unpaired"),
         ({**QUESTION, "id": "2", "options": ["\udfff", "y"]}, "must be a list of texts"),
         ({**QUESTION, "id": "2", "options": list("abcdefghi")}, "from 1 to 8 texts, got 9"),
-        ({**QUESTION, "id": "2", "question": "<video> ?"}, "question 2: holds a placeholder"),
+        (
+            {**QUESTION, "id": "2", "question": "<video> ?"},
+            "question 2: contains <video> or <image>",
+        ),
         ('{"id": 2,', "line 2 is not JSON"),
-        ("[1, 2]", "question 2 is no JSON object"),
+        ("[1, 2]", "question 2 is not a JSON object"),
     ],
 )
 def test_a_broken_question_is_named(tmp_path, bad, message):
@@ -329,7 +338,7 @@ def test_a_broken_question_is_named(tmp_path, bad, message):
 
 
 def test_a_question_file_without_questions_or_text_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"q\.jsonl: holds no question"):
+    with pytest.raises(ValueError, match=r"q\.jsonl: has no questions"):
         read_questions(write(tmp_path / "q.jsonl"))
     (tmp_path / "l.jsonl").write_bytes(b"{\xe9}")
     with pytest.raises(ValueError, match=r"l\.jsonl: byte 1 is not UTF-8 text"):

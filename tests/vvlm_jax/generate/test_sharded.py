@@ -80,7 +80,7 @@ def evaluated(vlm):
         file = Path(folder) / "predictions.jsonl"
         runner.evaluate(
             vlm, questions, file, media_root=CLIP.parent, max_new_tokens=20, likelihood=True,
-            prompts_per_batch=3,
+            prompts_per_batch=5,
         )  # fmt: skip
         found = runner.read_predictions(file)
     return [[found[q["id"]]["reply"], list(found[q["id"]]["logprobs"].values())] for q in questions]

@@ -18,8 +18,16 @@ from vvlm_jax.data.media import FrameReader
 from vvlm_jax.data.tokenizer import VIDEO
 from vvlm_jax.data.video import VideoError
 from vvlm_jax.generate import video_vlm
-from vvlm_jax.generate.generate import Prompts, encode_choices, programs, until_stop, write
-from vvlm_jax.generate.video_vlm import VideoVLM, _Text, bucket
+from vvlm_jax.generate.generate import (
+    Prompts,
+    ReplyText,
+    bucket,
+    encode_choices,
+    programs,
+    until_stop,
+    write,
+)
+from vvlm_jax.generate.video_vlm import VideoVLM
 from vvlm_jax.train.model_dir import CheckpointError, load_params, open_model, save_params
 
 ROOT = Path(__file__).parents[3]
@@ -169,12 +177,12 @@ def test_a_piece_ends_with_a_whole_character(model_folder):
     said = "naïve 漢字 🎞️ done"
     ids = tok.encode(said)
     assert len(ids) == len(said.encode())
-    text = _Text(tok)
+    text = ReplyText(tok)
     pieces = [text.more(ids[:n], n == len(ids)) for n in range(1, len(ids) + 1)]
     assert "".join(pieces) == said
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
     assert text.more(ids, True) == ""
-    cut = _Text(tok)  # a reply that is cut inside a character says so
+    cut = ReplyText(tok)  # a reply that is cut inside a character says so
     assert cut.more(ids[:3], False) + cut.more(ids[:3], True) == "na\N{REPLACEMENT CHARACTER}"
 
 

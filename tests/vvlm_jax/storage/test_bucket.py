@@ -16,8 +16,7 @@ from vvlm_jax.exit_codes import Exit
 from vvlm_jax.storage import bucket
 from vvlm_jax.storage.bucket import Key, Unreachable
 from vvlm_jax.sweep import worker
-from vvlm_jax.sweep.store import backends, journal, sweep_json
-from vvlm_jax.sweep.store import sync as copies_module
+from vvlm_jax.sweep.store import backends, journal, sweep_json, sync
 from vvlm_jax.sweep.store.store import Job, NotClaimed, Store
 from vvlm_jax.sweep.store.sync import FILES, RunSync, remove_left_behind
 from vvlm_jax.sweep.worker import Hosts, Stop, run_job
@@ -221,7 +220,7 @@ def write(file, text):
     file.write_text(text)
 
 
-def test_what_an_upload_that_broke_off_left_does_not_count(url, monkeypatch):
+def test_files_of_an_interrupted_upload_are_ignored(url, monkeypatch):
     store = squares(url, 1)
     copies = RunSync(store.folder, "r0", lambda: True, 60.0)
     sent = []
@@ -246,10 +245,10 @@ def test_what_an_upload_that_broke_off_left_does_not_count(url, monkeypatch):
     assert not (store.folder("r0") / "checkpoints").is_dir(), "it is removed: it may be large"
 
 
-def test_a_worker_that_lost_its_claim_brings_nothing_up(url):
+def test_a_worker_that_lost_its_claim_uploads_nothing(url):
     store = squares(url, 1)
     with RunSync(store.folder, "r0", lambda: False, 60.0) as copies:
-        write(copies.folder("r0") / "log", "of nobody's")
+        write(copies.folder("r0") / "log", "of a lost claim")
         copies.finish()
     assert not store.folder("r0").is_dir()
 
@@ -260,7 +259,7 @@ def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
     life = journal.identity()
     with monkeypatch.context() as patch:  # a process of this id that started at another time
         patch.setattr(journal, "identity", lambda: [*life[:3], "0"])
-        (tmp_path / f"{copies_module._named()}x").mkdir()
+        (tmp_path / f"{sync.local_prefix()}x").mkdir()
     (tmp_path / "vvlm_jax-sweep-elsewhere-1-0-x").mkdir()
     with RunSync(store.folder, "r0", lambda: True, 60.0) as copies:
         remove_left_behind()
@@ -269,10 +268,10 @@ def test_a_copy_of_a_living_worker_is_left_alone(url, tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["vvlm_jax-sweep-elsewhere-1-0-x"]
 
 
-def test_metrics_come_up_while_a_job_runs(url, monkeypatch):
+def test_metrics_are_uploaded_while_a_job_runs(url, monkeypatch):
     store, there, looks = squares(url, 1), threading.Event(), []
 
-    def sync(*args):
+    def quick_sync(*args):
         *others, seconds = args
         looks.append(seconds)
         return RunSync(*others, seconds / 100)  # this test has no half a minute
@@ -282,7 +281,7 @@ def test_metrics_come_up_while_a_job_runs(url, monkeypatch):
         assert there.wait(LONG)
         return {"scores": {}}
 
-    monkeypatch.setattr(worker, "RunSync", sync)
+    monkeypatch.setattr(worker, "RunSync", quick_sync)
     with ThreadPoolExecutor(1) as threads:
         job = threads.submit(run_job, store, "r0/train", {"square": slow}, Stop())
         file = store.folder("r0") / "metrics.jsonl"
@@ -314,7 +313,7 @@ def test_results_of_many_jobs_are_in_one_listing_and_the_index(url, server, monk
 @pytest.mark.parametrize(
     ("address", "error", "line"),
     [
-        ("az://bucket/s", ConfigError, "az://bucket/s: unknown scheme; a store is a folder, gs://"),
+        ("az://bucket/s", ConfigError, "az://bucket/s: unknown scheme; must be a folder, gs://"),
         ("s3://bucket", ConfigError, "s3://bucket: must be s3://BUCKET/FOLDER"),
         ("gs:///s", ConfigError, "must be gs://BUCKET/FOLDER"),
         ("gs://bucket/s", ConfigError, "gs://bucket/s: no sweep here"),

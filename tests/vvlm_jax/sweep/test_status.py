@@ -44,6 +44,6 @@ def test_the_table_says_what_each_run_does(store):
     assert found.seconds_left == pytest.approx(left * 30 / sum(costs[id] for id in did))
 
 
-def test_before_anything_is_done_nobody_knows_how_long(store):
+def test_the_time_left_is_unknown_before_the_first_job_ends(store):
     assert status.overview(store, store.states()).seconds_left is None
     assert status.last_metrics(store.path / "none.jsonl") == {}

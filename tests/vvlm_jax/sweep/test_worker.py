@@ -375,7 +375,7 @@ shares = local.shares(len(cores) + 1)
 assert [share.cores for share in shares] == [{core} for core in [*cores, cores[0]]]
 code = "import os; print(*os.sched_getaffinity(0))"
 for share in shares[:2]:
-    assert local._start([sys.executable, "-c", code], share, os.getpid()).wait() == 0
+    assert local.start_worker([sys.executable, "-c", code], share, os.getpid()).wait() == 0
 print(*cores)
 """
 

@@ -138,11 +138,11 @@ def test_on_several_devices_each_gets_its_slice():
 
 
 BIG = LlamaConfig(
-    vocab=128256, width=2048, depth=10, mlp_dim=8192, num_heads=32, num_kv_heads=8, head_dim=64,
+    vocab=64128, width=2048, depth=3, mlp_dim=8192, num_heads=32, num_kv_heads=8, head_dim=64,
     tie_embeddings=False,
 )  # fmt: skip
-"""Llama 3.2-1B with 10 layers and a head of its own, 2.27 GB in bfloat16; its largest tensors are
-the embedding and the head, and three stacked parameters are almost as large.
+"""Three layers of Llama 3.2-1B, half of its vocabulary and an untied head: 0.89 GB in bfloat16. The
+embedding and the head, its largest tensors, have 263 MB each.
 """
 
 
@@ -195,10 +195,10 @@ def big(folder, dtype):
     }
 
 
-@pytest.mark.slow(reason="writes and loads a checkpoint of 2.3 GB")
+@pytest.mark.slow(reason="writes and loads a checkpoint of 0.9 GB")
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
 def test_loading_takes_one_copy_and_a_piece(tmp_path):
-    """The issue's bound: host peak ≤ 1.3 × the largest tensor, plus the device copy."""
+    """The host's peak is the device copy and less than 1.3 times the largest tensor."""
     try:
         write_big(tmp_path)
         found = child("big", str(tmp_path), "bfloat16")
@@ -207,9 +207,8 @@ def test_loading_takes_one_copy_and_a_piece(tmp_path):
             file.unlink()
     extra = found["peak"] - found["params"]
     print(f"beyond the parameters: {extra / MIB:.0f} MiB; largest {found['largest'] / MIB:.0f}")
-    assert found["params"] == pytest.approx(2.267e9, rel=0.01)
-    assert extra <= 1.3 * found["largest"]
-    assert extra <= 128 * MIB  # in truth it is a piece or two, and compiled code
+    assert found["params"] == pytest.approx(0.89e9, rel=0.01)
+    assert extra <= 128 * MIB < 1.3 * found["largest"]  # a piece or two, and compiled code
     noise = np.random.default_rng(0).integers(0, 2**14, MIB, dtype=np.uint16)
     assert found["sample"] == float(noise[7 * 2048 + 3].view(jnp.bfloat16))
 

@@ -1,4 +1,4 @@
-"""Archives of media, extracted where rows look for their files; taken up again after a kill."""
+"""Extract archives of media to where rows refer to; after an interruption, continue."""
 
 import errno
 import shutil
@@ -19,8 +19,8 @@ _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, OSError)
 
 
 def archives_of(mixture: MixtureConfig, root: Path) -> list[tuple[Path, Path]]:
-    """(archive, folder to extract it into) of all that a mixture's sources have and that have not
-    been extracted yet.
+    """Return (archive, folder to extract it into) for a mixture's archives that are not extracted
+    yet.
     """
     found = {}
     for _, source, file in files_of(mixture, root):
@@ -33,9 +33,10 @@ def archives_of(mixture: MixtureConfig, root: Path) -> list[tuple[Path, Path]]:
 
 
 def extract(archive: Path, into: Path) -> None:
-    """Extracts a `.tar`, `.tar.gz` or `.zip`; files that are there in their full size stay.
+    """Extract a `.tar`, `.tar.gz` or `.zip`, skipping files that exist in full size.
 
-    Raises ValueError naming the archive when it is damaged, cut short, or leads out of the folder.
+    Raises ValueError naming the archive when it is damaged, truncated, or has paths outside the
+    folder.
     """
     members = _zipped if archive.suffix == ".zip" else _tarred
     into.mkdir(parents=True, exist_ok=True)
@@ -43,18 +44,20 @@ def extract(archive: Path, into: Path) -> None:
         for name, size, read in members(archive):
             path = (into / name).resolve()
             if not path.is_relative_to(into.resolve()):
-                raise ValueError(f"{archive}: {name!r} leads out of {into}; nothing of it is used")
+                raise ValueError(
+                    f"{archive}: {name!r} is a path outside {into}; the archive is not used"
+                )
             if not path.exists() or path.stat().st_size != size:
                 _write(path, read())
     except _DAMAGED as e:
         if getattr(e, "errno", None) in _OWN_DISK:
             raise
-        raise ValueError(f"{archive}: damaged or cut short ({e}); download it again") from e
+        raise ValueError(f"{archive}: damaged or truncated ({e}); download it again") from e
     _marker(archive, into).write_text(stamp(archive))
 
 
 def extract_all(archives: list[tuple[Path, Path]], progress: Callable[[int, int], None]) -> None:
-    """`extract` for each, one after another: their disk is what takes the time."""
+    """Extract all archives in sequence, since the disk limits the speed."""
     for done, (archive, into) in enumerate(archives):
         progress(done, len(archives))
         extract(archive, into)
@@ -67,7 +70,7 @@ def _marker(archive: Path, into: Path) -> Path:
 
 def _is_extracted(archive: Path, into: Path) -> bool:
     marker = _marker(archive, into)
-    return marker.is_file() and marker.read_text() == stamp(archive)
+    return marker.exists() and marker.read_text() == stamp(archive)
 
 
 def _write(path: Path, source: BinaryIO) -> None:
@@ -77,7 +80,7 @@ def _write(path: Path, source: BinaryIO) -> None:
 
 
 def _tarred(archive: Path) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
-    with tarfile.open(archive, "r|*") as tar:  # a stream: gzip cannot go back cheaply
+    with tarfile.open(archive, "r|*") as tar:  # a stream: gzip cannot seek back cheaply
         for member in tar:
             if member.isfile():
                 yield member.name, member.size, lambda member=member: tar.extractfile(member)

@@ -1,7 +1,7 @@
-"""Do the media of a mixture exist and open? Many processes, a journal that is taken up again.
+"""Open all media of a mixture with several processes, and keep the findings in a journal.
 
-The journal is a JSON line a file: `path`, `stamp` (size and time of change, by which a file that
-has changed since is looked at again), and either what it holds or what is wrong with it.
+The journal has a JSON line for each file: `path`, `stamp` (size and time of change; a file whose
+stamp differs is opened again), and either its dimensions or the problem.
 """
 
 import json
@@ -21,17 +21,17 @@ from vvlm_jax.data.video import VideoError, probe
 from vvlm_jax.storage import files
 
 _AT_ONCE = 8
-"""Files that a process is given at a time."""
+"""Files that a worker gets at a time."""
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What is known of a file, or of a folder of frames."""
+    """Findings about a media file, or a folder of frames."""
 
     path: str
-    """Below the root of all sources."""
+    """Relative to the root of all sources."""
     stamp: str = ""
-    """Empty for what is to be opened again the next time."""
+    """Empty for a file that must be opened again next time."""
     num_frames: int = 0
     duration_s: float = 0.0
     height: int = 0
@@ -49,12 +49,16 @@ def check_media(
     stamps: Callable[[str], str] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, Checked]:
-    """{path: what is known of it} for (kind, path)s below the root.
+    """Open media and return {path: Checked}.
 
-    What stands in the journal and has not changed, by its `stamps`, is not opened again. With
-    `workers` 0 this process does all. A file whose reader takes longer than `seconds`, or ends its
-    process, is broken like one that cannot be read, but only for this time: a busy machine may be
-    the reason.
+    A file in the journal whose stamp has not changed is not opened again. A file whose reader takes
+    longer than `seconds`, or crashes its process, counts as broken, but is opened again the next
+    time: a busy machine may have been the reason.
+
+    Args:
+      paths: pairs (kind, path relative to the root).
+      workers: processes; 0 opens the files in this one.
+      stamps: returns the stamp of a path; `files.stamps_below(root)` by default.
     """
     paths, stamps = list(dict.fromkeys(paths)), stamps or files.stamps_below(root)
     known = _read(journal)
@@ -83,7 +87,7 @@ def _ends_a_line(journal: Path) -> bool:
 
 
 def _read(journal: Path) -> dict[str, Checked]:
-    """The last word on each path; a line that was cut short by a kill is passed over."""
+    """Return the newest line about each path; a truncated line is ignored."""
     known = {}
     if journal.is_file():
         for line in journal.read_text(encoding="utf-8").split("\n"):
@@ -113,22 +117,22 @@ def _checked(root: Path, left: list[tuple[str, str]], workers: int, seconds: flo
                 alone += chunk
         while waiting:
             yield from _ready(waiting, alone)
-    for one in alone:  # beside one of these a process ended: each gets one of its own
+    for one in alone:  # files of a crashed worker: each gets its own process
         with _pool(1) as pool:
             try:
                 yield _submit(pool, _check, root, one, seconds).result()
             except BrokenProcessPool:
-                problem = "its decoder ends the process that reads it"
+                problem = "its decoder crashes the process that reads it"
                 yield Checked(one[1], problem=f"{root / one[1]}: {problem}")
 
 
 @contextmanager
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    """Processes that end with the block, at once when it is left by an error, and with this one,
-    however it ends.
+    """Yield a pool whose processes end with the block, immediately after an error, and also when
+    this process is killed.
     """
     before = {*multiprocessing.active_children()}
-    # Fresh ones: decoders' threads and jax's do not survive a fork.
+    # Spawned, since threads of decoders and of jax do not survive a fork.
     fresh = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(workers, mp_context=fresh, initializer=_end_with_parent)
     try:
@@ -142,7 +146,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
 
 
 def _end_with_parent() -> None:
-    """A process that was killed cannot end those that it started."""
+    """End this process when its parent ends: a killed parent cannot end its workers."""
 
     def watch():
         multiprocessing.parent_process().join()
@@ -152,8 +156,8 @@ def _end_with_parent() -> None:
 
 
 def _submit(pool: ProcessPoolExecutor, *call) -> Future:
-    """Ctrl-C is for this process alone, to end in a line: others inherit here that it is blocked,
-    before they can print what it did to them.
+    """Submit a call with SIGINT blocked, which new workers inherit: on Ctrl-C only this process
+    reports the interruption, and no worker prints a traceback.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:

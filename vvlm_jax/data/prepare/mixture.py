@@ -1,5 +1,6 @@
-"""Mixtures of data sets: which annotation files they are, of how many examples, and where their
-media lie. A mixture is data (`configs/mixtures.py`); nothing here reads a file.
+"""Describe mixtures of data sets: annotation files, numbers of examples, and folders of media.
+
+A mixture is data (`configs/mixtures.py`); this module reads no files.
 """
 
 import math
@@ -20,20 +21,20 @@ class SourceConfig:
     """Annotation files of one kind."""
 
     annotations: str
-    """Glob below the root of all sources: `LLaVA-Video-178K/*_academic_v0_1/*cap*.json`. As a
-    file, `.json` holds a list and `.jsonl` a row a line.
+    """Glob relative to the root of all sources: `LLaVA-Video-178K/*_academic_v0_1/*cap*.json`. A
+    `.json` file holds a list, a `.jsonl` file one row on each line.
     """
     media: tuple[str, ...] = ("{folder}",)
-    """Folders below the root that the rows' paths are relative to; a file is taken from the first
-    in which it is. `{folder}` is the annotation file's own.
+    """Folders, relative to the root, that the rows' paths are relative to; the first that has the
+    file counts. `{folder}` is the annotation file's own.
     """
     archives: str = ""
-    """Glob of archives, below the root, that are extracted into the first of the folders; it may
-    have `{folder}`, too.
+    """Glob of archives, relative to the root, that are extracted into the first of the folders; it
+    may contain `{folder}`, too.
     """
     sampling: str = "all"
-    """Which rows of each file: `all`, `first:N`, `end:N`, `random:N`; N may be a per cent, rounded
-    up, as LLaVA-NeXT's mixtures have it.
+    """Rows to take from each file: `all`, `first:N`, `end:N`, `random:N`; N may be a percentage,
+    rounded up, as in LLaVA-NeXT's mixtures.
     """
 
 
@@ -44,24 +45,24 @@ class SubsetConfig:
     name: str
     sources: tuple[SourceConfig, ...]
     examples: int | None = None
-    """How many examples it has as published; None where nobody knows."""
+    """Published number of examples; None if unknown."""
     published: str = ""
-    """Where its files come from, for whoever misses them."""
+    """Where the files can be downloaded, for error messages."""
 
 
 @dataclass(frozen=True)
 class MixtureConfig:
-    """Subsets one after another: the order in which examples are numbered."""
+    """A mixture of subsets. Examples are numbered in their order."""
 
     name: str
-    """Of the data set that is made of it: letters, digits and `_`."""
+    """Name of the resulting data set: letters, digits and `_`."""
     subsets: tuple[SubsetConfig, ...]
     seed: int = 0
-    """Of the sampling strategy `random`."""
+    """Seed of the sampling strategy `random`."""
 
 
 def without(mixture: MixtureConfig, names) -> MixtureConfig:
-    """The mixture but for some of its subsets. Raises ConfigError for one that it does not have."""
+    """Return the mixture without some of its subsets. Raise ConfigError for an unknown subset."""
     known = [subset.name for subset in mixture.subsets]
     for name in names:
         if name not in known:
@@ -73,7 +74,7 @@ def without(mixture: MixtureConfig, names) -> MixtureConfig:
 
 
 def validate(mixture: MixtureConfig) -> MixtureConfig:
-    """Returns the mixture, or raises ConfigError on what cannot be one."""
+    """Return the mixture, or raise ConfigError if it is invalid."""
     if not re.fullmatch(r"[a-z][a-z0-9_]*", mixture.name):
         raise ConfigError(f"mixture.name = {mixture.name!r}: must be like `paper` or `my_mixture`")
     names = [subset.name for subset in mixture.subsets]
@@ -86,10 +87,12 @@ def validate(mixture: MixtureConfig) -> MixtureConfig:
 
 
 def sample(num_rows: int, strategy: str, seed: int, name: str) -> np.ndarray:
-    """Which of a file's rows a strategy takes, int64.
+    """Return the indices of the rows that a strategy takes, int64.
 
-    `random` draws with a seed and the file's name, where LLaVA-NeXT's draw has none, and keeps the
-    file's order. More rows than there are means all of them. Raises ConfigError naming the file.
+    `random` is seeded with `seed` and the file's name, where LLaVA-NeXT uses no seed, and keeps the
+    file's order. If N exceeds the number of rows, all are taken.
+
+    Raises ConfigError naming the file.
     """
     if strategy == "all":
         return np.arange(num_rows)
@@ -97,7 +100,7 @@ def sample(num_rows: int, strategy: str, seed: int, name: str) -> np.ndarray:
     if not match:
         raise ConfigError(
             f"{name}: sampling {strategy!r}: must be all, first:N, end:N or random:N, "
-            "N a number or a per cent"
+            "N a number or a percentage"
         )
     kind, count, percent = match[1], int(match[2]), match[3]
     count = min(num_rows, math.ceil(count * num_rows / 100) if percent else count)

@@ -1,4 +1,4 @@
-"""What `tools.prepare` does: count, open, write, and say what there is."""
+"""Prepare a mixture: count rows, check media, write the data set and its card."""
 
 import json
 from collections import Counter
@@ -14,44 +14,51 @@ from vvlm_jax.data.prepare.archives import archives_of, extract_all
 from vvlm_jax.data.prepare.check_media import Checked, check_media
 from vvlm_jax.data.prepare.mixture import MixtureConfig
 from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import is_url
 
 JOURNAL = "media.jsonl"
-"""In the output folder: what is known of each file of media."""
+"""In the output folder: the findings about each media file."""
 BROKEN = "broken.txt"
-"""There, too: what is wrong with rows and media, a line each."""
+"""In the output folder: one line for each problem of rows and media."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """See `tools.prepare`."""
+    """Options of `prepare`."""
 
     allow_counts: bool = False
+    """Accept subsets with another number of examples than published."""
     drop_broken: bool = False
+    """Leave out rows that cannot be examples, or whose media are missing or broken."""
     extract: bool = False
+    """Extract archives of media first."""
     workers: int = 4
+    """Processes that open media; 0 opens them in this one."""
     seconds: float = 300.0
+    """Time limit for one media file."""
 
 
 @dataclass
 class _Seen:
-    """What the first pass over the rows finds."""
+    """Findings of the first pass over the rows."""
 
     counts: Counter = field(default_factory=Counter)
-    """Rows a subset, good or not."""
+    """Number of rows in each subset, valid or not."""
     problems: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """{place: (subset, what is wrong)}."""
+    """{place: (subset, problem)}."""
     media: dict[tuple[str, str], None] = field(default_factory=dict)
 
 
 def prepare(mixture: MixtureConfig, root: Path, out: Path, options: Options) -> tuple[Path, dict]:
-    """Prepares a mixture; what is known of media is kept in OUT whatever happens.
+    """Prepare a mixture, and return the data set's folder and its card.
 
-    Returns the folder and its card. Raises ValueError, one line, for what is not there, wrong
-    counts, rows that can be no example and broken media, as far as the options do not allow it.
+    Findings about media are kept in `out` even when it fails. Raises ValueError, one line, for
+    missing files, and, unless the options allow them, for wrong counts, invalid rows and broken
+    media.
     """
     archives = archives_of(mixture, root)
     if archives and options.extract:
-        if files.is_remote(root):
+        if is_url(root):
             raise ValueError(
                 f"--extract: the {len(archives):,} archives in {root} cannot be extracted there; "
                 "extract them in a folder, and upload that"
@@ -107,7 +114,7 @@ def _look(rows: Iterable[sources.Row], drop: bool) -> _Seen:
         seen.counts[row.subset] += 1
         if row.problem and not drop:
             raise ValueError(
-                f"{row.place}: {row.problem}; mend it, or leave such rows out: --drop-broken"
+                f"{row.place}: {row.problem}; correct it, or leave such rows out: --drop-broken"
             )
         if row.problem:
             seen.problems[row.place] = row.subset, row.problem
@@ -116,7 +123,7 @@ def _look(rows: Iterable[sources.Row], drop: bool) -> _Seen:
 
 
 def _compare(mixture: MixtureConfig, counts: Counter, allow: bool) -> None:
-    """Raises ValueError naming every subset whose count is not the published one."""
+    """Raise ValueError naming every subset whose count differs from the published one."""
     wrong = [
         f"{s.name} has {counts[s.name]:,} examples, {abs(counts[s.name] - s.examples):,} "
         f"{'fewer' if counts[s.name] < s.examples else 'more'} than the {s.examples:,} published"
@@ -124,7 +131,7 @@ def _compare(mixture: MixtureConfig, counts: Counter, allow: bool) -> None:
         if s.examples is not None and counts[s.name] != s.examples
     ]
     if wrong and not allow:
-        raise ValueError(f"{'; '.join(wrong)}; go on all the same with --allow-counts")
+        raise ValueError(f"{'; '.join(wrong)}; continue anyway with --allow-counts")
 
 
 def _check(root: Path, media: list, out: Path, stamps, options: Options) -> dict[str, Checked]:
@@ -140,8 +147,8 @@ def _check(root: Path, media: list, out: Path, stamps, options: Options) -> dict
 
 
 def _tell(out: Path, seen: _Seen, media: dict[str, Checked], hint: str, drop: bool) -> None:
-    """Writes what is wrong with rows and media; ValueError when broken media may not be left
-    out.
+    """Write the problems of rows and media to a file. Raise ValueError if broken media may not be
+    left out.
     """
     broken = [checked.problem for checked in media.values() if checked.problem]
     lines = [f"{place}: {problem}" for place, (_, problem) in seen.problems.items()]
@@ -149,7 +156,7 @@ def _tell(out: Path, seen: _Seen, media: dict[str, Checked], hint: str, drop: bo
     if broken and not drop:
         raise ValueError(
             f"{len(broken):,} of {len(media):,} media are missing or broken ({out / BROKEN}), "
-            f"such as {broken[0]}; {hint}mend them, or leave their rows out: --drop-broken"
+            f"such as {broken[0]}; {hint}repair them, or leave their rows out: --drop-broken"
         )
 
 
@@ -164,7 +171,7 @@ def _card(
     media: dict[str, Checked],
     rows: Iterable[sources.Row],
 ) -> dict:
-    """What the data set is: counts, durations and frames of videos, and what was left out."""
+    """Return the card: counts, durations and frames of videos, and numbers of rows left out."""
     broken = {path for path, checked in media.items() if checked.problem}
     kept, paths = Counter(), {subset.name: {} for subset in mixture.subsets}
     for row in rows:
@@ -197,7 +204,7 @@ def _card(
 
 
 def _statistics(videos: list[Checked]) -> dict:
-    """{count, hours, duration_s and num_frames as [least, 5 %, median, mean, 95 %, most]}."""
+    """Return {count, hours, duration_s and num_frames as [min, 5 %, median, mean, 95 %, max]}."""
 
     def spread(values):
         if not values:
@@ -215,7 +222,7 @@ def _statistics(videos: list[Checked]) -> dict:
 
 
 def text(card: dict) -> str:
-    """The card as a Markdown table and a few lines."""
+    """Return the card as a Markdown table and a few lines."""
     lines = [
         f"# {card['mixture']['name']}: {card['examples']:,} examples",
         "",
@@ -240,7 +247,7 @@ def text(card: dict) -> str:
     lines += ["", f"{card['videos']['hours']:,} hours of video."]
     if card["rows_left_out"]:
         lines.append(
-            f"{card['rows_left_out']:,} rows were left out: {card['rows_wrong']:,} that can be no "
-            f"example, the others for {len(card['media_broken']):,} missing or broken media."
+            f"{card['rows_left_out']:,} rows were left out: {card['rows_wrong']:,} that cannot be "
+            f"examples, the others for {len(card['media_broken']):,} missing or broken media."
         )
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""Annotation files of public sets, as they are published, to checked rows.
+"""Read the published annotation files of public data sets as checked rows.
 
-A row keeps its conversation and `id`; its media become paths below the root of all sources. The
-rows of a mixture come in a fixed order: subset by subset, source by source, files by name, each in
-its own order.
+A row keeps its conversation and `id`; paths of its media become relative to the root of all
+sources. The rows of a mixture have a fixed order: by subset, source, file name, and position in the
+file.
 """
 
 import functools
@@ -24,6 +24,7 @@ from vvlm_jax.data.prepare.mixture import (
     validate,
 )
 from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import is_url
 
 _ROLES = ({"human", "user"}, {"gpt", "assistant"})
 
@@ -37,22 +38,23 @@ class Row(NamedTuple):
     id: str
     conversations: list[dict]
     media: tuple[tuple[str, str], ...]
-    """(kind, path below the root), videos first."""
+    """Pairs (kind, path relative to the root), videos first."""
     problem: str
-    """Why it can be no example; empty for one that can."""
+    """Why the row cannot be an example; empty if it can."""
 
 
 def from_file(path: Path) -> MixtureConfig:
-    """The mixture that a LLaVA mixture file says, `.yaml` with `datasets: [{json_path,
-    sampling_strategy}]`, or of one `.json` or `.jsonl`, or of several, `folder/{a,b}.json`; a
-    subset a file. Media paths are relative to the root of sources, or to the file's own folder.
+    """Return the mixture of a LLaVA mixture file, `.yaml` with `datasets: [{json_path,
+    sampling_strategy}]`, or of one `.json` or `.jsonl` file, or of several, `folder/{a,b}.json`.
+
+    Each file is a subset. Media paths are relative to the root of sources, or to the file's folder.
 
     Raises ValueError naming the file and what is wrong with it.
     """
     braces = re.fullmatch(r"(.*)\{(.*)\}(\.jsonl?)", str(path))
     if braces:
         folder, names, suffix = braces.groups()
-        found = [(files.place(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
+        found = [(files.path_of(f"{folder}{name}{suffix}"), "all") for name in names.split(",")]
     elif path.suffix in (".yaml", ".yml"):
         found = _listed(path)
     else:
@@ -71,7 +73,7 @@ def from_file(path: Path) -> MixtureConfig:
 
 
 def _whole(file: Path) -> str:
-    return str(file if files.is_remote(file) else file.resolve())
+    return str(file if is_url(file) else file.resolve())
 
 
 def _listed(path: Path) -> list[tuple[Path, str]]:
@@ -92,24 +94,24 @@ def _listed(path: Path) -> list[tuple[Path, str]]:
             raise ValueError(f"{path}: entry {i} of datasets has no json_path")
         strategy = str(entry.get("sampling_strategy", "all"))
         file = entry["json_path"]
-        whole = files.is_remote(file) or Path(file).is_absolute()
-        found.append((files.place(file) if whole else path.parent / file, strategy))
+        whole = is_url(file) or Path(file).is_absolute()
+        found.append((files.path_of(file) if whole else path.parent / file, strategy))
     return found
 
 
 def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, SourceConfig, Path]]:
-    """Every annotation file of a mixture, in order. Raises ValueError naming the subset whose files
-    are not there.
+    """Return every annotation file of a mixture, in order. Raise ValueError naming a subset whose
+    files are missing.
     """
-    if not files.is_dir(root):
+    if not root.is_dir():
         raise ValueError(f"--source {root}: no such folder")
     found = []
     for subset in mixture.subsets:
         for source in subset.sources:
             pattern = source.annotations
-            whole = files.is_remote(pattern) or Path(pattern).is_absolute()
-            matches = [files.place(pattern)] if whole else files.glob(root, pattern)
-            matches = [f for f in matches if files.exists(f) and not files.is_dir(f)]
+            whole = is_url(pattern) or Path(pattern).is_absolute()
+            matches = [files.path_of(pattern)] if whole else files.glob(root, pattern)
+            matches = [f for f in matches if files.exists(f) and not f.is_dir()]
             if not matches and whole:
                 raise ValueError(f"{pattern}: no such annotation file (of the mixture)")
             if not matches:
@@ -125,9 +127,13 @@ def files_of(mixture: MixtureConfig, root: Path) -> list[tuple[SubsetConfig, Sou
 def rows_of(
     mixture: MixtureConfig, root: Path, stamps: Callable[[str], str] | None = None
 ) -> Iterator[Row]:
-    """All rows of a mixture, in order, also those that can be no example; of each file, once it has
-    been read. `stamps` (`places.stamps_below`) says which media there are. Raises ValueError for
-    files that hold no rows.
+    """Yield all rows of a mixture in order, including those that cannot be examples.
+
+    Args:
+      stamps: returns the stamp of a path, empty if there is no such file;
+        `files.stamps_below(root)` by default.
+
+    Raises ValueError for a file without rows.
     """
     stamps = stamps or files.stamps_below(root)
     for subset, source, file in files_of(mixture, root):
@@ -140,7 +146,7 @@ def rows_of(
 
 
 def _locator(root: Path, source: SourceConfig, folder: Path, stamps: Callable[[str], str]):
-    """A function from a row's path to the one below the root."""
+    """Return a function from a row's path to the path relative to the root."""
     inside = folder.relative_to(root).as_posix() if folder.is_relative_to(root) else "."
     folders = [place.replace("{folder}", inside) for place in source.media]
 
@@ -162,27 +168,27 @@ def _row(row, subset: str, place: str, locate) -> Row:
 
 
 def problem_with(row) -> str:
-    """Why a LLaVA-style row can be no example, or nothing."""
+    """Return why a LLaVA-style row cannot be an example, or an empty string."""
     turns = row.get("conversations") if isinstance(row, dict) else None
     if not isinstance(turns, list) or not turns:
         return "has no `conversations` list of {from, value} turns"
     for i, turn in enumerate(turns, 1):
         text = turn.get("value") if isinstance(turn, dict) else None
         if not isinstance(text, str) or turn.get("from") not in {*_ROLES[0], *_ROLES[1]}:
-            return f"turn {i} is no {{from: human or gpt, value: text}}"
+            return f"turn {i} is not {{from: human or gpt, value: text}}"
         if not is_unicode(text):
-            return f"turn {i} holds half a character, which no file of UTF-8 can"
+            return f"turn {i} contains an unpaired UTF-16 surrogate"
         if turn["from"] in _ROLES[1] and not text.strip():
             return f"turn {i}: the answer is empty"
     if turns[-1]["from"] not in _ROLES[1]:
         return "has no answer at the end of the conversation"
     if not is_unicode(str(row.get("id", ""))):
-        return "id holds half a character"
+        return "id contains an unpaired UTF-16 surrogate"
     names = [name for kind in KINDS for name in names_of(row, kind)]
     if not all(isinstance(n, str) and n and "\0" not in n and is_unicode(n) for n in names):
-        return "video or image is no path and no list of paths"
+        return "video or image is neither a path nor a list of paths"
     if any(Path(name).is_absolute() or ".." in Path(name).parts for name in names):
-        return f"{names[0]!r} leads out of the media's folder"
+        return f"{names[0]!r} is outside the media's folder"
     count = len(chat.placeholders(turns))
     if count != len(names):
         return (

@@ -166,7 +166,7 @@ def run(
             if next_look and any(state.phase in _TO_DO for state in states.values()):
                 for i, worker in workers.items():
                     if worker is None:
-                        workers[i] = _start(command, shares[i], driver)
+                        workers[i] = start_worker(command, shares[i], driver)
             time.sleep(min(0.1, look_every))
     except (KeyboardInterrupt, SystemExit):
         print("\nworkers are saving; Ctrl-C again kills them", file=sys.stderr)
@@ -192,7 +192,13 @@ def _signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def _start(command: Sequence[str], share: Share, driver: int) -> subprocess.Popen:
+def start_worker(command: Sequence[str], share: Share, driver: int) -> subprocess.Popen:
+    """Start a worker with its share of the machine.
+
+    Args:
+      driver: id of this process, with which the worker ends.
+    """
+
     def prepare():  # in the child: die with the driver, and leave Ctrl-C to it
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         if sys.platform == "linux":

@@ -49,7 +49,7 @@ class RunSync:
 
     def __enter__(self):
         remove_left_behind()
-        self._here = Path(tempfile.mkdtemp(prefix=_named()))
+        self._here = Path(tempfile.mkdtemp(prefix=local_prefix()))
         try:
             self._known = _download(self._folder(self._run), self._here / self._run)
             self._remove_unlisted_checkpoints()
@@ -178,7 +178,7 @@ def remove_left_behind() -> None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _named() -> str:
+def local_prefix() -> str:
     """Return the start of the names of this process's local folders: its machine, id and start."""
     identity = journal.identity() or ["", "", os.getpid(), ""]
     return f"{_PREFIX}{_machine()}-{identity[2]}-{identity[3]}-"

@@ -78,7 +78,7 @@ def test_what_is_known_is_not_opened_again(root, tmp_path, monkeypatch):
     journal, seen = tmp_path / "j.jsonl", opened(monkeypatch)
     first = check_media.check_media(root, media()[:4], journal)
     with journal.open("a") as file:
-        file.write('{"path": "frames", "stam')  # cut short by a kill
+        file.write('{"path": "frames", "stam')  # truncated by a kill
     seen.clear()
     again = check_media.check_media(root, media(), journal)
     assert [json.loads(line)["path"] for line in journal.read_text().splitlines()[5:]] == [
@@ -131,7 +131,7 @@ def test_a_file_that_ends_its_reader_is_named_and_the_others_are_not(root, tmp_p
     monkeypatch.setattr(check_media, "_check_all", _dies_at)
     monkeypatch.setattr(check_media, "_check", _dies_alone)
     found = check_media.check_media(root, media()[:2], tmp_path / "j.jsonl", workers=1)
-    assert "its decoder ends the process that reads it" in found["vp9.webm"].problem
+    assert "its decoder crashes the process that reads it" in found["vp9.webm"].problem
     assert found["hevc.mp4"].problem == ""
     monkeypatch.undo()
     found = check_media.check_media(
@@ -144,7 +144,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 from tools.common import die_in_one_line
-from vvlm_jax.data.prepare import check_media
+from vvlm_jax.data.prepare import check_media as check
 
 root, journal, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 look = check._look

@@ -94,7 +94,7 @@ def test_a_damaged_archive_is_named_and_taken_up_again(tmp_path, monkeypatch):
     whole = archive.read_bytes()
     archive.write_bytes(whole[: len(whole) // 2])
     archives = [one for one in archives_of(mixtures.paper(), tmp_path) if one[0] == archive]
-    with pytest.raises(ValueError, match=rf"{archive.name}: damaged or cut short \(.*download it"):
+    with pytest.raises(ValueError, match=rf"{archive.name}: damaged or truncated \(.*download it"):
         extract_all(archives, lambda done, total: None)
     archive.write_bytes(whole)
 
@@ -131,14 +131,14 @@ def test_a_missing_root_or_set_is_named_with_what_to_do(root, tmp_path):
         (row(conversations=said("<video> what?", " \n")), "turn 2: the answer is empty"),
         (row(conversations=said("<video> what?")), "no answer at the end of the conversation"),
         (row(conversations=[]), "has no `conversations` list"),
-        (row(conversations=[{"from": "bot", "value": "a"}]), "turn 1 is no {from: human or gpt"),
-        (row(video=3), "video or image is no path"),
-        (row(video="a\0.mp4"), "video or image is no path"),
-        (row(video="\ud800.mp4"), "video or image is no path"),
-        (row(id="\ud800"), "id holds half a character"),
-        (row(conversations=said("<video>", "red \ude00")), "turn 2 holds half a character"),
-        (row(video="/etc/a.mp4"), "'/etc/a.mp4' leads out of"),
-        (row(video="../a.mp4"), "'../a.mp4' leads out of"),
+        (row(conversations=[{"from": "bot", "value": "a"}]), "turn 1 is not {from: human or gpt"),
+        (row(video=3), "video or image is neither a path"),
+        (row(video="a\0.mp4"), "video or image is neither a path"),
+        (row(video="\ud800.mp4"), "video or image is neither a path"),
+        (row(id="\ud800"), "id contains an unpaired"),
+        (row(conversations=said("<video>", "red \ude00")), "turn 2 contains an unpaired"),
+        (row(video="/etc/a.mp4"), "'/etc/a.mp4' is outside"),
+        (row(video="../a.mp4"), "'../a.mp4' is outside"),
         (row(video=None), "has 1 .* placeholder for 0 videos"),
         ("words", "has no `conversations` list"),
     ],

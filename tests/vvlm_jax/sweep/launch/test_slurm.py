@@ -67,7 +67,7 @@ while step < steps:
 
 
 def free_ports():
-    """The first of four ports that nobody listens on."""
+    """Return the first of four free ports."""
     for first in range(26000 + os.getpid() % 1000 * 4, 32000, 4):
         with socket.socket() as a, socket.socket() as b, socket.socket() as c:
             try:

@@ -140,7 +140,7 @@ def test_commands_run_in_a_row_and_the_worst_code_counts(bash):
     assert bash(script).communicate()[0].splitlines() == ["a", f"sweep: {NAME}: exit 75"]
 
 
-def test_a_job_that_somebody_has_is_asked_for_again(bash, tmp_path):
+def test_a_claimed_job_is_tried_again(bash, tmp_path):
     once = f"test -e {tmp_path}/seen && exit 0; touch {tmp_path}/seen; exit 3"
     done = bash(hosts(("sh", "-c", once)), POLL_SECONDS="0.1")
     assert done.communicate(timeout=LONG)[0] == f"sweep: {NAME}: exit 0\n"
@@ -156,7 +156,7 @@ def test_sigterm_reaches_the_command_which_saves(bash):
 
 
 @pytest.mark.parametrize("seconds", [0, 0.3])
-def test_sigterm_ends_waiting_for_somebody_else(bash, seconds):
+def test_sigterm_ends_the_wait_for_a_claimed_job(bash, seconds):
     """Whether it has begun or not."""
     done = bash(hosts(("sh", "-c", "echo up; exit 3")), POLL_SECONDS="99999")
     assert done.stdout.readline() == "up\n"

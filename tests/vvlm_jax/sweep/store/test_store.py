@@ -36,7 +36,7 @@ def claim_elsewhere(sweep, job_id, monkeypatch):
         return sweep.claim(job_id)
 
 
-def test_a_job_goes_its_way(sweep):
+def test_a_job_goes_from_ready_to_done(sweep):
     assert phases(sweep) == {"a/train": "ready", "a/evaluate": "waiting", "b/train": "ready"}
     claim = sweep.claim("a/train")
     assert phases(sweep)["a/train"] == "running"
@@ -54,12 +54,12 @@ def test_only_one_may_claim_and_only_its_holder_may_end(sweep):
         Store.open(sweep.path).claim("a/train")
     assert e.value.phase == "running"
     assert sweep.cancel("a/train")
-    assert not sweep.end(first, journal.DONE, result={}), "it is somebody else's now"
+    assert not sweep.end(first, journal.DONE, result={}), "the claim is lost"
     assert phases(sweep)["a/train"] == "cancelled"
     assert phases(sweep)["a/evaluate"] == "blocked"
 
 
-def test_failures_are_kept_until_somebody_retries(sweep):
+def test_failures_are_kept_until_a_retry(sweep):
     sweep.end(sweep.claim("a/train"), journal.FAILED, error="ValueError: no luck")
     assert phases(sweep) == {"a/train": "failed", "a/evaluate": "blocked", "b/train": "ready"}
     with pytest.raises(NotClaimed, match="failed: ValueError: no luck; vvlm sweep retry"):
@@ -102,7 +102,7 @@ def test_a_claim_from_elsewhere_lasts_its_lease_by_the_stores_clock(sweep, monke
 
 
 @pytest.mark.parametrize("minutes", [-30, 0, 30])
-def test_hosts_clocks_play_no_part(sweep, monkeypatch, minutes):
+def test_clocks_of_hosts_do_not_matter(sweep, monkeypatch, minutes):
     # The store's server is half an hour off: all times of its files are. Hosts' clocks are not
     # even read.
     clock, ago = time.time, 0.0
@@ -129,7 +129,7 @@ def test_hosts_clocks_play_no_part(sweep, monkeypatch, minutes):
             assert sweep.state("a/train").phase == phase
 
 
-def test_who_looks_slowly_takes_nobodys_claim_over(sweep, monkeypatch):
+def test_a_slow_reader_takes_over_no_live_claim(sweep, monkeypatch):
     """Its worker touches a claim after it was read and before the clock is."""
     claim, read = claim_elsewhere(sweep, "a/train", monkeypatch), journal.read
 
@@ -165,7 +165,7 @@ def test_a_job_whose_workers_die_again_and_again_has_failed(sweep, monkeypatch):
     assert phases(sweep)["a/train"] == "failed"
 
 
-def test_an_entry_that_was_cut_is_a_claim_of_nobodys(sweep):
+def test_a_truncated_entry_is_an_abandoned_claim(sweep):
     file = journal.entry_file(sweep.path / "runs" / "a" / "jobs", "train", 1)
     file.parent.mkdir(parents=True)
     file.write_text('{"event": "do')
@@ -222,7 +222,7 @@ def test_a_store_of_another_version_or_a_damaged_one_is_refused(tmp_path, text, 
     assert contents(tmp_path) == {tmp_path / "sweep.json": text.encode()}
 
 
-def test_who_holds_a_folder_alone_may_leave_jobs_out_and_take_them_up_again(tmp_path):
+def test_renew_leaves_jobs_out_and_takes_them_up_again(tmp_path):
     (tmp_path / "lock").touch()
     a, b = Job("a/train", "train", cost=1.0), Job("b/train", "train", {"x": 1}, ("a/train",))
     store = Store.renew(tmp_path, "study", [a, b], shared={"seed": 0})

@@ -1,0 +1,152 @@
+"""Checks of the columns of a table of runs; `table` is a `runs.RunTable`."""
+
+import math
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from fitting.config import FACTORS
+from fitting.formatting import nearest
+
+SCALES = (100.0, 1.0)
+MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
+
+
+def check_roles(
+    columns: Mapping[str, list],
+    wheres: list[str],
+    source: str,
+    factors: tuple[str, ...],
+    examples: str | None,
+    score: str | None,
+    error: str | None,
+    weights: str | None,
+    scale: float | None,
+    group: str | None,
+) -> list[str]:
+    """Return the columns that a table is read from: factors, examples, score or error, weights.
+
+    Raises ValueError when one is missing or has two roles, or when options exclude each other.
+    """
+    if not wheres:
+        raise ValueError(f"{source}: no runs; at least one row is needed")
+    if score is not None and error is not None:
+        raise ValueError(f"give a score column or an error column, not both ({score}, {error})")
+    if scale is not None and scale not in SCALES:
+        raise ValueError(f"scale must be 100 or 1, got {scale!r}")
+    values_of = error or score or "score"
+    needed = [*factors, examples, values_of, weights]
+    needed = [name for name in needed if name is not None]
+    if not factors:
+        raise ValueError(f"{source}: at least one factor is needed")
+    for name in needed:
+        if needed.count(name) > 1:
+            raise ValueError(f"{source}: column {name!r} has two parts among {', '.join(needed)}")
+    check_columns([*needed, *([group] if group else [])], columns, source)
+    if group not in (None, "metric") and len(kinds := sorted(set(columns.get("metric", ())))) > 1:
+        raise ValueError(
+            f"{source}: grouped by {group}, each group would mix the metrics {', '.join(kinds)}; "
+            "choose one metric"
+        )
+    return needed
+
+
+def warnings(table, value_R: np.ndarray) -> Iterator[str]:
+    """Yield warnings about rows that are allowed but are probably mistakes.
+
+    Args:
+      value_R: the column of scores or errors [R], as it is in the file.
+    """
+    source = table.source
+    if idle := int((table.weights == 0).sum()):
+        yield f"{source}: {idle} runs have weight 0 and take no part"
+    n = () if table.n is None else (table.n,)
+    rows = list(zip(*table.x.T, *n, value_R, table.metric, strict=True))
+    if doubled := len(rows) - len(set(rows)):
+        yield (
+            f"{source}: {doubled} rows have the configuration, examples and value of another row; "
+            "each counts"
+        )
+    if table.protocol is None:
+        return
+    for metric in table.metrics:
+        names = sorted({name or "unknown" for name in table.protocol[table.metric == metric]})
+        if len(names) > 1:
+            yield (
+                f"{source}: scores of {metric} come from {len(names)} protocols "
+                f"({', '.join(names)}), which may not be comparable"
+            )
+
+
+def check_optional(table, wheres: list[str]) -> None:
+    """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
+    if table.factors != FACTORS:  # a user's table, whose column `seed` may hold anything
+        return
+    rules = {
+        "seed": ("a whole number, 0 or above, or empty", lambda v: v >= 0 and v.is_integer()),
+        "score_se": ("0 or a positive number, or empty", lambda v: 0 <= v < math.inf),
+    }
+    for name in rules.keys() & table.columns.keys():
+        allowed, good = rules[name]
+        texts = table.columns[name].tolist()
+        for text in dict.fromkeys(texts):
+            if text.strip().lower() not in MISSING and not good(number(text)):
+                raise ValueError(
+                    f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
+                    f"must be {allowed}"
+                )
+
+
+def check_texts(columns, wheres, source, names) -> None:
+    """Raise ValueError for an empty cell in a column of names."""
+    for name in names:
+        for where, value in zip(wheres, columns[name], strict=True):
+            if not str(value).strip():
+                raise ValueError(f"{source}, {where}: column {name!r} is empty; it needs a text")
+
+
+def check_unique(table, columns: Mapping[str, list], wheres: list[str]) -> None:
+    """Raise ValueError when a run has two scores of a metric (and protocol) or, in a table without
+    run_id, when two rows are equal in all columns.
+    """
+    if "run_id" in columns:
+        what = "run_id {!r} with metric {!r}"
+        keys = list(zip(table.run_id, table.metric, strict=True))
+        if table.protocol is not None:
+            what += " and protocol {!r}"
+            keys = [(*key, name) for key, name in zip(keys, table.protocol, strict=True)]
+    else:
+        n = () if table.n is None else (table.n,)
+        alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
+        keys, what = zip(*alike, strict=True), "the same values in all columns"
+    seen = {}
+    for where, key in zip(wheres, keys, strict=True):
+        if key in seen:
+            raise ValueError(
+                f"{table.source}, {where}: {what.format(*map(str, key))} again, first in "
+                f"{seen[key]}; a run may appear once"
+            )
+        seen[key] = where
+
+
+def check_columns(names: list[str], columns, source) -> None:
+    """Raise ValueError for the first of `names` that is no column."""
+    for name in names:
+        if name not in columns:
+            raise ValueError(f"{source}: {no_column(name, columns)}")
+
+
+def no_column(name: str, columns) -> str:
+    """Return the message about a column that is missing; it names the nearest."""
+    there = [column for column in columns if column]
+    return f"no column {name!r}{nearest(name, there)}; there are {', '.join(there)}"
+
+
+def number(value) -> float:
+    """Return a number, or NaN for other text; 1_000, which Python would read, is other text."""
+    if isinstance(value, str) and "_" in value:
+        return math.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
