@@ -1,4 +1,4 @@
-"""The train command: mistakes end it with one line, before anything is trained."""
+"""The train command: mistakes are one-line errors before anything is trained."""
 
 import json
 import os

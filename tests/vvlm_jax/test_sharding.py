@@ -1,4 +1,6 @@
-"""Meshes. Training steps run in a process of its own that simulates 8 devices: this very file."""
+"""Meshes and sharding rules. Training steps run in a child process that simulates 8 devices, which
+runs this file.
+"""
 
 import dataclasses
 import functools
@@ -35,7 +37,7 @@ from vvlm_jax.types import Batch
 ROOT = Path(__file__).parents[2]
 ONE = (1, 1, 1, 1)
 QUICK = (1, 2, 2, 2)
-"""Replica, data, fsdp and tensor: the one that tells most."""
+"""Sizes of replica, data, fsdp and tensor; the mesh that covers most."""
 OTHERS = (
     *((1, 1, 2, 1), (1, 1, 1, 2)),
     *((1, 4, 1, 1), (1, 1, 4, 1), (1, 1, 2, 2)),
@@ -75,7 +77,7 @@ def batch():
 
 
 def first_state(mesh):
-    """A first state, sharded from birth."""
+    """Return the state before the first step, created on the mesh."""
     return compiled.initial_state(CONFIG, vlm.build(CONFIG.model, 4), mesh)
 
 
@@ -85,14 +87,14 @@ def on_one():
 
 
 def moved(mesh):
-    """The same without compiling for this mesh."""
+    """Return the same state, moved to the mesh and not compiled for it."""
     shardings = compiled.state_shardings(vlm.build(CONFIG.model, 4), CONFIG.optim, mesh)
     return jax.device_put(on_one(), shardings, may_alias=False)  # the step takes its buffers
 
 
 def steps_on(sizes):
-    """Losses, gradient norms, final parameters, and how things were placed and compiled."""
-    # How a batch, its frames and its losses are split does not matter either, nor what is kept.
+    """Train on a mesh; return metrics, final parameters, shards, and the number of compiles."""
+    # Results must not depend on microbatches, chunks or remat either.
     microbatches, chunk, policy = (1, 0, "none") if sizes == ONE else (2, 1, "attention")
     mesh = make_mesh(tuple(zip(AXES, sizes, strict=True)), jax.devices()[: np.prod(sizes)])
     model = vlm.build(dataclasses.replace(CONFIG.model, remat=policy, frame_chunk=chunk), 4)
@@ -119,7 +121,7 @@ def steps_on(sizes):
 
 
 def memory_on(devices):
-    """Bytes of temporaries a device of a step in which activations are most of it: FSDP."""
+    """Return the bytes of temporaries a device of an FSDP step dominated by activations."""
     mesh = make_mesh((("fsdp", devices),), jax.devices()[:devices])
     model = vlm.build(ModelConfig("study/12", "study-l", 16, 16, "float32", frame_chunk=4), 4)
     state = jax.tree.map(
@@ -141,7 +143,7 @@ def memory_on(devices):
 
 @functools.cache
 def in_child(*words):
-    """What this file prints, from 8 simulated devices."""
+    """Run this file with 8 simulated devices; return the JSON that it prints."""
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": "8"}
     environ["XLA_FLAGS"] = FAST_TO_COMPILE
     command = [sys.executable, __file__, *words]
@@ -151,13 +153,13 @@ def in_child(*words):
 
 
 def run(sizes):
-    """What `steps_on` says; one process for the two quick meshes, one for all others."""
+    """Return the result of `steps_on`; one process runs the quick meshes, one all others."""
     group = (ONE, QUICK) if sizes in (ONE, QUICK) else OTHERS
     return in_child("steps", json.dumps(group))[group.index(sizes)]
 
 
 @EVERY_MESH
-def test_a_mesh_trains_as_one_device_does(sizes):
+def test_training_on_a_mesh_equals_training_on_one_device(sizes):
     one, many = run(ONE), run(sizes)
     for step in range(STEPS):
         for name in ("loss", "grad_norm"):
@@ -193,7 +195,7 @@ def test_parameters_are_sharded_with_their_moments(sizes):
 
 
 @EVERY_MESH
-def test_the_step_is_compiled_once_and_leaves_things_where_they_are(sizes):
+def test_the_step_is_compiled_once_and_keeps_the_shardings(sizes):
     assert run(sizes)["compiled"] == 1
     assert run(sizes)["in_place"]
 
@@ -240,7 +242,7 @@ def test_axes_that_are_unknown_or_stand_twice_are_refused():
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """What `make_mesh` looks at."""
+    """Device with the attributes that `make_mesh` reads."""
 
     id: int
     slice_index: int
@@ -333,7 +335,7 @@ def test_every_rule_is_used():
 @pytest.mark.parametrize("vision", ["so400m/14-384", WHOLE], ids=["features", "pooled"])
 @pytest.mark.parametrize("llm", ["llama3.2-1b", "llama3.2-3b", "llama3.1-8b"])
 def test_a_large_mesh_splits_all_large_tensors(llm, vision):
-    """On 8 × 8 devices every device holds a 64th of each, but for the encoder's 16 heads."""
+    """On 8 × 8 devices each holds a 64th of every large tensor but for the encoder's heads."""
     mesh = AbstractMesh((1, 8, 8), AXES[1:])
     quecc = {} if vision is WHOLE else dict(
         resampler="quecc", quecc_layers=(14, 18, 25, 26), tokens_per_frame=81

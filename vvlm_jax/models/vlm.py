@@ -10,6 +10,8 @@ With QueCC, V tokens a frame are computed from the encoder's features and the qu
 projected. The language model reads the question first, without a gradient.
 """
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -228,4 +230,10 @@ def init(model: VLM, key) -> dict:
 
 def shapes(model: VLM) -> dict:
     """Return the shape and dtype of every parameter without allocating any."""
+    return jax.tree.map(lambda x: x, _shapes(model))  # a copy, which the caller may change
+
+
+@functools.lru_cache(maxsize=16)
+def _shapes(model: VLM) -> dict:
+    # Tracing `init` takes a second, and a run asks for its shapes several times.
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))

@@ -31,7 +31,8 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     for part, _ in config.init:
         if part not in like:
             raise ConfigError(f"init: unknown part {part!r}; {nearest(part, like)}")
-    params = _random(model, config.seed, by_part, [part for part, _ in config.init])
+    loaded = tuple(part for part, _ in config.init)
+    params = _random_init(model, mesh, loaded)(jax.random.key(config.seed))
     if config.init:
         # model_dir imports the data readers, which compiling a step does not need.
         from vvlm_jax.train import model_dir
@@ -47,20 +48,23 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
     return jax.device_put(first_state(trainable, frozen, opt_state), shardings)
 
 
-def _random(model: vlm.VLM, seed: int, by_part: dict, without) -> dict:
-    """Return random parameters of all parts except those in `without`.
+@functools.lru_cache(maxsize=8)
+def _random_init(model: vlm.VLM, mesh, without: tuple[str, ...]):
+    """Return a jitted function from a key to random parameters of all parts but `without`.
 
     Parts that are loaded anyway would take memory and, in a small model, half of the compile time.
+    The function is cached, so that runs of equal model and mesh in one process compile it once.
     """
+    by_part = param_shardings(vlm.shapes(model), mesh)
     shardings = {part: x for part, x in by_part.items() if part not in without}
     if not shardings:
-        return {}
+        return lambda key: {}
 
     def init(key):
         params = vlm.init(model, key)
         return {part: params[part] for part in shardings}
 
-    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=shardings)
 
 
 def _struct(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -1,4 +1,4 @@
-"""Our weights in transformers' and torch's modules: what the model is compared with."""
+"""Reference models of transformers and torch, filled with weights of this package's models."""
 
 import jax
 import numpy as np
@@ -7,7 +7,7 @@ from vvlm_jax.config import LlamaConfig, VisionConfig
 
 
 def varied(params, seed=0):
-    """Parameters with noise on all of them, so that biases and scales are not 0 and 1."""
+    """Return parameters with noise added, so that biases and scales are not 0 and 1."""
     leaves, tree = jax.tree.flatten(params)
     rng = np.random.default_rng(seed)
     noisy = [x + 0.1 * rng.standard_normal(x.shape).astype(np.float32) for x in leaves]
@@ -15,16 +15,16 @@ def varied(params, seed=0):
 
 
 def assert_close(ours, theirs):
-    """As the reference to 1e-4 of its largest value."""
+    """Assert equality to 1e-4 of the reference's largest value."""
     theirs = theirs.detach().numpy()
     assert np.shape(ours) == theirs.shape
     assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()
 
 
 def load(module, arrays, assign=False):
-    """Fills a torch module; what `arrays` lacks may only be the unused final norm of the tower.
+    """Load arrays into a torch module; only the tower's unused final norm may be missing.
 
-    With `assign` it takes float32 NumPy arrays as they are, without a copy.
+    With `assign` the module shares the memory of float32 NumPy arrays.
     """
     import torch
 
@@ -38,7 +38,7 @@ def load(module, arrays, assign=False):
 
 
 def siglip(params, config: VisionConfig, assign=False):
-    """SiglipVisionModel with the weights of a SoViT; with `assign` they are shared, not copied."""
+    """Return a SiglipVisionModel with the weights of a SoViT; `assign` shares their memory."""
     import torch
     from transformers import SiglipVisionConfig, SiglipVisionModel
 
@@ -79,7 +79,7 @@ def siglip(params, config: VisionConfig, assign=False):
 
 
 def siglip_head(params, D):
-    """The final norm and the attention pooling, by transformers' names."""
+    """Return the weights of the final norm and attention pooling by transformers' names."""
     norm, head = params["Transformer"]["encoder_norm"], params["MAPHead_0"]
     attention, mlp = head["MultiHeadDotProductAttention_0"], head["MlpBlock_0"]
     qkv = [attention[name] for name in ("query", "key", "value")]
@@ -101,7 +101,7 @@ def siglip_head(params, D):
 
 
 def llama(params, config: LlamaConfig):
-    """LlamaForCausalLM with our weights, or Qwen2ForCausalLM when q, k and v have biases."""
+    """Return a LlamaForCausalLM with these weights, or Qwen2ForCausalLM with biases on q, k, v."""
     import transformers
 
     rope = dict(rope_type="default", rope_theta=config.rope_theta)
@@ -147,7 +147,7 @@ def llama(params, config: LlamaConfig):
 
 
 def mlp2x_gelu(params):
-    """LLaVA's projector."""
+    """Return LLaVA's projector as a torch module."""
     from torch import nn
 
     fc1, fc2 = params["fc1"], params["fc2"]
@@ -158,7 +158,7 @@ def mlp2x_gelu(params):
 
 
 def interpolate(x_BPD, side):
-    """torch [B, g², D] → [B, side², D] as LLaVA-NeXT pools."""
+    """Resample a torch tensor [B, g², D] to [B, side², D] as LLaVA-NeXT does."""
     import torch.nn.functional as F
 
     B, P, D = x_BPD.shape
@@ -169,7 +169,7 @@ def interpolate(x_BPD, side):
 
 
 def run_siglip(params, config, pixels_BHWC, assign=False):
-    """(outputs of the embedding and of every block that is run, before the final norm; the rest)"""
+    """Return (outputs of the embedding and of each block, before the final norm; all outputs)."""
     import torch
 
     tower = siglip(params, config, assign)

@@ -1,4 +1,4 @@
-"""Attention kernels: which one a program holds, what it computes, what it keeps.
+"""Attention kernels: the one chosen for a platform, its results, and its saved activations.
 
 No test here runs on a GPU or TPU. Programs are lowered for them, cuDNN's behind a stand-in for its
 version number; the splash kernel is emulated.
@@ -29,13 +29,13 @@ LLAMA = LlamaConfig(
     vocab=32, width=32, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2, head_dim=16,
     tie_embeddings=True,
 )  # fmt: skip
-# As So400m/14-384: 729 patches, heads of 72.
+# Sizes of So400m/14-384: 729 patches, heads of 72.
 VISION = VisionConfig(width=144, depth=3, mlp_dim=64, num_heads=2, patch_size=2, image_size=54)
 
 
 @pytest.fixture
 def cudnn(monkeypatch):
-    """As if jax's CUDA plugin were installed."""
+    """Make jax believe that its CUDA plugin is installed."""
     from jax._src.cudnn import fused_attention_stablehlo
 
     version = types.SimpleNamespace(cudnn_get_version=lambda: 91000)
@@ -53,7 +53,7 @@ def qkv(L, N, K, H, B=2, dtype=np.float32):
 
 
 def llama_program(platform, L=300, dtype=jnp.bfloat16, **options):
-    """StableHLO of a causal decoder's loss and gradient."""
+    """Return the StableHLO of a causal decoder's loss and gradient."""
     model = Llama(LLAMA, dtype, **options)
     x_BLD = jax.ShapeDtypeStruct((2, L, LLAMA.width), dtype)
     params = jax.eval_shape(model.init, jax.random.key(0), x_BLD)
@@ -144,7 +144,7 @@ def test_heads_that_cudnn_refuses_get_the_reference(cudnn, causal):
 
 
 def test_the_branches_of_other_platforms_cost_no_memory(monkeypatch):
-    """Even without remat nothing as large as the scores is kept for the backward pass."""
+    """Without remat, no array of the size of the scores is saved for the backward pass."""
 
     def cheap(q, k, v):
         return q * jnp.repeat(k * v, q.shape[2] // k.shape[2], axis=2)
@@ -170,7 +170,7 @@ def test_the_branches_of_other_platforms_cost_no_memory(monkeypatch):
     ("causal", "L", "N", "K", "H"),
     [(True, 300, 4, 2, 16), (False, 200, 2, 2, 9)],
 )
-def test_splash_is_the_reference(causal, L, N, K, H):
+def test_splash_equals_the_reference(causal, L, N, K, H):
     mask = causal_mask(L) if causal else None
     x, weight = qkv(L, N, K, H, B=1), random(9, 1, L, N, H)
 
@@ -197,7 +197,7 @@ def test_splash_in_bfloat16_is_the_reference_within_its_rounding():
 
 
 def test_ragged_rows_do_not_see_their_padding():
-    """What stands to the right of a row's end changes nothing before it."""
+    """Values to the right of a row's end do not change results before it."""
     lengths, (q, k, v) = (300, 170), qkv(300, 2, 1, 8)
     other = [random(i + 20, *x.shape) for i, x in enumerate((q, k, v))]
     real = (np.arange(300)[None] < np.array(lengths)[:, None])[..., None, None]

@@ -1,6 +1,6 @@
-"""Our SoViT beside big_vision's own `vit.py`, where a checkout is named by BIG_VISION_PATH.
+"""SoViT compared with big_vision's `vit.py`, from a checkout that BIG_VISION_PATH names.
 
-big_vision is not on PyPI; without the variable these tests are skipped, and say so.
+big_vision is not on PyPI; without the variable these tests are skipped.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ VISION = VisionConfig(
 
 @pytest.fixture(scope="module")
 def vit():
-    """Their module. What it imports for reading files (which needs TensorFlow) is left empty."""
+    """Import big_vision's vit.py, with empty modules in place of those that need TensorFlow."""
     root = os.environ.get("BIG_VISION_PATH")
     if not root:
         pytest.skip("set BIG_VISION_PATH to a checkout of google-research/big_vision")
@@ -54,7 +54,7 @@ def vit():
 
 @pytest.fixture(scope="module")
 def theirs(vit):
-    """(their model, its parameters with noise, pixels)."""
+    """Return (big_vision's model, its parameters with noise, pixels)."""
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 18, 18, 3)).astype(np.float32)
     model = vit.Model(
         width=32, depth=3, mlp_dim=48, num_heads=4, patch_size=(4, 4), pool_type="map", scan=True

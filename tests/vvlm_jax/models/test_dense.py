@@ -1,4 +1,4 @@
-"""Our dense layers beside Flax's own: the same parameters, outputs and gradients."""
+"""Dense layers have the same parameters, outputs and gradients as Flax's."""
 
 import flax.linen as nn
 import jax
@@ -20,7 +20,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_outputs_and_gradients_are_flax_own(case, dtype):
+def test_outputs_and_gradients_equal_flax(case, dtype):
     make, shape = CASES[case]
     x = jax.random.normal(jax.random.key(0), shape, dtype)
     ours, flax = (make(kind).clone(dtype=dtype) for kind in KINDS)
@@ -47,8 +47,8 @@ def close(a, b, tolerance):
 
 
 @pytest.mark.parametrize(("width", "first"), [(24, "x"), (4, "dy")])
-def test_the_narrower_side_stands_in_front(width, first):
-    """Of the product that is the weights' gradient, the only one over the 40 rows."""
+def test_the_narrower_operand_is_on_the_left(width, first):
+    """Check the operands of the weight gradient, the only product over the 40 rows."""
     x = jnp.ones((40, 8))
     params = Dense(width).init(jax.random.key(0), x)
     jaxpr = jax.make_jaxpr(jax.grad(lambda p: Dense(width).apply(p, x).sum()))(params)

@@ -13,9 +13,9 @@ def features(grid, width=3, seed=0):
 
 
 def positions(grid):
-    """Features that say where they stand: [row, column]."""
-    places = np.stack(np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij"), axis=-1)
-    return places.reshape(1, grid**2, 2).astype(np.float32)
+    """Return features that equal their position: [row, column]."""
+    row_column = np.stack(np.meshgrid(np.arange(grid), np.arange(grid), indexing="ij"), axis=-1)
+    return row_column.reshape(1, grid**2, 2).astype(np.float32)
 
 
 def test_every_name_has_its_method():

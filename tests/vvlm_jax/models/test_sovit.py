@@ -1,4 +1,4 @@
-"""The encoder: which blocks are built and read, and that each gives what transformers gives."""
+"""The encoder: the blocks that are built, and their outputs compared with transformers."""
 
 import dataclasses
 
@@ -28,14 +28,23 @@ def pixels(batch=2, size=18):
 
 
 def made(config):
-    """(model, parameters with noise on all of them)"""
+    """Return (model, parameters with noise on all of them)."""
     model = SoViT(config, jnp.float32)
     init = jax.jit(model.init)
     return model, varied(init(jax.random.key(0), pixels())["params"])
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize(("layer", "block"), [(-3, 1), (-2, 2), (-1, 3), (1, 1), (2, 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("layer", "block"),
+    [
+        *((-2, 2), (3, 3)),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow(reason="compiles an encoder"))
+            for case in ((-3, 1), (-1, 3), (1, 1), (2, 2))
+        ),
+    ],
+)
 def test_every_feature_layer_is_that_of_siglip(layer, block):
     model, params = made(dataclasses.replace(VISION, feature_layer=layer))
     hidden_states, _ = run_siglip(params, model.config, pixels())
@@ -59,7 +68,7 @@ def test_the_pooling_head_is_that_of_siglip():
 
 
 def test_parameters_have_big_visions_names():
-    """As `vit.py` names them with scan and pool_type "map"; shapes of the reference, section 3."""
+    """Names and shapes are those of big_vision's `vit.py` with scan and pool_type "map"."""
     config = dataclasses.replace(variants.VISION["so400m/14-384"], feature_layer=-1, head="map")
     frame = jax.ShapeDtypeStruct((1, 384, 384, 3), jnp.float32)
     shapes = jax.eval_shape(SoViT(config).init, jax.random.key(0), frame)["params"]
@@ -93,7 +102,10 @@ def test_parameters_have_big_visions_names():
     assert found == expected
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize(
+    "remat",
+    [pytest.param("none", marks=pytest.mark.slow(reason="compiles several encoders")), "full"],
+)
 def test_outputs_of_several_blocks_are_those_of_shallower_towers(remat):
     model, params = made(dataclasses.replace(VISION, feature_layer=3))
     model = dataclasses.replace(model, remat=remat)
@@ -141,7 +153,7 @@ def test_behind_the_head_there_is_one_token_to_resample():
 @pytest.mark.torch
 @pytest.mark.slow(reason="428 million parameters, half a minute")
 def test_so400m_at_full_size_is_siglip():
-    """One 384 × 384 frame through all 27 blocks and the head, in float32; weights are shared."""
+    """Run one 384 × 384 frame through all 27 blocks and the head in float32."""
     config = dataclasses.replace(variants.VISION["so400m/14-384"], feature_layer=-1, head="map")
     model, rng = SoViT(config, jnp.float32), np.random.default_rng(0)
     frame = pixels(1, 384)

@@ -1,6 +1,6 @@
-"""Starts trainers as processes of their own, quickly: jax is imported once, here, and every job is
-a fork that starts its own backend. Reads jobs as JSON lines, answers each with its process id and
-then with how it ended.
+"""Server that starts trainers quickly: it imports jax once and forks a process for every job,
+which starts its own backend. It reads jobs as JSON lines and answers each with its process id and
+then its exit code.
 
 Job: {"argv": of tools.train, "stderr": file, "record": file, "hold": [step, file],
       "compile": true for a step that it compiles itself, "watch": folder of checkpoints,
@@ -23,14 +23,15 @@ from vvlm_jax.train import loop
 
 
 def digest(tree) -> int:
-    """One number for every bit of a pytree of arrays."""
+    """Return a checksum of a pytree of arrays."""
     sums = [zlib.crc32(np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
     return zlib.crc32(repr(sums).encode())
 
 
 def recorded(job):
-    """loop.compiled_step, with one line for each step that is begun; the one to hold, counted from
-    0, then waits for a file.
+    """Return a loop.compiled_step that records a line for each step when it starts.
+
+    The step of `hold`, counted from 0, then waits until its file exists.
     """
     original, (held, gate) = loop.compiled_step, job.get("hold", (None, ""))
     file = os.open(job["record"], os.O_CREAT | os.O_WRONLY | os.O_APPEND)
@@ -54,8 +55,10 @@ def recorded(job):
 
 
 def die_within(job):
-    """Dies before the n-th operation on the files of checkpoints, of any kind or of one: a `save`
-    that orbax has not put in place, its `manifest`, or the removal of a folder (`clean-up`).
+    """Kill the process before the n-th file operation of a kind on checkpoints.
+
+    Kinds are `any`, `save` (in a folder that orbax has not renamed yet), `manifest`, and `clean-up`
+    (the removal of a folder).
     """
     done, kind = 0, job.get("kind", "any")
 

@@ -1,5 +1,5 @@
-"""Media that cannot be read, or that hang: counted, replaced, the same after a resume; never a run
-that waits for ever.
+"""Media files that cannot be read or that hang: they are counted and replaced, equally after a
+resume, and no run waits for them for ever.
 """
 
 import json
@@ -24,7 +24,7 @@ BAD = 3
 
 @pytest.fixture(scope="module")
 def media(world, tmp_path_factory):
-    """The world's clips, three of which are no videos, and their names."""
+    """Return a copy of the clips in which three files are no videos, and the names of these."""
     folder = tmp_path_factory.mktemp("media") / "world"
     shutil.copytree(world, folder)
     names = [row["video"] for row in json.loads((folder / "train.json").read_text())][:BAD]
@@ -41,7 +41,7 @@ def options(media, *more):
 
 @pytest.fixture(scope="module")
 def replaced(stage, media, tmp_path_factory):
-    """A finished run of two epochs in which three examples were replaced."""
+    """Return the folder of a finished run of two epochs in which three examples were replaced."""
     folder = tmp_path_factory.mktemp("replaced") / "run"
     summary = train(stage(folder, *options(media), epochs=2))
     assert len(summary["unreadable"]) == BAD
@@ -71,8 +71,8 @@ def test_the_replacement_is_the_same_after_a_resume(stage, media, replaced, tmp_
     assert {e["file"] for e in events(tmp_path, "unreadable")} == set(media[1])
 
 
-def test_a_file_that_comes_back_to_life_stays_replaced(stage, media, replaced, world, tmp_path):
-    """Else what a run has seen would depend on when it was interrupted."""
+def test_a_repaired_file_stays_replaced_until_the_run_ends(stage, media, replaced, world, tmp_path):
+    """Otherwise the examples of a run would depend on when it was interrupted."""
     folder = tmp_path / "world"
     shutil.copytree(media[0], folder)
     config = stage(tmp_path / "run", *options((folder, None)), epochs=2, checkpoint_every=6)
@@ -85,8 +85,9 @@ def test_a_file_that_comes_back_to_life_stays_replaced(stage, media, replaced, w
 
 
 def test_a_decoder_that_hangs_is_left_behind(stage, world, media, replaced, tmp_path, monkeypatch):
-    """The same files hang as are damaged in `replaced`: the run is the same run. The others have
-    all the time that they need on a busy machine.
+    """The files that are damaged in `replaced` hang here, so that both runs must be equal.
+
+    Other files have no time limit, because the machine may be busy.
     """
     goes_on, read = threading.Event(), FrameReader.video
 
@@ -124,7 +125,7 @@ def test_a_worker_that_dies_ends_the_run(stage, tmp_path, monkeypatch):
 
 
 def test_reading_begins_before_there_is_a_state_and_ends_with_the_run(stage, tmp_path, monkeypatch):
-    """Else the first batch is waited for, and the next run of a worker shares its core."""
+    """Prefetching overlaps with compiling, and does not compete with a worker's next run."""
     begun, read, initial_state = threading.Event(), FrameReader.video, loop.initial_state
     others = readers()
 
@@ -152,7 +153,7 @@ def readers():
 
 
 def test_too_many_stop_the_run_also_after_a_resume(stage, media, tmp_path):
-    """Two of 24 are allowed. The third is found after the resume that knows of the others."""
+    """Two of 24 are allowed; the third is found after a resume that remembers the first two."""
     config = stage(tmp_path, *options(media, "data.max_unreadable=0.1"), epochs=2)
     with pytest.raises(TooManyUnreadable, match=r"3 unreadable media files, more than the 2 "):
         train(config)

@@ -1,4 +1,4 @@
-"""Checkpoints of a running stage: whole, or passed over."""
+"""Checkpoints of a running stage: intact ones are restored, damaged ones skipped."""
 
 import contextlib
 import json
@@ -39,7 +39,7 @@ class State(NamedTuple):
 
 
 def state(step, size=20_000):
-    """Another one for every step; bfloat16, integers and an empty part are among the leaves."""
+    """Return a state that differs by step, with bfloat16, integers and an empty part."""
     keys = jax.random.split(jax.random.key(step), 3)
     params = {"a/kernel": jax.random.normal(keys[0], (size // 100, 100)), "b": jnp.arange(7) + step}
     moments = ((), {"mu": jax.random.normal(keys[1], (size,), jnp.bfloat16)})
@@ -54,7 +54,7 @@ def assert_equal(tree, other):
 
 
 class Saves(Checkpoints):
-    """That remember what they report."""
+    """Checkpoints that collect what they report."""
 
     def __init__(self, folder, keep=2, keep_every=0):
         self.reported = []
@@ -73,7 +73,7 @@ def there(folder):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """A folder with whole checkpoints 1 and 2."""
+    """Return a folder with intact checkpoints 1 and 2."""
     folder = tmp_path_factory.mktemp("two") / "checkpoints"
     save(Saves(folder), 1, 2)
     return folder
@@ -87,19 +87,19 @@ def copy(two, tmp_path):
 # What comes back.
 
 
-def test_all_comes_back_to_the_bit(two):
+def test_a_state_is_restored_bit_by_bit(two):
     saves = Saves(two)
     found = saves.latest()
     assert (found.step, found.about["position"], saves.reported) == (2, 2, [])
     assert_equal(saves.restore(found, state(0)), state(2))
 
 
-def test_nothing_is_there_before_the_first(tmp_path):
+def test_an_empty_folder_has_no_latest_checkpoint(tmp_path):
     assert Saves(tmp_path / "none").latest() is None
 
 
-def test_a_step_that_follows_does_not_reach_into_what_is_being_saved(tmp_path):
-    """The train step is given the buffers of the state to write into."""
+def test_a_later_step_does_not_change_a_state_that_is_being_saved(tmp_path):
+    """The next train step overwrites the donated buffers of the state being saved."""
     step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
     now, saves = state(0, 2_000_000), Saves(tmp_path, keep=4)
     expected = []
@@ -272,7 +272,7 @@ def test_a_leaf_that_does_not_fit_is_named(two, change, message):
 
 @pytest.fixture
 def no_large_files():
-    """Files end at 64 KiB while the switch is on, as on a disk that is full."""
+    """Return a switch that limits files to 64 KiB, which simulates a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
 
     def switch(on):
@@ -282,8 +282,8 @@ def no_large_files():
     switch(False)
 
 
-def assert_fails_by_the_next_save(saves, break_disk, mend_disk):
-    """With one whole checkpoint, 1, before and one, 3, after."""
+def assert_fails_by_the_next_save(saves, break_disk, repair_disk):
+    """Assert that save 2 fails on a broken disk, and that 1 before and 3 after it are intact."""
     save(saves, 1)
     break_disk()
     with pytest.raises(CheckpointError) as raised:  # at once, or when it has been tried
@@ -295,7 +295,7 @@ def assert_fails_by_the_next_save(saves, break_disk, mend_disk):
     found = again.latest()
     assert found.step == 1
     assert_equal(again.restore(found, state(0)), state(1))
-    mend_disk()
+    repair_disk()
     save(saves, 3)
     assert Saves(saves.folder).latest().step == 3
     return message
@@ -340,7 +340,7 @@ def test_a_manifest_that_cannot_be_written_is_told_and_its_step_not_offered(tmp_
 
 def measure(kind):
     command = [sys.executable, __file__, kind]
-    # One heap for all threads: each would keep some of what it once had, at no time one can tell.
+    # One malloc arena for all threads: each of several would keep freed memory unpredictably.
     environ = os.environ | {"PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(command, env=environ, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -355,7 +355,7 @@ def test_a_save_takes_half_again_its_size_of_memory_at_most():
 
 @pytest.mark.slow(reason="writes 80 checkpoints")
 def test_memory_is_flat_over_fifty_saves():
-    """The least of ten saves each, as writing goes on behind some of them."""
+    """Compare the minimum over ten saves each, since some are still being written."""
     found = measure("flat")
     early, late = (min(found[f"after_{i}"] for i in range(n, n + 10)) for n in (21, 71))
     assert late - early < 4 * 2**20, found
@@ -366,7 +366,7 @@ def _resident():
 
 
 def _peak(folder):
-    """Highest resident memory of a save beyond what was there before."""
+    """Measure the peak of resident memory during a save, minus that before it."""
     save(Saves(folder / "first"), 1)
     now = jax.block_until_ready({str(i): jnp.full((2**23,), i, jnp.float32) for i in range(8)})
     size, before = sum(x.nbytes for x in now.values()), _resident()

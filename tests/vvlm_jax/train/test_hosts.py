@@ -1,5 +1,6 @@
-"""Two processes on loopback train as one does with two devices, and stop together. Three of the
-clips are no videos: each host finds out about those that it reads.
+"""Two processes on loopback train as one process with two devices does, and stop together.
+
+Three of the clips are no videos; each host discovers those that it reads.
 """
 
 import json
@@ -45,7 +46,7 @@ def command(config, *flags):
 
 
 def start(config, devices=1, *flags, main=("-m", "tools.train")):
-    # "Two processes" are then told from one by what they print, so nothing else may.
+    # Standard error must hold nothing but the messages that the tests compare.
     env = {
         **os.environ,
         "XLA_FLAGS": f"{FAST_TO_COMPILE} --xla_force_host_platform_device_count={devices}",
@@ -65,7 +66,7 @@ def start_both(config, **options):
 
 
 def end(processes, code=0):
-    """What they wrote on stderr."""
+    """Wait for processes, assert their exit code, and return their stderr."""
     errors = [process.communicate(timeout=LONG)[1] for process in processes]
     assert [process.returncode for process in processes] == [code] * len(processes), errors
     return errors
@@ -92,7 +93,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def clips(world, folder):
-    """A copy of the world and the names of the clips in it that are no videos."""
+    """Return a copy of the clips in which three files are no videos, and the names of these."""
     shutil.copytree(world, folder / "world")
     names = [row["video"] for row in json.loads((world / "train.json").read_text())][:BAD]
     for name in names:
@@ -102,7 +103,7 @@ def clips(world, folder):
 
 @pytest.fixture(scope="module")
 def run_of(stage, folder, clips):
-    """run_of(name, …): the config of 36 steps on these clips."""
+    """Return run_of(name, …), which returns a config of 36 steps on these clips."""
 
     def make(name, *options, media=clips[0], **values):
         where = (f"data.annotations={media}/train.json", f"data.media_root={media}")
@@ -116,14 +117,14 @@ def run_of(stage, folder, clips):
 
 @pytest.fixture(scope="module")
 def one(run_of):
-    """The run of one process that has both devices."""
+    """Train in one process with two devices; return the config."""
     config = run_of("one", checkpoint_every=5)
     end([start(config, 2)])
     return config
 
 
 def story(config, host):
-    """Names of the files that a host has noted."""
+    """Return the names of the unreadable files that a host has recorded."""
     file = Path(config.out_dir) / ("events-1.jsonl" if host else "events.jsonl")
     lines = map(json.loads, file.read_text().splitlines())
     return {line["file"] for line in lines if line["event"] == "unreadable"}

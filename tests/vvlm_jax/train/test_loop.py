@@ -46,7 +46,7 @@ def assert_equal(a, b):
 
 
 def assert_same_run(folder, other):
-    """Same parameters to the bit, and the same lines of metrics but for the speed."""
+    """Assert equal parameters, bit by bit, and equal lines of metrics except for the speeds."""
     assert_equal(params_of(folder), params_of(other))
     a, b = (
         [{k: v for k, v in m.items() if not k.startswith(SPEEDS)} for m in lines(f)]
@@ -67,7 +67,7 @@ def stop_after(stop, seen=None):
 
 @pytest.fixture(scope="module")
 def whole(stage, tmp_path_factory):
-    """Two epochs of six steps, uninterrupted: the finished folder."""
+    """Return the folder of an uninterrupted run of two epochs of six steps."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     train(stage(folder, epochs=2))
     return folder
@@ -137,8 +137,8 @@ def test_a_run_that_could_not_start_does_not_claim_its_folder(stage, tmp_path):
         train(stage(tmp_path, "data.num_examples=4"))
 
 
-def test_what_changes_no_number_may_change_between_calls(stage, tmp_path):
-    """Else an interrupted run could not go on with more room for unreadable files."""
+def test_options_without_effect_on_results_may_change_between_calls(stage, tmp_path):
+    """Otherwise an interrupted run could not continue with a higher limit of unreadable files."""
     train(stage(tmp_path))
     others = ("log_every=3", "checkpoint_every=1", "data.max_unreadable=0.5", "data.read_threads=1")
     train(stage(tmp_path, *others))
@@ -166,7 +166,7 @@ def test_only_logged_steps_are_reported_and_always_the_last(stage, tmp_path):
 
 @pytest.fixture
 def poison(monkeypatch):
-    """poison(rows): batches with any of these rows of the annotations (None: all) have no loss."""
+    """Return poison(rows), after which batches with any of these rows (None: all) have NaN loss."""
 
     def those_with(rows):
         stack = pipeline._stack
@@ -226,7 +226,7 @@ def test_too_many_skips_in_a_row_stop_the_run_and_leave_their_batches(
 
 
 def test_skips_are_counted_over_an_interruption(stage, tmp_path, poison):
-    """The count is a part of the state: a run that is restarted in time would go on for ever."""
+    """The count is in the state; otherwise a run that restarts in time would never end."""
     poison(None)
     config = stage(tmp_path, "optim.max_skipped=5", checkpoint_every=2, epochs=2)
     with pytest.raises(Stopped):
@@ -256,8 +256,8 @@ def test_one_compile_a_bucket_and_none_more_after_a_resume(stage, uneven, tok, t
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-def test_left_over_checkpoints_of_a_finished_run_go(stage, tmp_path):
-    """What a kill leaves between the last parameters and the end."""
+def test_left_over_checkpoints_of_a_finished_run_are_removed(stage, tmp_path):
+    """A kill after the parameters are written leaves checkpoints behind."""
     summary = train(stage(tmp_path))
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     assert train(stage(tmp_path)) == summary
@@ -268,7 +268,7 @@ def test_left_over_checkpoints_of_a_finished_run_go(stage, tmp_path):
 
 
 @pytest.mark.parametrize("stops", [(1, 5, 8), (12,)])
-def test_an_interrupted_run_ends_as_if_it_was_not(stage, whole, tmp_path, stops):
+def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, whole, tmp_path, stops):
     folder = tmp_path / "run"
     config = stage(folder, epochs=2, checkpoint_every=2)
     for stop in stops:

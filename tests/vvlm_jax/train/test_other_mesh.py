@@ -1,6 +1,6 @@
-"""A run goes on on other devices: what was saved on eight comes back, equal, on any of them.
+"""A run continues on other devices: a checkpoint of eight devices is restored on other meshes.
 
-The eight are simulated in a process of its own: this very file.
+The devices are simulated in a child process, which runs this file.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ TO = ((1, 1, 8), (2, 2, 2), (1, 4, 1), (1, 1, 4), (1, 2, 1), (1, 1, 1))
 
 
 def child(devices, *args):
-    """What this file prints in a process with so many devices."""
+    """Run this file in a process with `devices` devices; return the JSON that it prints."""
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_NUM_CPU_DEVICES": str(devices)}
     environ["XLA_FLAGS"] = FAST_TO_COMPILE
     command = [sys.executable, __file__, *map(str, args)]
@@ -42,7 +42,7 @@ def child(devices, *args):
 
 @pytest.fixture
 def file(stage, tmp_path):
-    """A stage of six steps of eight examples."""
+    """Write the config of a stage of six steps of eight examples; return the file."""
     config = stage(tmp_path / "run", "batch_size=8", "checkpoint_every=0", epochs=2)
     (tmp_path / "c.json").write_text(to_json(config))
     return tmp_path / "c.json"
@@ -51,7 +51,7 @@ def file(stage, tmp_path):
 # What comes back.
 
 
-def test_all_leaves_come_back_on_every_mesh(file, tmp_path):
+def test_all_leaves_are_restored_on_every_mesh(file, tmp_path):
     found = child(8, "restore", file, tmp_path / "saved")
     before = found.pop("before")
     assert len(found) == len(TO)
@@ -104,9 +104,10 @@ def describe(state):
 
 
 @pytest.mark.slow(reason="compiles a train step three times")
-def test_the_data_go_on_where_they_were(file):
-    """Three steps on two devices, three on one: the batches of a run on one, and nearly its
-    losses.
+def test_the_data_continue_where_they_stopped(file):
+    """Compare three steps on two devices and three on one with six on one.
+
+    Batches are equal, losses equal within rounding.
     """
     config = from_json(TrainConfig, file.read_text())
     first = child(2, "train", file, config.out_dir, 3)
@@ -121,7 +122,7 @@ def test_the_data_go_on_where_they_were(file):
 
 
 def steps(config, stop):
-    """Trains up to a step, and says what came by."""
+    """Train up to a step; return its steps, batches and losses."""
     seen = {"steps": [], "batches": [], "losses": []}
     original = loop.compiled_step
 

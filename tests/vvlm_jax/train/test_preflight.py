@@ -1,4 +1,4 @@
-"""What would stop a run is found before anything is compiled, and told in one line."""
+"""Conditions that would stop a run are one-line errors before anything is compiled."""
 
 import shutil
 from collections import namedtuple
@@ -16,7 +16,7 @@ Usage = namedtuple("Usage", "total used free")
 
 @pytest.fixture(autouse=True)
 def nothing_compiles(monkeypatch):
-    """The first thing that compiles would fail in another way."""
+    """Replace the first function that compiles, so that reaching it is a TypeError."""
     monkeypatch.setattr(loop, "initial_state", None)
 
 
@@ -26,7 +26,7 @@ def fails(config, match, **options):
     assert "\n" not in str(raised.value)
 
 
-def test_weights_that_are_not_there(stage, tmp_path):
+def test_missing_weights_are_an_error(stage, tmp_path):
     gone = tmp_path / "gone"
     fails(stage(tmp_path / "run", init=(("llm", str(gone)),)), rf"init: {gone}: no such folder")
     fails(stage(tmp_path / "run", init=(("llm", f"{gone}.npz"),)), rf"init: {gone}.npz: no such")
@@ -86,7 +86,7 @@ def test_room_is_counted_in_bytes(stage, tok, tmp_path, monkeypatch):
                 preflight.check(config, model, tmp_path, 6)
 
 
-def test_a_large_model_on_a_processor_has_to_be_asked_for(stage, tmp_path, monkeypatch):
+def test_a_large_model_on_a_cpu_has_to_be_asked_for(stage, tmp_path, monkeypatch):
     monkeypatch.setattr(preflight, "LARGE", 1000)
     train_until_state(stage(tmp_path / "asked"))  # the tests set JAX_PLATFORMS=cpu
     monkeypatch.setattr(preflight, "_platforms", lambda: "")
@@ -107,13 +107,13 @@ def test_an_option_to_allow_that_does_not_exist(stage, tmp_path):
     fails(stage(tmp_path), r"^--allow seed\.x: no such option$", allow=("seed.x",))
 
 
-def test_checkpoints_without_a_config_are_of_nobody(stage, tmp_path):
+def test_checkpoints_without_a_config_are_refused(stage, tmp_path):
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     fails(stage(tmp_path), r"checkpoints: holds checkpoints, but .* has no config\.json; choose")
 
 
 @pytest.mark.parametrize("option", ["batch_size=8", "seed=1", "data.num_examples=8"])
-def test_what_says_which_examples_come_when_stays(stage, tmp_path, option):
+def test_options_that_determine_the_examples_of_each_step_cannot_change(stage, tmp_path, option):
     (tmp_path / "metrics.jsonl").write_text("")
     train_until_state(stage(tmp_path))
     name = option.partition("=")[0]

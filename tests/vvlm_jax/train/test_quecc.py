@@ -1,4 +1,4 @@
-"""QueCC through the real trainer, evaluation and generation: the question reaches the frames."""
+"""QueCC in training, evaluation and generation: visual tokens depend on the question."""
 
 import json
 
@@ -28,7 +28,7 @@ def trained(stage, tmp_path_factory):
     return folder
 
 
-def test_a_miniature_trains(trained):
+def test_the_loss_of_a_small_run_falls(trained):
     lines = (trained / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines]
     assert np.isfinite(losses).all()

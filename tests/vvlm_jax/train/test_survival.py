@@ -1,7 +1,7 @@
-"""Trainers in processes of their own, stopped in every way: each ends as if it was not.
+"""Trainers in child processes, interrupted in several ways, end as uninterrupted ones do.
 
-What is held equal, bit by bit: the whole state before every step (parameters, optimiser), the
-batch, the share of the learning rate, the lines of metrics, the finished parameters.
+Compared bit by bit are the whole state before every step (parameters, optimiser), the batch, the
+schedule, the lines of metrics, and the finished parameters.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ KILLS = 24
 
 
 class Children:
-    """Runs tools.train in forks of one process that has imported jax."""
+    """Client of `child.py`, which runs tools.train in forks of one process."""
 
     def __init__(self, folder):
         environ = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": FAST_TO_COMPILE}
@@ -42,13 +42,13 @@ class Children:
         )  # fmt: skip
 
     def start(self, **job):
-        """The process id of a job."""
+        """Start a job; return its process id."""
         self.server.stdin.write(json.dumps(job) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
 
     def end(self):
-        """How the job ended: exit code, or minus the signal."""
+        """Wait for the job; return its exit code, or minus the signal that killed it."""
         return int(self.server.stdout.readline())
 
     def close(self):
@@ -66,7 +66,7 @@ def children(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def job(stage, tmp_path_factory):
-    """job(folder, *options, …): of a run of 12 steps with two microbatches in `folder`."""
+    """Return job(folder, *options, …), which describes a run of 12 steps with two microbatches."""
 
     def make(folder, *options, **values):
         folder.mkdir(exist_ok=True)
@@ -85,7 +85,7 @@ def job(stage, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(children, job, tmp_path_factory):
-    """A folder with an uninterrupted run, and what it did at every step."""
+    """Return the folder of an uninterrupted run, with its record of every step."""
     folder = tmp_path_factory.mktemp("straight")
     children.start(**job(folder))
     assert children.end() == 0, (folder / "stderr").read_text()
@@ -95,13 +95,13 @@ def straight(children, job, tmp_path_factory):
 
 
 def records(folder):
-    """Whole lines only: a kill can leave half a one."""
+    """Return the recorded steps, without a last line that a kill truncated."""
     text = (folder / "record").read_text() if (folder / "record").exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def assert_ends_alike(folder, straight):
-    """Every step of every process did what the uninterrupted run did there; and so the end."""
+    """Assert that every step and the end equal those of the uninterrupted run."""
     expected, seen = {line["step"]: line for line in records(straight)}, records(folder)
     assert {line["step"] for line in seen} == set(expected)
     for line in seen:
@@ -114,7 +114,7 @@ def wait_until(condition, children):
 
 
 def hold(folder, step):
-    """Of a job: it waits within this step, from 0, until its gate is there."""
+    """Return a job's `hold`: it waits in this step, counted from 0, until `open_gate`."""
     return [step, str(folder / "gate")]
 
 
@@ -133,9 +133,7 @@ def whole_steps(folder):
 @pytest.mark.slow(reason="starts a trainer several times")
 @pytest.mark.parametrize("every", [1, 5])
 def test_k_steps_and_a_resume_are_n_steps(children, job, straight, tmp_path, every):
-    """Stopped while a step accumulates, at a save (every 1; what continues then compiles the step
-    anew) or between two of them (every 5).
-    """
+    """Stop in a step, at a save (every 1; the continuation then recompiles) or between two."""
     held = dict(hold=hold(tmp_path, 8))
     pid = children.start(**job(tmp_path, f"checkpoint_every={every}", **held))
     wait_until(lambda: len(records(tmp_path)) == 9 and whole_steps(tmp_path), children)
@@ -152,7 +150,7 @@ def test_k_steps_and_a_resume_are_n_steps(children, job, straight, tmp_path, eve
 
 
 def rubbish(folder):
-    """{(kind, name, time)} of what a kill left half done: a save, a manifest, a clean-up."""
+    """Return {(kind, name, time)} of incomplete saves, manifests and clean-ups in the folder."""
     there, found = folder / "run" / "checkpoints", set()
     newest = max(whole_steps(folder), default=-1)
     for path in there.glob("*"):
@@ -173,7 +171,7 @@ def goes_on(folder, begun):
 
 
 @pytest.mark.slow(reason="kills the trainer 24 times")
-def test_a_run_that_is_killed_at_any_instant_ends_as_if_it_was_not(
+def test_a_run_killed_at_any_instant_ends_as_an_uninterrupted_one(
     children, job, straight, tmp_path
 ):
     rng, kills, instants, runs = random.Random(0), 0, Counter(), 0
@@ -229,7 +227,7 @@ def test_sigterm_saves_the_step_and_has_an_exit_code_of_its_own(children, job, s
     assert_ends_alike(tmp_path, straight)
 
 
-def test_sigterm_before_the_first_step_leaves_what_there_was(children, job, tmp_path):
+def test_sigterm_before_the_first_step_saves_nothing_new(children, job, tmp_path):
     pid = children.start(**job(tmp_path, hold=hold(tmp_path, 0)))
     wait_until(lambda: (tmp_path / "run" / "config.json").exists(), children)
     os.kill(pid, signal.SIGTERM)

@@ -9,7 +9,7 @@ from vvlm_jax.train.trackers import start_trackers
 
 
 def scalars(folder):
-    """[(step, name, value)] in the event files, read record by record."""
+    """Return [(step, name, value)] of the event files, read record by record."""
     from tensorboardX.proto.event_pb2 import Event
 
     found = []

@@ -1,4 +1,4 @@
-"""What one run tells: its lines of metrics, and a profile of some of its steps."""
+"""Output of one run: its lines of metrics, and a profile of some of its steps."""
 
 import contextlib
 import itertools
@@ -27,8 +27,10 @@ def config():
 
 @pytest.fixture(scope="module")
 def run(stage, world, tmp_path_factory):
-    """A finished run's folder: a line every 2 of 6 steps of 4, a checkpoint after 3, steps 3 and 4
-    (from 0) in the profile, slow data after 4, on a "cpu" whose peak is known.
+    """Return the folder of a finished run of 6 steps of 4 examples.
+
+    It has a line every 2 steps, a checkpoint after 3, steps 3 and 4 (from 0) in the profile, slow
+    data after step 4, and a "cpu" whose peak is known.
     """
     folder = tmp_path_factory.mktemp("telling")
     media, calls, waits = folder / "media", itertools.count(), []
