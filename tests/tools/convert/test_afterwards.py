@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_loaded_is_one_line(stage, monkeypatch):
     with pytest.raises(
         CheckpointError, match=r"run/params: cannot be read; copy the folder again, or make it"
     ):
-        model_dir.open_model(folder)
+        model_dir.load_params(folder)
 
 
 READ = """
