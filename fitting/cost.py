@@ -104,7 +104,7 @@ class VisionShape(NamedTuple):
     patch_size: int
 
     def flops(self, features) -> float:
-        """Return FLOPs of one frame of so many patches; every patch attends to all."""
+        """Return FLOPs of one frame of `features` patches; every patch attends to all."""
         embedding = 3 * self.patch_size**2 * self.width
         block = 4 * self.width**2 + 2 * self.width * self.mlp_dim + 2 * features * self.width
         return 2.0 * features * (embedding + self.blocks_run * block)

@@ -39,7 +39,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 
 def count(value: float, digits: int = 3) -> str:
-    """Return a count in so many significant digits: 7.5B, 250k, 32; '-' where undefined."""
+    """Return a count with `digits` significant digits: 7.5B, 250k, 32; '-' where undefined."""
     if not math.isfinite(value):
         return "-"
     size, prefix = _scale(value, _COUNT)
@@ -63,7 +63,7 @@ def flops_unit(values) -> tuple[float, str]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Return a plain number in so many significant digits; '-' where undefined."""
+    """Return a plain number with `digits` significant digits; '-' where undefined."""
     return f"{value:.{digits}g}" if math.isfinite(value) else "-"
 
 

@@ -7,7 +7,7 @@ budget at once. Ties go to the cheaper configuration, so x* is often strictly in
 
 A law is fast to follow in n: a term is a function of x times a power of n, so the powers of x are
 computed once, and another n costs a multiplication and a median. Work is cut into pieces that stay
-in a core's cache, a thread a core (numpy lets them run side by side).
+in a core's cache, on one thread per core (numpy releases Python's lock).
 """
 
 import os

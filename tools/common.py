@@ -194,6 +194,8 @@ def write_csv(path: Path, rows: list[dict]) -> None:
 
 def check_is_here(flag: str, path: Path) -> None:
     """Raise ConfigError for a URL of a bucket, which `Path` has turned into `gs:/BUCKET`."""
-    if address := re.fullmatch(r"([A-Za-z][\w+.-]*):/+(.*)", str(path)):
-        where = "://".join(address.groups())
-        raise ConfigError(f"{flag} {where}: must be on this machine, not in a bucket")
+    from vvlm_jax.storage import bucket
+
+    if bucket.is_url(path):
+        url = re.sub(":/+", "://", str(path), count=1)
+        raise ConfigError(f"{flag} {url}: must be on this machine, not in a bucket")

@@ -31,9 +31,9 @@ class Args:
     """Options of `vvlm convert`."""
 
     src: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SRC")]
-    """What to read."""
+    """Model to read."""
     dst: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DST")]
-    """What to write; it must not exist yet."""
+    """Folder or file to write; it must not exist yet."""
     to: Literal["model", "hf", "npz"] = "model"
     """A model folder of ours, a Hugging Face directory, or a big_vision .npz."""
     dtype: Literal["float32", "bfloat16"] | None = None

@@ -17,7 +17,6 @@ if the runs are unchanged. Where the runs do not support a figure, the page says
 
 import dataclasses
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -31,6 +30,7 @@ from fitting.runs import RunTable, read_runs, write_runs
 from vvlm_jax.progress import Progress, printable
 
 from .common import check_is_here, check_positive, die_in_one_line
+from .fit_flags import FitFlags, fit_config
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
 QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
@@ -79,10 +79,10 @@ def main(args: Args) -> None:
     if store:
         path, table = args.runs, collected(store).select(metric=args.metric)
     else:
-        path = table_file(args.runs)
+        path = results.table_file(args.runs)
         table = read_runs(path, metric=args.metric, scale=args.scale, skip_missing=True)
         table = results.in_percent(table)
-    mark = text.SYNTHETIC if args.synthetic or text.is_synthetic(path, table) else ""
+    mark = text.SYNTHETIC if args.synthetic or results.is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)
     if store:
@@ -137,11 +137,7 @@ def settings_of(args: Args, encoder: dict | None):
     if args.workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {args.workers}")
     names = ("form", "resamples", "starts", "resampling", "seed")
-    try:
-        law = FitConfig(**{name: getattr(args, name) for name in names}, units="geomean")
-    except ValueError as e:
-        text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
-        raise ValueError(text) from None
+    law = fit_config(FitFlags(**{n: getattr(args, n) for n in names}, units="geomean"))
     check, bag = {
         "none": (None, None),
         "quick": (law.replace(**QUICK), law.replace(**QUICK_BAG)),
@@ -179,16 +175,6 @@ def collected(store) -> RunTable:
         what, why = found.missing[0]
         notes = (f"{store.path}: {count} scores are missing, the first is {what}: {why}",)
     return dataclasses.replace(table, notes=(*notes, *table.notes))
-
-
-def table_file(path: Path) -> Path:
-    """Return the table in a folder; a file is returned as it is."""
-    if not path.is_dir():
-        return path
-    for name in ("runs.csv", "runs.parquet"):
-        if (path / name).is_file():
-            return path / name
-    raise ValueError(f"{path}: the folder has neither a sweep's store nor runs.csv or runs.parquet")
 
 
 def make_folder(folder: Path) -> None:

@@ -38,7 +38,7 @@ class TpuGeneration:
     accelerator: str
     """Start of gcloud's --accelerator-type."""
     units_per_chip: int
-    """What its number counts: 2 for cores, 1 for chips."""
+    """Units that its number counts in each chip: 2 cores, or 1 chip."""
     runtime: str
     """gcloud's --runtime-version."""
     gke: str

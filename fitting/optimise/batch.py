@@ -20,10 +20,8 @@ from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
 
 BASIN = 1e-3  # relative difference of objectives within one basin
-CPU_LANES, ACCELERATOR_LANES = (
-    64,
-    8192,
-)  # a chunk that stays in a core's cache; one that fills a GPU
+CPU_LANES = 64  # lanes of a chunk that stays in a core's cache
+ACCELERATOR_LANES = 8192  # lanes of a chunk that fills a GPU
 JACOBIAN_BYTES = 2**28  # of a chunk, at most: large tables go in smaller chunks
 
 
@@ -125,7 +123,7 @@ class Batch:
     # --- programs ---
 
     def descend(self, lanes: Lanes, iterations: int) -> Lanes:
-        """Return the lanes after at most so many Levenberg-Marquardt steps."""
+        """Return the lanes after at most `iterations` Levenberg-Marquardt steps."""
         out = self.run(
             functools.partial(levenberg_marquardt.descend, layout=self.layout, loss=self.loss),
             dict(lower=self.lower, upper=self.upper, iterations=np.int64(iterations)),

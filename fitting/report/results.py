@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -57,6 +58,25 @@ class Subject(NamedTuple):
         with_n = self.table.n is not None
         count = len(FORMS[form].parameters(len(self.table.factors), with_n))
         return (with_n or not FORMS[form].frontier_moves) and count < len(self.table)
+
+
+def table_file(path: Path) -> Path:
+    """Return the table in a folder; a file is returned as it is."""
+    if not path.is_dir():
+        return path
+    for name in ("runs.csv", "runs.parquet"):
+        if (path / name).is_file():
+            return path / name
+    raise ValueError(f"{path}: the folder has neither a sweep's store nor runs.csv or runs.parquet")
+
+
+def is_synthetic(path: Path, table: RunTable) -> bool:
+    """Return whether a file name, comment, metric or sweep of a table says "synthetic"."""
+    marked = [path.name, *table.metrics, *set(table.columns.get("sweep", ()))]
+    if path.is_file() and path.suffix != ".parquet":
+        with open(path, encoding="utf-8-sig") as file:
+            marked += [line for line in file if line.lstrip().startswith("#")]
+    return any("synthetic" in text.lower() for text in marked)
 
 
 def in_percent(table: RunTable) -> RunTable:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-from pathlib import Path
 
 import numpy as np
 
@@ -21,15 +20,6 @@ SHAKY = 0.5  # below this share a recommendation is a near tie or unsure
 TIE = 0.02  # of the scale: a near tie costs 90% of the members no more than this
 SCORES = ("MSE", "E%", "R²")
 MOST_SEEDS = 6  # more seeds are counted, not listed
-
-
-def is_synthetic(path: Path, table: RunTable) -> bool:
-    """Return whether a file name, comment, metric or sweep of a table says "synthetic"."""
-    marked = [path.name, *table.metrics, *set(table.columns.get("sweep", ()))]
-    if path.is_file() and path.suffix != ".parquet":
-        with open(path, encoding="utf-8-sig") as file:
-            marked += [line for line in file if line.lstrip().startswith("#")]
-    return any("synthetic" in text.lower() for text in marked)
 
 
 def in_order(metrics) -> list[str]:

@@ -1,4 +1,4 @@
-"""Laws whose members are made up around a known one: nothing is fitted, nothing is measured."""
+"""Laws with synthetic members around a known one: nothing is fitted, nothing is measured."""
 
 import numpy as np
 

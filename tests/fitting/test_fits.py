@@ -1,4 +1,4 @@
-"""Fits: recovery, units, resampling, options, files, the report, and what happens to bad data."""
+"""Fits: recovery, units, resampling, options, files, the report, and errors for bad data."""
 
 import dataclasses
 import json
@@ -52,7 +52,7 @@ def test_recovers_a_known_law_on_and_off_the_design(name):
     np.testing.assert_allclose(law.predict(x, n), true_error(name, x, n), rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_factors", [1, 2, 3, 4])
+@pytest.mark.parametrize("num_factors", [1, 4])  # three: the test above
 @pytest.mark.parametrize(
     ("name", "with_n"),
     [*((name, True) for name in PAPER_FORMS), ("mult", False), ("add", False), ("li", False)],
@@ -69,14 +69,14 @@ def test_recovers_any_number_of_factors(name, num_factors, with_n):
     error = np.exp(form.log_error(theta, *logs))
     fitted, off = np.arange(90) < 70, np.arange(90) >= 70
     table = table_of(error[fitted], *[None if c is None else c[fitted] for c in columns], scale=1e3)
-    law = fit(table, FitConfig(form=name, resamples=2, starts=30))
+    law = fit(table, FitConfig(form=name, resamples=1, starts=20))
     predicted = law.predict(*[None if c is None else c[off] for c in columns])
     np.testing.assert_allclose(predicted, error[off], rtol=1e-6)
     np.testing.assert_allclose(law.predict(table.x, table.n), table.error, rtol=1e-6)
 
 
 def test_free_exponents_linear_space_and_huber_recover_too():
-    table = synthetic_table("add", PAPER_POINTS)
+    table = synthetic_table("mult", PAPER_POINTS)
     for changes in (
         dict(exponent_cap=None),
         dict(space="linear"),
@@ -88,7 +88,7 @@ def test_free_exponents_linear_space_and_huber_recover_too():
         dict(init="log-coefficient", start_coefficient=4.0),
         dict(resampling="none", units="geomean"),
     ):
-        law = fit(table, SMALL.replace(form="add", resamples=2, **changes))
+        law = fit(table, TINY.replace(resamples=2, **changes))
         error = law.predict(table.x, table.n)
         np.testing.assert_allclose(error, table.error, rtol=1e-5, err_msg=str(changes))
 
@@ -129,7 +129,7 @@ def test_precision_of_the_process_is_untouched(law):
     assert law.theta.dtype == np.float64
 
 
-@hypothesis.settings(max_examples=8)
+@hypothesis.settings(max_examples=4)
 @hypothesis.given(st.lists(st.floats(-9, 9), min_size=2, max_size=2), st.booleans())
 def test_other_units_leave_predictions_unchanged(powers, geomean):
     rng = np.random.default_rng(0)
@@ -194,8 +194,8 @@ def test_exponents_stay_within_their_bounds(noisy):
     assert (np.abs(exponents) <= 0.3).all()
     assert law.at_cap.sum() > 0
     assert "at its bound in" in law.report()
-    bounded = fit(noisy, SMALL.replace(bound_exponents=True))
-    assert (bounded.theta[:, law.is_exponent] >= 0).all()
+    bounded = fit(noisy, TINY.replace(bound_exponents=True))
+    assert (bounded.theta[:, bounded.is_exponent] >= 0).all()
 
 
 def test_huber_shrugs_off_what_squares_cannot():
@@ -331,7 +331,7 @@ def test_the_report_tells_what_was_done_and_how_far_to_trust_it(law):
 
 def test_what_the_runs_do_not_determine_is_flagged(noisy):
     one_level = noisy.take(noisy.x[:, 0] == 7.5e9)
-    law = fit(one_level, SMALL.replace(form="add", resamples=4))
+    law = fit(one_level, TINY.replace(form="add", resamples=4, starts=15))
     notes = {row[0]: row[5] for row in law.parameter_rows()}
     assert "not determined" in notes["a_N"]
     assert "not determined" not in notes["d"]

@@ -1,4 +1,4 @@
-"""What the package promises: its verbs, and to leave alone other people's imports and precision."""
+"""The package's exports, what importing it loads, and which libraries it never imports."""
 
 import ast
 import subprocess

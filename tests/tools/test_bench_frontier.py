@@ -1,4 +1,4 @@
-"""`python -m tools.bench.bench_frontier`: it answers --help without jax, and agrees with itself."""
+"""`python -m tools.bench.bench_frontier`: --help without jax, and agreement with brute force."""
 
 import subprocess
 import sys

@@ -18,7 +18,6 @@ import tyro
 from fitting import formatting
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
-from fitting.validation_text import bagging_text, comparison_text
 from tools.bench.bench_frontier import peak_gib, twin
 from tools.common import die_in_one_line
 from vvlm_jax.progress import live
@@ -37,6 +36,8 @@ class Args:
 def main(args: Args) -> None:
     """Print the tables and how long they took."""
     import jax
+
+    from fitting.validation_text import bagging_text
 
     config = FitConfig(resamples=10, starts=50) if args.quick else FitConfig()
     size = f"{config.resamples} resamples x {config.starts} starts"
@@ -57,6 +58,8 @@ def main(args: Args) -> None:
 
 def appendix(config: FitConfig) -> list[tuple[str, float, float]]:
     """Print Tables 2, 8 and 9; return (name, wall seconds, CPU seconds) of each part."""
+    from fitting.validation_text import bagging_text, comparison_text
+
     table2, *first = timed("Table 2", compare, config)
     print(f"Table 2\n\n{comparison_text(table2)}\n")
     tables89, *second = timed("Tables 8 and 9", ablate, config)

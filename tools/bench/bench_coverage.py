@@ -27,7 +27,7 @@ from vvlm_jax.progress import Progress
 SIZES = 1e6, 2e6, 5e6
 LEVEL = 0.9
 EVERY = 37
-"""Of the configurations within the budget, one in so many is asked about."""
+"""Only every 37th configuration within the budget is tested."""
 
 
 @dataclasses.dataclass(frozen=True)

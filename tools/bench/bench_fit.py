@@ -43,7 +43,7 @@ class Args:
     """Options of `tools.bench.bench_fit`."""
 
     repeats: int = 3
-    """The median of so many counts."""
+    """Repetitions of each measurement; the median counts."""
     reference_starts: int = 2000
     """Starts of the long search, each run to convergence; 0 leaves it out."""
     scipy_resamples: int = 2

@@ -38,7 +38,7 @@ class Args:
     law: Path | None = None
     """Folder of a law that `vvlm fit` wrote; by default the twin is fitted first, unmeasured."""
     repeats: int = 3
-    """The median of so many counts; brute force runs once."""
+    """Repetitions of each measurement, of which the median counts; brute force runs once."""
     quick: bool = False
     """30 budgets x 10 data sizes."""
 

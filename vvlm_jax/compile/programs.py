@@ -26,7 +26,7 @@ VIDEO_ID = 128002
 
 @dataclass(frozen=True)
 class Target:
-    """What programs are compiled for."""
+    """The chips and settings that programs are compiled for."""
 
     topology: Topology
     hbm: float | None = None

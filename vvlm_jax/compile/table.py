@@ -28,7 +28,7 @@ from vvlm_jax.progress import Progress
 
 _CODE = (
     *("models/*.py", "sharding.py", "types.py"),
-    *(f"train/{name}.py" for name in ("compiled", "loss", "optim", "shapes", "state", "step")),
+    *(f"train/{name}.py" for name in ("compiled", "loss", "optim", "shapes", "step")),
 )
 X = TypeVar("X")
 
@@ -38,7 +38,7 @@ class Choice(NamedTuple):
 
     config: TrainConfig
     rows: int
-    """Of a microbatch, on each data-parallel chip."""
+    """Rows of a microbatch on each data-parallel chip."""
     measured: Measured
 
 

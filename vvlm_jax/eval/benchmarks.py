@@ -168,7 +168,7 @@ def select(names: Iterable[str]) -> list[Task]:
 
 @dataclass(frozen=True)
 class Options:
-    """How benchmarks are asked, and where results are kept."""
+    """Options of an evaluation on benchmarks."""
 
     out: Path
     """Folder for replies, samples and scores."""

@@ -26,7 +26,7 @@ Say = Callable[[str], object]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What to make of a model."""
+    """Options of a conversion."""
 
     to: str = "model"
     """`model`, one of our folders; `hf`, a Hugging Face directory; `npz`, a big_vision file."""
