@@ -3,10 +3,10 @@
 Example:
     vvlm train --config finetune --set model.num_frames=8 out_dir=runs/ft8
 
-A config is a Python file with `config() -> TrainConfig`. Run the same command again after any
-interruption and it continues: Ctrl-C, a kill, a crash, SIGTERM (which saves first).
+A config is a Python file with `config() -> TrainConfig`. After an interruption (Ctrl-C, a kill, a
+crash, or SIGTERM, which saves first) run the same command again to continue.
 
-Exit codes: 0 finished, 2 an error that its line says how to mend, 75 stopped by SIGTERM and saved
+Exit codes: 0 finished, 2 an error whose message says what to do, 75 stopped by SIGTERM and saved
 (run it again), 130 interrupted by Ctrl-C.
 """
 
@@ -37,35 +37,35 @@ class Args:
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Overrides, such as model.num_frames=8 data.num_examples=250000."""
     allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
-    """Options, such as optim.warmup, that an interrupted run may go on with at another value."""
+    """Options, such as optim.warmup, whose value may differ from that of the interrupted run."""
     profile: Annotated[str, tyro.conf.arg(metavar="START:STOP")] = ""
-    """Trace these steps (from 0) into out_dir/profile, for TensorBoard or XProf."""
+    """Profile these steps (from 0) into out_dir/profile, for TensorBoard or XProf."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Of several hosts that are neither a TPU pod nor under Slurm: where process 0 is."""
+    """Address of process 0, for several hosts that are neither a TPU pod nor run under Slurm."""
     processes: int | None = None
-    """How many there are."""
+    """Number of processes, with --coordinator."""
     process: int | None = None
-    """Which one this is, from 0."""
+    """Number of this process from 0, with --coordinator."""
     print_config: bool = False
-    """Print the whole config with its overrides and stop."""
+    """Print the whole config with its overrides and exit."""
 
 
 def main(args: Args) -> None:
-    """Runs the stage and prints where the model is."""
+    """Run the stage and print where the model is."""
     config = override(load_config(args.config, TrainConfig), args.set)
     if args.print_config:
         print(to_json(config), end="")
         return
     profile = _steps(args.profile)
     asked = threading.Event()
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())  # a second one finds it set
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     from vvlm_jax import devices
 
     devices.keep_freed_memory()
     from vvlm_jax import distributed
     from vvlm_jax.train.loop import Preempted, train
 
-    # Several hosts stop at the same step: jax listens to SIGTERM, and they agree on it.
+    # Several hosts must stop at the same step: jax then handles SIGTERM and makes them agree on it.
     agreed = distributed.join(args.coordinator, args.processes, args.process)
     should_stop = agreed or (lambda step: asked.is_set())
     try:
@@ -85,7 +85,7 @@ def main(args: Args) -> None:
 
 
 def _steps(text: str) -> tuple[int, int] | None:
-    """START:STOP as numbers."""
+    """Parse START:STOP; None for an empty text. Raises ConfigError."""
     if not text:
         return None
     match = re.fullmatch(r"(\d+):(\d+)", text)
@@ -95,21 +95,24 @@ def _steps(text: str) -> tuple[int, int] | None:
 
 
 GRACE = 10.0
-"""Seconds for an orderly end after an error."""
+"""Seconds for an orderly exit after an error."""
 
 
-def _leave_soon(code: int) -> None:
-    """Of several hosts, one that fails alone would wait for the others to end while they wait for
-    it to go on. Once it has gone they notice.
+def _exit_after_grace(code: int) -> None:
+    """Exit after `GRACE` seconds if the process is still running then.
+
+    jax's exit handlers wait for the other hosts. When one host fails alone, the others wait for it
+    in a collective operation; they only notice once its process is gone.
     """
-    timer = threading.Timer(GRACE, _leave_at_once, (code,))
+    timer = threading.Timer(GRACE, _exit_now, (code,))
     timer.daemon = True
     timer.start()
 
 
-def _leave_at_once(code: int) -> None:
-    """Ends the process though threads still read or write: they can take minutes, and whatever
-    they leave behind is what a kill leaves.
+def _exit_now(code: int) -> None:
+    """Exit without waiting for threads that read or write, which can take minutes.
+
+    What they leave behind is the same as after a kill, which a resume copes with.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -117,17 +120,17 @@ def _leave_at_once(code: int) -> None:
 
 
 def cli() -> None:
-    """Read the command line and run the command; end at once, or soon, after Ctrl-C and errors."""
+    """Run the command with the options of the command line; exit promptly on Ctrl-C and errors."""
     try:
         die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
     except SystemExit as e:
         if e.code == 130:
-            _leave_at_once(e.code)
+            _exit_now(e.code)
         if e.code == 2:
-            _leave_soon(e.code)
+            _exit_after_grace(e.code)
         raise
     except Exception:
-        _leave_soon(1)
+        _exit_after_grace(1)
         raise
 
 

@@ -28,7 +28,7 @@ from vvlm_jax.progress import Progress
 
 _CODE = (
     *("models/*.py", "sharding.py", "types.py"),
-    *(f"train/{name}.py" for name in ("compiled", "loss", "optim", "shapes", "state", "step")),
+    *(f"train/{name}.py" for name in ("compiled", "loss", "optim", "shapes", "step")),
 )
 X = TypeVar("X")
 

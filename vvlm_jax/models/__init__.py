@@ -1,1 +1,1 @@
-"""The towers and their assembly: pure modules, no files, no devices."""
+"""Flax modules of the model: vision encoder, projector, resamplers, language model, VLM. No I/O."""

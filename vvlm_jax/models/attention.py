@@ -1,10 +1,10 @@
-"""Scaled dot-product attention: one reference path, and kernels that give the same numbers.
+"""Scaled dot-product attention: a reference implementation and flash-attention kernels.
 
-`attend` is the reference and takes any mask. Self-attention over whole sequences, causal or full,
-goes through `self_attend`, which leaves long half-precision ones to cuDNN's flash attention on
-NVIDIA GPUs and to Pallas' splash attention on TPUs. Which of them a program holds is decided by the
-platform it is compiled for. Neither keeps the L × L scores that the reference writes out in float32
-(at L = 6,800 and 32 heads 5.9 GB a sequence).
+`attend` is the reference and takes any mask. `self_attend` computes causal or full self-attention
+over whole sequences. For long half-precision sequences it uses cuDNN's flash attention on NVIDIA
+GPUs and Pallas' splash attention on TPUs, chosen by the platform that the program is compiled for.
+Neither kernel stores the L × L scores, which the reference keeps in float32 (5.9 GB a sequence at
+L = 6,800 and 32 heads).
 """
 
 import importlib.util
@@ -20,20 +20,20 @@ from vvlm_jax.models.remat import CONTEXT, keep
 from vvlm_jax.sharding import AXES
 
 KERNELS_FROM = 256
-"""Positions from which kernels are used; below, the scores are small enough to be written out."""
+"""Minimum sequence length for kernels; the scores of shorter sequences fit into memory."""
 BLOCKS = (512, 256, 128)
 """Splash block lengths, preferred first; sequences are padded to a multiple of the last."""
 
 
 def attend(q_BLNH, k_BSKH, v_BSKH, mask=None, heads_first: bool = False):
-    """softmax(q kᵀ / √H) v with grouped key-value heads.
+    """Compute softmax(q kᵀ / √H) v with grouped key-value heads.
 
     Args:
       q_BLNH: queries; N is a multiple of K.
       k_BSKH, v_BSKH: keys and values.
-      mask: bool, broadcastable to [B, 1, 1, L, S]; False positions are never attended. None sees
-      all.
-      heads_first: keys and values are [B, K, S, H], as a cache holds them.
+      mask: bool, broadcastable to [B, 1, 1, L, S]; False positions are never attended. None masks
+      nothing.
+      heads_first: keys and values are [B, K, S, H], the layout of `KVCache`.
 
     Returns:
       [B, L, N, H] in the dtype of `v`. Scores and softmax are float32.
@@ -54,21 +54,28 @@ def attend(q_BLNH, k_BSKH, v_BSKH, mask=None, heads_first: bool = False):
 
 
 def causal_mask(length: int):
-    """[1, 1, 1, L, L]: position i sees j ≤ i. With padding on the right no real token sees
-    padding.
+    """Return a bool mask [1, 1, 1, L, L] in which position i attends to every j ≤ i.
+
+    Rows padded on the right need no other mask: no real token attends to padding.
     """
     return jnp.tril(jnp.ones((length, length), bool))[None, None, None]
 
 
 def self_attend(q_BLNH, k_BLKH, v_BLKH, *, causal: bool, backend: str = "auto"):
-    """`attend` over a whole sequence, every position or (causal) those up to its own.
+    """Compute self-attention over a whole sequence.
 
     Args:
+      q_BLNH, k_BLKH, v_BLKH: queries, keys and values of the same sequence.
+      causal: position i attends to positions up to i, otherwise to all positions. Rows of different
+        lengths must be padded on the right.
       backend: `reference`, or `auto`: a kernel where the platform has one, for bfloat16 or float16
-        of at least `KERNELS_FROM` positions. Float32 is for exact comparisons, and is left to the
-        reference. Rows of different lengths are padded on the right, which causality hides.
+        sequences of at least `KERNELS_FROM` positions. Float32 always uses the reference, because
+        it serves exact comparisons.
 
-    On several TPUs the mesh must be known (`jax.set_mesh`), as kernels run on one device each.
+    Returns:
+      [B, L, N, H].
+
+    On several TPUs a mesh must be set (`jax.set_mesh`), because each device runs its own kernel.
     """
     L, half = q_BLNH.shape[1], q_BLNH.dtype in (jnp.bfloat16, jnp.float16)
 
@@ -82,8 +89,9 @@ def self_attend(q_BLNH, k_BLKH, v_BLKH, *, causal: bool, backend: str = "auto"):
         kernels["cuda"] = lambda q, k, v: _cudnn(q, k, v, causal)
         if not _has_libtpu():
             del kernels["tpu"]
-    # What one branch keeps for the backward pass, all keep, as zeros; scores would be large ones,
-    # and no branch is there for a platform that nothing here can compile for.
+    # Residuals are the union over branches: a program for a GPU holds zeros in place of what the
+    # default branch saves. Recomputing the default's scores keeps that union small, and so does
+    # leaving out the TPU branch where no TPU program can be compiled.
     default = jax.checkpoint(reference)
     return jax.lax.platform_dependent(q_BLNH, k_BLKH, v_BLKH, default=default, **kernels)
 
@@ -94,9 +102,10 @@ def _has_libtpu() -> bool:
 
 def _cudnn(q_BLNH, k_BLKH, v_BLKH, causal):
     B, L, _, _ = q_BLNH.shape
-    odd = L % 2  # jax refuses the gradient of odd lengths, such as SoViT's 729
+    odd = L % 2  # jax raises an error for the gradient of odd lengths, such as SoViT's 729
     q, k, v = (jnp.pad(x, ((0, 0), (0, odd), (0, 0), (0, 0))) for x in (q_BLNH, k_BLKH, v_BLKH))
-    lengths_B = jnp.full(B, L, jnp.int32) if odd and not causal else None  # causality hides it
+    # The causal mask already hides the position that was added.
+    lengths_B = jnp.full(B, L, jnp.int32) if odd and not causal else None
     out_BLNH = jax.nn.dot_product_attention(
         q, k, v, is_causal=causal, key_value_seq_lengths=lengths_B, implementation="cudnn"
     )
@@ -104,9 +113,9 @@ def _cudnn(q_BLNH, k_BLKH, v_BLKH, causal):
 
 
 def _has_cudnn(q_BLNH, k_BLKH, v_BLKH) -> bool:
-    """Whether cuDNN can be traced here at all: only where jax's CUDA plugin is installed."""
+    """Return whether jax can trace cuDNN attention here, which needs its CUDA plugin."""
     if q_BLNH.shape[-1] % 8 or q_BLNH.shape[-1] > 128:
-        return False  # larger heads only on some GPUs
+        return False  # only some GPUs support larger heads
     try:
         jax.eval_shape(lambda *x: _cudnn(*x, causal=True), q_BLNH, k_BLKH, v_BLKH)
     except RuntimeError:  # "cuDNN is not detected"
@@ -115,9 +124,10 @@ def _has_cudnn(q_BLNH, k_BLKH, v_BLKH) -> bool:
 
 
 def splash_attend(q_BLNH, k_BLKH, v_BLKH, *, causal: bool, interpret: bool = False):
-    """Self-attention by Pallas' splash kernel: block-sparse flash attention for TPUs.
+    """Compute self-attention with Pallas' splash kernel, block-sparse flash attention for TPUs.
 
-    Under a mesh each device takes its rows and heads. `interpret` emulates the kernel anywhere.
+    Shapes are those of `self_attend`. Under a mesh each device computes its own rows and heads.
+    `interpret` emulates the kernel on any platform.
     """
 
     def run(q, k, v):
@@ -131,7 +141,7 @@ def splash_attend(q_BLNH, k_BLKH, v_BLKH, *, causal: bool, interpret: bool = Fal
 
 
 def _spec(mesh, B, N, K) -> PartitionSpec:
-    """Rows over the data-parallel axes, heads over `tensor`, where they divide."""
+    """Shard rows over the data-parallel axes and heads over `tensor`, where the sizes divide."""
     *rows, heads = (axis for axis in AXES if axis in mesh.shape)
     rows = tuple(rows) if B % math.prod(mesh.shape[a] for a in rows) == 0 else None
     size = mesh.shape[heads]
@@ -157,7 +167,7 @@ def _splash_one_device(q_BLNH, k_BLKH, v_BLKH, causal, interpret):
     def heads_first(x_BLNH):
         return jnp.pad(x_BLNH, ((0, 0), (0, padding), (0, 0), (0, 0))).transpose(0, 2, 1, 3)
 
-    # Causality hides padding; without it, padding is a segment of its own.
+    # Without a causal mask, padding is made a segment of its own, which real tokens do not attend.
     real_L = (jnp.arange(padded) < L).astype(jnp.int32)
     segments = splash.SegmentIds(real_L, real_L) if padding and not causal else None
     out_BNLH = jax.vmap(kernel, in_axes=(0, 0, 0, None))(

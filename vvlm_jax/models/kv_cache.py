@@ -1,5 +1,6 @@
-"""The key-value cache of generation: arrays of its own for each layer, so that a step can write its
-one new place in each of them and copy nothing.
+"""Key-value cache for generation.
+
+Each layer has its own arrays, so that a decoding step updates one slot in place and copies nothing.
 """
 
 from typing import NamedTuple
@@ -9,19 +10,21 @@ import jax.numpy as jnp
 
 
 class KVCache(NamedTuple):
-    """Keys and values of each layer, and how many slots of each row are filled."""
+    """Keys and values of each layer, and the number of filled slots of each row."""
 
     k_BKSH: tuple[jax.Array, ...]
-    """[B, K, S, H] for each layer: a head's slots lie together, as its products read them."""
+    """[B, K, S, H] for each layer; the slots of one head are contiguous for the products."""
     v_BKSH: tuple[jax.Array, ...]
     lengths_B: jax.Array
-    """int32; row b has seen tokens 0 … lengths_B[b] − 1."""
+    """int32 [B]; slots 0 … lengths_B[b] − 1 of row b are filled."""
 
 
 def grow(k_BLKH, v_BLKH, lengths_B, extra: int) -> KVCache:
-    """The cache after a prefill of right-padded rows, with room for `extra` more tokens a row.
+    """Return the cache after a prefill of right-padded rows, with `extra` empty slots a row.
 
-    k_BLKH and v_BLKH hold [B, L, K, H] for each layer: stacked, or a tuple.
+    Args:
+      k_BLKH, v_BLKH: [B, L, K, H] for each layer, stacked along a leading axis or in a tuple.
+      lengths_B: int32 [B], tokens of each row without padding.
     """
 
     def one(x_BLKH):
@@ -31,7 +34,10 @@ def grow(k_BLKH, v_BLKH, lengths_B, extra: int) -> KVCache:
 
 
 def write(cache_BKSH, new_B1KH, positions_B):
-    """Puts one new key or value a row at its own position (padding slots are overwritten)."""
+    """Write one new key or value [B, 1, K, H] into each row's slot `positions_B`.
+
+    Slots that held padding are overwritten.
+    """
     return jax.vmap(lambda c, x, p: jax.lax.dynamic_update_slice_in_dim(c, x, p, axis=1))(
         cache_BKSH, new_B1KH.swapaxes(1, 2), positions_B
     )

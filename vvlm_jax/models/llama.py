@@ -1,9 +1,9 @@
 """Llama 3.x decoder: RMSNorm, rotary positions (rotate-half layout), grouped-query attention,
 SwiGLU. With biases on queries, keys and values it is Qwen2.5.
 
-One block serves training, prefill and decoding: given no cache it attends causally over its input
-and returns its keys and values; given one it writes its single new token and attends over what is
-filled.
+The same block serves training, prefill and decoding. Without a cache it attends causally over its
+input and returns the keys and values; with a cache it writes its single new token and attends to
+the filled slots.
 """
 
 import flax.linen as nn
@@ -21,10 +21,11 @@ from vvlm_jax.sharding import split_rows
 
 
 def rope_frequencies(config: LlamaConfig) -> np.ndarray:
-    """[H/2] float32 angular frequencies, with Llama 3.1's scaling when the config has one.
+    """Return float32 angular frequencies [H/2], with Llama 3.1's scaling when the config has one.
 
-    Wavelengths above original/low are slowed by `factor`, those below original/high are kept, and
-    between the two the slow-down is interpolated linearly in original/wavelength.
+    Frequencies with wavelengths above original/low are divided by `factor`, those with wavelengths
+    below original/high are kept, and between the two the factor is interpolated linearly in
+    original/wavelength.
     """
     exponent = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
     freq = config.rope_theta**-exponent
@@ -37,7 +38,7 @@ def rope_frequencies(config: LlamaConfig) -> np.ndarray:
 
 
 def rotate(x_BLNH, positions_BL, frequencies_h):
-    """Applies rotary positions; element i is paired with element i + H/2. Computed in float32."""
+    """Apply rotary positions in float32; element i is paired with element i + H/2."""
     angle = positions_BL[..., None, None].astype(jnp.float32) * frequencies_h[None, None, None, :]
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     a, b = jnp.split(x_BLNH.astype(jnp.float32), 2, axis=-1)
@@ -45,16 +46,16 @@ def rotate(x_BLNH, positions_BL, frequencies_h):
 
 
 def _residual_init(config: LlamaConfig, fan_in: int):
-    """Blocks start by writing no more into the residual stream than the embeddings do (std D^-½).
+    """Return an initialiser with which a block's output has the scale of embeddings (std D^-½).
 
-    Without this the first layers drown the embeddings in noise, and look-ups are learnt late or
-    never.
+    With larger weights the first layers' random output outweighs the embeddings in the residual
+    stream, and tasks that need a look-up are learnt late or never.
     """
     return nn.initializers.normal((fan_in * config.width) ** -0.5)
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) in float32, cast back, then scaled (transformers' order)."""
+    """RMS norm: x / rms(x) in float32, cast to `dtype`, then scaled (the order of transformers)."""
 
     eps: float
     dtype: jnp.dtype
@@ -117,7 +118,11 @@ class Mlp(nn.Module):
 
 
 class DecoderBlock(nn.Module):
-    """Pre-norm block → (x, (k, v)), of the input or, given a cache [B, K, S, H], the cache's."""
+    """Pre-norm decoder block; returns (x, (k, v)).
+
+    Without a cache, k and v are [B, L, K, H] of the input. With a cache (k, v) [B, K, S, H] they
+    are the updated cache.
+    """
 
     config: LlamaConfig
     dtype: jnp.dtype
@@ -134,20 +139,21 @@ class DecoderBlock(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embeddings in, final hidden states out; `logits` is a separate, cheap-to-restrict step.
+    """Decoder from embeddings [B, L, D] to final hidden states [B, L, D].
 
-    Layers are scanned over stacked parameters `layers/…` [depth, …], which training wants; given
-    parameters that lie `apart`, they follow one another, each on arrays of its own.
+    `logits` is a separate method, so that callers compute logits at the positions they need only.
+    Layers are scanned over stacked parameters `layers/…` [depth, …], as training uses them. Given
+    unstacked parameters (see `apart`), they run one after another.
     """
 
     config: LlamaConfig
     dtype: jnp.dtype = jnp.bfloat16
     remat: str = "none"
-    """As `ModelConfig.remat`."""
+    """See `ModelConfig.remat`."""
     backend: str = "auto"
-    """Of attention, as `attention.self_attend` takes it."""
+    """Attention backend, see `attention.self_attend`."""
     unroll: int = 1
-    """As `ModelConfig.unroll`."""
+    """See `ModelConfig.unroll`."""
 
     def setup(self):
         c = self.config
@@ -161,12 +167,15 @@ class Llama(nn.Module):
             self.lm_head = Dense(c.vocab, use_bias=False, dtype=self.dtype)
 
     def embed(self, tokens_BL):
-        """int ids → [B, L, D]."""
+        """Embed token ids [B, L] to [B, L, D]."""
         return self.embedding(tokens_BL).astype(self.dtype)
 
     def __call__(self, x_BLD):
-        """Causal pass over right-padded embeddings → (hidden_BLD after the final norm, (k, v)),
-        where k and v hold [B, L, K, H] for each layer: stacked, or a tuple.
+        """Run all layers causally over right-padded embeddings.
+
+        Returns:
+          (hidden_BLD after the final norm, (k, v)); k and v hold [B, L, K, H] for each layer,
+          stacked for stacked parameters and otherwise in a tuple.
         """
         B, L, _ = x_BLD.shape
         positions_BL = jnp.broadcast_to(jnp.arange(L), (B, L))
@@ -178,11 +187,13 @@ class Llama(nn.Module):
         return self.norm(x_BLD), kv
 
     def decode_step(self, x_B1D, cache: KVCache):
-        """One more token a row, at position `cache.lengths_B` → (hidden_B1D, cache with one more
-        filled).
+        """Decode one more token a row, at position `cache.lengths_B`.
 
-        A scan would copy each layer's weights and cache out of their stacks, and the cache back: in
-        a loop of steps let parameters lie `apart`.
+        Returns:
+          (hidden_B1D, cache with one more filled slot a row).
+
+        Unstack the parameters (`apart`) before a loop of steps: slicing stacked parameters copies
+        each layer's weights at every step.
         """
         positions_B1 = cache.lengths_B[:, None]
         caches = zip(cache.k_BKSH, cache.v_BKSH, strict=True)
@@ -198,7 +209,7 @@ class Llama(nn.Module):
         return x_BLD, tuple(zip(*kv, strict=True))
 
     def logits(self, hidden):
-        """[..., D] → float32 [..., vocab]."""
+        """Map hidden states [..., D] to float32 logits [..., vocab]."""
         if self.config.tie_embeddings:
             hidden = self.embedding.attend(hidden.astype(self.dtype))
         else:
@@ -207,8 +218,9 @@ class Llama(nn.Module):
 
 
 def apart(params: dict) -> dict:
-    """Llama's parameters with each layer's in arrays of its own, `layers_0/…`, `layers_1/…`, in
-    place of `layers/…` [depth, …]. Those that lie so already stay.
+    """Unstack a Llama's parameters: `layers_0/…`, `layers_1/…` in place of `layers/…` [depth, …].
+
+    Parameters that are unstacked already are returned unchanged.
     """
     rest = {name: x for name, x in params.items() if name != "layers"}
     if len(rest) == len(params):
@@ -219,5 +231,5 @@ def apart(params: dict) -> dict:
 
 
 def layer_name(i: int) -> str:
-    """Where a layer that lies apart is found."""
+    """Return the name of layer i among unstacked parameters."""
     return f"layers_{i}"

@@ -1,4 +1,4 @@
-"""From encoder features to the language model's embedding space."""
+"""Projector from encoder features to the language model's embedding space."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,6 +15,6 @@ class Projector(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = nn.gelu(Dense(self.width, dtype=self.dtype, name="fc1")(x), approximate=False)
-        # Visual tokens start at the size of word embeddings (std D^-½), as the blocks expect.
+        # Visual tokens start at the scale of word embeddings (std D^-½), see llama._residual_init.
         init = nn.initializers.normal(1 / self.width)
         return Dense(self.width, dtype=self.dtype, kernel_init=init, name="fc2")(x)

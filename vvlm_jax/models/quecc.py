@@ -1,13 +1,12 @@
-"""QueCC: visual tokens compressed with the question in view.
+"""QueCC: query-based compression of visual tokens, which depends on the question.
 
 Li et al. 2024, "Inference Optimal VLMs Need Fewer Visual Tokens and More Parameters";
-`llava/model/multimodal_projector/quecc.py` of locuslab/llava-token-compression (reference,
-section 6).
+`llava/model/multimodal_projector/quecc.py` of locuslab/llava-token-compression.
 
-The question's last state in the language model is added to every patch. The g × g patches are
-compressed to r × r by a depthwise convolution with kernel and stride s = g / r; each of these looks
-by attention at the s × s patches it was made from, as several layers of the encoder saw them. The
-projector comes after it.
+The language model's state at the question's last token is added to every patch. A depthwise
+convolution with kernel and stride s = g / r compresses the g × g patches to r × r queries. Each
+query attends to the s × s patches of its cell, whose keys and values come from several encoder
+layers. The projector is applied to the result.
 """
 
 import math
@@ -21,10 +20,10 @@ from vvlm_jax.models.dense import Dense, DenseGeneral
 
 
 class QueCC(nn.Module):
-    """(x_BPD, layers: [B, P, D] each, text_BE) → [B, V, D], row-major.
+    """Question-dependent compressor: (x_BPD, layers, text_BE) → [B, V, D], row-major.
 
-    `x_BPD` are the features that queries come from, `layers` those that keys and values come from,
-    `text_BE` a state of the question, of the language model's width.
+    Queries come from the features `x_BPD`, keys and values from `layers`, a list of [B, P, D].
+    `text_BE` is the question's state [B, E], E being the language model's width.
     """
 
     tokens_per_frame: int
@@ -57,7 +56,7 @@ class QueCC(nn.Module):
 
 
 class Branch(nn.Module):
-    """Dense, exact GELU, Dense, LayerNorm."""
+    """Feed-forward network with a norm: Dense, exact GELU, Dense, LayerNorm."""
 
     width: int
     dtype: jnp.dtype
@@ -69,7 +68,10 @@ class Branch(nn.Module):
 
 
 class CellAttention(nn.Module):
-    """`torch.nn.MultiheadAttention`: queries [C, 1, D] over keys and values [C, s², D]."""
+    """Multi-head attention of queries [C, 1, D] over keys and values [C, s², D].
+
+    It has the parameters of `torch.nn.MultiheadAttention`, with biases on all four projections.
+    """
 
     dtype: jnp.dtype
 
@@ -86,7 +88,7 @@ class CellAttention(nn.Module):
 
 
 def _cells(x_BPD, stride: int):
-    """[B, P, D] → [B · (g/s)², s², D]: the patches of each s × s cell."""
+    """Group patches [B, P, D] by cells of s × s: [B · (g/s)², s², D]."""
     B, P, D = x_BPD.shape
     side = math.isqrt(P) // stride
     x = x_BPD.reshape(B, side, stride, side, stride, D).transpose(0, 1, 3, 2, 4, 5)

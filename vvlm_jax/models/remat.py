@@ -1,9 +1,10 @@
-"""What a block keeps for the backward pass, and what it computes again (`ModelConfig.remat`).
+"""Rematerialisation policies: which activations a block saves for the backward pass.
 
-Blocks name what is dear to compute (`keep`); a policy is the set of names that are kept besides the
-block's input, and `products` also keeps scores where attention writes them out. An attention kernel
-counts as kept only with its softmax statistics, which never leave it: Pallas' kernel names them
-(`CONTEXT`), and cuDNN's is known by its primitive.
+Blocks name the activations that are expensive to recompute (`keep`). A policy of `config.REMAT` is
+the set of names saved besides the block's input; `products` also saves every matrix product, and so
+the scores of the reference attention. The backward pass of an attention kernel needs the kernel's
+softmax statistics too, which are no output of the block: Pallas' kernel names them itself
+(`CONTEXT`), and cuDNN's is recognised by its primitive.
 """
 
 import flax.linen as nn
@@ -13,7 +14,7 @@ from jax.ad_checkpoint import checkpoint_name as keep
 __all__ = ["CONTEXT", "blocks", "keep"]
 
 CONTEXT = "context"
-"""What attention gives before the output projection."""
+"""Name of attention's result before the output projection."""
 _ATTENTION = ("query", "key", "value", CONTEXT, "attended")
 _KEPT = {
     "products": (*_ATTENTION, "gate", "up"),
@@ -24,8 +25,13 @@ _KEPT = {
 
 
 def blocks(module, length: int, policy: str, unroll: int, **scan):
-    """`length` of `module` (a Linen class), one behind the other over parameters [length, …], under
-    a policy of `config.REMAT`, `unroll` of them in one turn of the loop.
+    """Return a scan of `length` copies of a Linen class over stacked parameters [length, …].
+
+    Args:
+      module: the class of the block.
+      policy: remat policy, one of `config.REMAT`.
+      unroll: blocks in one iteration of the loop.
+      scan: further options of `nn.scan`.
     """
     return nn.scan(
         _block(module, policy),

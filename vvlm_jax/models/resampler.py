@@ -1,6 +1,6 @@
-"""From the encoder's grid of features to V tokens a frame.
+"""Resamplers from the encoder's grid of features to V tokens a frame.
 
-All three take [B, P, D] features of a g × g grid, P = g², row-major, and give [B, V, D], V = r²,
+Each takes features [B, P, D] of a g × g grid, P = g², and returns [B, V, D], V = r², both
 row-major; `config.tokens_side` checks V. At r = g each is the identity.
 """
 
@@ -12,29 +12,28 @@ import numpy as np
 
 
 def bilinear(x_BPD, tokens_per_frame: int):
-    """Bilinear interpolation, half-pixel centres, no antialiasing.
+    """Interpolate bilinearly with half-pixel centres and without antialiasing.
 
-    As `torch.nn.functional.interpolate(mode="bilinear")`, which the paper's code base uses. Without
-    antialiasing it subsamples: at odd g, r = 1 reads the centre patch alone.
+    This equals `torch.nn.functional.interpolate(mode="bilinear")`, which LLaVA-NeXT uses. It
+    subsamples: at r = 1 and odd g the result is the centre patch alone.
     """
     return _resize(x_BPD, tokens_per_frame, antialias=False)
 
 
 def antialias(x_BPD, tokens_per_frame: int):
-    """Bilinear interpolation whose triangle kernel is widened by g / r, so every patch counts.
+    """Interpolate bilinearly with a triangle kernel widened by g / r, so that every patch counts.
 
-    As `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
+    This equals `torch.nn.functional.interpolate(mode="bilinear", antialias=True)`.
     """
     return _resize(x_BPD, tokens_per_frame, antialias=True)
 
 
 def area(x_BPD, tokens_per_frame: int):
-    """Each token is the average of its cell, g/r × g/r patches, a patch counting by its share
-    inside.
+    """Average the g/r × g/r patches of each cell, weighted by the fraction inside the cell.
 
-    Where r divides g this is average pooling; elsewhere patches on a border are shared between
-    cells, so that every patch weighs the same in the whole (torch's `mode="area"` instead rounds
-    cells to whole patches, which then overlap).
+    Where r divides g this is average pooling. Elsewhere a patch on a border is divided between its
+    cells, so that every patch has the same total weight. (torch's `mode="area"` instead rounds
+    cells to whole patches, which then overlap.)
     """
     B, P, D = x_BPD.shape
     grid, side = math.isqrt(P), math.isqrt(tokens_per_frame)
@@ -47,7 +46,7 @@ def area(x_BPD, tokens_per_frame: int):
 
 
 METHODS = {"bilinear": bilinear, "area": area, "antialias": antialias}
-"""By `ModelConfig.resampler`; `quecc`, which needs the question, is a room of its own."""
+"""Functions by `ModelConfig.resampler`; `quecc`, which has parameters, is in `quecc.py`."""
 
 
 def _resize(x_BPD, tokens_per_frame, antialias):
@@ -61,9 +60,11 @@ def _resize(x_BPD, tokens_per_frame, antialias):
 
 
 def _overlap(cells: int, patches: int) -> np.ndarray:
-    """[cells, patches] float64: share of each cell of a line that each patch covers; rows sum to
-    1.
+    """Return float64 [cells, patches]: the weight of each patch of a row in each cell.
+
+    Weights of a cell sum to 1.
     """
     edges = np.arange(cells + 1)[:, None] * patches / cells
-    before = np.clip(edges - np.arange(patches)[None, :], 0, 1)  # of each patch, left of an edge
+    # Fraction of each patch that is left of each edge.
+    before = np.clip(edges - np.arange(patches)[None, :], 0, 1)
     return np.diff(before, axis=0) * cells / patches

@@ -1,9 +1,9 @@
 """SoViT, the shape-optimised vision transformer of SigLIP, as in big_vision (`models/vit.py`, scan
 layout).
 
-Parameter names are big_vision's, so that its checkpoints map name for name. Only the blocks up to
-the one the language model reads are built (`VisionConfig.blocks_run`); the final norm and the
-pooling head only with `head = "map"`.
+Parameter names are big_vision's, so that its checkpoints map name by name. Only the blocks up to
+the one whose output the language model uses are built (`VisionConfig.blocks_run`); the final norm
+and the pooling head are built only with `head = "map"`.
 """
 
 import flax.linen as nn
@@ -19,8 +19,9 @@ from vvlm_jax.sharding import split_rows
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention with biases; every query sees every key. Queries are `x_BPD` too
-    unless others are given.
+    """Multi-head attention with biases and without a mask.
+
+    Queries come from `queries_BLD` or, by default, from `x_BPD` as keys and values do.
     """
 
     num_heads: int
@@ -57,7 +58,7 @@ class MultiHeadAttention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Dense, tanh-approximated GELU, Dense."""
+    """Feed-forward network: Dense, tanh-approximated GELU, Dense."""
 
     mlp_dim: int
     dtype: jnp.dtype
@@ -75,9 +76,7 @@ class Mlp(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Pre-norm transformer block for `nn.scan`: carry in, carry out, which is also its output when
-    outputs of several blocks are wanted.
-    """
+    """Pre-norm transformer block for `nn.scan`; with `keep` its scanned output is its carry."""
 
     config: VisionConfig
     dtype: jnp.dtype
@@ -101,10 +100,10 @@ def _layer_norm(name, dtype):
 
 
 class Transformer(nn.Module):
-    """The stack of blocks, scanned: parameters carry a leading depth axis. Behind it the final norm
-    when there is a head.
+    """Scanned blocks, whose parameters have a leading depth axis, and with a head the final norm.
 
-    Returns [B, P, D], and with `layers` also the outputs of those blocks (1 is the first), a list.
+    Returns [B, P, D]; with `layers`, numbers of blocks from 1, a pair of that and a list of those
+    blocks' outputs.
     """
 
     config: VisionConfig
@@ -144,22 +143,22 @@ class MAPHead(nn.Module):
 
 
 class SoViT(nn.Module):
-    """Frames to features.
+    """Vision encoder from frames to features.
 
-    `apply(params, pixels_BHWC)` takes float pixels in [−1, 1] and returns what the block
-    `feature_layer` gives, [B, P, D], row-major patches without a norm; with `head = "map"` the
-    pooled [B, 1, D]. With `layers`, block numbers from 1 to `blocks_run`, it returns a pair: that,
-    and a list of those blocks' outputs [B, P, D]. (All blocks' outputs then stand in memory.)
+    `apply(params, pixels_BHWC)` takes float pixels in [−1, 1] and returns the output of block
+    `feature_layer`, [B, P, D], row-major patches before any norm, or the pooled [B, 1, D] with
+    `head = "map"`. With `layers`, block numbers from 1 to `blocks_run`, it returns a pair of that
+    and a list of those blocks' outputs [B, P, D]; the outputs of all blocks are then in memory.
     """
 
     config: VisionConfig
     dtype: jnp.dtype = jnp.bfloat16
     remat: str = "none"
-    """As `ModelConfig.remat`."""
+    """See `ModelConfig.remat`."""
     backend: str = "auto"
-    """Of attention, as `attention.self_attend` takes it."""
+    """Attention backend, see `attention.self_attend`."""
     unroll: int = 1
-    """As `ModelConfig.unroll`."""
+    """See `ModelConfig.unroll`."""
 
     @nn.compact
     def __call__(self, pixels_BHWC, layers=()):

@@ -1,5 +1,6 @@
-"""Published sizes as data, and the study's small ones: the same architectures with smaller
-numbers.
+"""Named sizes of vision encoders and language models: published ones, and small ones of the study.
+
+The study's sizes have the same architectures as the published ones.
 """
 
 from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
@@ -15,7 +16,7 @@ VISION = {
         width=48, depth=3, mlp_dim=96, num_heads=3, patch_size=12, image_size=48
     ),
 }
-"""Vision encoders; the suffix is patch size and, where there are several, image size."""
+"""Vision encoders by name; the suffix is the patch size and, if there are several, image size."""
 
 LLAMA = {
     "llama3.2-1b": LlamaConfig(
@@ -105,4 +106,4 @@ LLAMA = {
         width=64, depth=3, mlp_dim=192, num_heads=4, num_kv_heads=2, **_STUDY_LLAMA
     ),
 }
-"""Language models: Llama 3.x, Qwen2.5, and the study's."""
+"""Language models by name: Llama 3.x, Qwen2.5, and the small ones of the study."""

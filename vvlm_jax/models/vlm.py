@@ -1,12 +1,13 @@
 """The video vision-language model: encode frames, project, resample, splice into the text, decode.
 
-Order as in LLaVA-NeXT: every frame's features go through the projector, then the g × g grid is
-resampled to V tokens; the T·V tokens of a video stand frame-major, row-major, where its placeholder
-stood, with newlines among them when the config asks for some. The data side expands placeholders to
-ids, so a row may hold several videos, images or none: their frames follow one another along T.
+The order is that of LLaVA-NeXT: the projector maps every frame's features, then the g × g grid is
+resampled to V tokens. The T·V tokens of a video, ordered by frame and then row-major, replace its
+placeholder ids, with newline tokens among them when the config has them. The data pipeline expands
+each placeholder to T·V ids, so that a row may hold several videos or images, or none; their frames
+are concatenated along T.
 
-With QueCC the order is another: its V tokens a frame are made from the encoder's features and the
-question, and projected. The question goes through the language model first, without a gradient.
+With QueCC, V tokens a frame are computed from the encoder's features and the question, and then
+projected. The language model reads the question first, without a gradient.
 """
 
 import flax.linen as nn
@@ -25,11 +26,11 @@ from vvlm_jax.sharding import split_rows
 
 
 class VLM(nn.Module):
-    """Parameters: `vision/…`, `projector/…`, `llm/…`, and where used `newline` [D] and `quecc/…`.
+    """Video vision-language model.
 
-    `video_id` is the placeholder's token id, `newline_id` the one that stands for a newline. Only
-    QueCC (`quecc_layers`) takes questions: `query_BQ`, int32 ids padded on the right, and
-    `query_lengths_B`.
+    Parameters are `vision/…`, `projector/…`, `llm/…`, and where used `newline` [D] and `quecc/…`.
+    `video_id` is the placeholder's token id, `newline_id` that of a newline. Only QueCC takes
+    questions: `query_BQ`, int32 ids padded on the right, and `query_lengths_B`.
     """
 
     vision_config: VisionConfig
@@ -57,10 +58,11 @@ class VLM(nn.Module):
             self.newline = self.param("newline", nn.initializers.normal(width**-0.5), (width,))
 
     def encode(self, frames_BTHWC, query_BQ=None, query_lengths_B=None):
-        """uint8 frames → visual tokens [B, T·V, D].
+        """Encode uint8 frames to visual tokens [B, T·V, D].
 
-        With `frame_chunk` no more frames of a row than that are encoded at once. Chunks are of one
-        size, as even as T allows; black frames fill the last one, and their tokens are cut off.
+        With `frame_chunk` at most that many frames of a row are encoded at once. Chunks have equal
+        sizes; the last one is padded with black frames, whose tokens are dropped. Raises ValueError
+        when the resampler is QueCC and there are no questions.
         """
         quecc = self.resampler == "quecc"
         text_BD = self.question(query_BQ, query_lengths_B) if quecc else None
@@ -70,7 +72,7 @@ class VLM(nn.Module):
         chunks = -(-T // self.frame_chunk)
         size = -(-T // chunks)
         filled = jnp.pad(frames_BTHWC, ((0, 0), (0, chunks * size - T), (0, 0), (0, 0), (0, 0)))
-        # Along T, never B: rows are spread over devices, and each device loops over its own.
+        # Chunks are cut along T and not B, because rows are sharded over devices.
         parts = jnp.moveaxis(filled.reshape(B, chunks, size, *image), 1, 0)
 
         def one(model, _, text_BD, frames_BTHWC):
@@ -98,8 +100,9 @@ class VLM(nn.Module):
         return x_BVD.reshape(B, T * self.tokens_per_frame, -1)
 
     def question(self, query_BQ, query_lengths_B):
-        """The final state [B, D] of each question's last token; no gradient passes through it.
-        ValueError when there is none.
+        """Return the final state [B, D] of each question's last token, with gradients stopped.
+
+        Raises ValueError when there are no questions.
         """
         if query_BQ is None or query_lengths_B is None:
             raise ValueError("model.resampler = 'quecc' needs each row's question to encode frames")
@@ -108,8 +111,10 @@ class VLM(nn.Module):
         return jax.lax.stop_gradient(jnp.take_along_axis(hidden_BQD, last_B11, axis=1)[:, 0])
 
     def splice(self, tokens_BL, visual_BVD):
-        """Text embeddings with the i-th placeholder of a row replaced by its i-th visual token, and
-        every newline id by `newline`. Visual tokens beyond a row's placeholders are left out.
+        """Return embeddings [B, L, D] of the text with the visual tokens in place.
+
+        The i-th placeholder of a row is replaced by its i-th visual token, and every newline id by
+        `newline`. Visual tokens beyond a row's placeholders are dropped.
         """
         x_BLD = self.llm.embed(tokens_BL)
         if self.newline_id is not None:
@@ -123,7 +128,7 @@ class VLM(nn.Module):
         return jnp.where(is_visual_BL[..., None], placed_BLD, x_BLD)
 
     def __call__(self, tokens_BL, frames_BTHWC, query_BQ=None, query_lengths_B=None):
-        """Final hidden states [B, L, D] of a teacher-forced pass."""
+        """Return final hidden states [B, L, D] of a teacher-forced pass."""
         visual_BVD = (
             self.encode(frames_BTHWC, query_BQ, query_lengths_B)
             if frames_BTHWC.shape[1]
@@ -134,7 +139,7 @@ class VLM(nn.Module):
     def target_logits(
         self, tokens_BL, frames_BTHWC, positions_BM, query_BQ=None, query_lengths_B=None
     ):
-        """float32 logits [B, M, vocab] at the given positions only."""
+        """Return float32 logits [B, M, vocab] at the given positions only."""
         return self.logits(
             self.target_states(tokens_BL, frames_BTHWC, positions_BM, query_BQ, query_lengths_B)
         )
@@ -142,24 +147,29 @@ class VLM(nn.Module):
     def target_states(
         self, tokens_BL, frames_BTHWC, positions_BM, query_BQ=None, query_lengths_B=None
     ):
-        """Final hidden states [B, M, D] at the given positions only."""
+        """Return final hidden states [B, M, D] at the given positions only."""
         hidden_BLD = self(tokens_BL, frames_BTHWC, query_BQ, query_lengths_B)
         return jnp.take_along_axis(hidden_BLD, positions_BM[..., None], axis=1)
 
     def logits(self, hidden):
-        """[..., D] → float32 [..., vocab]."""
+        """Map hidden states [..., D] to float32 logits [..., vocab]."""
         return self.llm.logits(hidden)
 
     def prefill(self, tokens_BL, lengths_B, visual_BVD, extra: int):
-        """Reads right-padded prompts → (logits of each row's last token [B, vocab], cache with
-        room).
+        """Run right-padded prompts through the language model.
+
+        Returns:
+          (logits [B, vocab] at each row's last token, cache with `extra` empty slots a row).
         """
         hidden_BLD, (k, v) = self.llm(self.splice(tokens_BL, visual_BVD))
         last_B1D = jnp.take_along_axis(hidden_BLD, lengths_B[:, None, None] - 1, axis=1)
         return self.llm.logits(last_B1D)[:, 0], grow(k, v, lengths_B, extra)
 
     def decode_step(self, tokens_B, cache: KVCache):
-        """One token a row in → (logits of the next [B, vocab], cache). See `Llama.decode_step`."""
+        """Decode one token a row; return (logits of the next one [B, vocab], updated cache).
+
+        See `Llama.decode_step`.
+        """
         hidden_B1D, cache = self.llm.decode_step(self.llm.embed(tokens_B[:, None]), cache)
         return self.llm.logits(hidden_B1D)[:, 0], cache
 
@@ -167,12 +177,15 @@ class VLM(nn.Module):
 def build(
     config: ModelConfig, video_id: int, vocab: int | None = None, newline_id: int | None = None
 ) -> VLM:
-    """The model of a config.
+    """Return the model of a config.
 
     Args:
-      video_id, newline_id: ids that stand for a visual token and for a newline; the second is
-        needed when the config has newlines, and ignored when it has none.
-      vocab: ids of the tokenizer; raises ValueError when they are more than the variant embeds.
+      video_id, newline_id: token ids of a visual token and of a newline; the second is required
+        when the config has newlines, and ignored otherwise.
+      vocab: number of ids of the tokenizer.
+
+    Raises ConfigError for an unknown variant, ValueError when the tokenizer has more ids than the
+    variant embeds or the newline's id is missing.
     """
     vision = choose(variants.VISION, config.vision, "model.vision")
     llm = choose(variants.LLAMA, config.llm, "model.llm")
@@ -200,7 +213,8 @@ def build(
 
 
 def init(model: VLM, key) -> dict:
-    """Random float32 parameters. Shapes only matter, so one frame and one token are enough."""
+    """Return random float32 parameters."""
+    # Parameters do not depend on the size of the inputs: one frame and one token suffice.
     size, quecc = model.vision_config.image_size, model.resampler == "quecc"
     return model.init(
         key,
@@ -213,5 +227,5 @@ def init(model: VLM, key) -> dict:
 
 
 def shapes(model: VLM) -> dict:
-    """Shape and dtype of every parameter, without allocating any."""
+    """Return the shape and dtype of every parameter without allocating any."""
     return jax.eval_shape(lambda: init(model, jax.random.key(0)))

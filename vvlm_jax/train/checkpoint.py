@@ -1,4 +1,9 @@
-"""Checkpoints: the whole train state with the data position."""
+"""Checkpoints of a running stage: the train state and the position in the data.
+
+Orbax writes the arrays from a background thread while training continues. A manifest is written
+last, with a checksum of every file; a checkpoint without a manifest is one whose save was
+interrupted, and is never read.
+"""
 
 import logging
 import shutil
@@ -18,22 +23,22 @@ from vvlm_jax.train.model_dir import CheckpointError, reader
 
 
 class Found(NamedTuple):
-    """A checkpoint that can be resumed from."""
+    """An intact checkpoint."""
 
     step: int
     about: dict
-    """What was passed to `save`, and `leaves`: {path: [shape, dtype]} of the state."""
+    """The `about` that was passed to `save`, plus `leaves`: {path: [shape, dtype]} of the state."""
 
 
 class Checkpoints:
     """Numbered checkpoints of a running stage: `folder/STEP`, each with a manifest.
 
-    The newest `keep` stay, and every one whose step is a multiple of `keep_every` (0: none). What
-    there is is read from the disk each time, so that a save that failed is never offered. Nothing
-    older is removed before a newer one has its manifest.
+    The newest `keep` are kept, and every one whose step is a multiple of `keep_every` (0: none).
+    The list of checkpoints is read from the disk each time, so that a failed save is never offered.
+    No older checkpoint is removed before a newer one has its manifest.
 
     Args:
-      report: called with one line for each checkpoint that is passed over.
+      report: called with one line for each damaged checkpoint that `latest` skips.
     """
 
     def __init__(self, folder: str | Path, keep: int, keep_every: int = 0, report=print):
@@ -43,28 +48,31 @@ class Checkpoints:
         self._error: CheckpointError | None = None
 
     def latest(self) -> Found | None:
-        """The newest checkpoint that is whole, every byte of it checked; newer ones are reported.
+        """Return the newest intact checkpoint, or None when there are none.
 
-        Raises CheckpointError when there are only damaged ones: to start again from nothing is for
-        a person to decide.
+        Every byte is checked. Newer checkpoints that are damaged or incomplete are reported and
+        skipped. Raises CheckpointError when all are damaged: the user, not the trainer, decides to
+        restart from step 0.
         """
         damaged = None
         for step in sorted(_steps(self.folder), reverse=True):
             problem, found = self._check(step)
-            # Hosts read a share each, and must all take the same one.
+            # Each host checks a share of the files; all of them must resume from the same step.
             if all(distributed.gather(problem is None)):
                 return Found(step, found)
-            problem = problem or manifest.Damaged(f"{self.folder / str(step)}: another host says")
-            self._report(f"checkpoint {step} is passed over: {problem}")
+            problem = problem or manifest.Damaged(
+                f"{self.folder / str(step)}: another host found it damaged"
+            )
+            self._report(f"checkpoint {step} is skipped: {problem}")
             damaged = problem if isinstance(problem, manifest.Damaged) else damaged
         if damaged is not None:
             raise CheckpointError(
-                f"{damaged}; no whole checkpoint is left; remove {self.folder} to start again"
+                f"{damaged}; no intact checkpoint is left; remove {self.folder} to start again"
             )
         return None
 
     def _check(self, step: int):
-        """(None, what it holds) or (what is wrong, None)."""
+        """Return (None, the checkpoint's `about`), or (the problem, None)."""
         try:
             body = manifest.read(self.folder / str(step))
             manifest.verify(
@@ -75,36 +83,40 @@ class Checkpoints:
         return None, body["about"]
 
     def save(self, step: int, state, about: dict) -> None:
-        """Copies the state to the host and returns; writing goes on meanwhile.
+        """Copy the state to host memory, start writing it in the background, and return.
+
+        The caller may then donate or change the state. A save still running is waited for first.
 
         Args:
-          about: what else to keep, as JSON.
+          about: further values to store, as JSON.
 
-        Raises CheckpointError, on every host, when the save before this one failed or this one
-        cannot begin.
+        Raises CheckpointError, on every host, when the previous save failed or this one cannot
+        start.
         """
         self.wait()
         target = self.folder / str(step)
         if jax.process_index() == 0:
-            self._try(step, lambda: self._make_room(target))
-        self._raise_on_all()  # else the others would wait for the first within orbax
+            self._try(step, lambda: self._prepare(target))
+        # Without this exchange, an error on host 0 would leave the others waiting inside orbax.
+        self._raise_on_all()
         self._try(step, lambda: self._orbax.save(target, args=ocp.args.PyTreeSave(state)))
         self._raise_on_all()
         about = {**about, "leaves": _leaves(state)}
         self._finisher = threading.Thread(target=self._finish, args=(step, about), daemon=True)
         self._finisher.start()
 
-    def _make_room(self, target: Path) -> None:
-        """An empty place in a folder that can be written."""
+    def _prepare(self, target: Path) -> None:
+        """Remove what interrupted saves left behind, and check that the folder is writable."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for old in [target, *self.folder.glob(f"*{_TEMPORARY}*")]:
-            _remove(old)  # left by a save that was killed, or failed
+            _remove(old)
+        # orbax creates its folder in a background thread, where an error would surface late.
         probe = self.folder / f"{target.name}{_TEMPORARY}"
         probe.mkdir()
         probe.rmdir()
 
     def _finish(self, step: int, about: dict) -> None:
-        """Waits for the files, then writes the manifest, then removes what is too old."""
+        """Wait for the files, write the manifest, then remove old checkpoints (in a thread)."""
 
         def finish():
             self._orbax.wait_until_finished()
@@ -115,8 +127,10 @@ class Checkpoints:
         self._try(step, finish)
 
     def _clean(self, newest: int) -> None:
-        """Removes all but the ones to keep. Steps after `newest` are damaged, or of another past;
-        what lacks a manifest does not count.
+        """Remove all checkpoints but those to keep.
+
+        Folders without a manifest do not count towards `keep`. Steps after `newest` are removed:
+        they are damaged, or were written before the run resumed from an earlier step.
         """
         steps = _steps(self.folder)
         whole = [s for s in sorted(steps) if (self.folder / str(s) / manifest.NAME).is_file()]
@@ -127,7 +141,7 @@ class Checkpoints:
             _remove(self.folder / str(step))
 
     def _try(self, step: int, work: Callable[[], None]) -> None:
-        """Does a part of a save; its error is raised later, where all hosts hear of it."""
+        """Run a part of a save and keep its error for `_raise_on_all`."""
         try:
             work()
         except Exception as e:
@@ -135,7 +149,7 @@ class Checkpoints:
             self._error.__cause__ = e
 
     def _raise_on_all(self) -> None:
-        """Raises the error of this host, or the first that another has."""
+        """Raise the error of this host or of another one. A collective call of all hosts."""
         error, self._error = self._error, None
         for text in distributed.gather(error and str(error)):
             if text is not None:
@@ -143,48 +157,50 @@ class Checkpoints:
 
     def _failed(self, step: int, error: Exception) -> CheckpointError:
         reason = str(error).strip().split("\n")[0] or type(error).__name__
-        reason = reason.rsplit('": ', 1)[-1]  # tensorstore says where, twice, and then why
+        reason = reason.rsplit('": ', 1)[-1]  # tensorstore names the path twice, then the reason
         return CheckpointError(
             f"{self.folder}: the checkpoint of step {step} could not be written: {reason}"
         )
 
     def wait(self) -> None:
-        """Waits for the save under way. Raises CheckpointError when it failed on any host; all of
-        them have to call this at the same step.
+        """Wait for the running save. A collective call: every host makes it at the same step.
+
+        Raises CheckpointError when the save failed on any host.
         """
         if self._join():
             self._raise_on_all()
 
     def _join(self) -> bool:
-        """Whether a save was under way; it no longer is."""
+        """Wait for the running save of this host; return whether there was one."""
         finisher, self._finisher = self._finisher, None
         if finisher is not None:
             finisher.join()
         return finisher is not None
 
     def restore(self, found: Found, like):
-        """The state, in the shapes and shardings of `like` (arrays or ShapeDtypeStructs).
+        """Read the state with the shardings of `like` (arrays or ShapeDtypeStructs).
 
-        Raises CheckpointError that names the first leaf that the checkpoint lacks, has beside, or
-        has in another shape or dtype.
+        Raises CheckpointError naming the first leaf that is missing, unexpected, or of another
+        shape or dtype.
         """
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
-        where = self.folder / str(found.step)
-        there, here = found.about["leaves"], _leaves(abstract)
-        for path in [*here, *there]:
-            if there.get(path) != here.get(path):
-                has, needs = (_spell(x.get(path)) for x in (there, here))
-                raise CheckpointError(f"{where}: {path} is {has}; this run needs {needs}")
+        target = self.folder / str(found.step)
+        stored, needed = found.about["leaves"], _leaves(abstract)
+        for path in [*needed, *stored]:
+            if stored.get(path) != needed.get(path):
+                has, needs = (_describe(x.get(path)) for x in (stored, needed))
+                raise CheckpointError(f"{target}: {path} is {has}; this run needs {needs}")
         return self._orbax.restore(
-            where,
+            target,
             args=ocp.args.PyTreeRestore(
                 item=abstract, restore_args=ocp.checkpoint_utils.construct_restore_args(abstract)
             ),
         )
 
     def close(self) -> CheckpointError | None:
-        """Waits for the save under way; gives back its error, if it failed on this host. Others may
-        have stopped elsewhere, and are not waited for.
+        """Wait for the running save of this host and return its error, if it failed.
+
+        Unlike `wait` this does not communicate: after an exception other hosts may be elsewhere.
         """
         self._join()
         error, self._error = self._error, None
@@ -192,18 +208,18 @@ class Checkpoints:
 
 
 def load_params(folder: str | Path, step: int, like: dict) -> dict:
-    """The parameters of a milestone, a checkpoint that stayed when its stage had finished.
+    """Read the parameters of a milestone, a checkpoint that `keep_every` kept.
 
     Args:
-      folder: the run's.
-      like: nested {name: ShapeDtypeStruct}; dtypes are what they become.
+      folder: the run's folder.
+      like: nested {name: ShapeDtypeStruct}; parameters are cast to these dtypes.
 
-    Raises CheckpointError when there is none, it is damaged, or it does not fit.
+    Raises CheckpointError when the checkpoint is missing or damaged, or does not fit `like`.
     """
-    where = Path(folder).absolute() / "checkpoints" / str(step)
+    source = Path(folder).absolute() / "checkpoints" / str(step)
     try:
-        body = manifest.read(where)
-        manifest.verify(where, body["files"], 0, 1)
+        body = manifest.read(source)
+        manifest.verify(source, body["files"], 0, 1)
     except (manifest.Damaged, manifest.Incomplete) as e:
         raise CheckpointError(f"{e}; milestones are every keep_every steps") from None
     leaves, here = body["about"]["leaves"], SingleDeviceSharding(jax.local_devices()[0])
@@ -213,12 +229,12 @@ def load_params(folder: str | Path, step: int, like: dict) -> dict:
         if part is None or leaves[f"{part}/{path}"][0] != list(x.shape):
             has = leaves.get(f"{part}/{path}")
             raise CheckpointError(
-                f"{where}: {path} is {_spell(has)}; this model needs {list(x.shape)}"
+                f"{source}: {path} is {_describe(has)}; this model needs {list(x.shape)}"
             )
         wanted[part][path] = jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here)
     with reader(wanted) as checkpointer:
         found = checkpointer.restore(
-            where,
+            source,
             args=ocp.args.PyTreeRestore(
                 item=wanted,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
@@ -232,12 +248,13 @@ _TEMPORARY = ".orbax-checkpoint-tmp"
 
 
 def _arrays_checkpointer() -> ocp.AsyncCheckpointer:
-    """Uncompressed: zstd finds 8% in float32 and costs more time and memory than writing them."""
-    # Its own reports of a failed save are tracebacks; ours is a line.
+    """Return orbax's asynchronous checkpointer as configured here."""
+    # orbax logs a failed save as a traceback; `_failed` makes one line of it.
     logging.getLogger("absl").addFilter(_is_not_a_failed_save)
     return ocp.AsyncCheckpointer(
+        # Without compression: zstd shrinks float32 by 8% and takes longer than the write it saves.
         ocp.PyTreeCheckpointHandler(use_compression=False),
-        # When a thread of its own cannot make the folder, others wait for it for minutes.
+        # If a background thread fails to create the folder, the other threads wait for minutes.
         async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
     )
 
@@ -251,7 +268,7 @@ def _steps(folder: Path) -> set[int]:
 
 
 def _remove(folder: Path) -> None:
-    """Without its manifest first: what is half removed must not look whole."""
+    """Remove a checkpoint, manifest first: a half-removed one must not be taken as intact."""
     (folder / manifest.NAME).unlink(missing_ok=True)
     if folder.exists():
         shutil.rmtree(folder)
@@ -264,5 +281,5 @@ def _leaves(tree) -> dict[str, list]:
     }
 
 
-def _spell(leaf: list | None) -> str:
+def _describe(leaf: list | None) -> str:
     return f"{leaf[1]} {leaf[0]}" if leaf else "absent"

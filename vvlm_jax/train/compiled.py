@@ -1,4 +1,4 @@
-"""What is compiled: the train step, and the state that it takes, sharded from birth."""
+"""The compiled train step and the sharded state that it updates."""
 
 import functools
 
@@ -11,14 +11,19 @@ from vvlm_jax.config_check import nearest
 from vvlm_jax.models import vlm
 from vvlm_jax.sharding import param_shardings
 from vvlm_jax.train import optim
-from vvlm_jax.train.state import TrainState, first_state
-from vvlm_jax.train.step import make_train_step
+from vvlm_jax.train.step import TrainState, first_state, make_train_step
 from vvlm_jax.weights.sources import is_foreign, load_part
 
 
 def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
-    """Parameters, those of parts named by `config.init` loaded and the others random, sharded from
-    birth. A part comes from a finished model, a Hugging Face directory or a big_vision `.npz`.
+    """Return the state before the first step, on the mesh.
+
+    The parts that `config.init` names are loaded from a finished model, a Hugging Face directory or
+    a big_vision `.npz`; the others are random. Every array is created with its sharding, so that no
+    device ever holds the whole model.
+
+    Raises ConfigError for an unknown part, CheckpointError or ValueError for a source that cannot
+    be read or does not fit.
     """
     shardings = state_shardings(model, config.optim, mesh)
     by_part = optim.merge(shardings.trainable, shardings.frozen)
@@ -28,7 +33,8 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
             raise ConfigError(f"init: unknown part {part!r}; {nearest(part, like)}")
     params = _random(model, config.seed, by_part, [part for part, _ in config.init])
     if config.init:
-        from vvlm_jax.train import model_dir  # and with it readers of data, which a step needs not
+        # model_dir imports the data readers, which compiling a step does not need.
+        from vvlm_jax.train import model_dir
     for part, folder in config.init:
         params[part] = (
             load_part(folder, part, like[part])
@@ -42,27 +48,29 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
 
 
 def _random(model: vlm.VLM, seed: int, by_part: dict, without) -> dict:
-    """Random parameters of all parts but some: those would take memory, and half of the time that
-    it takes to compile a small model, to be thrown away.
+    """Return random parameters of all parts except those in `without`.
+
+    Parts that are loaded anyway would take memory and, in a small model, half of the compile time.
     """
-    places = {part: place for part, place in by_part.items() if part not in without}
-    if not places:
+    shardings = {part: x for part, x in by_part.items() if part not in without}
+    if not shardings:
         return {}
 
     def init(key):
         params = vlm.init(model, key)
-        return {part: params[part] for part in places}
+        return {part: params[part] for part in shardings}
 
-    return jax.jit(init, out_shardings=places)(jax.random.key(seed))
+    return jax.jit(init, out_shardings=shardings)(jax.random.key(seed))
 
 
-def _struct(shape: jax.ShapeDtypeStruct, place: NamedSharding) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=place)
+def _struct(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
-    """Where every leaf of a train state lives: moments with their parameters, scalars
-    everywhere.
+    """Return the sharding of every leaf of a train state.
+
+    Moments are sharded as their parameters are; scalars are replicated.
     """
     shapes = vlm.shapes(model)
     trainable, frozen = optim.split(param_shardings(shapes, mesh), optim_config)
@@ -81,22 +89,25 @@ def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
 
 @functools.lru_cache(maxsize=8)
 def compiled_step(model, optim_config, mesh, microbatches, weighting, loss_chunk=0):
-    """The jitted train step; runs that differ in data or length alone share it. The state is
-    donated.
+    """Return the jitted train step, which donates its state.
+
+    The step is cached: it does not depend on the data or the length of a run, so that runs of equal
+    model, optimiser and mesh in one process compile it once.
     """
     shardings = state_shardings(model, optim_config, mesh)
 
-    def place(grads):
-        # Else XLA may add up whole gradients on every device, and cut them only for the optimiser.
+    def shard(grads):
+        # Without the constraint XLA may all-reduce whole gradients onto every device, and slice
+        # them only for the optimiser.
         return jax.lax.with_sharding_constraint(grads, shardings.trainable)
 
-    on_one = make_train_step(
-        model, optim_config, shardings.trainable, microbatches, weighting, loss_chunk, place
+    train_step = make_train_step(
+        model, optim_config, shardings.trainable, microbatches, weighting, loss_chunk, shard
     )
 
     def step(state, batch, rate_share):
-        # Attention kernels of TPUs are split by hand, and need to know the mesh.
+        # TPU attention kernels use shard_map, which needs the mesh.
         with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
-            return on_one(state, batch, rate_share)
+            return train_step(state, batch, rate_share)
 
     return jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))

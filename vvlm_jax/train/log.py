@@ -1,4 +1,4 @@
-"""What a stage tells while it runs: a line of metrics every few steps, and where it stands."""
+"""Metrics and progress of a running stage, and the end of a run that diverged."""
 
 import json
 import math
@@ -16,31 +16,35 @@ from vvlm_jax.train.trackers import start_trackers
 from vvlm_jax.types import Batch
 
 LAG = 2
-"""Steps that may run before the outcome of one is looked at."""
+"""Number of later steps that may be dispatched before the metrics of one are fetched."""
 SPEEDS = ("examples_per_second", "tokens_per_second", "tflops", "mfu", "waiting")
-"""Starts of the names of metrics that differ from run to run of the same config."""
+"""Prefixes of the metrics that measure time, which differ between runs of the same config."""
 
 
 class TrainingDiverged(Stopped):
-    """Too many steps in a row were skipped; the message names them and what was left behind."""
+    """Too many steps in a row were skipped; the message names them and their batches' file."""
 
 
 class StepLog:
-    """Every `log_every` steps: fetches the metrics, writes and shows them.
+    """Writer of a stage's metrics: a line every `log_every` steps and for every skipped step.
 
-    Other steps are looked at when they have been over for a while, so that the device always has
-    work; one that was skipped gets a line too. `optim.max_skipped` of them in a row end the run:
-    `diverged.json` then holds their metrics and rows of the annotations, `diverged.npz` what was in
-    their batches but for the frames. (With several hosts, each writes its own share of these, and
-    the first one all the rest.)
+    Metrics of a step without a line are fetched `LAG` steps later, so that the device never waits
+    for the host. `optim.max_skipped` skipped steps in a row end the run: `diverged.json` then holds
+    their metrics and the rows of the annotations in their batches, `diverged.npz` the batches
+    without the frames. With several hosts, each writes its own `diverged-N` files, and the first
+    one writes everything else.
 
-    A line's speeds are of the time since the line before: `examples_per_second`,
-    `tokens_per_second`, `tflops` (10¹² FLOP/s of one chip, also by tower; `flops.train_flops` says
-    what counts) and, for chips whose peak is known, `mfu`, the share of it. `waiting/data`,
-    `waiting/save` and `waiting/compile` are shares of that time.
+    Speeds cover the time since the previous line: `examples_per_second`, `tokens_per_second`,
+    `tflops` (10¹² FLOP/s a chip, also by tower; `flops.train_flops` defines what counts) and, for
+    chips whose peak is known, `mfu`, the fraction of the peak. `waiting/data`, `waiting/save` and
+    `waiting/compile` are fractions of that time.
 
     Args:
-      cost: counts of a batch of this host, as `cost.batch_cost` gives.
+      start, total: the first step of this call and the number of steps of the stage.
+      clock: measures the time of this call.
+      cost: function from a batch of this host to {"tokens", "vision", "projector", "llm"}, the
+        last three in FLOPs.
+      on_step: see `loop.train`.
     """
 
     def __init__(
@@ -57,31 +61,34 @@ class StepLog:
         self._skipped = deque(maxlen=config.optim.max_skipped)
 
     def __call__(self, step: int, metrics, share, num_unreadable: int, batch: Batch) -> None:
-        """Notes that `step` steps were begun, the last of them with this host's `batch`."""
+        """Record that `step` steps were dispatched, the last of them with this host's `batch`.
+
+        Raises TrainingDiverged.
+        """
         self._done.update(self.cost(batch), examples=len(batch.tokens_BL))
-        batch = batch._replace(frames_BTHWC=None)  # too large to be kept, and it can be read again
+        batch = batch._replace(frames_BTHWC=None)  # frames are large and can be read again
         self._waiting.append((step, metrics, share, num_unreadable, batch))
         if self.is_due(step):
             self.catch_up()
         elif len(self._waiting) > LAG:
-            self._look(*self._waiting.popleft())
+            self._process(*self._waiting.popleft())
 
     def catch_up(self) -> None:
-        """Waits for the steps that were begun. Raises TrainingDiverged."""
+        """Wait for all dispatched steps and write their lines. Raises TrainingDiverged."""
         while self._waiting:
-            self._look(*self._waiting.popleft())
+            self._process(*self._waiting.popleft())
 
     def close(self) -> None:
-        """Closes the files and clears the progress line."""
+        """Close the files and clear the progress line."""
         self.progress.close()
         for writer in [*self.trackers, *([self.lines] if self.writes else [])]:
             writer.close()
 
     def is_due(self, step: int) -> bool:
-        """Whether a line is written of this step."""
+        """Return whether this step gets a line even if it is not skipped."""
         return step % self.config.log_every == 0 or step == self.total
 
-    def _look(self, step, metrics, share, num_unreadable, batch):
+    def _process(self, step, metrics, share, num_unreadable, batch):
         metrics = {name: x.item() for name, x in jax.device_get(metrics).items()}
         if metrics["skipped"]:
             self._skipped.append((step, metrics, batch))
@@ -112,7 +119,7 @@ class StepLog:
             self.on_step(step, self.total, metrics)
 
     def _speeds(self) -> dict[str, float]:
-        """Of the steps since the last call."""
+        """Return the speeds of the steps since the last call."""
         seconds, waiting = self.clock.shares()
         done, self._done = self._done, Counter()
         rate = {name: jax.process_count() * n / seconds for name, n in done.items()}
@@ -152,11 +159,11 @@ class StepLog:
         raise TrainingDiverged(
             f"{self.out_dir}: steps {first} to {last} were skipped, the last with loss "
             f"{metrics['loss']:.4g} and gradient norm {metrics['grad_norm']:.4g}; their batches "
-            f"are in {file.name}: mend the data, lower optim.learning_rates, or raise "
+            f"are in {file.name}: fix the data, lower optim.learning_rates, or raise "
             "optim.max_skipped"
         )
 
 
 def _json_numbers(metrics: dict) -> dict:
-    """JSON has no NaN and no infinity: null."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return {name: x if math.isfinite(x) else None for name, x in metrics.items()}

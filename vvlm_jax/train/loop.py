@@ -1,14 +1,14 @@
-"""The trainer: one loop for every stage. Config in, finished model out.
+"""The training loop of every stage, from a config to a finished model in the run's folder:
 
-    run/config.json     what was asked for
+    run/config.json     the config
     run/metrics.jsonl   one line every `log_every` steps
-    run/events.jsonl    what happened beside: resumes, checkpoints passed over, unreadable files
-    run/checkpoints/    newest train states, while the stage runs; milestones stay
+    run/events.jsonl    resumes, skipped checkpoints, unreadable files, changes of the config
+    run/checkpoints/    newest train states while the stage runs, and milestones
     run/summary.json    steps, last loss, unreadable files
-    run/params/         the finished model; it is there only when the stage has finished
+    run/params/         parameters of the finished model, written last
 
-A stage that was interrupted continues from its newest whole checkpoint when it is run again, and
-ends with the same parameters as one that was not.
+An interrupted stage continues from its newest intact checkpoint when it is run again, and ends with
+the same parameters as an uninterrupted one.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from vvlm_jax import distributed
+from vvlm_jax import distributed, flops
 from vvlm_jax.config import ConfigError, Stopped, TrainConfig
 from vvlm_jax.config_check import choose, validate
 from vvlm_jax.data import pipeline, tokenizer
@@ -30,36 +30,34 @@ from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH, check_batch, check_model, make_mesh
 from vvlm_jax.train import checkpoint, model_dir, optim, preflight, run_dir
 from vvlm_jax.train.compiled import compiled_step, initial_state
-from vvlm_jax.train.cost import batch_cost
 from vvlm_jax.train.log import StepLog
 from vvlm_jax.train.shapes import abstract_state
 from vvlm_jax.train.timing import Clock, Trace
+from vvlm_jax.types import Batch
 
 
 class Preempted(Stopped):
-    """The run was asked to stop and did, with all its steps saved; the message says how to go
-    on.
-    """
+    """The run stopped on request with all its steps saved; the message says how to continue."""
 
 
 def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), profile=None) -> dict:
-    """Trains one stage and writes the finished model to `config.out_dir`; a finished one is left as
-    it is.
+    """Train one stage and write the finished model to `config.out_dir`.
+
+    A stage that is finished already is left unchanged.
 
     Args:
       on_step: called as `on_step(step, num_steps, metrics)` after every logged step.
-      should_stop: called as `should_stop(step)` before every step; once it answers True the state
-        is saved and Preempted raised. Several hosts must all get the same answer at the same step.
-      allow: names of options that may differ from those the run began with (`optim.warmup`).
+      should_stop: called as `should_stop(step)` before every step; once it returns True the state
+        is saved and Preempted raised. It must return the same on all hosts.
+      allow: names of options that may differ from those of the run so far (`optim.warmup`).
       profile: (first, last + 1) of the steps to trace, from 0.
 
     Returns:
-      {"steps", "examples", "loss", "unreadable"}: the loss of the last step, and the messages of
-      media files that could not be read.
+      {"steps", "examples", "loss", "unreadable"}: the loss of the last step, and a message for each
+      media file that could not be read.
 
     Raises ConfigError before any compile for options that cannot work, CheckpointError when a save
-    failed or what is saved does not fit, TrainingDiverged when NaN, Inf or spikes of the loss go
-    on.
+    failed or a checkpoint does not fit, TrainingDiverged after too many skipped steps in a row.
     """
     vision = choose(variants.VISION, config.model.vision, "model.vision")
     validate(config, vision)
@@ -85,12 +83,12 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), prof
 
 
 def num_steps(config: TrainConfig, examples) -> int:
-    """Optimiser steps of a stage; an incomplete last batch of an epoch is dropped."""
+    """Return the number of optimiser steps of a stage; partial batches are dropped."""
     return len(examples) // config.batch_size * config.epochs
 
 
 def _remove_checkpoints(config: TrainConfig, out_dir: Path) -> None:
-    """Of a finished stage, milestones alone stay."""
+    """Remove the checkpoints of a finished stage except milestones."""
     if not config.keep_every:
         shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
         return
@@ -100,7 +98,7 @@ def _remove_checkpoints(config: TrainConfig, out_dir: Path) -> None:
 
 
 class _Run:
-    """One call's share of a stage: its data, its saves, and what it has told so far."""
+    """Data and checkpoints of one call of `train`, and the unreadable files recorded so far."""
 
     def __init__(self, config: TrainConfig, out_dir: Path, examples: pipeline.Examples):
         self.config, self.out_dir, self.examples = config, out_dir, examples
@@ -109,21 +107,26 @@ class _Run:
         )
         self.fingerprint = examples.fingerprint()
         self.known: set[str] = set()
-        if jax.process_count() > 1:  # in which nobody stops alone
+        # With several hosts the limit applies to the sum over hosts, which all compare to it at the
+        # same step: a host that stopped alone would leave the others waiting.
+        if jax.process_count() > 1:
             examples.unreadable.everywhere = {}
         self.batches = None
 
     def warn(self, line: str) -> None:
-        """One line for whoever watches, and for the run's story."""
+        """Print one line and record it in events.jsonl."""
         print(f"{self.out_dir}: {line}", file=sys.stderr)
         run_dir.note(self.out_dir, "warning", text=line)
 
     def start(self, allow) -> checkpoint.Found | None:
-        """Opens the data where the newest whole checkpoint left it."""
+        """Open the data at the position of the newest intact checkpoint, and return that.
+
+        Raises ConfigError when the data has changed since the run began.
+        """
         found = self.saves.latest()
         if found:
             self._check_data(found.about["data"], allow)
-            # Before anything is read ahead: the same files are replaced as before.
+            # Before prefetching starts, so that files found unreadable earlier stay replaced.
             unreadable = self.examples.unreadable
             unreadable.resume(found.about["unreadable"], jax.process_index(), jax.process_count())
             self.known.update(unreadable.messages)
@@ -141,52 +144,54 @@ class _Run:
         if found:
             self.batches.set_state(found.about["iterator"])
             run_dir.note(self.out_dir, "resume", step=found.step)
-        self.batches.start_prefetch()  # while the state is made and the step compiles
+        self.batches.start_prefetch()  # reads while the state is created and the step compiles
         return found
 
-    def _check_data(self, there: list, allow) -> None:
-        here = self.fingerprint
-        if there != here and not {"data", "data.annotations"} & set(allow):
+    def _check_data(self, before: list, allow) -> None:
+        now = self.fingerprint
+        if before != now and not {"data", "data.annotations"} & set(allow):
             raise ConfigError(
                 f"{self.config.data.annotations}: holds other examples, or in another order, than "
-                f"when {self.out_dir} began ({there[0]} then, {here[0]} now); choose another "
-                "out_dir, or go on with --allow data.annotations"
+                f"when {self.out_dir} began ({before[0]} then, {now[0]} now); choose another "
+                "out_dir, or continue with --allow data.annotations"
             )
 
     def save(self, step: int, state) -> None:
-        """Begins a checkpoint of all that a resume needs."""
+        """Start a checkpoint of everything that a resume needs."""
         about = {
             "step": step,
-            "seed": self.config.seed,  # every random number of a run comes from it and the step
+            "seed": self.config.seed,  # with the step, it determines every random number of a run
             "config": dataclasses.asdict(self.config),
             "data": self.fingerprint,
             "iterator": self.batches.get_state(),
-            "unreadable": self.share_unreadable(),
+            "unreadable": self.gather_unreadable(),
         }
         self.saves.save(step, state, about)
 
     def finish(self) -> None:
-        """Waits for the save under way; steps that are done do not depend on its success."""
+        """Wait for the running save; warn if it failed, since the steps themselves succeeded."""
         if error := self.saves.close():
             self.warn(str(error))
 
     def close(self) -> None:
-        """Ends reading ahead."""
+        """Stop prefetching."""
         if self.batches is not None:
             self.batches.close()
 
-    def share_unreadable(self) -> list[dict[str, str]]:
-        """What each host could not read so far. All of them call it at the same step, and stop
-        together when it is too much.
+    def gather_unreadable(self) -> list[dict[str, str]]:
+        """Return {file: message} of unreadable files, one dict for each host.
+
+        A collective call: every host makes it at the same step. Raises TooManyUnreadable on all.
         """
         found = distributed.gather(self.examples.unreadable.found())
         if len(found) > 1:
             self.examples.unreadable.gathered(found)
         return found
 
-    def tell_unreadable(self) -> int:
-        """Notes each file that has turned out unreadable here; how many there are so far, on all
-        hosts when they last told.
+    def record_unreadable(self) -> int:
+        """Record newly unreadable files of this host in events.jsonl; return how many there are.
+
+        The number includes those of other hosts as of the last `gather_unreadable`.
         """
         messages = self.examples.unreadable.found()
         for name in messages.keys() - self.known:
@@ -196,13 +201,13 @@ class _Run:
 
 
 def unreadable_files(examples: pipeline.Examples) -> dict[str, str]:
-    """{file: what is wrong with it}, of all hosts."""
+    """Return {file: message} of the unreadable files of all hosts."""
     unreadable = examples.unreadable
     return unreadable.found() | (unreadable.everywhere or {})
 
 
 def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, profile):
-    """(state after the last step, last loss). Takes up the newest checkpoint, if there is one."""
+    """Run the steps that remain; return (final state, last loss)."""
     mesh, total = make_mesh(config.mesh), num_steps(config, examples)
     check_batch(config.batch_size, mesh, config.microbatches)
     check_model(model.llm_config, mesh)
@@ -219,7 +224,7 @@ def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, pr
 
 
 def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, should_stop, profile):
-    """(state, last loss) behind the last of the steps (first, last + 1)."""
+    """Run steps from first to last, given as (first, last + 1); return (state, last loss)."""
     config, (start, total) = run.config, steps
     step_fn = compiled_step(
         model, config.optim, mesh, config.microbatches, config.loss_weighting, config.loss_chunk
@@ -238,22 +243,24 @@ def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, shoul
                     lambda x: jax.make_array_from_process_local_data(batch_sharding, x), ours
                 )
                 share = np.float32(optim.cosine_with_warmup(step, total, config.optim.warmup))
+                # Dispatching does not wait for the device, so that the next batch is prepared while
+                # this step runs. `log` waits, for a step that is over or a line that is due.
                 with clock.dispatching(), trace.naming(step):
                     state, metrics = step_fn(state, batch, share)
                 before = metrics["loss"]
                 if jax.process_count() > 1 and log.is_due(step + 1):
-                    run.share_unreadable()
-                log(step + 1, metrics, share, run.tell_unreadable(), ours)
+                    run.gather_unreadable()
+                log(step + 1, metrics, share, run.record_unreadable(), ours)
                 trace.after(step, before)
                 every = config.checkpoint_every
                 if every and (step + 1) % every == 0 and step + 1 < total:
-                    log.catch_up()  # a line that is due must not be lost with the process
+                    log.catch_up()  # a resume from this checkpoint does not repeat earlier lines
                     with clock.timing("save"):
                         run.save(step + 1, state)
         except Exception:
             run.finish()
             raise
-        finally:  # at once on Ctrl-C: a save that is still under way is never offered
+        finally:  # does not wait for a running save, which has no manifest yet: Ctrl-C ends at once
             trace.close()
             log.close()
     run.finish()
@@ -261,15 +268,28 @@ def _steps(run: _Run, model, mesh, state, steps: tuple[int, int], on_step, shoul
 
 
 def _cost(config: TrainConfig, model: vlm.VLM, state):
-    """batch → `cost.batch_cost` of a step of this stage."""
+    """Return a function from this host's batch to {"tokens", "vision", "projector", "llm"}.
+
+    These are the batch's tokens and the FLOPs of a training step by tower (`flops.train_flops`).
+    Positions up to a row's last answer token count; padding does not.
+    """
     towers = {path.partition("/")[0] for path in state.trainable}
-    return lambda batch: batch_cost(
-        batch, config.model, model.vision_config, model.llm_config, towers
-    )
+
+    def cost(batch: Batch) -> dict[str, int]:
+        is_answer_BM = np.asarray(batch.target_weight_BM) > 0
+        lengths_B = np.where(is_answer_BM, np.asarray(batch.target_pos_BM) + 1, 0).max(axis=1)
+        frames = batch.frames_BTHWC.shape[0] * batch.frames_BTHWC.shape[1]
+        by_tower = flops.train_flops(
+            config.model, model.vision_config, model.llm_config, lengths_B,
+            int(is_answer_BM.sum()), frames, towers,
+        )  # fmt: skip
+        return {"tokens": int(lengths_B.sum()), **by_tower}
+
+    return cost
 
 
 def _first_state(config, model, mesh, saves, found):
-    """(state, steps done): the checkpoint's, or a new one."""
+    """Return (state, steps done) of the checkpoint, or a new state."""
     if found is None:
         return initial_state(config, model, mesh), 0
     like = abstract_state(model, config.optim, mesh)
@@ -277,13 +297,13 @@ def _first_state(config, model, mesh, saves, found):
 
 
 def _stop(run: _Run, log: StepLog, step: int, start: int, state) -> None:
-    """Saves what this call has done, waits for it, and raises Preempted."""
+    """Save the steps of this call, wait for the save, and raise Preempted."""
     if step > start:
         log.catch_up()
         run.save(step, state)
         run.saves.wait()
     run_dir.note(run.out_dir, "stopped", step=step)
     raise Preempted(
-        f"{run.out_dir}: stopped as asked, with {step} steps saved; run the same command again to "
-        "continue"
+        f"{run.out_dir}: stopped on request, with {step} steps saved; run the same command again "
+        "to continue"
     )

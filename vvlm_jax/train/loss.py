@@ -5,15 +5,16 @@ import jax.numpy as jnp
 
 
 def token_losses(logits_BMv, target_ids_BM):
-    """−log p(target), float32 [B, M]."""
+    """Return −log p(target), float32 [B, M]."""
     log_probs = jax.nn.log_softmax(logits_BMv.astype(jnp.float32), axis=-1)
     return -jnp.take_along_axis(log_probs, target_ids_BM[..., None], axis=-1)[..., 0]
 
 
 def weigh(nll_BM, target_weight_BM, weighting: str):
-    """Weighted sum of losses, and the total weight, so that microbatches can be added up.
+    """Sum losses with weights, and sum the weights, so that microbatches can be added.
 
-    `token`: every answer token weighs the same; `sample`: every example does, whatever its length.
+    Args:
+      weighting: `token` gives every answer token the same weight, `sample` every example.
 
     Returns:
       (loss_sum, weight_sum): float32 scalars; the loss is their quotient.
@@ -25,18 +26,18 @@ def weigh(nll_BM, target_weight_BM, weighting: str):
 
 
 def answer_loss(logits_BMv, target_ids_BM, target_weight_BM, weighting: str):
-    """`weigh` of the `token_losses` of logits that are all there."""
+    """Return (loss_sum, weight_sum) of answer tokens; see `weigh`."""
     return weigh(token_losses(logits_BMv, target_ids_BM), target_weight_BM, weighting)
 
 
 def chunked_losses(logits_of, states_BMD, target_ids_BM, chunk: int):
-    """`token_losses` with the logits of at most `chunk` positions a row in memory at once.
+    """Return `token_losses` [B, M] with the logits of at most `chunk` positions a row in memory.
 
-    Logits are made again in the backward pass. What fills the last chunk is cut off.
+    The backward pass recomputes each chunk's logits.
 
     Args:
-      logits_of: [B, m, D] → [B, m, vocab].
-      chunk: 0 takes all positions at once, and keeps their logits.
+      logits_of: function from states [B, m, D] to logits [B, m, vocab].
+      chunk: 0 computes all positions at once and keeps their logits.
     """
     B, M, D = states_BMD.shape
     if not 0 < chunk < M:
@@ -51,6 +52,6 @@ def chunked_losses(logits_of, states_BMD, target_ids_BM, chunk: int):
         states_BmD, ids_Bm = part
         return token_losses(logits_of(states_BmD), ids_Bm)
 
-    # Along M, never B: rows are spread over devices, and each device loops over its own.
+    # Chunks are cut along M and not B, because rows are sharded over devices.
     nll = jax.lax.map(one, (jnp.moveaxis(states, 1, 0), jnp.moveaxis(ids, 1, 0)))
     return jnp.moveaxis(nll, 0, 1).reshape(B, -1)[:, :M]

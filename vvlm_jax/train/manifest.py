@@ -1,7 +1,7 @@
-"""The manifest of a checkpoint: what it holds, and the size and checksum of each of its files.
+"""Manifest of a checkpoint: its description, and the size and checksum of each of its files.
 
-It is written last, so that a folder with a manifest is whole, and read first, so that a folder
-whose files have changed since is found out before any of them is used.
+The manifest is written after all other files, so that a folder with a manifest is complete. It is
+read before them, so that a changed file is detected before anything is restored from it.
 """
 
 import hashlib
@@ -13,23 +13,25 @@ from pathlib import Path
 from vvlm_jax import atomic
 
 NAME = "manifest.json"
-_PIECE = 2**22
-"""Bytes that a thread holds of a file."""
+_BUFFER = 2**22
+"""Bytes of a file that each thread has in memory."""
 _THREADS = 4
 
 
 class Incomplete(ValueError):
-    """A checkpoint whose manifest was never written: its save did not end."""
+    """A checkpoint without a manifest: its save was interrupted."""
 
 
 class Damaged(ValueError):
-    """A checkpoint that is not what was written; the message names the first file that differs."""
+    """A checkpoint that has changed since it was written; the message names the first such file."""
 
 
 def write(folder: Path, about: dict) -> None:
-    """Reads every file under `folder` once and writes `about` (JSON) with their sizes and
-    checksums, all of it or nothing. OSError when the disk refuses.
+    """Write `about` (JSON) with the size and checksum of every file under `folder`.
+
+    The manifest appears atomically. Raises OSError when a file cannot be read or written.
     """
+    # Files are read back: a checksum of the arrays in memory would not cover what orbax wrote.
     names = sorted(
         str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != NAME
     )
@@ -41,13 +43,14 @@ def write(folder: Path, about: dict) -> None:
 
 
 def read(folder: Path) -> dict:
-    """The manifest's {"about", "files"}. Raises Incomplete when there is none, Damaged when it is
-    not the one that was written.
+    """Read the manifest's {"about", "files"}.
+
+    Raises Incomplete when there is no manifest, Damaged when its own checksum does not match.
     """
     try:
         text = (folder / NAME).read_bytes()
     except FileNotFoundError:
-        raise Incomplete(f"{folder}: has no {NAME}, so its save did not end") from None
+        raise Incomplete(f"{folder}: has no {NAME}, so its save was interrupted") from None
     try:
         body = json.loads(text)
         if body.pop("sha256") == _digest(body):
@@ -58,26 +61,31 @@ def read(folder: Path) -> dict:
 
 
 def verify(folder: Path, files: dict, share: int = 0, num_shares: int = 1) -> None:
-    """Raises Damaged when a file is missing, shorter, longer or other than it was.
+    """Check files against their sizes and checksums.
 
-    Several hosts can each check a share of the files.
+    Args:
+      files: {name: [size, checksum]} of the manifest.
+      share, num_shares: check every num_shares-th file only, so that hosts divide the work.
+
+    Raises Damaged for the first file, by name, that is missing, cannot be read, or has changed.
     """
     mine = sorted(files)[share::num_shares]
     with ThreadPoolExecutor(_THREADS) as threads:
-        for name, there in zip(mine, threads.map(lambda n: _look(folder / n), mine), strict=True):
+        results = threads.map(lambda name: _try_checksum(folder / name), mine)
+        for name, found in zip(mine, results, strict=True):
             size, checksum = files[name]
-            if there is None:
+            if found is None:
                 raise Damaged(f"{folder / name}: is missing")
-            if isinstance(there, OSError):
-                raise Damaged(f"{folder / name}: cannot be read: {there.strerror}")
-            if there[0] != size:
-                raise Damaged(f"{folder / name}: has {there[0]} bytes, not {size}")
-            if there[1] != checksum:
+            if isinstance(found, OSError):
+                raise Damaged(f"{folder / name}: cannot be read: {found.strerror}")
+            if found[0] != size:
+                raise Damaged(f"{folder / name}: has {found[0]} bytes, not {size}")
+            if found[1] != checksum:
                 raise Damaged(f"{folder / name}: its bytes have changed since it was written")
 
 
-def _look(file: Path):
-    """[size, checksum]; None when the file is not there, or the error of reading it."""
+def _try_checksum(file: Path):
+    """Return [size, checksum], None for a missing file, or the OSError of reading it."""
     try:
         return _size_and_checksum(file)
     except FileNotFoundError:
@@ -87,10 +95,10 @@ def _look(file: Path):
 
 
 def _size_and_checksum(file: Path) -> list[int]:
-    """crc32 finds every flipped bit and every burst of up to 32; it is twice to five times as fast
-    as the cryptographic ones, and nobody is kept from forging.
-    """
-    size, checksum, buffer = 0, 0, memoryview(bytearray(_PIECE))
+    """Return [size in bytes, crc32]."""
+    # crc32 detects every single bit flip and every burst of up to 32 bits, and is two to five times
+    # as fast as a cryptographic hash, which would also detect forgery; that is not a goal here.
+    size, checksum, buffer = 0, 0, memoryview(bytearray(_BUFFER))
     with file.open("rb", buffering=0) as f:
         while count := f.readinto(buffer):
             size, checksum = size + count, zlib.crc32(buffer[:count], checksum)

@@ -1,4 +1,4 @@
-"""Finished models: a folder with `config.json` and `params/`, read whole or in parts."""
+"""Finished models: folders with `config.json` and `params/`, which can be read in parts."""
 
 import contextlib
 import dataclasses
@@ -28,40 +28,39 @@ _AGAIN = "copy the folder again, or make it again"
 
 
 class CheckpointError(ValueError):
-    """A checkpoint is missing or does not fit; the message names the folder and what differs."""
+    """A checkpoint or model is missing, damaged or does not fit; the message says which and why."""
 
 
 def is_finished(folder: str | Path) -> bool:
-    """Whether a stage has written its model here; orbax puts the folder in place only when it is
-    whole.
-    """
+    """Return whether the folder has a finished model; orbax renames `params/` when it is done."""
     return (Path(folder) / PARAMS).is_dir()
 
 
 def save_params(folder: str | Path, params: dict) -> None:
-    """Writes the finished model's `params/`, which marks the stage as finished."""
+    """Write the finished model's `params/`, which marks the stage as finished."""
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(Path(folder).absolute() / PARAMS, params)
 
 
 def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dict:
-    """Reads `parts` (top-level keys; None takes all of `like`) of a finished model.
+    """Read the parameters of a finished model.
 
-    A vision tower with more blocks than `like` gives its first ones: a folder may hold a whole
-    tower, with blocks, norm and head that a VLM does not run.
+    If the stored vision tower has more blocks than `like`, its first ones are returned: a folder
+    may hold a whole tower, with blocks, norm and head that a VLM does not run.
 
     Args:
-      like: pytree of arrays or ShapeDtypeStructs, with shardings when they matter; None takes all
-        as it is stored, on the default device.
+      like: nested dict of arrays or ShapeDtypeStructs, optionally with shardings; None reads
+        everything as it is stored, onto the default device.
+      parts: top-level keys of `like` to read; None reads all of them.
 
-    Raises CheckpointError when there is none, or when a name or shape differs.
+    Raises CheckpointError when there is no model, or when a name or shape differs.
     """
     folder = Path(folder).absolute()
     if not (folder / PARAMS).is_dir():
         raise CheckpointError(f"{folder}: no finished model here (no {PARAMS}/ folder)")
-    there = _stored(folder)
-    wanted = there if like is None else {k: like[k] for k in (parts or like)}
-    have, want = flatten_dict(there, sep="/"), flatten_dict(wanted, sep="/")
+    stored = _stored(folder)
+    wanted = stored if like is None else {k: like[k] for k in (parts or like)}
+    have, want = flatten_dict(stored, sep="/"), flatten_dict(wanted, sep="/")
     _check_fits(folder, have, want)
     device = SingleDeviceSharding(jax.devices()[0])
     structs = {
@@ -73,7 +72,7 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
     item = unflatten_dict(structs, sep="/")
     with reader(item) as checkpointer:
         try:
-            with _no_word_of_late_readers():
+            with _silence_late_readers():
                 restored = checkpointer.restore(
                     folder / PARAMS,
                     args=ocp.args.PyTreeRestore(
@@ -82,7 +81,7 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
                         partial_restore=True,
                     ),
                 )
-        except Exception as e:  # orbax raises nothing narrower, from what tensorstore says
+        except Exception as e:  # orbax raises a plain Exception, caused by tensorstore's ValueError
             if not isinstance(e.__cause__ or e, ValueError):
                 raise
             raise CheckpointError(f"{folder / PARAMS}: cannot be read; {_AGAIN}") from e
@@ -91,16 +90,17 @@ def load_params(folder: str | Path, like: dict | None = None, parts=None) -> dic
 
 
 def reader(wanted: dict) -> ocp.Checkpointer:
-    """Reads a checkpoint's arrays, no more than it is asked for. Hosts of one job wait for one
-    another, unless all that is wanted (ShapeDtypeStructs with shardings) lies with this one: then
-    the others may be elsewhere.
+    """Return a checkpointer that reads the wanted arrays (ShapeDtypeStructs with shardings).
+
+    With several hosts, orbax synchronises all of them, unless every wanted array is on this host's
+    devices: then this host reads alone, whatever the others do.
     """
-    here = all(x.sharding.is_fully_addressable for x in jax.tree.leaves(wanted))
+    local = all(x.sharding.is_fully_addressable for x in jax.tree.leaves(wanted))
     options = ocp.options.MultiprocessingOptions()
-    if here and jax.process_count() > 1:
-        me = jax.process_index()
+    if local and jax.process_count() > 1:
+        host = jax.process_index()
         options = ocp.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"host{me}"
+            primary_host=host, active_processes={host}, barrier_sync_key_prefix=f"host{host}"
         )
     handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=options)
@@ -110,12 +110,12 @@ _LATE = ("Event loop is closed", "Encountered error while reading array")
 
 
 @contextlib.contextmanager
-def _no_word_of_late_readers():
-    """When one of orbax's readers fails, the others go on behind us, find that nobody waits for
-    them, and tell that in a traceback each, until the process ends: ours is a line.
+def _silence_late_readers():
+    """Suppress the tracebacks of orbax's remaining readers after one of them has failed.
 
-    They tell it as errors that nobody can catch, or asyncio does as results that nobody took. After
-    an error it stays so, for these reports alone.
+    The other readers keep running in the background, fail because the event loop is closed, and are
+    reported as unraisable exceptions or by asyncio, until the process ends. So after an error the
+    filters stay in place; they match these reports only.
     """
     before, log = sys.unraisablehook, logging.getLogger("asyncio")
     if getattr(before, "omits", None) is _LATE:
@@ -138,8 +138,8 @@ def _no_word_of_late_readers():
 
 
 @contextlib.contextmanager
-def _no_word_of_orbax():
-    """Its warnings of what we raise an error for."""
+def _silence_orbax():
+    """Suppress orbax's warnings about conditions for which the caller raises an error."""
 
     def is_not(record):
         return "orbax" not in record.pathname
@@ -153,8 +153,8 @@ def _no_word_of_orbax():
 
 
 def _stored(folder: Path) -> dict:
-    """What a folder's params/ holds, as ShapeDtypeStructs."""
-    with ocp.PyTreeCheckpointer() as checkpointer, _no_word_of_orbax():
+    """Return the arrays of a folder's params/ as ShapeDtypeStructs."""
+    with ocp.PyTreeCheckpointer() as checkpointer, _silence_orbax():
         try:
             metadata = checkpointer.metadata(folder / PARAMS).item_metadata
         except (ValueError, KeyError, OSError):
@@ -165,7 +165,7 @@ def _stored(folder: Path) -> dict:
 
 
 def read_config(folder: str | Path) -> TrainConfig:
-    """The config.json of a finished stage or converted model.
+    """Read the config.json of a finished stage or converted model.
 
     Raises CheckpointError when it is missing, damaged or a Hugging Face model's, ConfigError for an
     option that does not exist.
@@ -231,9 +231,10 @@ def build_model(config: TrainConfig, tok: Tokenizer) -> VLM:
 
 
 def _ends(file: Path, tok: Tokenizer) -> tuple[int, ...]:
-    """Ids that end a reply as a Hugging Face generation_config.json says, where there is one.
+    """Return special tokens that a Hugging Face generation_config.json names as ends of replies.
 
-    Special tokens alone: a file of class defaults names ids that are letters to this tokenizer.
+    Other ids are ignored: a file of class defaults names ids that are ordinary tokens of this
+    tokenizer. The result is empty without the file.
     """
     if not file.is_file():
         return ()

@@ -1,4 +1,4 @@
-"""Ordered path regexes → trainable groups, and AdamW with one learning rate a group."""
+"""AdamW with one learning rate a group of parameters; ordered path regexes define the groups."""
 
 import math
 import re
@@ -11,7 +11,7 @@ from vvlm_jax.config import ConfigError, OptimConfig
 
 
 def groups(paths, config: OptimConfig) -> dict[str, str]:
-    """The pattern of `learning_rates` that each parameter path belongs to: the first full match.
+    """Return the first pattern of `learning_rates` that matches each whole parameter path.
 
     Raises ConfigError naming a parameter that no pattern covers.
     """
@@ -25,14 +25,16 @@ def groups(paths, config: OptimConfig) -> dict[str, str]:
 
 
 def peak_rates(paths, config: OptimConfig) -> dict[str, float]:
-    """Peak learning rate of each parameter path, that of its group; 0 means frozen."""
-    rates = dict(reversed(config.learning_rates))  # of a pattern that stands twice, the first
+    """Return the peak learning rate of each parameter path; 0 means frozen."""
+    rates = dict(reversed(config.learning_rates))  # the first of duplicate patterns wins
     return {path: rates[pattern] for path, pattern in groups(paths, config).items()}
 
 
 def split(params, config: OptimConfig) -> tuple[dict, dict]:
-    """(trainable, frozen): flat {path: array} dicts. Only the first is differentiated and
-    optimised.
+    """Split parameters into (trainable, frozen), flat {path: array}.
+
+    Only the trainable ones are differentiated and optimised. Raises ConfigError when every
+    parameter is frozen, or when no pattern covers one.
     """
     flat = flatten_dict(params, sep="/")
     rates = peak_rates(flat, config)
@@ -43,13 +45,15 @@ def split(params, config: OptimConfig) -> tuple[dict, dict]:
 
 
 def merge(trainable: dict, frozen: dict) -> dict:
-    """Inverse of `split`."""
+    """Merge what `split` returned into nested parameters."""
     return unflatten_dict({**trainable, **frozen}, sep="/")
 
 
 def cosine_with_warmup(step: int, num_steps: int, warmup: float) -> float:
-    """Share of the peak rate at a step: linear from 0 over ⌈warmup · num_steps⌉, then ½(1 + cos
-    πp).
+    """Return the fraction of the peak rate at a step.
+
+    It rises linearly from 0 over ⌈warmup · num_steps⌉ steps, then falls as ½(1 + cos πp), p being
+    the fraction of the remaining steps.
     """
     warm = math.ceil(warmup * num_steps)
     if step < warm:
@@ -58,11 +62,12 @@ def cosine_with_warmup(step: int, num_steps: int, warmup: float) -> float:
 
 
 def make(config: OptimConfig, paths) -> optax.GradientTransformation:
-    """Clip by global norm → Adam → decoupled weight decay → −peak rate of the group (Table 4).
+    """Return the optimiser of Table 4: clipping by global norm, Adam, decoupled weight decay, and
+    scaling by the negative peak rate of each group.
 
-    The schedule is left to the caller, as a factor on the updates: runs of different length then
-    share one compiled step. The second moment is float32 always; in bfloat16, which resolves 1/256,
-    a decay of 0.999 would change nothing.
+    The caller multiplies the updates by the schedule, so that runs of different length share one
+    compiled step. The second moment is always float32: bfloat16 has 8 significant bits, too few to
+    represent a decay of 0.999.
     """
     rates = peak_rates(paths, config)
     return optax.chain(

@@ -1,4 +1,4 @@
-"""What would stop a run after minutes, found in its first second: before anything is compiled."""
+"""Checks before anything is compiled, of conditions that would stop a run minutes later."""
 
 import math
 import shutil
@@ -15,12 +15,14 @@ from vvlm_jax.weights import big_vision
 from vvlm_jax.weights.sources import is_foreign
 
 LARGE = 100_000_000
-"""Parameters from which on a processor alone is a mistake, unless it was asked for."""
+"""Number of parameters from which training on a CPU is an error unless it was asked for."""
 
 
 def check(config: TrainConfig, model: vlm.VLM, out_dir: Path, steps: int) -> None:
-    """Raises ConfigError, one line on what is wrong and what to do: no accelerator, `init` that is
-    not there, or too little room for the checkpoints.
+    """Raise ConfigError when the run cannot work.
+
+    Reasons are a missing accelerator, a missing source of `init`, and too little disk space for the
+    checkpoints.
     """
     shapes = vlm.shapes(model)
     _check_device(sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)))
@@ -29,14 +31,14 @@ def check(config: TrainConfig, model: vlm.VLM, out_dir: Path, steps: int) -> Non
 
 
 def _check_device(num_params: int) -> None:
-    """jax goes on with the processor when it finds nothing better, for weeks."""
+    """Raise ConfigError for a large model without an accelerator; jax falls back to the CPU."""
     if num_params < LARGE or jax.default_backend() != "cpu" or "cpu" in _platforms():
         return
     seen = devices.device_files()
-    there = f"{seen[0]} is there, but this jax cannot use it" if seen else "no accelerator found"
+    found = f"{seen[0]} exists, but this jax cannot use it" if seen else "no accelerator found"
     raise ConfigError(
-        f"{there}, and {num_params / 1e9:.1f} billion parameters are too many for a processor; "
-        "install vvlm_jax[cuda] or vvlm_jax[tpu], or insist with JAX_PLATFORMS=cpu"
+        f"{found}, and {num_params / 1e9:.1f} billion parameters are too many for a CPU; "
+        "install vvlm_jax[cuda] or vvlm_jax[tpu], or set JAX_PLATFORMS=cpu to train on the CPU"
     )
 
 
@@ -55,7 +57,10 @@ def _check_init(config: TrainConfig, shapes: dict) -> None:
 
 
 def _check_room(config: TrainConfig, shapes: dict, out_dir: Path, steps: int) -> None:
-    """Room for the checkpoints that stay and the one that is being written, or the model alone."""
+    """Raise ConfigError when the disk cannot hold the run's checkpoints or its model.
+
+    The kept checkpoints and the one being written exist together; the model is written last.
+    """
     trainable, frozen = optim.split(shapes, config.optim)
     tx = optim.make(config.optim, trainable)
     model = _bytes((trainable, frozen))
@@ -65,9 +70,9 @@ def _check_room(config: TrainConfig, shapes: dict, out_dir: Path, steps: int) ->
     if config.keep_every:
         kept += max(0, (steps - 1) // config.keep_every - config.keep_checkpoints)
     needed = max(kept * state, model)
-    there = sum(p.stat().st_size for p in out_dir.rglob("*") if p.is_file())
+    used = sum(p.stat().st_size for p in out_dir.rglob("*") if p.is_file())
     free = shutil.disk_usage(out_dir).free
-    if free + there < needed:
+    if free + used < needed:  # a resumed run replaces its own files
         raise ConfigError(
             f"{out_dir}: {free / 1e9:.3g} GB free; {kept} checkpoints of {state / 1e9:.3g} GB and "
             f"a model of {model / 1e9:.3g} GB need {needed / 1e9:.3g}; free some, choose another "

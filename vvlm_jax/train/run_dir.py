@@ -1,4 +1,4 @@
-"""A run's folder: made, or taken up again by the same config; and the story of what happened."""
+"""A run's folder: its config, which must not change while the run lasts, and its log of events."""
 
 import dataclasses
 import json
@@ -13,20 +13,20 @@ from vvlm_jax.config import ConfigError, DataConfig, TrainConfig
 from vvlm_jax.config_check import nearest
 from vvlm_jax.override import differences, from_json, to_json
 
-STORY = "events.jsonl"
+EVENTS = "events.jsonl"
 FIXED = ("batch_size", "seed", "data.num_examples")
-"""Options that say which examples a step sees: a run that has begun keeps them."""
+"""Options that determine the examples of each step; they cannot change within a run."""
 
 
 def claim(config: TrainConfig, allow=()) -> Path:
-    """Creates the run's folder, or takes up one left by the same config.
+    """Create the run's folder and its config.json, or accept one that a run of this config left.
 
-    Options that change no number of a run but by rounding may differ (`_without_conveniences`), and
-    those that `allow` names (`optim.warmup`, or `optim` for all of them). A config without metrics
-    is of a run that never started, and gives way; of one that did, `record` changes it.
+    Options that change results by rounding at most may differ (`_without_conveniences`), and those
+    that `allow` names (`optim.warmup`, or `optim` for all of its options). The config of a run that
+    wrote no metrics is replaced; otherwise `record` replaces it once the run continues.
 
     Raises ConfigError when the folder holds another run, naming the first option that differs, or
-    a config that cannot be read.
+    when its config cannot be read.
     """
     _check_names(config, allow)
     out_dir = Path(config.out_dir)
@@ -38,19 +38,19 @@ def claim(config: TrainConfig, allow=()) -> Path:
     for name, there, here in differences(*map(_without_conveniences, (earlier, config))):
         if name in FIXED:
             raise ConfigError(
-                f"{out_dir} holds a run with {name} = {there!r}, not {here!r}, which says what the "
-                "examples of each step are; choose another out_dir"
+                f"{out_dir} holds a run with {name} = {there!r}, not {here!r}, which determines "
+                "the examples of each step; choose another out_dir"
             )
         if not any(f"{name}.".startswith(f"{key}.") for key in allow):
             raise ConfigError(
                 f"{out_dir} holds a run with {name} = {there!r}, not {here!r}; "
-                f"choose another out_dir, or go on with --allow {name}"
+                f"choose another out_dir, or continue with --allow {name}"
             )
     return out_dir
 
 
 def record(config: TrainConfig, step: int) -> None:
-    """Puts `config` in the place of the one that a run went by so far, which the story keeps."""
+    """Replace the run's config by `config`, and record the earlier one in events.jsonl."""
     out_dir = Path(config.out_dir)
     earlier = _earlier(out_dir)
     if earlier is None or earlier == config:
@@ -61,23 +61,24 @@ def record(config: TrainConfig, step: int) -> None:
 
 
 def note(out_dir: Path, event: str, **values) -> None:
-    """Adds one line to the story of a run: what happened beside its steps, and when. Each host
-    tells its own.
-    """
+    """Append an event with its time to events.jsonl, or on further hosts to events-N.jsonl."""
     line = {"event": event, "time": round(time.time(), 3), **values}
-    story = out_dir / (f"events-{i}.jsonl" if (i := jax.process_index()) else STORY)
-    with story.open("ab") as file:
-        # A run that was killed while it wrote left half a line.
-        torn = file.tell() and not story.read_bytes().endswith(b"\n")
-        file.write(b"\n" * bool(torn) + json.dumps(line).encode() + b"\n")
+    events = out_dir / (f"events-{i}.jsonl" if (i := jax.process_index()) else EVENTS)
+    with events.open("ab") as file:
+        # A process that was killed while writing left a line without its end.
+        truncated = file.tell() and not events.read_bytes().endswith(b"\n")
+        file.write(b"\n" * bool(truncated) + json.dumps(line).encode() + b"\n")
 
 
 def _earlier(out_dir: Path) -> TrainConfig | None:
-    """The config of a run that has started here."""
+    """Return the config of a run that has started here, or None."""
     file, saved = out_dir / "config.json", out_dir / "checkpoints"
     if not file.is_file():
         if saved.is_dir() and any(saved.iterdir()):
-            raise ConfigError(f"{saved}: of a run without config.json; choose another out_dir")
+            raise ConfigError(
+                f"{saved}: holds checkpoints, but {out_dir} has no config.json; choose another "
+                "out_dir"
+            )
         return None
     if not (out_dir / "metrics.jsonl").exists():
         return None
@@ -94,7 +95,7 @@ def _write(out_dir: Path, config: TrainConfig) -> None:
 
 
 def _check_names(config: TrainConfig, allow) -> None:
-    """Raises ConfigError when `allow` names an option that does not exist."""
+    """Raise ConfigError when `allow` names an option that does not exist."""
     for key in allow:
         value = config
         for part in key.split("."):
@@ -106,8 +107,9 @@ def _check_names(config: TrainConfig, allow) -> None:
 
 
 def _without_conveniences(config: TrainConfig) -> TrainConfig:
-    """The config with what does not change a run's numbers, or by rounding alone, set to its
-    default.
+    """Return the config with every option at its default that changes results by rounding at most.
+
+    The mesh, microbatches and remat change the order of sums; the others do not affect results.
     """
     data, default = DataConfig(), TrainConfig()
     return dataclasses.replace(

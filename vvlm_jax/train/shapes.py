@@ -1,4 +1,4 @@
-"""What a train step takes, as shapes with shardings: enough to compile it, nothing allocated."""
+"""Shapes and shardings of a train step's arguments, to compile it without allocating anything."""
 
 import jax
 import numpy as np
@@ -10,12 +10,12 @@ from vvlm_jax.models import variants, vlm
 from vvlm_jax.sharding import BATCH
 from vvlm_jax.train import optim
 from vvlm_jax.train.compiled import compiled_step, state_shardings
-from vvlm_jax.train.state import TrainState, first_state
+from vvlm_jax.train.step import TrainState, first_state
 from vvlm_jax.types import Batch
 
 
 def abstract_state(model: vlm.VLM, optim_config, mesh: Mesh) -> TrainState:
-    """The state that `program.initial_state` makes, as `ShapeDtypeStruct`s that lie on `mesh`."""
+    """Return `compiled.initial_state` as `ShapeDtypeStruct`s with shardings on `mesh`."""
 
     def make():
         params = vlm.init(model, jax.random.key(0))
@@ -23,15 +23,15 @@ def abstract_state(model: vlm.VLM, optim_config, mesh: Mesh) -> TrainState:
         opt_state = optim.make(optim_config, trainable).init(trainable)
         return first_state(trainable, frozen, opt_state)
 
-    places = state_shardings(model, optim_config, mesh)
-    return jax.tree.map(_on, jax.eval_shape(make), places)
+    return jax.tree.map(_on, jax.eval_shape(make), state_shardings(model, optim_config, mesh))
 
 
 def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
-    """The longest batch of a stage: every row holds one video and `data.max_text_tokens` of text.
+    """Return the shapes of the longest batch of a stage, sharded by rows.
 
-    tokens_BL has L = visual positions + text, targets have M = text, frames are uint8 [B, T, H, W,
-    3].
+    Every row holds one video and `data.max_text_tokens` of text: tokens [B, L] with L = visual
+    positions + text, targets [B, M] with M = text, uint8 frames [B, T, H, W, 3]. Raises ConfigError
+    for an unknown vision encoder.
     """
     vision = choose(variants.VISION, config.model.vision, "model.vision")
     B, T, M = config.batch_size, config.model.num_frames, config.data.max_text_tokens
@@ -55,8 +55,9 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
 
 
 def lower_step(config: TrainConfig, model: vlm.VLM, mesh: Mesh) -> jax.stages.Lowered:
-    """The trainer's own step (`program.compiled_step`), lowered for the platform of the mesh; its
-    `compile()` needs no device of it.
+    """Lower the trainer's step (`compiled.compiled_step`) for the platform of the mesh.
+
+    Neither lowering nor the result's `compile()` needs a device of that platform.
     """
     weighting, chunk = config.loss_weighting, config.loss_chunk
     step = compiled_step(model, config.optim, mesh, config.microbatches, weighting, chunk)
@@ -66,5 +67,5 @@ def lower_step(config: TrainConfig, model: vlm.VLM, mesh: Mesh) -> jax.stages.Lo
     )
 
 
-def _on(x, place) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place)
+def _on(x, sharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)

@@ -1,4 +1,4 @@
-"""Where a stage's time goes: waiting for data, saving, compiling; the rest is training."""
+"""Timing of a stage: time spent waiting for data, saving and compiling, and profiles of steps."""
 
 import contextlib
 import time
@@ -10,9 +10,9 @@ _COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 class Clock:
-    """Seconds by purpose since the last `shares`, for the loop that calls the steps.
+    """Seconds that the training loop spent on each purpose since the last call of `shares`.
 
-    Use it as a context manager: it listens to jax's compiler in between.
+    Inside its `with` block it counts jax's compilations.
     """
 
     def __init__(self):
@@ -32,7 +32,7 @@ class Clock:
 
     @contextlib.contextmanager
     def timing(self, purpose: str):
-        """Notes the time that a `with` block takes."""
+        """Add the time of a `with` block to a purpose."""
         start = time.monotonic()
         try:
             yield
@@ -41,8 +41,10 @@ class Clock:
 
     @contextlib.contextmanager
     def dispatching(self):
-        """Around the call of a step, which returns at once unless it has to compile first: then its
-        time, tracing included, was for compiling.
+        """Time the call of a step; use it as a `with` block around the call.
+
+        The call is asynchronous and returns at once, unless it compiles. In that case all of its
+        time, including tracing, counts as compiling.
         """
         compiles, start = self._compiles, time.monotonic()
         yield
@@ -51,8 +53,10 @@ class Clock:
 
     @contextlib.contextmanager
     def waiting(self, last: jax.Array | None):
-        """Around the wait for a batch, which counts if the device had nothing left to do by its
-        end: when `last`, a result of the step before, is there.
+        """Time the wait for a batch; use it as a `with` block around the wait.
+
+        The wait counts only if the device was idle at its end, that is if `last`, a result of the
+        previous step (None before the first), is ready.
         """
         start = time.monotonic()
         yield
@@ -63,7 +67,7 @@ class Clock:
         self._seconds[purpose] = self._seconds.get(purpose, 0.0) + seconds
 
     def shares(self) -> tuple[float, dict[str, float]]:
-        """(seconds since the last call, share of them by purpose), and starts anew."""
+        """Return (seconds since the last call, fraction of them by purpose) and reset both."""
         now = time.monotonic()
         total = max(now - self._began, 1e-9)
         shares = {k: min(v / total, 1.0) for k, v in self._seconds.items()}
@@ -72,33 +76,33 @@ class Clock:
 
 
 class Trace:
-    """A profile of some steps, in `out_dir/profile`, as TensorBoard and XProf open it.
+    """Profile of some steps in `out_dir/profile`, for TensorBoard and XProf.
 
     Args:
-      steps: (first, last + 1), counted from 0 as `total` counts them.
+      steps: (first, last + 1), counted from 0; None profiles nothing.
     """
 
     def __init__(self, out_dir: Path, steps: tuple[int, int] | None):
         self._folder, self._steps, self._on = Path(out_dir) / "profile", steps, False
 
     def before(self, step: int) -> None:
-        """Begins at the first of the steps, or at a later one when the run resumes there."""
+        """Start the profile at the first of its steps, or at a later one where the run resumes."""
         if self._steps and not self._on and self._steps[0] <= step < self._steps[1]:
             jax.profiler.start_trace(str(self._folder))
             self._on = True
 
     def naming(self, step: int) -> jax.profiler.StepTraceAnnotation:
-        """Around the call of a step, which profilers then know by its number."""
+        """Return a context manager that labels the call of a step with its number."""
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def after(self, step: int, result) -> None:
-        """Ends with the last of the steps, when `result` is there."""
+        """End the profile after the last of its steps, once `result` is ready."""
         if self._on and step + 1 >= self._steps[1]:
             jax.block_until_ready(result)
             self.close()
 
     def close(self) -> None:
-        """Writes what was seen."""
+        """Write the profile if one is running."""
         if self._on:
             jax.profiler.stop_trace()
             self._on, self._steps = False, None

@@ -1,4 +1,4 @@
-"""Where metrics go beside the JSON lines: TensorBoard and Weights & Biases, when asked for."""
+"""Optional trackers of metrics: TensorBoard and Weights & Biases."""
 
 import dataclasses
 import secrets
@@ -9,7 +9,7 @@ from vvlm_jax.override import to_json
 
 
 class TensorBoard:
-    """Event files in `out_dir/tensorboard`. A continued run hides what it repeats."""
+    """Event files in `out_dir/tensorboard`; a resumed run hides the steps that it repeats."""
 
     def __init__(self, config: TrainConfig, start: int):
         from tensorboardX import SummaryWriter
@@ -20,18 +20,19 @@ class TensorBoard:
             self._writer.add_text("config", f"```\n{to_json(config)}```", 0)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of one step."""
+        """Write the scalars of one step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Writes what is pending."""
+        """Write pending events and close the file."""
         self._writer.close()
 
 
 class WandB:
-    """A run of Weights & Biases; the same one when the stage continues. Its own environment
-    variables (WANDB_PROJECT, WANDB_MODE …) hold.
+    """Run of Weights & Biases, which a resumed stage continues.
+
+    Its environment variables (WANDB_PROJECT, WANDB_MODE …) apply.
     """
 
     def __init__(self, config: TrainConfig, start: int):
@@ -49,11 +50,11 @@ class WandB:
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Scalars of one step; those of steps that it has already are ignored."""
+        """Write the scalars of one step; steps that were logged before are ignored."""
         self._run.log(values, step=step)
 
     def close(self) -> None:
-        """Sends what is pending."""
+        """Send pending metrics and end the run."""
         self._run.finish()
 
 
@@ -62,7 +63,7 @@ _PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 
 
 def start_trackers(config: TrainConfig, start: int) -> list[TensorBoard | WandB]:
-    """The trackers that `config.trackers` names, from step `start` on.
+    """Return the trackers that `config.trackers` names; their first step is `start`.
 
     Raises ConfigError naming the package that is not installed.
     """

@@ -111,7 +111,7 @@ def test_milestones_are_evaluated_by_jobs_of_their_own(tmp_path):
 
 
 def test_data_in_a_bucket_are_looked_for_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "place", lambda file: tmp_path / file.replace("s3://", ""))
+    monkeypatch.setattr(files, "path_of", lambda file: tmp_path / file.replace("s3://", ""))
     sweep = mini.sweep()
     data = dataclasses.replace(sweep.finetune.data, annotations="s3://lab/train.json")
     sweep = dataclasses.replace(sweep, finetune=dataclasses.replace(sweep.finetune, data=data))

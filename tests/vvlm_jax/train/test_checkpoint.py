@@ -124,7 +124,7 @@ def test_training_is_held_for_the_copy_alone(tmp_path, monkeypatch):
     saves = Saves(tmp_path)
     saves.save(1, state(1), {})  # comes back though the disk has not
     assert saves.latest() is None
-    assert all("has no manifest.json, so its save did not end" in x for x in saves.reported)
+    assert all("has no manifest.json, so its save was interrupted" in x for x in saves.reported)
     goes_on.set()
     saves.wait()
     assert saves.latest().step == 1
@@ -193,7 +193,7 @@ def test_every_flipped_bit_is_found_or_does_no_harm(two, copy):
         if found.step == 1:
             found_out += 1
             (line,) = saves.reported
-            assert line.startswith("checkpoint 2 is passed over: ")
+            assert line.startswith("checkpoint 2 is skipped: ")
             assert "\n" not in line
             assert str(path) in line
         else:  # white space of the manifest
@@ -225,7 +225,7 @@ def test_a_file_that_is_missing_or_of_another_size_is_found(copy, harm, says):
         assert found.step == 1
         assert_equal(saves.restore(found, state(0)), state(1))
         (line,) = saves.reported
-        assert line.startswith(f"checkpoint 2 is passed over: {copy / '2'}")
+        assert line.startswith(f"checkpoint 2 is skipped: {copy / '2'}")
         assert re.search(says, line), line
         path.write_bytes(before)
 
@@ -233,7 +233,7 @@ def test_a_file_that_is_missing_or_of_another_size_is_found(copy, harm, says):
 def test_with_damaged_ones_alone_nothing_is_decided_for_people(copy):
     for step in ("1", "2"):
         max(files(copy / step), key=lambda p: p.stat().st_size).write_bytes(b"?")
-    with pytest.raises(CheckpointError, match=rf"no whole .* is left; remove {copy} to start"):
+    with pytest.raises(CheckpointError, match=rf"no intact .* is left; remove {copy} to start"):
         Saves(copy).latest()
 
 

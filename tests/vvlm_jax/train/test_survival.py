@@ -221,7 +221,7 @@ def test_sigterm_saves_the_step_and_has_an_exit_code_of_its_own(children, job, s
     (step,) = whole_steps(tmp_path)
     assert step == len(records(tmp_path)) == 5  # the step that was begun is saved
     (line,) = (tmp_path / "stderr").read_text().splitlines()
-    assert line.endswith(f"stopped as asked, with {step} steps saved; run the same command again "
+    assert line.endswith(f"stopped on request, with {step} steps saved; run the same command again "
                          "to continue")  # fmt: skip
     children.start(**job(tmp_path, *options))
     assert children.end() == 0, (tmp_path / "stderr").read_text()
@@ -274,8 +274,8 @@ def test_another_option_needs_to_be_allowed_and_the_story_keeps_the_earlier(
     assert children.end() == 2
     (line,) = (tmp_path / "stderr").read_text().splitlines()
     assert line.endswith(
-        "run holds a run with optim.clip_norm = 1.0, not 0.5; choose another out_dir, or go on "
-        "with --allow optim.clip_norm"
+        "run holds a run with optim.clip_norm = 1.0, not 0.5; choose another out_dir, or "
+        "continue with --allow optim.clip_norm"
     )
     allowed = {**refused, "argv": [*refused["argv"], "--allow", "optim.clip_norm"]}
     children.start(**allowed)
