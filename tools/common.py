@@ -20,8 +20,7 @@ from vvlm_jax.config_check import nearest
 from vvlm_jax.override import from_json, to_json
 
 USER_ERRORS = (ValueError, OSError, Stopped)
-"""Errors that a person can mend; the rest are bugs."""
-
+"""Errors that the user can fix; the rest are bugs."""
 
 CONFIGS = "configs" if __package__ == "tools" else f"{__package__}.configs"
 """Package of the shipped configs: beside `tools` in a checkout, inside `vvlm` when installed."""

@@ -259,7 +259,7 @@ def test_a_dry_run_writes_nothing(ask, store, tmp_path):
         (("--workers", "-1"), "--workers -1: must be 0 (all there is) or above"),
         (("--set", "finetune.seed=3"), "holds a sweep with shared.finetune.seed = 0, not 3"),
         (("--set", "points=[]"), "points: none; a sweep needs at least one run"),
-        (("--store", "az://bucket/s"), "az://bucket/s: unknown scheme; a store is a folder, gs://"),
+        (("--store", "az://bucket/s"), "az://bucket/s: unknown scheme; must be a folder, gs://"),
         ((), "runs/mini-sweep-data/tokenizer.json: not there ("),
     ],
 )

@@ -4,10 +4,11 @@ import json
 import pytest
 
 from configs.sweeps import mini, star
+from tests.buckets import FolderClient
 from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.config_check import validate
 from vvlm_jax.models.variants import VISION
-from vvlm_jax.storage import files
+from vvlm_jax.storage.bucket import CLIENTS
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.store.store import Store
 from vvlm_jax.sweep.worker import Context, Stop
@@ -110,13 +111,16 @@ def test_milestones_are_evaluated_by_jobs_of_their_own(tmp_path):
     }
 
 
+BUCKET = "a-lab"  # no other test's, as a process keeps its buckets
+
+
 def test_data_in_a_bucket_are_looked_for_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(files, "place", lambda file: tmp_path / file.replace("s3://", ""))
+    monkeypatch.setitem(CLIENTS, "s3", lambda name: FolderClient(tmp_path / name))
     sweep = mini.sweep()
-    data = dataclasses.replace(sweep.finetune.data, annotations="s3://lab/train.json")
+    data = dataclasses.replace(sweep.finetune.data, annotations=f"s3://{BUCKET}/train.json")
     sweep = dataclasses.replace(sweep, finetune=dataclasses.replace(sweep.finetune, data=data))
-    missing = "s3://lab/train.json: not there (finetune.data.annotations)"
+    missing = f"s3://{BUCKET}/train.json: not there (finetune.data.annotations)"
     assert missing in jobs.missing_inputs(sweep)
-    (tmp_path / "lab").mkdir()
-    (tmp_path / "lab/train.json").touch()
+    (tmp_path / BUCKET).mkdir()
+    (tmp_path / BUCKET / "train.json").touch()
     assert missing not in jobs.missing_inputs(sweep)
