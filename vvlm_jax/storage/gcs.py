@@ -38,7 +38,7 @@ class Gcs:
         self._bucket = self._client.bucket(bucket)
 
     def put(self, name: str, data: bytes, nonce: str, new: bool) -> str:
-        """As `Client.put`."""
+        """Implement `Client.put`."""
         blob = self._bucket.blob(name)
         blob.metadata = {"nonce": nonce}
         condition = {"if_generation_match": 0} if new else {}
@@ -47,7 +47,7 @@ class Gcs:
         return str(blob.generation)
 
     def get(self, name: str, tail: int = 0) -> Item:
-        """As `Client.get`."""
+        """Implement `Client.get`."""
         with self._translated(name):
             blob = self._bucket.get_blob(name, timeout=TIMEOUT, retry=None)
             if blob is None:
@@ -58,7 +58,7 @@ class Gcs:
         return Item(str(blob.generation), blob.updated.timestamp(), nonce, data)
 
     def touch(self, name: str, item: Item) -> str:
-        """As `Client.touch`: a change of metadata, which leaves the generation as it is."""
+        """Implement `Client.touch`: a change of metadata, which leaves the generation as it is."""
         blob = self._bucket.blob(name)
         blob.metadata = {"nonce": item.nonce, "touched": uuid.uuid4().hex}
         with self._translated(name):
@@ -66,7 +66,7 @@ class Gcs:
         return item.tag
 
     def list(self, prefix: str, most: int | None = None, deep: bool = True) -> Iterator[Found]:
-        """As `Client.list`."""
+        """Implement `Client.list`."""
         with self._translated(prefix):
             found = self._client.list_blobs(
                 self._bucket,
@@ -82,24 +82,24 @@ class Gcs:
             yield from map(Found, sorted(found.prefixes))
 
     def delete(self, name: str) -> None:
-        """As `Client.delete`."""
+        """Implement `Client.delete`."""
         with contextlib.suppress(FileNotFoundError), self._translated(name):
             self._bucket.blob(name).delete(timeout=TIMEOUT, retry=None)
 
     def fetch(self, name: str) -> bytes:
-        """As `Client.fetch`."""
+        """Implement `Client.fetch`."""
         with self._translated(name):
             return self._bucket.blob(name).download_as_bytes(timeout=_FILE_TIMEOUT)
 
     def upload(self, file: Path, name: str) -> None:
-        """As `Client.upload`."""
+        """Implement `Client.upload`."""
         with self._translated(name):
             self._bucket.blob(name).upload_from_filename(
                 str(file), timeout=_FILE_TIMEOUT, retry=DEFAULT_RETRY
             )
 
     def download(self, name: str, file: Path) -> None:
-        """As `Client.download`."""
+        """Implement `Client.download`."""
         with self._translated(name):
             self._bucket.blob(name).download_to_filename(str(file), timeout=_FILE_TIMEOUT)
 

@@ -43,7 +43,7 @@ class S3:
             raise ConfigError(f"s3://{bucket}: {e}") from e
 
     def put(self, name: str, data: bytes, nonce: str, new: bool) -> str:
-        """As `Client.put`."""
+        """Implement `Client.put`."""
         return self._put(name, data, nonce, {"IfNoneMatch": "*"} if new else {})
 
     def _put(self, name: str, data: bytes, nonce: str, condition: dict) -> str:
@@ -53,7 +53,7 @@ class S3:
             )["ETag"]
 
     def get(self, name: str, tail: int = 0) -> Item:
-        """As `Client.get`."""
+        """Implement `Client.get`."""
         part = {"Range": f"bytes=-{tail}"} if tail else {}
         try:
             with self._translated(name):
@@ -67,11 +67,11 @@ class S3:
         )
 
     def touch(self, name: str, item: Item) -> str:
-        """As `Client.touch`: write the same bytes again."""
+        """Implement `Client.touch`: write the same bytes again."""
         return self._put(name, item.data, item.nonce, {"IfMatch": item.tag})
 
     def list(self, prefix: str, most: int | None = None, deep: bool = True) -> Iterator[Found]:
-        """As `Client.list`."""
+        """Implement `Client.list`."""
         with self._translated(prefix):
             pages = self._one.get_paginator("list_objects_v2").paginate(
                 Bucket=self.bucket,
@@ -86,24 +86,24 @@ class S3:
                 yield from (Found(folder["Prefix"]) for folder in page.get("CommonPrefixes", ()))
 
     def delete(self, name: str) -> None:
-        """As `Client.delete`."""
+        """Implement `Client.delete`."""
         with self._translated(name):
             self._one.delete_object(Bucket=self.bucket, Key=name)
 
     def fetch(self, name: str) -> bytes:
-        """As `Client.fetch`."""
+        """Implement `Client.fetch`."""
         with self._translated(name):
             found = self._many.get_object(Bucket=self.bucket, Key=name)
             with contextlib.closing(found["Body"]) as body:
                 return body.read()
 
     def upload(self, file: Path, name: str) -> None:
-        """As `Client.upload`."""
+        """Implement `Client.upload`."""
         with self._translated(name):
             self._many.upload_file(str(file), self.bucket, name)
 
     def download(self, name: str, file: Path) -> None:
-        """As `Client.download`."""
+        """Implement `Client.download`."""
         with self._translated(name):
             self._many.download_file(self.bucket, name, str(file))
 
