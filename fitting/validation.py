@@ -43,7 +43,8 @@ def score(predicted, error) -> Score:
     predicted, error = predicted[known], error[known]
     squares = (predicted - error) ** 2
     spread = ((error - error.mean()) ** 2).sum()
-    r2 = 1 - squares.sum() / spread if spread > 0 else np.nan
+    differ = np.ptp(error) > 1e-9 * np.abs(error).max()  # equal but for rounding: no R^2
+    r2 = 1 - squares.sum() / spread if differ else np.nan
     percent = np.nan
     if error.min() > 0:
         percent = 100 * np.mean(np.abs(predicted - error) / error)

@@ -1,5 +1,7 @@
 """The page's first section: what to deploy, how sure that is, and where to doubt it."""
 
+import numpy as np
+
 from fitting import formatting
 from fitting.report.analysis import GOOD_R2, Analysis, findings, fitted_score
 from fitting.report.results import MetricResults, Subject
@@ -90,16 +92,20 @@ def trust_text(analysis: Analysis) -> str:
         return text + "was not tested on unseen runs."
     unseen = compared.entry(law.config.form).cross_validation
     text += (
-        f"predicts unseen runs with a mean relative error of {unseen.percent:.2g}% (R² "
-        f"{unseen.r2:.2f})"
+        f"predicts unseen runs with a mean relative error of {unseen.percent:.2g}% ("
+        f"{_r2_text(unseen.r2)})"
     )
     if compared.extrapolation:
         reach = compared.score(law.config.form, compared.extrapolation)
         how = f"on the split {compared.extrapolation} it predicts"
         if compared.extrapolation == STAR_TO_ISOFLOP:
             how = "fitted to the star alone it predicts the isoFLOP runs"
-        text += f"; {how} with {reach.percent:.2g}% (R² {reach.r2:.2f})"
+        text += f"; {how} with {reach.percent:.2g}% ({_r2_text(reach.r2)})"
     return text + "."
+
+
+def _r2_text(value: float) -> str:
+    return f"R² {value:.2f}" if np.isfinite(value) else "R² undefined: all errors are equal"
 
 
 def metric_row(subject: Subject, analysis: Analysis | None) -> list:

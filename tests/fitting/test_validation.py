@@ -214,3 +214,9 @@ def test_the_packages_verbs(small):
     assert fitting.extrapolate is extrapolate
     found = fitting.cross_validate(small, QUICK.replace(form="mult"), folds=2)
     assert len(found.fits) == 2
+
+
+def test_errors_that_differ_by_rounding_alone_have_no_r2():
+    error = np.array([100 * (1 / 3), 100 / 3, 33.333333333333336, 33.33333333333333])
+    assert np.isnan(score(error + 1, error).r2)
+    assert score(np.array([1.0, 2.5]), np.array([1.0, 2.0])).r2 == 0.5
