@@ -64,7 +64,7 @@ MISTAKES = [
     (("data.annotations=gone.json",), r"gone\.json: no such annotation file \(data\.annotations\)"),
     (("data.tokenizer=gone",), r"gone: no such tokenizer file; data\.tokenizer"),
     (("microbatches=3",), "microbatches = 3: must be a divisor of batch_size = 4"),
-    (("batch_size=9",), "batch_size = 9: must be at most the 8 examples"),
+    (("batch_size=9",), "batch_size = 9: must be at most the number of examples, 8"),
     (('optim.learning_rates=[["llm/.*",1]]',), r"optim\.learning_rates: no pattern covers"),
     (("optim.b1=2",), r"optim\.b1 = 2\.0: must be from 0 to below 1"),
     (("optim.eps=-1",), r"optim\.eps = -1\.0: must be above 0"),
