@@ -15,8 +15,12 @@ QUIET = $(if $(MAKE_TERMOUT),,--quiet)
 # uv installs what takes pip two minutes in some seconds.
 UV = 0.13.9
 INSTALL = $(PY) -m uv pip install --python $(PY) $(QUIET)
-# Test files side by side, in their order: the longest is among the first. A process may take 5 GB.
-PYTEST = $(PY) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Test files side by side, in their order: the longest is among the first. A process may take 5 GB. One
+# more than there are cores, because some tests wait for processes that they start.
+PROCESSES = $(shell $(PY) -c 'import os; print(min(5, len(os.sched_getaffinity(0)) + 1))')
+PYTEST = $(PY) -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
+# Files of whole training runs in processes of their own; a second Python trains in the other files.
+LONG = $(addprefix tests/vvlm_jax/,train/test_survival.py train/test_other_mesh.py test_sharding.py)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
@@ -38,8 +42,8 @@ test: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those l
 test-slow: $(VENV)/.ready-torch  ## run the slow tests: kills, clusters, larger compiles
 	$(PYTEST) -m slow $(ARGS)
 
-test-light: $(VENV)/.ready-tests  ## the first tests of each file, without PyTorch: for a second Python
-	$(PYTEST) -m 'not slow and not torch' --first-tests=2 $(ARGS)
+test-light: $(VENV)/.ready-tests  ## the first test of each file, without PyTorch: for a second Python
+	$(PYTEST) -m 'not slow and not torch' --first-tests=1 $(LONG:%=--ignore=%) $(ARGS)
 
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
 	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu --dist load --maxschedchunk 1 $(ARGS)

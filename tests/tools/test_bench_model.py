@@ -50,6 +50,7 @@ def test_a_step_reads_all_weights_and_the_cache_once():
     assert untied == 2 * (8_030_261_248 - 128256 * 4096 + 2 * 32 * 2 * 1050 * 8 * 128)
 
 
+@pytest.mark.slow(reason="runs a benchmark of both sides")
 @pytest.mark.torch
 def test_a_small_run_prints_both_sides_and_that_they_agree():
     """On a machine with none of this repository's other needs, as those with a GPU are."""

@@ -123,7 +123,14 @@ def test_the_table_compares_with_both_rates_and_says_what_does_not_fit():
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("overrides", [(), ("microbatches=2",), ("model.dtype=bfloat16",)])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        pytest.param((), marks=pytest.mark.slow(reason="compiles torch's step, too")),
+        pytest.param(("microbatches=2",), marks=pytest.mark.slow(reason="compiles a train step")),
+        ("model.dtype=bfloat16",),
+    ],
+)
 def test_both_sides_take_the_same_steps(overrides):
     """Losses and gradient norms, behind updates too; torch with gradient checkpointing."""
     from tools.bench import torch_train

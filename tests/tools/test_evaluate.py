@@ -106,7 +106,7 @@ def test_videos_and_questions_may_lie_in_a_bucket(args, service, tmp_path):
     ("option", "message"),
     [
         ({"media_root": "no/where"}, "--media-root no/where: no such folder"),
-        ({"media_root": "ftp://a/b"}, "ftp://a/b: data are read from folders, and from gs://"),
+        ({"media_root": "ftp://a/b"}, "ftp://a/b: unknown scheme; must be a folder, gs://"),
         ({"questions": "no/where.jsonl"}, "no/where.jsonl: no such question file"),
         ({"questions": "."}, ".: no such question file"),
         ({"max_unreadable": -1.0}, "--max-unreadable -1.0: must be a share from 0 to 1"),

@@ -108,7 +108,7 @@ def test_a_folder_without_a_model_is_one_line(run, capsys, tmp_path):
     [
         (
             '{"model_type": "llama"}',
-            "a Hugging Face directory; make it a model: python -m tools.co",
+            "a Hugging Face directory; make it a model: vvlm co",
         ),
         ("{", "config.json: not JSON: "),
         ('{"modle": {}}', "modle: no such option; did you mean 'model'?"),

@@ -403,7 +403,9 @@ def test_a_missing_key_is_said_before_anything_is_sent(judge, monkeypatch, value
 def test_what_cannot_be_a_key_is_refused_unseen(judge, monkeypatch, value):
     monkeypatch.setenv("OPENAI_API_KEY", value)
     ask, _ = judge()
-    with pytest.raises(ConfigError, match="OPENAI_API_KEY: holds characters that no key has") as e:
+    with pytest.raises(
+        ConfigError, match="OPENAI_API_KEY: contains characters that no key has"
+    ) as e:
         ask.ask(ASKED)
     assert value not in str(e.value)
 

@@ -22,9 +22,9 @@ NEW = 64
 @pytest.mark.parametrize(
     ("tied", "scaling", "qwen"),
     [
-        (True, None, False),
+        pytest.param(True, None, False, marks=pytest.mark.slow(reason="compiles a third model")),
         (False, RopeScaling(8.0, original_max_position=64), False),
-        (False, None, True),
+        pytest.param(False, None, True, marks=pytest.mark.slow(reason="compiles a third model")),
     ],
     ids=["tied, plain", "untied, llama3", "qwen2"],
 )

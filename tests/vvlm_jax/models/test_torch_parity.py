@@ -110,6 +110,7 @@ def test_answer_loss_is_cross_entropy_with_ignored_labels(weighting):
                  everything)  # fmt: skip
 
 
+@pytest.mark.slow(reason="compiles the whole model; weights/test_gradients.py compares it, too")
 def test_the_whole_model_from_pixels_to_loss_and_back():
     """Compare logits, the loss with masked labels, and its gradient in every part."""
     import torch

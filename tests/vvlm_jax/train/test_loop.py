@@ -267,7 +267,9 @@ def test_left_over_checkpoints_of_a_finished_run_are_removed(stage, tmp_path):
 # Interrupted runs.
 
 
-@pytest.mark.parametrize("stops", [(1, 5, 8), (12,)])
+@pytest.mark.parametrize(
+    "stops", [(1, 5, 8), pytest.param((12,), marks=pytest.mark.slow(reason="trains twice"))]
+)
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(stage, whole, tmp_path, stops):
     folder = tmp_path / "run"
     config = stage(folder, epochs=2, checkpoint_every=2)

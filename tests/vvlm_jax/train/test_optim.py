@@ -306,7 +306,10 @@ def same(a, b):
     return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize(
+    "bad",
+    [math.nan, pytest.param(math.inf, marks=pytest.mark.slow(reason="compiles a step again"))],
+)
 def test_a_step_with_a_loss_that_is_not_finite_is_skipped(stage, tok, batch, bad):
     """Later steps give the same results as without the skipped ones."""
     weight = batch.target_weight_BM.copy()

@@ -162,10 +162,10 @@ def test_a_broken_line_is_named(tmp_path):
         list(sources.rows_of(mixture, tmp_path))
     for text in ("[" * 10**6, f"[{'1' * 10_000}]"):
         (tmp_path / "b.json").write_text(text)
-        with pytest.raises(ValueError, match=r"b\.json: is no JSON that can be read"):
+        with pytest.raises(ValueError, match=r"b\.json: is not readable JSON"):
             list(sources.rows_of(mixture, tmp_path))
     (tmp_path / "a.jsonl").write_text(f"\n{text}")
-    with pytest.raises(ValueError, match=r"a\.jsonl: line 2 is no JSON that can be read"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: line 2 is not readable JSON"):
         list(sources.rows_of(sources.from_file(tmp_path / "a.jsonl"), tmp_path))
 
 
