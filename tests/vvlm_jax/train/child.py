@@ -71,7 +71,7 @@ def die_within(job):
             "any": removal or job["watch"] in path,
             "save": "orbax-checkpoint-tmp" in path,
             "manifest": ".partial-manifest.json" in path,
-            "clean-up": removal,
+            "clean-up": removal and ".partial-" not in path,
         }
         done += is_one[kind]
         if done == job["kill_at"]:
