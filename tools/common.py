@@ -191,7 +191,7 @@ def write_csv(path: Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 
-def check_is_here(flag: str, path: Path) -> None:
+def check_is_here(flag: str, path: Path | None) -> None:
     """Raise ConfigError for a URL of a bucket, which `Path` has turned into `gs:/BUCKET`."""
     from vvlm_jax.storage import bucket
 

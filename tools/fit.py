@@ -30,7 +30,7 @@ from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
-from .common import check_positive, die_in_one_line, flag, write_csv
+from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 from .fit_flags import READERS, Data, FitFlags, fit_config, read_table
 
 FOLDS = 5
@@ -71,6 +71,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
+    check_is_here("--out", args.out)
     table, config = read_table(args.data), fit_config(args.fit)
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")

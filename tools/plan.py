@@ -24,7 +24,7 @@ from fitting.cost import ActualFlops
 from fitting.elasticities import BUDGETS, DELTA, NUM_EXAMPLES
 from fitting.grids import parse_domain, parse_grid
 
-from .common import check_positive, die_in_one_line, flag, write_csv
+from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 
 TERA = 1e12
 Number = Annotated[float | None, tyro.conf.arg(metavar="NUMBER")]
@@ -155,9 +155,9 @@ def check_flags(ask: Question, offer: Offer) -> None:
 
     refuse(measured and not named, f"--cost {cost}: write paper, actual or FILE.csv[:COLUMN]")
     refuse(nothing, "nothing to answer: give --budget-tflops, --frontier or --elasticity")
-    refuse(
-        measured and flops, f"--cost {cost} has its own unit: give --budget, not --budget-tflops"
-    )
+    own_unit = f"--cost {cost} has its own unit: give --budget, not --budget-tflops"
+    refuse(measured and flops, own_unit)
+    check_is_here("--out", ask.out)
     refuse(own and not measured, "--budget is for a measured --cost; FLOPs take --budget-tflops")
     check_positive(ask, "budget_tflops", "budget", "examples", "videos_per_day", "days", "delta")
     check_positive(ask, "alternatives", "tolerance", zero=True)
@@ -167,8 +167,8 @@ def check_flags(ask: Question, offer: Offer) -> None:
     refuse(served != (ask.videos_per_day is not None), "--videos-per-day and --days go together")
     refuse(served and ask.examples is None, "--videos-per-day needs --examples")
     refuse(ask.frontier and not (ask.out or ask.elasticity), "--frontier needs --out FILE.csv")
-    refuse(ask.at and not grid, "--at needs --frontier or --elasticity")
-    refuse(ask.out and not grid, "--out needs --frontier or --elasticity")
+    for name in ("at", "out"):
+        refuse(getattr(ask, name) and not grid, f"--{name} needs --frontier or --elasticity")
     refuse(measured and no_budgets, "--elasticity with a measured --cost needs --frontier")
 
 

@@ -32,6 +32,11 @@ def require(ok: bool, name: str, value, allowed: str) -> None:
         raise ConfigError(f"{name} = {value!r}: must be {allowed}")
 
 
+def check_seed(name: str, seed: int) -> None:
+    """Raise ConfigError for a seed that jax and NumPy do not both take."""
+    require(0 <= seed < 2**63, name, seed, "0 or above, below 2^63")
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return `did you mean …?` with the closest of `known`, or `known: …` when none is close."""
     known = list(known)
@@ -211,6 +216,7 @@ def _validate_data(data: DataConfig) -> None:
 
 
 def _validate_run(config: TrainConfig) -> None:
+    check_seed("seed", config.seed)
     require(config.batch_size >= 1, "batch_size", config.batch_size, "at least 1")
     require(
         config.microbatches >= 1 and config.batch_size % config.microbatches == 0,

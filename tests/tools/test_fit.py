@@ -176,6 +176,13 @@ runpy.run_module('tools.fit', run_name='__main__', alter_sys=True)
 """
 
 
+def test_a_bucket_is_not_mistaken_for_a_folder(runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--out s3://bucket/law: must be on this machine"):
+        fit(runs, "--out", "s3://bucket/law")
+    assert not (tmp_path / "s3:").exists()
+
+
 def test_a_bad_table_is_known_without_jax(runs):
     runs.write_text(runs.read_text().replace(",4,", ",four,", 1))
     done = subprocess.run(

@@ -222,6 +222,7 @@ MISTAKES = [
     (("--budget-tflops", "3", "--cost", "a.csv"), "give --budget, not --budget-tflops"),
     (("--budget-tflops", "15", "--days", "3"), "--videos-per-day and --days go together"),
     (("--frontier", "1:2:3"), "--frontier needs --out"),
+    (("--frontier", "1:2:3", "--out", "gs://b/f.csv"), "--out gs://b/f.csv: must be on this"),
     (("--budget-tflops", "1", "--out", "a.csv"), "--out needs --frontier"),
     (("--budget-tflops", "15"), "--examples: the law depends on num_examples"),
     (("--frontier", "1:2:3", "--out", "a.csv"), "--frontier: the law depends on num_examples"),

@@ -62,6 +62,8 @@ MISTAKES = [
     (("model.vision=study/13",), r"model\.vision = 'study/13': unknown; did you mean 'study/12'"),
     (("data.num_examples=9",), r"data\.num_examples = 9: must be from 1 to 8"),
     (("data.annotations=gone.json",), r"gone\.json: no such annotation file \(data\.annotations\)"),
+    (("seed=-1",), r"seed = -1: must be 0 or above"),
+    ((f"seed={2**63}",), r"seed = 9223372036854775808: must be .*below 2\^63"),
     (("data.tokenizer=gone",), r"gone: no such tokenizer file; data\.tokenizer"),
     (("microbatches=3",), "microbatches = 3: must be a divisor of batch_size = 4"),
     (("batch_size=9",), "batch_size = 9: must be at most the number of examples, 8"),

@@ -10,7 +10,7 @@ from collections import Counter
 from dataclasses import dataclass, fields, replace
 
 from vvlm_jax.config import ConfigError, TrainConfig
-from vvlm_jax.config_check import choose, nearest, validate
+from vvlm_jax.config_check import check_seed, choose, nearest, validate
 
 EXPORTS = ("hf", "hf-llm", "hf-vision")
 """Hugging Face folders to export: the whole model (LlavaOnevision), or one tower."""
@@ -215,8 +215,8 @@ def _check_values(config: SweepConfig) -> None:
         (f"evaluations: {e.name}: max_new_tokens", e.max_new_tokens) for e in config.evaluations
     ]
     for p in config.points:
-        if p.seed is not None and p.seed < 0:
-            raise ConfigError(f"{p.run_id}: seed = {p.seed}: must be 0 or above")
+        if p.seed is not None:
+            check_seed(f"{p.run_id}: seed", p.seed)
     for name, value in values:
         if value is not None and not 0 < value < math.inf:
             raise ConfigError(f"{name} = {value}: must be above 0")

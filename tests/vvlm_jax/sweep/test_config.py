@@ -42,6 +42,7 @@ def test_a_sweep_comes_back_from_its_json():
             r"are the same run, x = \(54000, 2, 4\) with n = 12 and seed 0",
         ),
         (lambda: changed(seed=-1), "seed = -1: must be 0 or above"),
+        (lambda: changed(seed=2**70), "0 or above, below 2"),
         (lambda: changed(num_examples=17), "num_examples = 17: above the 16 examples"),
         (lambda: changed(num_examples=3), "must be at least one batch, 4"),
         (lambda: changed(lm_params=1e9), r"lm_params = 1e\+09: sizes has 24736, 54000"),
