@@ -1,4 +1,4 @@
-"""Write files in one step: a reader, or a crash, never meets half of one."""
+"""Write files in one step: readers never see an incomplete one."""
 
 import os
 from collections.abc import Iterator

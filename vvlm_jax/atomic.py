@@ -1,4 +1,4 @@
-"""Write files and folders in one step: a reader, or a crash, never meets half of one."""
+"""Write files and folders in one step: readers never see an incomplete one."""
 
 import os
 import shutil

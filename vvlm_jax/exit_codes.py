@@ -4,7 +4,7 @@ from enum import IntEnum
 
 
 class Exit(IntEnum):
-    """What a process that trains a model or does a job of a sweep ends with."""
+    """Exit code of a process that trains a model or does a job of a sweep."""
 
     DONE = 0
     """Finished, in this process or before."""

@@ -14,7 +14,7 @@ from fitting.runs import RunTable
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How much to compute.
+    """Options: how much to compute.
 
     Attributes:
       law: options of every metric's law.
@@ -139,7 +139,7 @@ class Recommendation(NamedTuple):
 
 
 class MetricResults(NamedTuple):
-    """What is shown of one metric.
+    """Results of one metric, as a page shows them.
 
     Attributes:
       analysis: an `Analysis`; None without a law.

@@ -1,4 +1,4 @@
-"""What a finished study has found: scores by run, controls, and the effect of each factor."""
+"""Results of a finished study: scores by run, controls, and the effect of each factor."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Where a model's parameters and key-value cache lie when it generates, and in which dtype."""
+"""Place a model's parameters and key-value cache on devices for generation, and set their dtype."""
 
 import math
 

@@ -170,7 +170,7 @@ class Key:
 
     @property
     def prefix(self) -> str:
-        """How the names of all objects below this one start."""
+        """Return the prefix of the names of all objects below this one."""
         return f"{self.key}/" if self.key else ""
 
     @property
