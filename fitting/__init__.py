@@ -26,6 +26,7 @@ _EXPORTS = {
         "frontier",
         "member_frontiers",
     ),
+    "intervals": ("prediction_interval", "run_noise", "run_spread"),
     "law": ("BaggedFit",),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
@@ -43,7 +44,7 @@ _EXPORTS = {
         "isoflop_sweep",
         "star_sweep",
     ),
-    "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
+    "uncertainty": ("Decision", "decide"),
     "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

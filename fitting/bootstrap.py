@@ -4,50 +4,103 @@ import numpy as np
 
 
 def resample_weights(
-    num_runs: int, resamples: int, seed: int, *, rows=None, strata=None, kind: str = "count"
+    num_runs: int,
+    resamples: int,
+    seed: int,
+    *,
+    rows=None,
+    strata=None,
+    clusters=None,
+    kind: str = "count",
 ):
     """Return the weight of each run in each resample.
 
     An iid resample of a small star can lose a whole language-model size (8.5% of the resamples of
-    the paper's 39 star runs); strata keep every group at its own size.
+    the paper's 39 star runs); strata keep every group at its own size. Runs that share a cause (a
+    seed, a parent run) form a cluster, which is drawn as a whole.
+
+    Within a stratum of m units, and of m clusters, m - 1 units are drawn and count m / (m - 1)
+    times each (Rao and Wu 1988): drawing m, as the iid bootstrap does, understates a variance by
+    (m - 1) / m, a half where m is 2.
 
     Args:
       num_runs: R.
       resamples: B.
       seed: of numpy's generator.
       rows: bool [R], the runs to draw from; the others get weight 0. All by default.
-      strata: [R] labels; runs are drawn within each label. One stratum by default.
-      kind: 'count', how often a run is drawn (multinomial); or 'dirichlet', the Bayesian
-        bootstrap's flat Dirichlet weights, of which none is 0.
+      strata: [R] labels; units are drawn within each label. One stratum by default.
+      clusters: [R] labels; the runs of one are a unit. A run is a unit by default. A cluster with
+        runs in several strata is of a stratum of all clusters with runs in these.
+      kind: 'count', how often a unit is drawn (multinomial); or 'dirichlet', the Bayesian
+        bootstrap's flat Dirichlet weights, of which none is 0 (of clusters: with variance 1).
 
     Returns:
-      [B, R] float64; each row sums to the number of runs drawn from.
+      [B, R] float64; without clusters each row sums to the number of runs drawn from.
 
     Raises:
       ValueError: no run to draw from.
     """
     rows = np.ones(num_runs, bool) if rows is None else np.asarray(rows, bool)
-    strata = np.zeros(num_runs, int) if strata is None else np.asarray(strata)
     if not rows.any():
         raise ValueError("a resample needs at least one run to draw from")
+    used = np.flatnonzero(rows)
+    unit_U = np.arange(len(used))
+    if clusters is not None:
+        unit_U = np.unique(np.asarray(clusters)[used], return_inverse=True)[1]
+    corrected = strata is not None or clusters is not None
+    strata = np.zeros(num_runs, int) if strata is None else np.asarray(strata)
+    stratum_G = strata_of_units(strata[used], unit_U)
     rng = np.random.default_rng(seed)
+    weights_BG = np.zeros((resamples, len(stratum_G)))
+    for label in np.unique(stratum_G):
+        members = np.flatnonzero(stratum_G == label)
+        weights_BG[:, members] = _drawn(rng, len(members), resamples, kind, corrected)
     weights_BR = np.zeros((resamples, num_runs))
-    for label in np.unique(strata[rows]):
-        members = np.flatnonzero(rows & (strata == label))
-        if kind == "dirichlet":
-            drawn = len(members) * rng.dirichlet(np.ones(len(members)), size=resamples)
-        else:
-            share = np.full(len(members), 1 / len(members))
-            drawn = rng.multinomial(len(members), share, size=resamples)
-        weights_BR[:, members] = drawn
+    weights_BR[:, used] = weights_BG[:, unit_U]
     return weights_BR
 
 
-def wild_targets(fitted, target, jacobian, weights, resamples: int, seed: int) -> np.ndarray:
+def _drawn(rng, size: int, resamples: int, kind: str, corrected: bool) -> np.ndarray:
+    """Return weights [B, m] of the m units of a stratum; a single one always has weight 1."""
+    if kind == "dirichlet":
+        # alpha = (m - 2) / m gives m times a unit's share the variance 1, as counts have.
+        alpha = (size - 2) / size if corrected and size > 2 else 1.0
+        return size * rng.dirichlet(np.full(size, alpha), size=resamples)
+    count = max(size - 1, 1) if corrected else size
+    drawn = rng.multinomial(count, np.full(size, 1 / size), size=resamples)
+    return drawn * (size / count)
+
+
+def strata_of_units(strata_R, unit_R) -> np.ndarray:
+    """Return the stratum [G] of each unit (0 to G - 1 in unit_R), of at least two units each.
+
+    Strata of a single unit are pooled; a lone one joins the smallest of the others. Otherwise the
+    unit would have weight 1 in every resample, as if its noise were known to be what it was.
+    """
+    touched = [set() for _ in range(unit_R.max() + 1)]
+    for unit, label in zip(unit_R, strata_R, strict=True):
+        touched[unit].add(label)
+    keys = {key: i for i, key in enumerate(dict.fromkeys(map(frozenset, touched)))}
+    stratum_G = np.array([keys[frozenset(labels)] for labels in touched])
+    sizes = np.bincount(stratum_G)
+    alone = np.flatnonzero(sizes == 1)
+    if len(alone) == 1 and len(sizes) > 1:
+        others = np.where(sizes == 1, len(stratum_G), sizes)
+        stratum_G[stratum_G == alone[0]] = others.argmin()
+    elif len(alone):
+        stratum_G[np.isin(stratum_G, alone)] = alone[0]
+    return stratum_G
+
+
+def wild_targets(
+    fitted, target, jacobian, weights, resamples: int, seed: int, clusters=None
+) -> np.ndarray:
     """Return targets [B, R] of the wild bootstrap: the fit plus residuals with random signs.
 
     The design stays as it is, so no level is ever lost, and each run keeps its own noise. A fitted
-    residual is smaller than the noise, by sqrt(1 - leverage); HC2 makes up for that.
+    residual is smaller than the noise, by sqrt(1 - leverage); HC2 makes up for that. The runs of a
+    cluster get one sign, and their residuals are multiplied by (I - H_gg)^(-1/2), H_gg the block
+    of the hat matrix (CR2, Bell and McCaffrey 2002), which is HC2 for a cluster of one run.
 
     Args:
       fitted, target: [R], both in the space of the loss.
@@ -55,17 +108,34 @@ def wild_targets(fitted, target, jacobian, weights, resamples: int, seed: int) -
       weights: [R], of the fit; runs with weight 0 keep their target.
       resamples: B.
       seed: of numpy's generator.
+      clusters: [R] labels; None for runs that share nothing.
     """
     used = weights > 0
-    root = np.sqrt(weights[used])[:, None]
-    basis, singular, _ = np.linalg.svd(root * jacobian[used], full_matrices=False)
+    root = np.sqrt(weights[used])
+    basis, singular, _ = np.linalg.svd(root[:, None] * jacobian[used], full_matrices=False)
     basis = basis[:, singular > 1e-10 * singular.max(initial=1e-300)]
-    leverage = np.minimum((basis**2).sum(axis=1), 1 - 1e-3)  # a run fitted exactly says nothing
-    noise = (target - fitted)[used] / np.sqrt(1 - leverage)
-    signs_BR = np.random.default_rng(seed).choice([-1.0, 1.0], size=(resamples, used.sum()))
+    noise, rng = (target - fitted)[used], np.random.default_rng(seed)
+    if clusters is None:
+        leverage = np.minimum((basis**2).sum(axis=1), 1 - 1e-3)  # a run fitted exactly says nothing
+        noise = noise / np.sqrt(1 - leverage)
+        signs_BR = rng.choice([-1.0, 1.0], size=(resamples, used.sum()))
+    else:
+        unit = np.unique(np.asarray(clusters)[used], return_inverse=True)[1]
+        for g in range(unit.max() + 1):
+            rows = np.flatnonzero(unit == g)
+            bend, axes = np.linalg.eigh(np.eye(len(rows)) - basis[rows] @ basis[rows].T)
+            grown = (axes / np.sqrt(np.maximum(bend, 1e-3))) @ (axes.T @ (root * noise)[rows])
+            noise[rows] = grown / root[rows]
+        signs_BR = rng.choice([-1.0, 1.0], size=(resamples, unit.max() + 1))[:, unit]
     targets_BR = np.tile(np.asarray(target, float), (resamples, 1))
     targets_BR[:, used] = fitted[used] + signs_BR * noise
     return targets_BR
+
+
+def mostly_single(values) -> bool:
+    """Return whether most levels of a column [R] have one run, as those of a continuous one do."""
+    counts = np.unique(np.asarray(values), return_counts=True)[1]
+    return bool((counts == 1).mean() > 0.5)
 
 
 def fewest_levels(x) -> int:
