@@ -15,7 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from fitting import noise
-from fitting.bootstrap import fewest_levels, lost_levels, resample_weights, wild_targets
+from fitting.bootstrap import (
+    fewest_levels,
+    freedom_of_clusters,
+    inflation_of,
+    lost_levels,
+    resample_weights,
+    wild_targets,
+)
 from fitting.config import FitConfig
 from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
@@ -86,7 +93,7 @@ def fit_many(
     layout, scale = cases[0].layout, cases[0].table.scale
     delta = config.huber_delta / _unit(config, scale) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
-    lower, upper = _bounds(layout, config)
+    lower, upper = bounds(layout, config)
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
     wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
     if any(case.table.noise is not None for case in cases):
@@ -251,6 +258,11 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
         )
     else:
         strata = _strata(table, level_R, case.rows) if kind == "stratified" else None
+        inflation, draw = 1.0, "dirichlet" if kind == "bayesian" else "count"
+        if table.cluster is not None and np.isfinite(whole.theta).all():
+            jacobian_RP = _linearised(case, whole, loss)[1]
+            freedom = freedom_of_clusters(jacobian_RP, case.weights[: len(table)], table.cluster)
+            inflation = inflation_of(*freedom, draw)
         counts_BR = resample_weights(
             len(table),
             config.resamples,
@@ -258,7 +270,8 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
             rows=case.rows,
             strata=strata,
             clusters=table.cluster,
-            kind="dirichlet" if kind == "bayesian" else "count",
+            kind=draw,
+            inflation=inflation,
         )
         weights_BR = _padded((counts_BR * case.weights[: len(table)]).T, size).T
         target_BR = np.tile(case.target, (config.resamples, 1))
@@ -334,7 +347,7 @@ def _unit(config: FitConfig, scale: float) -> float:
     return 1.0 if config.space == "log" else scale
 
 
-def _bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
+def bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return bounds [P] of the solver's theta; at its lower bound a log coefficient's term is 0."""
     cap = np.inf if config.exponent_cap is None else config.exponent_cap
     gone = -1000.0 if config.exponent_cap is None else -60.0 - 10.0 * cap

@@ -23,6 +23,7 @@ from fitting.optimise.objective import Loss
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
+TINY_NOISE = 100.0  # residuals this many times a noise column: it may be in another unit
 BLOCK = 2048  # configurations predicted at once
 ROUNDING = 1e-9  # a value so close to the end of a range is inside it
 
@@ -201,6 +202,20 @@ class BaggedFit:
             return noise_parts.UNKNOWN
         square = np.average(residual_R**2, weights=runs.weights)
         return Scatter(float(square * self.num_runs / spare), 0.0, 1.0)
+
+    @property
+    def tiny_noise(self) -> str:
+        """Return a sentence where the known noise is a hundredth of the residuals, or ''."""
+        if self.runs.noise is None:
+            return ""
+        noise = float(np.median(self.runs.noise))
+        off = float(np.std(self.predict_whole(self.runs.z) - self.runs.error))
+        if off < TINY_NOISE * noise:
+            return ""
+        return (
+            f"{self.source}: the noise column ({noise:.3g} points, median) is {off / noise:.0f} "
+            "times smaller than the residuals: is it in the scores' unit? It hardly weighs runs"
+        )
 
     def in_fitted_space(self, noise) -> np.ndarray:
         """Return standard deviations [R] of the runs' scores as those of what was fitted."""

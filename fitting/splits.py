@@ -5,10 +5,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting.formatting import quantity
 from fitting.runs import RunTable
 
 MOST_PARTS = 5
 """More levels than this are left out in groups of neighbours, as many groups as this."""
+LEAST_LEVELS = 4
+"""Levels of a factor that a rollout needs: three to fit, one to predict."""
 
 
 class Split(NamedTuple):
@@ -84,6 +87,39 @@ def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
     return tuple(split for split in splits if len(split.train) and _can_be_fitted(table, split))
 
 
+def rollout_splits(table: RunTable, cost=None) -> tuple[Split, ...]:
+    """Return splits that fit the small and predict the next larger, as a law is used.
+
+    Over each factor with `LEAST_LEVELS` levels or more, and over cost. The levels go in at most
+    `MOST_PARTS` groups of neighbours; each but the first ones is predicted from all below it. The
+    first ones hold three levels and a third of the runs at least: fewer identify nothing.
+
+    Args:
+      table: the runs.
+      cost: [R], of each run; None for no rollout over cost.
+    """
+    columns = {name: table.column(name) for name in table.factors}
+    if cost is not None:
+        columns["cost"] = np.asarray(cost, float)
+    splits = [_rollout(table, f"rollout over {name}", c) for name, c in columns.items()]
+    return tuple(split for split in splits if len(split.train) and _can_be_fitted(table, split))
+
+
+def _rollout(table: RunTable, name: str, value_R) -> Split:
+    part_R, train, test = _parts(value_R), [], []
+    enough = len(np.unique(value_R)) >= LEAST_LEVELS
+    for part in range(1, part_R.max() + 1 if enough else 0):
+        below_R, next_R = part_R < part, part_R == part
+        if table.cluster is not None:
+            below_R &= ~np.isin(table.cluster, table.cluster[next_R])
+        levels = len(np.unique(value_R[below_R]))
+        if levels >= LEAST_LEVELS - 1 and 3 * below_R.sum() >= len(table):
+            train.append(below_R)
+            test.append(next_R)
+    empty = np.zeros((0, len(table)), bool)
+    return Split(name, np.array(train) if train else empty, np.array(test) if test else empty)
+
+
 def _can_be_fitted(table: RunTable, split: Split) -> bool:
     """Return whether each part leaves runs, of two clusters or more where there are clusters."""
     if table.cluster is None:
@@ -105,6 +141,10 @@ def _without(name: str, part_R, cluster_R=None) -> Split:
 def _parts(values_R) -> np.ndarray:
     """Return int [R]: one of at most `MOST_PARTS` groups of neighbouring levels; -1 for ''."""
     levels = [level for level in np.unique(values_R) if level != ""]
+    if values_R.dtype.kind not in "fiu":  # 500B before 1T, which text would not have
+        sizes = [quantity(level) for level in levels]
+        if not np.isnan(sizes).any():
+            levels = [levels[i] for i in np.argsort(sizes, kind="stable")]
     part_R = np.full(len(values_R), -1)
     for part, group in enumerate(np.array_split(levels, max(1, min(len(levels), MOST_PARTS)))):
         part_R[np.isin(values_R, group)] = part

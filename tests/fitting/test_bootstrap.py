@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from fitting.bootstrap import lost_levels, resample_weights, wild_targets
+from fitting.bootstrap import (
+    freedom_of_clusters,
+    inflation_of,
+    lost_levels,
+    resample_weights,
+    wild_targets,
+)
 from tests.fitting.synthetic import PAPER_POINTS
 
 
@@ -82,11 +88,13 @@ def test_clusters_are_drawn_whole():
         firsts = weights[:, [0, 2, 3, 6, 7]]
         np.testing.assert_allclose(firsts.sum(axis=1), 5)
         np.testing.assert_allclose(firsts.var(axis=0), 1.0, rtol=0.05)
-    # a and c have runs in both strata, b, d and e in one of them
-    strata = np.array([0, 1, 0, 0, 1, 1, 0, 0])
-    crossed = resample_weights(8, 500, 0, clusters=clusters, strata=strata)
-    np.testing.assert_allclose(crossed[:, [0, 3]].sum(axis=1), 2)
-    np.testing.assert_allclose(crossed[:, [2, 6, 7]].sum(axis=1), 3)
+    # even clusters have runs in both strata, odd ones in the first; four make a stratum
+    clusters = np.repeat(np.arange(8), 2)
+    strata = np.array([0, 1, 0, 0] * 4)
+    crossed = resample_weights(16, 500, 0, clusters=clusters, strata=strata)
+    np.testing.assert_allclose(crossed[:, ::4].sum(axis=1), 4)
+    few = resample_weights(12, 500, 0, clusters=clusters[:12], strata=strata[:12])
+    assert few[:, ::4].sum(axis=1).std() > 0.5  # three each: one stratum
 
 
 def test_wild_clusters_share_a_sign_and_hc2_is_its_case_of_one_run():
@@ -101,6 +109,24 @@ def test_wild_clusters_share_a_sign_and_hc2_is_its_case_of_one_run():
     for g in range(8):
         assert (np.ptp(grown[:, shared == g], axis=1) < 1e-9).all()  # all +, or all -
         assert np.std(grown[:, shared == g]) > 0.9
-    assert np.abs(moved[0]).sum() > np.abs(target - fitted).sum()  # residuals are too small
-    single = wild_targets(*args, np.arange(24)) - fitted
-    np.testing.assert_allclose(np.abs(single[0]), np.abs(wild_targets(*args)[0] - fitted))
+    assert np.abs(moved).sum(axis=1).mean() > 1.05 * np.abs(target - fitted).sum()
+    single = np.abs(wild_targets(*args, np.arange(24)) - fitted)
+    ratio = single / np.abs(wild_targets(*args)[0] - fitted)
+    np.testing.assert_allclose(ratio, np.repeat(ratio[:, :1], 24, axis=1))
+
+
+def test_few_clusters_spread_as_a_t_variable_does():
+    shared = np.repeat(np.arange(14), 8)
+    size = np.log(np.arange(1.0, 15.0))
+    within = np.tile(np.linspace(-1, 1, 8), 14)
+    jacobian = np.c_[np.ones(112), size[shared], within]
+    freedom, count = freedom_of_clusters(jacobian, np.ones(112), shared)
+    assert count == 14
+    assert freedom == pytest.approx(12)  # the mean and the size; `within` tells no two apart
+    wider = (1.7823 / 1.6449) ** 2  # t with 12 degrees of freedom
+    assert inflation_of(freedom, count, "count") == pytest.approx(wider, rel=1e-3)
+    assert inflation_of(freedom, count, "dirichlet") == pytest.approx(wider * 14 / 12, rel=1e-3)
+    many = dict(clusters=shared, inflation=1.3)
+    for kind in ("count", "dirichlet"):
+        weights = resample_weights(112, 20_000, 0, kind=kind, **many)[:, ::8]
+        np.testing.assert_allclose(weights.var(axis=0), 1.3, rtol=0.06)
