@@ -49,8 +49,8 @@ FLOORS = {
         "fits law",
         "validation frontiers",
         "ablations",
-        "elasticities uncertainty",
-        "planner planner_text validation_text",
+        "elasticities uncertainty regret",
+        "planner planner_text validation_text rivals",
         "figures report",
     ],
 }

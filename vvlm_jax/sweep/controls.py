@@ -9,14 +9,14 @@ from vvlm_jax.sweep.worker import Context
 def write_data(context: Context) -> dict:
     """Write one kind of synthetic data into the store, unless it is there.
 
-    The job's argument names the `kind` (train, val, captions or stories) and holds the arguments of
-    its function in `vvlm_jax.data.synthetic`. The annotation file is written last.
+    The job's argument names the `kind` (train, val, test, captions or stories) and holds the
+    arguments of its function in `vvlm_jax.data.synthetic`. The annotation file is written last.
     """
     from vvlm_jax.data import synthetic
 
     options = dict(context.job.argument)
     folder, kind = context.store.path, options.pop("kind")
-    file = folder / {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
+    file = folder / f"{kind}.json{'l' * (kind in ('val', 'test'))}"
     with context.stop.anywhere():
         if file.exists():
             return {"file": file.name}
