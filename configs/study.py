@@ -26,14 +26,14 @@ class DecisionTest:
     After the star and the isoFLOP sweep the law names x* at each budget, and each of `rivals` names
     what someone might have chosen instead (`fitting/rivals.py` has the rules). All of them are
     trained with the same new seeds and answer the same new questions. The regret of x* is then
-    measured in pairs (`fitting/regret.py`), and the claim "x* loses at most the bound" is confirmed,
-    refuted or not resolved. The bound is what the law says that x* loses at most (with `level` of
-    its members), or `tolerance` where that is more.
+    measured in pairs (`fitting/regret.py`), and the claim "x* loses at most the bound" is
+    confirmed, refuted or not resolved. The bound is what the law says that x* loses at most (with
+    `level` of its members), or `tolerance` where that is more.
     """
 
     budgets: tuple[float, ...] = (0.7, 1.5)
-    """Budgets of the test, as shares of the largest isoFLOP budget: one between two isoFLOP budgets,
-    one above all. None skips the test."""
+    """Budgets of the test, as shares of the largest isoFLOP budget: one between two isoFLOP
+    budgets, one above all. None skips the test."""
     rivals: tuple[str, ...] = ("outside", "add", "largest", "neighbour", "random")
     """Rules that name a rival each. None is tested twice: a rule whose choice is taken, by x* or by
     a rule before it, names its next one."""

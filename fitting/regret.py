@@ -80,7 +80,9 @@ def paired_regret(
         raise ValueError("an answer is missing; leave its question out for all configurations")
     part_CSV, error_CS = _by_cluster(wrong_CSQ, task_Q, cluster_Q)
     num_configs, num_seeds, _ = part_CSV.shape
-    off_CS = error_CS - error_CS.mean(axis=1, keepdims=True) - error_CS.mean(axis=0) + error_CS.mean()
+    off_CS = (
+        error_CS - error_CS.mean(axis=1, keepdims=True) - error_CS.mean(axis=0) + error_CS.mean()
+    )
     run_dof = (num_configs - 1) * (num_seeds - 1)
     run_variance = float((off_CS**2).sum()) / run_dof
     regret_R = (error_CS[0] - error_CS[1:]).mean(axis=1)

@@ -46,7 +46,10 @@ def simulated(rng, noise_C, *, tasks=2, videos=80, seeds=3):
     """
     num = len(noise_C)
     level_C = rng.normal(0.6, 0.4, num)
-    task_Q, video_Q = np.repeat(range(tasks), 2 * videos), np.tile(np.repeat(range(videos), 2), tasks)
+    task_Q, video_Q = (
+        np.repeat(range(tasks), 2 * videos),
+        np.tile(np.repeat(range(videos), 2), tasks),
+    )
 
     def chance(level, run, video, both):
         return 1 / (1 + np.exp(-(level + run + video + both)))

@@ -1,8 +1,8 @@
 """The jobs of a study: data, pretraining, the runs of the sweep, and controls. Imports no jax.
 
 Data and pretraining are runs of their own: `data` with four jobs, `lm-LLM` for each language model
-and `vision`. Controls are jobs of the run at the star's centre. `decision_jobs.py` has the jobs that
-test the decision; they are added once the law has named it.
+and `vision`. Controls are jobs of the run at the star's centre. `decision_jobs.py` has the jobs
+that test the decision; they are added once the law has named it.
 """
 
 import dataclasses
@@ -18,6 +18,7 @@ from vvlm_jax.sweep.config import SweepPoint
 from vvlm_jax.sweep.store.store import Job, State, Store
 
 from ..common import shipped
+from .parts import data_kinds, stages
 
 study_lib = shipped("study")
 StudyConfig = study_lib.StudyConfig
@@ -26,27 +27,24 @@ UNTRAINED = 3
 """Random projectors of the untrained control. A single one may happen to prefer wrong answers."""
 
 
-def create(study: StudyConfig, work: Path, tested=()) -> Store:
+def create(study: StudyConfig, work: Path, tested=(), parts=None) -> Store:
     """Create the study's store, or renew it in a folder that a study with the same hash used.
 
     The jobs are those of this study; results of jobs that only the other one had are kept.
 
     Args:
       tested: configurations that test the decision, once the law has named them.
+      parts: pretrained `Parts` to start from; None trains them.
     """
     from . import decision_jobs
 
     config = study_lib.sweep(study, str(work))
     points = {p.run_id: p for p in config.points}
-    prepared = {
-        study_lib.lm_run(llm): study_lib.lm_stage(study, llm, str(work)) for llm in study.llms
-    }
-    prepared["vision"] = study_lib.vision_stage(study, str(work))
+    prepared = stages(study, str(work))
     shared = sweep_jobs.shared_by(config)
     shared |= {name: dataclasses.asdict(stage) for name, stage in prepared.items()}
     jobs = [
-        *_data_jobs(study),
-        *(_prepare(study, str(work), name, stage) for name, stage in prepared.items()),
+        *_preparing(study, str(work), parts),
         *(complete(study, job, points.get(job.run)) for job in sweep_jobs.jobs_of(config)),
         *_controls(study, star_center(config.points)),
     ]
@@ -58,6 +56,25 @@ def create(study: StudyConfig, work: Path, tested=()) -> Store:
             runs += sweep_jobs.runs_of(sweep)
             shared["evaluations"] |= sweep_jobs.shared_by(sweep)["evaluations"]
     return Store.renew(work, config.name, jobs, runs, shared, encoder=about)
+
+
+def preparing(study: StudyConfig, work: Path) -> Store:
+    """Create the study's store with the jobs of its data and of its parts alone."""
+    shared = {name: dataclasses.asdict(stage) for name, stage in stages(study, str(work)).items()}
+    about = plan.encoder(study_lib.sweep(study, str(work)))
+    return Store.renew(work, "study", _preparing(study, str(work), None), (), shared, encoder=about)
+
+
+def _preparing(study: StudyConfig, folder: str, parts) -> list[Job]:
+    """Return the jobs of the data, and those that train the parts or put them in place."""
+    data, prepared = data_jobs(study), stages(study, folder)
+    if parts is None:
+        return [*data, *(_prepare(study, folder, name, one) for name, one in prepared.items())]
+    # Stage 1 reads the pictures, too; what only the parts were trained on is not needed.
+    read = Path(study_lib.projector_stage(study, study.llms[0], "").data.annotations).stem
+    unused = {kind for kind in data_kinds(study) if kind != read}
+    kept = [job for job in data if job.argument["kind"] not in unused]
+    return [*kept, *(parts.job(name) for name in prepared)]
 
 
 def videos(study: StudyConfig) -> dict:
@@ -79,7 +96,8 @@ def data_job(kind: str, options: dict) -> Job:
     )
 
 
-def _data_jobs(study: StudyConfig) -> list[Job]:
+def data_jobs(study: StudyConfig) -> list[Job]:
+    """Return the jobs that write the data, apart from the questions of tested runs."""
     options = {
         "train": dict(count=study.train_videos, **videos(study)),
         "val": dict(count=study.val_videos, **videos(study)),
@@ -92,7 +110,7 @@ def _data_jobs(study: StudyConfig) -> list[Job]:
 def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> Job:
     """Return the job that pretrains a language model, or the encoder with a language model."""
     # All data come first: they are quick, and the phase then has an end that can be timed.
-    init, after, tokens = (), tuple(job.id for job in _data_jobs(study)), 100
+    init, after, tokens = (), tuple(job.id for job in data_jobs(study)), 100
     if name == "vision":
         lm, tokens = study_lib.lm_run(study_lib.caption_llm(study)), 32
         init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train", "data/captions")
@@ -163,6 +181,8 @@ def phase_of(job: Job) -> str:
         return TEST
     if job.kind == "data":
         return DATA
+    if job.kind == "part":
+        return PARTS
     return PARTS if job.kind == "train" and job.argument["stage"] != "finetune" else SWEEP
 
 
