@@ -43,7 +43,7 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting",
-        "sweeps cost readers run_files run_checks forms grids",
+        "sweeps cost readers run_files run_checks forms grids extent",
         "runs",
         "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
