@@ -286,7 +286,7 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
         (
             lambda t: re.sub(r",[\d.]+\n", ",\n", t),
             (),
-            "column 'score' is ''; it must be a number from 0 to 100; skip_missing (--skip-missing)",
+            "column 'score' is ''; it must be a number from 0 to 100; skip_missing",
         ),
         (lambda t: t, ("--metric", "vqb"), "no runs with metric 'vqb' (the nearest is 'vqa')"),
         (lambda t: t, ("--form", "add-intract"), "add-interact"),
