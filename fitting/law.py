@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import law_file, summary
+from fitting import extent, law_file, summary
 from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
@@ -262,9 +262,14 @@ class BaggedFit:
         z, shape = self._inputs(x, n)
         return self._is_outside(z).reshape(*shape, -1)
 
+    def distance(self, x, n=None) -> np.ndarray:
+        """Return `extent.distance` [...] of x [..., K] and n from the hull of the runs."""
+        z, shape = self._inputs(x, n)
+        return extent.distance(self.runs.z, z).reshape(shape)
+
     def extrapolates(self, x, n=None) -> np.ndarray:
-        """Return bool [...]: whether x or n lies outside the range of the fitted runs."""
-        return self.outside(x, n).any(axis=-1)
+        """Return bool [...]: a value is out of its range, or all are `extent.FAR` off the hull."""
+        return self.outside(x, n).any(axis=-1) | (self.distance(x, n) > extent.FAR)
 
     def step_extrapolates(self, num_examples, delta: float) -> np.ndarray:
         """Return bool [M]: n [M], or the n + delta that equation 9 compares it with, is outside."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import formatting
+from fitting import extent, formatting
 from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
@@ -193,20 +193,33 @@ def _option(law: BaggedFit, decision, i: int, n) -> dict:
         "best_for": decision.probability[i],
         "regret": np.quantile(decision.regret[i], LEVEL),
         "extrapolates": extrapolations(law, x, n),
+        "distance": float(law.distance(x, n)),
         "impossible": bool(law.off_scale(*interval)),
     }
 
 
 def extrapolations(law: BaggedFit, x, n=None) -> list[str]:
-    """Return a text for each value of x [K] and n outside the range of the fitted runs."""
+    """Return a text for each value of x [K] and n outside the range of the fitted runs.
+
+    Values that are inside one by one may still be far from every run together: one text then names
+    the distance from the hull of the runs and the nearest run.
+    """
     values = x if n is None else (*x, n)
-    return [
+    found = [
         f"{name} {formatting.count(value, 4)} is outside the fitted {span(low, high)}"
         for name, value, (low, high), outside in zip(
             law.columns, values, law.ranges, law.outside(x, n), strict=True
         )
         if outside
     ]
+    distance = float(law.distance(x, n))
+    if not found and distance > extent.FAR:
+        nearest = law.runs.run_id[extent.nearest_run(law.runs.z, values)]
+        found.append(
+            f"each value is in its range, but together they are {distance:.2f} of the runs' range "
+            f"outside them; the nearest run is {nearest}"
+        )
+    return found
 
 
 def _flops(law: BaggedFit, x, offer: Offer) -> dict | None:
@@ -314,10 +327,10 @@ def _frontier_rows(law: BaggedFit, best, shares_CM, change: Elasticity | None) -
     found = ~np.isnan(best.cost)
     with_n = law.examples is not None
     n_CM = np.broadcast_to(best.num_examples, best.cost.shape)
-    low, high, outside = (np.full(best.cost.shape, np.nan) for _ in range(3))
+    low, high, outside, distance = (np.full(best.cost.shape, np.nan) for _ in range(4))
     x, n = best.x[found], n_CM[found] if with_n else None
     low[found], high[found] = prediction_interval(law, x, n, LEVEL)
-    outside[found] = law.extrapolates(x, n)
+    outside[found], distance[found] = law.extrapolates(x, n), law.distance(x, n)
     if change is not None:  # NaN, of a budget that affords nothing, stays
         outside = np.maximum(outside, law.step_extrapolates(change.num_examples, change.delta))
     rows = []
@@ -327,6 +340,7 @@ def _frontier_rows(law: BaggedFit, best, shares_CM, change: Elasticity | None) -
         row |= dict(zip(law.factors, best.x[c, m], strict=True))
         row |= {"error": best.error[c, m], "error_low": low[c, m], "error_high": high[c, m]}
         row |= {"cost": best.cost[c, m], "agreement": shares_CM[c, m]}
+        row["distance"] = distance[c, m]
         if change is not None:
             names = (f"elasticity_{name}" for name in law.factors)
             row |= dict(zip(names, change.values[c, m], strict=True))

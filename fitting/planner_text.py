@@ -73,8 +73,15 @@ def option_cells(option: dict, unit: str, error: str) -> list[str]:
         amount(option["cost"], unit),
         f"{option['best_for']:.0%}",
         error.format(option["regret"]),
-        "impossible" if option["impossible"] else "outside" if option["extrapolates"] else "fitted",
+        _range(option),
     ]
+
+
+def _range(option: dict) -> str:
+    """Return whether a run can be there, and how far outside the runs it would be."""
+    if option["impossible"]:
+        return "impossible"
+    return f"outside by {option['distance']:.2f}" if option["extrapolates"] else "inside"
 
 
 def flops_line(compute: dict) -> str:

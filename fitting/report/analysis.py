@@ -237,8 +237,8 @@ def _reach(analysis: Analysis) -> list[str]:
     answers = int((~np.isnan(best.cost)).sum())
     if outside_CM.any():
         found.append(
-            f"{int(outside_CM.sum())} of {answers} frontier answers extrapolate: they use a "
-            "configuration or a data size outside the fitted range."
+            f"{int(outside_CM.sum())} of {answers} frontier answers extrapolate: their "
+            "configuration and data size lie outside the hull of the fitted runs."
         )
     if edge := edge_text(analysis):
         found.append(edge)
@@ -277,7 +277,7 @@ def _answers(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def extrapolates(law: BaggedFit, best: Frontier) -> np.ndarray:
-    """Return bool [C, M]: whether x* or n lies outside the range of the fitted runs."""
+    """Return bool [C, M]: whether x* and n lie outside the hull of the fitted runs."""
     known_CM = ~np.isnan(best.cost)
     x = np.where(known_CM[..., None], best.x, law.units[: len(law.factors)])
     return known_CM & law.extrapolates(x, None if law.examples is None else best.num_examples)
