@@ -57,7 +57,7 @@ def decision_points(
       level: of the band.
       scale: the error of a complete failure.
     """
-    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axis = figure.subplots()
     size, unit = formatting.flops_unit(frontier.budgets)
     axis.plot(
@@ -82,9 +82,11 @@ def decision_points(
             )
     low, high = _reach(frontier, tests, runs)
     axis.set(ylabel=error_label(scale), ylim=(low, high))
-    inside = round_ticks(np.concatenate([runs[0], frontier.budgets]) / size)
-    log_axis(axis, inside, f"cost of a video ({unit})")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    spent = np.concatenate([frontier.budgets, runs[0], [p.cost for _, some in tests for p in some]])
+    log_axis(axis, round_ticks(spent / size), f"cost of a video ({unit})")
+    axis.set_xlim(spent.min() / size / 1.1, spent.max() / size * 1.05)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -23,26 +23,25 @@ WHO = {
 }
 
 
-def sentence(verdict: dict) -> str:
-    """Return the outcome in a sentence: predicted, measured, regret against the bound, rank."""
+def sentences(verdict: dict) -> list[str]:
+    """Return the outcome at each budget: predicted, measured, regret against the bound, rank."""
     tests = verdict["decision"]
     if not tests:
-        return "The law's decision was not tested: the study names no budget to test it at."
-    return "; ".join(_clause(test, first=i == 0) for i, test in enumerate(tests)) + "."
+        return ["The law's decision was not tested: the study names no budget to test it at."]
+    return [_sentence(test) for test in tests]
 
 
-def _clause(test: dict, first: bool) -> str:
-    where = f"{'At' if first else 'at'} {formatting.flops(test['budget'])} a video"
-    subject = "the law's choice is" if first else "it is"
-    head = f"{where} {subject} {test['outcome'].upper()}"
+def _sentence(test: dict) -> str:
+    head = f"At {formatting.flops(test['budget'])} a video the law's choice is "
+    head += test["outcome"].upper()
     if "measured" not in test:
-        return f"{head}, because {test['why']}"
+        return f"{head}, because {test['why']}."
     worst, (low, high) = test["largest_regret"], test["interval"]
     return (
         f"{head}: predicted error {test['predicted']:.1f} ({low:.1f} to {high:.1f}), measured "
         f"{test['measured']:.1f}; largest regret against a rival {_signed(worst['regret'])} points "
-        f"({_signed(worst['interval'][0])} to {_signed(worst['interval'][1])}), bound "
-        f"{test['bound']:.1f}; rank {test['rank']} of {len(test['tested'])}"
+        f"({_signed(worst['interval'][0])} to {_signed(worst['interval'][1])}) with a bound of "
+        f"{test['bound']:.1f}; rank {test['rank']} of {len(test['tested'])}."
     )
 
 
@@ -59,7 +58,7 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
       analysis: the law and its runs.
       domain: the configurations that may be deployed.
     """
-    report.section("Does the decision hold?", sentence(verdict))
+    report.section("Does the decision hold?", *sentences(verdict))
     tests = verdict["decision"]
     if not tests:
         return
@@ -79,13 +78,16 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
         "seeds, on the same questions. Regret is the error of x* minus a rival's: below 0, x* is "
         "better."
     )
-    report.table(
-        ["budget", "tested", "configuration", "cost", "predicted", "error", "regret of x*"],
-        [_row(test, point, level) for test in tests for point in test["tested"]],
-        f"Error: mean over seeds, 0 to 100. Regret with its {level:.0%} interval, paired over "
-        "seeds and questions, clustered by video.",
-        name="decision",
-    )
+    for number, test in enumerate(tests, start=1):
+        report.table(
+            ["tested", "language model, frames × tokens", "cost", "error", "regret of x*"],
+            [_row(test, point) for point in test["tested"]],
+            f"Tested within {formatting.flops(test['budget'])} a video, n = "
+            f"{formatting.count(test['num_examples'])}. Cost: share of the budget. Error: mean "
+            f"over seeds, 0 to 100, and what the law predicted. Regret with its {level:.0%} "
+            "interval, paired over seeds and questions, clustered by video.",
+            name=f"decision-{number}",
+        )
     report.paragraph(f"The rule, fixed before any run: {verdict['rule']}. {_bounds(tests)}")
     with report.folded("Each seed, and where a rival's own choice was taken"):
         report.table(
@@ -112,20 +114,16 @@ def _bounds(tests: list[dict]) -> str:
     )
 
 
-def _row(test: dict, point: dict, level: float) -> list[str]:
-    regret = "-"
+def _row(test: dict, point: dict) -> list[str]:
+    regret, error = "-", f"predicted {point['predicted']:.1f}"
+    if "error" in point:
+        error = f"{point['error']:.1f} ({error})"
     if "regret" in point:
         low, high = point["interval"]
         regret = f"{_signed(point['regret'])} ({_signed(low)} to {_signed(high)})"
-    return [
-        formatting.flops(test["budget"]),
-        WHO[point["rule"]],
-        model_text(point["x"].values()),
-        f"{point['cost'] / test['budget']:.0%}",
-        f"{point['predicted']:.1f}",
-        f"{point['error']:.1f}" if "error" in point else "-",
-        regret,
-    ]
+    size, frames, tokens = point["x"].values()
+    x = f"{formatting.count(size, 4)}, {frames:g} × {tokens:g}"
+    return [WHO[point["rule"]], x, f"{point['cost'] / test['budget']:.0%}", error, regret]
 
 
 def _add_noise(report, noise: dict) -> None:
@@ -143,8 +141,9 @@ def _add_noise(report, noise: dict) -> None:
 def _figure(tests: list[dict], analysis: Analysis, domain, level: float):
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n, costs = tests[0]["num_examples"], cost(table.x)
-    ends = [*costs, *(test["budget"] for test in tests)]
-    budgets = np.unique([*np.geomspace(min(ends), 1.2 * max(ends), 80), *ends[len(costs) :]])
+    asked = [test["budget"] for test in tests]
+    ends = [*costs, *asked, *(p["cost"] for test in tests for p in test["tested"])]
+    budgets = np.unique([*np.geomspace(min(ends), 1.2 * max(ends), 80), *asked])
     best = frontier(law, domain, cost, budgets, [n])
     known = ~np.isnan(best.cost[:, 0])
     low, high = prediction_interval(law, best.x[known, 0], n, level)
