@@ -98,7 +98,7 @@ def _draw_point(axis, point: Point, cost: float, number: int, named: bool, best:
     marker = "*" if best else MARKERS[number % 6]
     axis.plot([cost] * 2, [errors.min(), errors.max()], color=colour, linewidth=1.4, zorder=3)
     axis.plot(
-        cost, errors.mean(), marker, color=colour, ms=15 if best else 6, mec="white", mew=0.7,
+        cost, errors.mean(), marker, color=colour, ms=15 if best else 7, mec="white", mew=0.4,
         zorder=5 if best else 4, label=point.rule if named else None, linestyle="none",
     )  # fmt: skip
     texts = [f"{point.rule}: {point.text}\nerror {formatting.number(e)}" for e in errors]

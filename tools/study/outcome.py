@@ -63,13 +63,14 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
     if not tests:
         return
     first, level = tests[0], verdict["level"]
+    n = formatting.count(first["num_examples"])
     report.figure(
         "decision",
         _figure(tests, analysis, domain, level),
         "Error against cost. The line is the least error that the law predicts within a budget, "
-        f"for n = {formatting.count(first['num_examples'])}; {level:.0%} of runs should fall in "
-        "the band. Stars are the law's choices at budgets no run had seen, the other marks their "
-        f"rivals, each the mean of {len(first['seeds'])} seeds with the range over seeds.",
+        f"for n = {n}; {level:.0%} of runs should fall in the band. Stars are the law's choices at "
+        "budgets no run had seen, the other marks their rivals, "
+        f"each the mean of {len(first['seeds'])} seeds with the range over seeds.",
         "Predicted frontier of error against cost, with the tested configurations on it",
     )
     report.paragraph(
@@ -78,14 +79,16 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
         "seeds, on the same questions. Regret is the error of x* minus a rival's: below 0, x* is "
         "better."
     )
+    columns = (
+        f" Language model, frames × tokens a frame; share of the budget; error with {n} examples, "
+        f"mean over seeds, 0 to 100; regret with its {level:.0%} interval, paired over seeds and "
+        "questions, clustered by video."
+    )
     for number, test in enumerate(tests, start=1):
         report.table(
-            ["tested", "language model, frames × tokens", "cost", "error", "regret of x*"],
+            ["tested", "x_N, x_T × x_V", "cost", "error (predicted)", "regret of x*"],
             [_row(test, point) for point in test["tested"]],
-            f"Tested within {formatting.flops(test['budget'])} a video, n = "
-            f"{formatting.count(test['num_examples'])}. Cost: share of the budget. Error: mean "
-            f"over seeds, 0 to 100, and what the law predicted. Regret with its {level:.0%} "
-            "interval, paired over seeds and questions, clustered by video.",
+            f"Within {formatting.flops(test['budget'])} a video." + columns * (number == 1),
             name=f"decision-{number}",
         )
     report.paragraph(f"The rule, fixed before any run: {verdict['rule']}. {_bounds(tests)}")
@@ -107,7 +110,7 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
 
 
 def _bounds(tests: list[dict]) -> str:
-    parts = [f"{t['bound']:.2g} points at {formatting.flops(t['budget'])}" for t in tests]
+    parts = [f"{t['bound']:.1f} points at {formatting.flops(t['budget'])}" for t in tests]
     return (
         f"The bound is {' and '.join(parts)}: what the law says x* may lose, or the tolerance "
         "where that is more."
@@ -115,7 +118,7 @@ def _bounds(tests: list[dict]) -> str:
 
 
 def _row(test: dict, point: dict) -> list[str]:
-    regret, error = "-", f"predicted {point['predicted']:.1f}"
+    regret, error = "-", f"{point['predicted']:.1f}"
     if "error" in point:
         error = f"{point['error']:.1f} ({error})"
     if "regret" in point:
