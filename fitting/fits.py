@@ -136,13 +136,14 @@ def refit(law: BaggedFit, table: RunTable, targets=None) -> Refits:
     case = _case(table, None, config.replace(starts=1, init="coefficient"), len(table))
     delta = config.huber_delta / _unit(config, table.scale) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
-    plain, root_R = Loss(config.space, None, config.free_floor), np.sqrt(case.weights)
+    plain, weight_R = Loss(config.space, None, config.free_floor), law.runs.weights
+    root_R = np.sqrt(weight_R / weight_R.mean())
     own = np.concatenate([law.whole.theta, law.theta[law.status != FAILED]])
     theta = case.to_inner(own, config.free_floor)
     if targets is None:
         targets, theta = case.target[None], theta[:1]
     else:
-        problem = Problem(case.log_z, targets, np.tile(case.weights, (len(targets), 1)), theta)
+        problem = Problem(case.log_z, targets, np.tile(weight_R, (len(targets), 1)), theta)
         batch = Batch([problem], case.layout, *_bounds(case.layout, config), loss)
         lanes = batch.descend(batch.rank(0, theta, REFIT_LANES), REFIT_STEPS)
         theta = lanes.best(1).theta

@@ -134,7 +134,7 @@ def examine(law: BaggedFit, table: RunTable, simulations: int = SIMULATIONS) -> 
         observed.fitted[0],
         observed.target[0],
         observed.jacobian[0],
-        table.weights,
+        law.runs.weights,
         simulations,
         law.config.seed,
         *([table.cluster] if getattr(table, "cluster", None) is not None else []),
