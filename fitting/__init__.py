@@ -27,6 +27,7 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "intervals": ("prediction_interval", "run_noise", "run_spread"),
+    "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
@@ -45,6 +46,7 @@ _EXPORTS = {
         "star_sweep",
     ),
     "uncertainty": ("Decision", "decide"),
+    "verdict": ("Verdict",),
     "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
