@@ -30,6 +30,7 @@ _EXPORTS = {
     "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
     "optimise.lanes": ("Solution",),
+    "profiles": ("Profile", "profile"),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
     "report.page": ("write_page",),

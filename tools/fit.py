@@ -42,6 +42,7 @@ from .fit_flags import (
     read_table,
     warn_if_few,
 )
+from .fit_profile import write_profiles
 
 FOLDS = 5
 Split = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
@@ -73,6 +74,8 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="NAME,...|all")] = None
+    """Profile-likelihood intervals of these exponents, and of the floor: text, CSV, figure."""
     train: Split = None
     """Runs to fit when the --test runs are predicted, such as sweep=star."""
     test: Split = None
@@ -113,7 +116,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        check_noise(law)
+        if args.profile:
+            write_profiles(folder, law, args.profile)
         fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
@@ -133,12 +137,6 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             raise ValueError(
                 f"{path}: {runs} runs of {value}; --compare and --ablate need {FOLDS} or more"
             )
-
-
-def check_noise(law) -> None:
-    """Print a warning where the noise column is next to nothing beside the residuals."""
-    if text := law.tiny_noise:
-        print(f"warning: {text}", file=sys.stderr)
 
 
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
