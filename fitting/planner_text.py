@@ -30,12 +30,12 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     """Return the lines of a decision for one budget."""
     best, regret, compute = plan["best"], plan["regret_set"], plan["flops"]
     with_n = f" and {formatting.count(plan['examples'])} examples" if plan["examples"] else ""
-    error = "{:.2f}" if law.scale == 100 else "{:.4f}"
+    error, what = error_pattern(law, plan), "error" if math.isfinite(law.scale) else "loss"
     noise = plan["run_noise"] * (100 if law.config.space == "log" else 1)
     lines = [
         f"Within {amount(plan['budget'], unit)}{with_n}, {plan['affordable']:,} affordable:",
         f"  {describe(law.factors, best['x'].values())}, which costs {amount(best['cost'], unit)}",
-        f"  predicted error {error.format(best['error'])}; 90% of runs fall in "
+        f"  predicted {what} {error.format(best['error'])}; 90% of runs fall in "
         f"{bounds(best['interval'], error)}, the law in {bounds(best['law_interval'], error)}",
         f"  run noise {formatting.number(noise)}{'%' if law.config.space == 'log' else ' points'}; "
         f"the best of all for {best['best_for']:.0%} of the members",
@@ -52,8 +52,9 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     rows = [[str(i), *cells] for i, cells in enumerate(table, start=1)]
     lines += [formatting.aligned(headers, rows), ""]
     ranges = ", ".join(f"{name} {span(*ends)}" for name, ends in regret["ranges"].items())
+    points = " points" * math.isfinite(law.scale)
     lines.append(
-        f"Regret at most {regret['tolerance']:g} points with {regret['confidence']:.0%} of the "
+        f"Regret at most {regret['tolerance']:.3g}{points} with {regret['confidence']:.0%} of the "
         f"members: {regret['configurations']:,} of {plan['affordable']:,} configurations"
         f"{': ' * bool(ranges)}{ranges}"
     )
@@ -62,6 +63,16 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     if "serving" in plan:
         lines += serving_lines(plan["serving"], best["cost"], plan["examples"], unit)
     return lines
+
+
+def error_pattern(law, plan: dict) -> str:
+    """Return the format of errors: on a scale of 100 two decimals, of 1 four; of losses as many as
+    tell the options apart, and the tolerance from 0.
+    """
+    if math.isfinite(law.scale):
+        return "{:.2f}" if law.scale >= 100 else "{:.4f}"
+    errors = [option["error"] for option in (plan["best"], *plan["next_best"])]
+    return f"{{:.{formatting.decimals(errors, plan['regret_set']['tolerance'])}f}}"
 
 
 def option_cells(option: dict, unit: str, error: str) -> list[str]:

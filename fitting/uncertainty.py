@@ -17,6 +17,7 @@ from fitting.optimise.lanes import FAILED
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
+HALF_A_POINT = 0.005  # of the scale: two configurations closer than this are alike
 _BLOCK = 256  # configurations whose members and noise are held at a time
 
 
@@ -102,6 +103,18 @@ def run_noise(law: BaggedFit) -> float:
         fitted, measured = np.log(fitted), np.log(measured)
     square = np.average((fitted - measured) ** 2, weights=law.runs.weights)
     return float(np.sqrt(square * law.num_runs / spare))
+
+
+def default_tolerance(law) -> float:
+    """Return the error points within which configurations count as alike unless said.
+
+    Half a point of a scale of 100; without a ceiling, what a run scatters at the median loss, or a
+    hundredth of the runs' range where that is not known.
+    """
+    if np.isfinite(law.scale):
+        return HALF_A_POINT * law.scale
+    noise = run_noise(law) * (np.median(law.runs.error) if law.config.space == "log" else 1.0)
+    return float(noise if np.isfinite(noise) and noise > 0 else np.ptp(law.runs.error) / 100)
 
 
 def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9):

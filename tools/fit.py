@@ -8,7 +8,8 @@ Examples:
 RUNS is a CSV (or .csv.gz, .parquet, .xlsx) with a header and one line a run; lines that start with
 # are comments. Name the columns that make up a configuration (--factors), the number of training
 examples if there is one (--examples), and a score (higher is better) or an error; a law describes
-the error, scale - score. Other columns can select runs (--train, --test, --group).
+the error, scale - score; a loss (--target loss) has no scale. --where, --train and --test select
+runs by conditions such as "N<5e8 and sweep=star" (N, T, V, n are the default columns).
 
 Prints the fit report and writes OUT/fit.json, which holds all that is needed to predict and to
 audit; `vvlm plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
@@ -19,12 +20,11 @@ draws it all on OUT/report.html.
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
 from fitting.config import FitConfig
-from fitting.cost import PAPER, CostConstants
+from fitting.cost import PAPER
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
@@ -33,23 +33,25 @@ from vvlm_jax.progress import live
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 from .fit_flags import (
     READERS,
+    Condition,
+    Cost,
     Data,
     FitFlags,
     Flag,
     Rows,
     check_enough,
     fit_config,
+    page_cost,
     read_table,
     warn_if_few,
 )
 
 FOLDS = 5
-Split = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A page with figures; its costs are those of equation 1."""
+    """A page with figures; its costs are those of equation 1 unless said."""
 
     report: Flag = False
     """Write OUT/report.html and OUT/figures: the runs, the law, its frontier, where to doubt."""
@@ -57,6 +59,8 @@ class Page:
     """x_M, parameters of the vision model."""
     features: int = PAPER.features_per_frame
     """x_W, features the vision model computes per frame."""
+    cost: Cost = None
+    """FLOPs of an example in place of equation 1, such as "2*T*V*N"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +77,10 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
-    train: Split = None
-    """Runs to fit when the --test runs are predicted, such as sweep=star."""
-    test: Split = None
-    """Runs to predict from the --train runs, such as sweep=isoflop."""
+    train: Condition = None
+    """Runs to fit when the --test runs are predicted, such as "N<5e8"."""
+    test: Condition = None
+    """Runs to predict from the --train runs, such as "N>=5e8 and sweep=isoflop"."""
 
 
 def main(args: Args) -> None:
@@ -86,7 +90,7 @@ def main(args: Args) -> None:
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
-    cost = CostConstants(args.page.vision_params, args.page.features)
+    cost = page_cost(args.page.cost, args.page.vision_params, args.page.features)
     check_runs(config, table, args)
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))

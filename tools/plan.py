@@ -1,19 +1,18 @@
 """Choose what to deploy within an inference budget, by a law that `vvlm fit` wrote.
 
 Examples:
-    vvlm plan runs/law --budget-tflops 15 --examples 2e6
     vvlm plan runs/law --budget-tflops 15 --examples 2e6 --videos-per-day 1e5 --days 365
     vvlm plan runs/law --frontier 1:100:300 --at 1e6,2e6,5e6 --out frontier.csv
     vvlm plan runs/law --elasticity
     vvlm plan runs/law --cost latency.csv:ms --budget 120 --examples 2e6
+    vvlm plan runs/law --cost "2*T*(0.43e9*768+N*V)" --budget 1.5e13 --examples 2e6
 
 The best configuration of a discrete domain, exactly: the one of least predicted error that the
-budget affords (equation 4). Undefined is '-', and null in --json.
+budget affords (equation 4). Undefined is '-', null in --json.
 """
 
 import dataclasses
 import json
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -73,8 +72,9 @@ class Offer:
     domain: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FACTOR=LEVELS ...")] = ()
     """Such as lm_params=1e9,7.5e9 num_frames=1:128 tokens_per_frame=squares:27; the latter two by
     default, and the fitted levels of any other factor."""
-    cost: Annotated[str, tyro.conf.arg(metavar="paper|actual|FILE.csv[:COLUMN]")] = "paper"
-    """Equation 1; the actual FLOPs; or a measured table with the factors' columns."""
+    cost: Annotated[str, tyro.conf.arg(metavar="paper|actual|FILE.csv[:COLUMN]|FORMULA")] = "paper"
+    """Equation 1; the actual FLOPs; a measured table with the factors' columns; or a formula of the
+    factors, such as "6*N*D", in a unit of its own."""
     vision_params: Number = None
     """Of equation 1; 0.43e9 unless said."""
     features: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -105,9 +105,10 @@ def main(args: Args) -> None:
     with flag("--domain"):
         levels = parse_domain(offered.domain, law.factors)
     counts = offered.vision_params, offered.features, offered.text_tokens
-    offer = planner.make_offer(law, offered.cost, levels, *counts)
-    answer = {"law": planner.describe_law(law)}
-    answer["offer"] = {"configurations": len(offer.domain), "cost": offered.cost}
+    with flag("--cost"):
+        offer = planner.make_offer(law, offered.cost, levels, *counts)
+    described = {"configurations": len(offer.domain), "cost": offered.cost}
+    answer = {"law": planner.describe_law(law), "offer": described}
     budget = ask.budget if ask.budget_tflops is None else ask.budget_tflops * TERA
     if budget is not None:
         if ask.examples is None and law.examples is not None:
@@ -145,7 +146,7 @@ def follow(law, offer, ask: Question) -> dict:
 def check_flags(ask: Question, offer: Offer) -> None:
     """Raise ValueError for flags that need or exclude each other, before any work."""
     cost, grid = offer.cost, ask.frontier or ask.elasticity
-    measured, named = cost not in ("paper", "actual"), re.fullmatch(r".*\.csv(:.+)?", cost)
+    measured = cost not in ("paper", "actual")
     flops, own, served = (v is not None for v in (ask.budget_tflops, ask.budget, ask.days))
     nothing, no_budgets = not (flops or own or grid), ask.elasticity and not ask.frontier
 
@@ -153,7 +154,6 @@ def check_flags(ask: Question, offer: Offer) -> None:
         if wrong:
             raise ValueError(message)
 
-    refuse(measured and not named, f"--cost {cost}: write paper, actual or FILE.csv[:COLUMN]")
     refuse(nothing, "nothing to answer: give --budget-tflops, --frontier or --elasticity")
     own_unit = f"--cost {cost} has its own unit: give --budget, not --budget-tflops"
     refuse(measured and flops, own_unit)
