@@ -27,6 +27,7 @@ _EXPORTS = {
         "member_frontiers",
     ),
     "law": ("BaggedFit",),
+    "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),

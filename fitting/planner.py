@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import extent, formatting
+from fitting import extent, formatting, next_runs
 from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
@@ -347,6 +347,66 @@ def _frontier_rows(law: BaggedFit, best, shares_CM, change: Elasticity | None) -
         row = {name: "" if math.isnan(value) else f"{value:.10g}" for name, value in row.items()}
         rows.append(row | {"extrapolates": {0: "no", 1: "yes"}.get(outside[c, m], "")})
     return rows
+
+
+# --- the next runs ---
+
+
+def next_step(
+    law: BaggedFit,
+    offer: Offer,
+    budgets,
+    num_examples,
+    *,
+    count: int,
+    spend: float,
+    tolerance: float | None = None,
+) -> dict:
+    """Return whether the runs suffice to decide, and if not the runs to train next.
+
+    Args:
+      law: the fitted law.
+      offer: the configurations and their cost; training a run costs 3 c n.
+      budgets: [C], in the offer's unit; decided for with every n.
+      num_examples: [M]; None for a law without n. Candidates have the n of the fitted runs.
+      count: choices at most.
+      spend: training compute at most, in the offer's unit times examples.
+      tolerance: error points of regret that do not matter; half a point of 100 by default.
+
+    Raises:
+      ValueError: as `next_runs.next_runs` and `choose`.
+    """
+    tolerance = HALF_A_POINT * law.scale if tolerance is None else tolerance
+    sizes = [None] if num_examples is None else list(num_examples)
+    questions = [next_runs.Question(b, n) for b in budgets for n in sizes]
+    regrets = [decide(law, offer.domain, offer.cost, *q).regret[0] for q in questions]
+    bound = max(float(np.quantile(regret, LEVEL)) for regret in regrets)
+    answer = {
+        "questions": len(questions),
+        "regret_bound": bound,
+        "expected_regret": float(np.mean([regret.mean() for regret in regrets])),
+        "tolerance": tolerance,
+        "confidence": LEVEL,
+        "stop": bound <= tolerance,
+        "spend": spend,
+        "runs": [],
+    }
+    if answer["stop"]:
+        return answer
+    levels = None if law.examples is None else np.unique(law.runs.z[:, -1])
+    offered = next_runs.candidates(offer.domain, offer.cost, levels)
+    decision = offer.domain, offer.cost, offered
+    for run in next_runs.next_runs(law, questions, *decision, count=count, spend=spend):
+        answer["runs"].append(
+            {
+                "x": dict(zip(law.factors, run.x, strict=True)),
+                "examples": run.num_examples,
+                "repeats": run.repeats,
+                "cost": run.cost,
+                "gain": run.gain / len(questions),
+            }
+        )
+    return answer
 
 
 def json_ready(value):

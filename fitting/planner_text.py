@@ -23,6 +23,8 @@ def as_text(answer: dict, law, unit: str) -> str:
         lines += ["", *elasticity_lines(answer["elasticity"], law, unit)]
     if "frontier" in answer:
         lines += ["", *frontier_lines(answer["frontier"])]
+    if "next" in answer:
+        lines += ["", *next_lines(answer["next"], law, unit)]
     return "\n".join(lines)
 
 
@@ -140,6 +142,43 @@ def elasticity_lines(change: dict, law, unit: str) -> list[str]:
             f"n plus the step lies outside the fitted {span(*change['fitted_examples'])}."
             for _ in range(min(1, change["sizes_outside"]))
         ),
+    ]
+
+
+def next_lines(found: dict, law, unit: str) -> list[str]:
+    """Return whether to stop, or the runs to train next and what each is worth."""
+    error = "{:.2f}" if law.scale == 100 else "{:.4f}"
+    bound = (
+        f"with {found['confidence']:.0%} of the members the choice loses at most "
+        f"{error.format(found['regret_bound'])} points"
+    )
+    if found["stop"]:
+        return [f"Stop: {bound}, within the tolerance of {found['tolerance']:g}. No run is needed."]
+    work = "FLOPs" if unit == "FLOPs" else f"{unit} x examples"
+    lines = [f"Go on: {bound}, more than the tolerance of {found['tolerance']:g}."]
+    if not found["runs"]:
+        return [*lines, "No run that can be paid for would change the choice."]
+    rows = [
+        [
+            str(i),
+            *(formatting.count(value, 4) for value in run["x"].values()),
+            *([] if run["examples"] is None else [formatting.count(run["examples"])]),
+            str(run["repeats"]),
+            f"{run['cost']:.3g}",
+            formatting.number(run["gain"]),
+        ]
+        for i, run in enumerate(found["runs"], start=1)
+    ]
+    examples = [] if law.examples is None else [law.examples]
+    headers = ["", *law.factors, *examples, "times", f"training {work}", "gain"]
+    spent = sum(run["cost"] for run in found["runs"])
+    return [
+        *lines,
+        f"Train next, for {spent:.3g} of {found['spend']:.3g} {work} (3 c n a run):",
+        formatting.aligned(headers, rows),
+        f"The expected regret is {formatting.number(found['expected_regret'])} points now, the "
+        f"mean over members and {found['questions']} pairs of budget and data size; 'gain' is what "
+        "a choice takes off it, after those above. Fit again with the new runs, and ask again.",
     ]
 
 

@@ -50,6 +50,7 @@ FLOORS = {
         "validation frontiers",
         "ablations",
         "elasticities uncertainty",
+        "next_runs",
         "planner planner_text validation_text",
         "figures report",
     ],
