@@ -165,11 +165,12 @@ def judge(
     cost: Callable,
     questions: Sequence[Question],
     *,
-    laws: int = LAWS,
+    laws: int | None = None,
     seed: int = 0,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Design, ...]:
     """Return the designs with their mean regret over laws of the prior, the best first."""
+    laws = laws or LAWS
     x = domain.configurations()
     price, sizes = np.asarray(cost(x), float), [question.num_examples for question in questions]
     rng = np.random.default_rng(seed)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import extent, formatting, next_runs
+from fitting import extent, formatting
 from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
@@ -73,10 +73,7 @@ def make_offer(
     Raises:
       ValueError: the law lacks a factor that the cost needs, or as `read_costs`.
     """
-    equation_1 = CostConstants(
-        vision_params or PAPER.vision_params, features or PAPER.features_per_frame
-    )
-    actual = ActualFlops(features or ActualFlops.features_per_frame, text_tokens)
+    equation_1, actual = flops_models(vision_params, features, text_tokens)
     models = {"paper": equation_1, "actual": actual}
     if cost in models:
         missing = [name for name in FACTORS if name not in law.factors]
@@ -96,6 +93,16 @@ def make_offer(
         unit = function.column
     domain = configurations(law, function, levels or {})
     return Offer(domain, function, unit, equation_1, actual)
+
+
+def flops_models(
+    vision_params: float | None, features: int | None, text_tokens: int
+) -> tuple[CostConstants, ActualFlops]:
+    """Return equation 1 and the actual FLOPs, with the defaults of `make_offer` for None."""
+    return (
+        CostConstants(vision_params or PAPER.vision_params, features or PAPER.features_per_frame),
+        ActualFlops(features or ActualFlops.features_per_frame, text_tokens),
+    )
 
 
 def configurations(law: BaggedFit, cost: Callable, levels: dict) -> np.ndarray:
@@ -358,66 +365,6 @@ def _frontier_rows(law: BaggedFit, best, shares_CM, change: Elasticity | None) -
         row = {name: "" if math.isnan(value) else f"{value:.10g}" for name, value in row.items()}
         rows.append(row | {"extrapolates": {0: "no", 1: "yes"}.get(outside[c, m], "")})
     return rows
-
-
-# --- the next runs ---
-
-
-def next_step(
-    law: BaggedFit,
-    offer: Offer,
-    budgets,
-    num_examples,
-    *,
-    count: int,
-    spend: float,
-    tolerance: float | None = None,
-) -> dict:
-    """Return whether the runs suffice to decide, and if not the runs to train next.
-
-    Args:
-      law: the fitted law.
-      offer: the configurations and their cost; training a run costs 3 c n.
-      budgets: [C], in the offer's unit; decided for with every n.
-      num_examples: [M]; None for a law without n. Candidates have the n of the fitted runs.
-      count: choices at most.
-      spend: training compute at most, in the offer's unit times examples.
-      tolerance: error points of regret that do not matter; half a point of 100 by default.
-
-    Raises:
-      ValueError: as `next_runs.next_runs` and `choose`.
-    """
-    tolerance = HALF_A_POINT * law.scale if tolerance is None else tolerance
-    sizes = [None] if num_examples is None else list(num_examples)
-    questions = [next_runs.Question(b, n) for b in budgets for n in sizes]
-    regrets = [decide(law, offer.domain, offer.cost, *q).regret[0] for q in questions]
-    bound = max(float(np.quantile(regret, LEVEL)) for regret in regrets)
-    answer = {
-        "questions": len(questions),
-        "regret_bound": bound,
-        "expected_regret": float(np.mean([regret.mean() for regret in regrets])),
-        "tolerance": tolerance,
-        "confidence": LEVEL,
-        "stop": bound <= tolerance,
-        "spend": spend,
-        "runs": [],
-    }
-    if answer["stop"]:
-        return answer
-    levels = None if law.examples is None else np.unique(law.runs.z[:, -1])
-    offered = next_runs.candidates(offer.domain, offer.cost, levels)
-    decision = offer.domain, offer.cost, offered
-    for run in next_runs.next_runs(law, questions, *decision, count=count, spend=spend):
-        answer["runs"].append(
-            {
-                "x": dict(zip(law.factors, run.x, strict=True)),
-                "examples": run.num_examples,
-                "repeats": run.repeats,
-                "cost": run.cost,
-                "gain": run.gain / len(questions),
-            }
-        )
-    return answer
 
 
 def json_ready(value):

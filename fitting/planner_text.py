@@ -191,6 +191,34 @@ def next_lines(found: dict, law, unit: str) -> list[str]:
     ]
 
 
+def design_lines(found: dict, out) -> list[str]:
+    """Return the designs of a first set of runs, the best first."""
+    rows = []
+    for i, one in enumerate(found["designs"], start=1):
+        star, curves = "-", "-"
+        if one["center"]:
+            star = " x ".join(formatting.count(value) for value in one["center"].values())
+            star += " at n " + ", ".join(formatting.count(n) for n in one["star_examples"])
+        if one["budgets"]:
+            curves = ", ".join(formatting.flops(budget) for budget in one["budgets"])
+            curves += f" at n {formatting.count(one['isoflop_examples'])}"
+        regret = f"{one['regret']:.2f} ± {one['standard_error']:.2f}"
+        rows.append([f"{i}", f"{one['runs']}", f"{one['cost']:.3g}", regret, star, curves])
+    headers = ["", "runs", "training FLOPs", "regret", "star: centre", "isoFLOP curves"]
+    return [
+        f"First designs for {found['spend']:.3g} FLOPs of training (3 c n a run), to decide within "
+        f"{formatting.flops(found['budget'])} and {formatting.count(found['examples'])} examples:",
+        "",
+        formatting.aligned(headers, rows),
+        "",
+        f"Nothing is measured: regret is what a fit to simulated runs loses, in points, on average "
+        f"over {found['laws']} laws drawn from a broad prior.",
+        f"{out}: the runs of design 1"
+        if out
+        else "With --out FILE.csv the runs of design 1 are written.",
+    ]
+
+
 def frontier_lines(found: dict) -> list[str]:
     """Return a line about the file that was written."""
     return [

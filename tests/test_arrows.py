@@ -53,6 +53,7 @@ FLOORS = {
         "next_runs",
         "design",
         "planner planner_text validation_text rivals",
+        "planner_runs",
         "figures report",
     ],
 }

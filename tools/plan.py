@@ -7,6 +7,7 @@ Examples:
     vvlm plan runs/law --elasticity
     vvlm plan runs/law --budget-tflops 15 --examples 2e6 --next 5 --spend 2e8
     vvlm plan runs/law --cost latency.csv:ms --budget 120 --examples 2e6
+    vvlm plan --spend 1e9 --budget-tflops 15 --examples 2e6 --out first.csv
 
 The best configuration of a discrete domain, exactly: the one of least predicted error that the
 budget affords (equation 4). Undefined is '-', and null in --json.
@@ -17,17 +18,21 @@ import json
 import numpy as np
 import tyro
 
+from fitting.config import FACTORS
 from fitting.elasticities import BUDGETS, NUM_EXAMPLES
 from fitting.grids import parse_domain, parse_grid
+from fitting.sweeps import PAPER_DOMAIN, Domain
 
 from .common import die_in_one_line, flag, write_csv
-from .plan_flags import TERA, Args, Question, check_flags
+from .plan_flags import TERA, Args, Offered, Question, check_flags
 
 
 def main(args: Args) -> None:
     """Load the law, answer the question, and print the answer."""
     ask, offered = args.ask, args.offer
     check_flags(ask, offered)
+    if ask.law is None:
+        return first_design(ask, offered)
     from fitting import planner
     from fitting.law import BaggedFit
     from fitting.planner_text import as_text
@@ -60,6 +65,26 @@ def main(args: Args) -> None:
         print(as_text(answer, law, offer.unit))
 
 
+def first_design(ask: Question, offered: Offered) -> None:
+    """Print designs for a purse when nothing is measured; write the runs of the best."""
+    from fitting import planner, planner_runs
+    from fitting.planner_text import design_lines
+
+    with flag("--domain"):
+        levels = parse_domain(offered.domain, FACTORS)
+    axes = [tuple(levels.get(name, getattr(PAPER_DOMAIN, name))) for name in FACTORS]
+    models = planner.flops_models(offered.vision_params, offered.features, offered.text_tokens)
+    cost = dict(zip(("paper", "actual"), models, strict=True))[offered.cost]
+    numbers = ask.budget_tflops * TERA, ask.examples, ask.spend * TERA
+    answer, rows = planner_runs.first_design(Domain(*axes), cost, *numbers)
+    if ask.out:
+        write_csv(ask.out, rows)
+    if ask.json:
+        print(json.dumps(planner.json_ready(answer | {"points": rows}), indent=1, allow_nan=False))
+    else:
+        print("\n".join(design_lines(answer, ask.out)))
+
+
 def follow(law, offer, ask: Question) -> dict:
     """Return the elasticity and the frontier over a grid; write the frontier's table."""
     from fitting import planner
@@ -79,7 +104,7 @@ def follow(law, offer, ask: Question) -> dict:
 
 def propose(law, offer, ask: Question) -> dict:
     """Return the runs to train next for the question, or for each pair of the grid."""
-    from fitting import planner
+    from fitting import planner, planner_runs
 
     scale = TERA if offer.unit == planner.FLOPS else 1.0
     if ask.frontier:
@@ -90,7 +115,7 @@ def propose(law, offer, ask: Question) -> dict:
         budgets = [ask.budget if ask.budget is not None else ask.budget_tflops * TERA]
         n = None if ask.examples is None else [ask.examples]
     more = dict(count=ask.next, spend=ask.spend * scale, tolerance=ask.tolerance)
-    return planner.next_step(law, offer, budgets, n, **more)
+    return planner_runs.next_step(law, offer, budgets, n, **more)
 
 
 def grid_examples(law, ask: Question) -> np.ndarray | None:

@@ -105,7 +105,7 @@ def check_flags(ask: Question, offer: Offered) -> None:
     check_positive(ask, "alternatives", "tolerance", "next", zero=True)
     check_positive(ask, "spend")
     if ask.law is None:
-        return check_design(ask, refuse)
+        return check_design(ask, cost, refuse)
     refuse((ask.next > 0) != (ask.spend is not None), "--next and --spend go together")
     refuse(
         ask.next and not (flops or own or ask.frontier),
@@ -123,14 +123,11 @@ def check_flags(ask: Question, offer: Offered) -> None:
     refuse(measured and no_budgets, "--elasticity with a measured --cost needs --frontier")
 
 
-def check_design(ask: Question, refuse) -> None:
+def check_design(ask: Question, cost: str, refuse) -> None:
     """Raise ValueError for a first design whose question is not complete."""
-    say = "without DIR a first design is planned: "
-    for name, value in (
-        ("--spend", ask.spend),
-        ("--budget-tflops (or --budget)", ask.budget_tflops or ask.budget),
-        ("--examples", ask.examples),
-    ):
-        refuse(value is None, f"{say}give {name}, or DIR, the folder of `vvlm fit`")
+    say = "without DIR, the folder of `vvlm fit`, a first design is planned: "
+    for name in ("spend", "budget_tflops", "examples"):
+        refuse(getattr(ask, name) is None, f"{say}give --{name.replace('_', '-')}, or DIR")
     for name in ("next", "frontier", "at", "elasticity", "days", "tolerance"):
-        refuse(getattr(ask, name), f"{say}--{name} needs DIR, the folder of `vvlm fit`")
+        refuse(getattr(ask, name), f"{say}--{name} needs DIR")
+    refuse(cost not in ("paper", "actual"), f"{say}--cost {cost} needs DIR; take paper or actual")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fitting import next_runs, planner
+from fitting import next_runs, planner, planner_runs
 from fitting.cost import PAPER
 from fitting.next_runs import Question
 from fitting.sweeps import Domain
@@ -81,10 +81,10 @@ def test_what_cannot_be_asked_is_one_line(law, offered):
 def test_the_plan_stops_where_the_regret_is_within_the_tolerance(law):
     offer = planner.make_offer(law, levels={"num_frames": [2, 4, 8], "tokens_per_frame": [9, 49]})
     ask = dict(count=3, spend=1e20)
-    stop = planner.next_step(law, offer, [5e12], [2e6], tolerance=50.0, **ask)
+    stop = planner_runs.next_step(law, offer, [5e12], [2e6], tolerance=50.0, **ask)
     assert stop["stop"]
     assert stop["runs"] == []
-    go = planner.next_step(law, offer, [5e12, 8e12], [2e6], tolerance=0.01, **ask)
+    go = planner_runs.next_step(law, offer, [5e12, 8e12], [2e6], tolerance=0.01, **ask)
     assert not go["stop"]
     assert go["regret_bound"] > 0.01
     assert go["expected_regret"] >= go["runs"][0]["gain"] > 0

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tyro
 
+from fitting import design
+from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops
 from fitting.elasticities import elasticity
 from fitting.frontiers import agreement, frontier, member_frontiers
@@ -316,4 +318,35 @@ def test_next_without_examples(without_n, tmp_path, capsys):
 def test_next_refuses_in_one_line(folder, words, message):
     with pytest.raises(ValueError, match=message) as caught:
         plan(folder, *words, *SMALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_first_design_without_a_law(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(design, "LAWS", 2)
+    monkeypatch.setattr(design, "FIT", design.FIT.replace(starts=5))
+    out = tmp_path / "first.csv"
+    plan("--spend", 1e8, "--budget-tflops", 8, "--examples", 1e6, *SMALL, "--out", out)
+    assert "First designs for 1e+20 FLOPs" in capsys.readouterr().out
+    rows = read(out)
+    assert len(rows) >= 8
+    x = np.array([[float(row[name]) for name in FACTORS] for row in rows])
+    n = np.array([float(row["num_examples"]) for row in rows])
+    assert 3 * (PAPER(x) * n).sum() <= 1e20
+    assert {row["sweep"] for row in rows} <= {"star", "isoflop"}
+    assert all(bool(row["budget"]) == (row["sweep"] == "isoflop") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing to answer"),
+        (("--budget-tflops", 8), "give --spend, or DIR"),
+        (("--budget-tflops", 8, "--spend", 1), "give --examples"),
+        (("--budget-tflops", 8, "--spend", 1e-6, "--examples", 1e6), "can be trained"),
+        (("--budget-tflops", 8, "--spend", 1, "--examples", 1e6, "--next", 2), "needs DIR"),
+    ],
+)
+def test_a_first_design_refuses_in_one_line(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        plan(*words, *SMALL)
     assert "\n" not in str(caught.value)
