@@ -23,28 +23,16 @@ from pathlib import Path
 
 import tyro
 
-from fitting.config import FitConfig
+from fitting.config import FACTORS, FitConfig
 from fitting.cost import PAPER
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
+from . import fit_flags
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import (
-    READERS,
-    Condition,
-    Cost,
-    Data,
-    FitFlags,
-    Flag,
-    Rows,
-    check_enough,
-    fit_config,
-    page_cost,
-    read_table,
-    warn_if_few,
-)
+from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows
 
 FOLDS = 5
 
@@ -86,20 +74,21 @@ class Args:
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = read_table(args.data, args.rows), fit_config(args.fit)
+    table, config = fit_flags.read_table(args.data, args.rows), fit_flags.fit_config(args.fit)
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
-    cost = page_cost(args.page.cost, args.page.vision_params, args.page.features)
+    cost = fit_flags.page_cost(args.page.cost, args.page.vision_params, args.page.features)
     check_runs(config, table, args)
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
     for one in tables.values():
-        check_enough(one, config)
+        fit_flags.check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
     from fitting.fits import fit_many
+    from fitting.lack_of_fit import judged
     from fitting.splits import column_split
 
     if args.train:
@@ -108,6 +97,7 @@ def main(args: Args) -> None:
     warn(config, table, tables)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
+    laws = [judged(law, one) for law, one in zip(laws, tables.values(), strict=True)]
     for folder in folders:
         remove_stale(folder)
     fits = []
@@ -115,7 +105,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        fits.append((one, law, *validate(one, config, args, folder)))
+        check_noise(law)
+        fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
 
@@ -136,6 +127,12 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             )
 
 
+def check_noise(law) -> None:
+    """Print a warning where the noise column is next to nothing beside the residuals."""
+    if text := law.tiny_noise:
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
@@ -143,10 +140,10 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
     if "num_examples" in table.columns and get_form(config.form).has_n:
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
-        warn_if_few(one.source, len(one), config, one)
+        fit_flags.warn_if_few(one.source, len(one), config, one)
 
 
-def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
+def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost):
     """Print and write what --compare, --ablate, --train and --test ask for.
 
     Returns:
@@ -160,12 +157,13 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     found, ablation, asked = None, None, dict(seed=config.seed, train=args.train, test=args.test)
     if args.train:
         split = validation.column_split(table, args.train, args.test)
-        warn_if_few(args.train, int(split.train.sum()), config, table)
+        fit_flags.warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
         names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
         configs = {name: config.replace(form=name) for name in names}
         with live("compare") as say:
-            found = validation.compare(table, configs, on_progress=say, **asked)
+            price = cost(table.x) if table.factors == FACTORS else None
+            found = validation.compare(table, configs, cost=price, on_progress=say, **asked)
         print(f"\n{text.forms_text(found)}\n\n{folder / 'compare.csv'}")
         write_csv(folder / "compare.csv", found.rows())
     if args.ablate:
@@ -176,7 +174,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     if not (args.compare or args.ablate):
         with live("test") as say:
             _, (test,) = validation.validate(table, config, [split], whole=False, on_progress=say)
-        print(f"\n{text.test_text(test, table)}")
+        print(f"\n{text.test_text(test, table)}\n\n{folder / 'test.csv'}")
+        write_csv(folder / "test.csv", test.rows(table))
     return found, ablation
 
 
@@ -184,7 +183,8 @@ def cli() -> None:
     """Read the command line and run the command."""
     read = tyro.conf.OmitArgPrefixes[Args]
     die_in_one_line(
-        lambda: main(tyro.cli(read, description=__doc__, registry=READERS)), continues=False
+        lambda: main(tyro.cli(read, description=__doc__, registry=fit_flags.READERS)),
+        continues=False,
     )
 
 

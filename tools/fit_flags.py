@@ -78,6 +78,10 @@ class Data:
     """Fits each value of this column, such as 'metric': one batch, a folder OUT/VALUE each."""
     weights: Column = None
     """Column of the runs' weights."""
+    noise: Column = None
+    """Column of the scores' standard errors, in score points, such as score_se: weighs runs."""
+    cluster: Column = None
+    """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
 
 
 class FitFlags(FitConfig):
@@ -172,7 +176,8 @@ def check_enough(table: RunTable, config: FitConfig) -> None:
 
     if runs >= count(config.form):
         return
-    smaller = [f"{n} ({count(n)})" for n in usable_forms(FORMS, with_n) if count(n) < runs]
+    fits = [n for n in usable_forms(FORMS, with_n) if get_form(n).has_n >= with_n]
+    smaller = [f"{n} ({count(n)})" for n in fits if count(n) < runs]
     remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
     of = f" of {table.metrics[0]}" * bool(table.metrics[0])
     raise ValueError(
