@@ -77,7 +77,8 @@ def undetermined(law) -> np.ndarray:
     if floor is not None:  # 0 is one of its values
         value_B = np.where(law.absent, 0.0, law.values)[good_B, floor]
         low, high = np.quantile(value_B, [0.05, 0.95])
-        wide[floor] = high - low > WIDE_FLOOR * law.runs.error.min()
+        least = WIDE_FLOOR * law.runs.error.min()
+        wide[floor] = high - low > (law.reference / 10 if law.config.free_floor else least)
     return wide
 
 
@@ -196,7 +197,8 @@ def _values(law) -> str:
         )
     shown = 1 if law.config.resampling == "none" else 4  # without a bag there is no spread
     heads = ("all runs", "median", "5%", "95%")[:shown]
-    lines = [f"coefficients in error points (of {law.scale:g}) where each factor is one unit"]
+    points = f"error points (of {law.scale:g})" if np.isfinite(law.scale) else "units of the loss"
+    lines = [f"coefficients in {points} where each factor is one unit"]
     lines.append(" " * 10 + "".join(f" {head:>10}" for head in heads))
     for name, *values, note in law.parameter_rows():
         cells = "".join(f" {value:>10.4g}" for value in values[:shown])
