@@ -383,7 +383,7 @@ def conclude(found: Finding, law: BaggedFit, table: RunTable) -> Verdict:
     if not found.significant:
         return Verdict(HOLDS, notes, "", found.tests)
     worst = found.tests[0]
-    seen = f"most of all as {_what(worst.name)} (p = {found.p:.2g} of all tests together)"
+    seen = f"most of all as {_what(worst.name)} (all tests together: p = {found.p:.2g})"
     size = f"{_number(found.misfit)} on the fitted scale"
     if not found.matters:
         reason = (
