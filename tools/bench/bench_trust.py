@@ -158,7 +158,6 @@ def one_core() -> None:
     cores = sorted(os.sched_getaffinity(0))
     identity = multiprocessing.current_process()._identity or (0,)
     os.sched_setaffinity(0, {cores[identity[-1] % len(cores)]})
-    os.nice(10)
 
 
 def read(path: Path) -> dict[tuple, dict]:
