@@ -16,10 +16,11 @@ from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
 from fitting.frontiers import agreement, by_cost, frontier, member_frontiers
+from fitting.intervals import prediction_interval, run_noise
 from fitting.law import BaggedFit
 from fitting.planner_text import amount, describe, span
 from fitting.sweeps import PAPER_DOMAIN
-from fitting.uncertainty import decide, prediction_interval, run_noise
+from fitting.uncertainty import decide
 from fitting.verdict import DOUBTFUL, Verdict
 
 LEVEL = 0.9  # of every interval, and of the regret set
@@ -73,10 +74,7 @@ def make_offer(
     Raises:
       ValueError: the law lacks a factor that the cost needs, or as `read_costs`.
     """
-    equation_1 = CostConstants(
-        vision_params or PAPER.vision_params, features or PAPER.features_per_frame
-    )
-    actual = ActualFlops(features or ActualFlops.features_per_frame, text_tokens)
+    equation_1, actual = flops_models(vision_params, features, text_tokens)
     models = {"paper": equation_1, "actual": actual}
     if cost in models:
         missing = [name for name in FACTORS if name not in law.factors]
@@ -96,6 +94,16 @@ def make_offer(
         unit = function.column
     domain = configurations(law, function, levels or {})
     return Offer(domain, function, unit, equation_1, actual)
+
+
+def flops_models(
+    vision_params: float | None, features: int | None, text_tokens: int
+) -> tuple[CostConstants, ActualFlops]:
+    """Return equation 1 and the actual FLOPs, with the defaults of `make_offer` for None."""
+    return (
+        CostConstants(vision_params or PAPER.vision_params, features or PAPER.features_per_frame),
+        ActualFlops(features or ActualFlops.features_per_frame, text_tokens),
+    )
 
 
 def configurations(law: BaggedFit, cost: Callable, levels: dict) -> np.ndarray:
