@@ -45,6 +45,7 @@ def says(capsys, *args, **options):
     return line
 
 
+@pytest.mark.light
 def test_the_card_counts_every_subset(root, tmp_path, capsys):
     card = run(root, tmp_path / "out")
     paper = mixtures.paper()

@@ -114,6 +114,7 @@ def test_no_worse_than_scipy_on_a_law_with_many_minima():
     )
 
 
+@pytest.mark.light
 def test_a_bound_that_binds_is_met_exactly_and_counts_as_converged():
     given, layout = problem()
     lower, upper = free(layout)

@@ -74,6 +74,7 @@ def replies(setup, questions, world, tmp_path_factory):
 # Answers.
 
 
+@pytest.mark.light
 def test_replies_differ_by_video_and_question(replies, questions):
     videos = {}
     for q in questions:

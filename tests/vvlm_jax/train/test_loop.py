@@ -82,6 +82,7 @@ def state_of(config, tok):
 # A whole run.
 
 
+@pytest.mark.light
 def test_every_step_is_a_line_of_metrics(whole):
     rows = lines(whole)
     assert [row["step"] for row in rows] == list(range(1, 13))

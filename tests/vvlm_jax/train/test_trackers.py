@@ -27,6 +27,7 @@ def scalars(folder):
     return found
 
 
+@pytest.mark.light
 def test_tensorboard_gets_every_scalar(stage, tmp_path):
     config = stage(tmp_path, trackers=("tensorboard",))
     for start in (0, 2):  # a run and its continuation

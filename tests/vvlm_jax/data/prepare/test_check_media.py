@@ -41,6 +41,7 @@ def media():
     return [*(("video", name) for name in (*GOOD, *BAD, "frames")), *pictures]
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_file_is_measured_or_says_what_is_wrong(root, tmp_path, workers):
     shown = []
