@@ -23,6 +23,9 @@ PYTEST = $(PY) -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadsc
 files_with = $(shell grep -rlE --include='test_*.py' 'mark\.$(1)\b' tests)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Container images set it, and uv compiles nothing: each of several hundred processes of the tests would
+# compile all that it imports (jax alone takes two seconds).
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -34,7 +34,9 @@ HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_LMMS = importlib.util.find_spec("lmms_eval") is not None
 COMPILED_QUICKLY = (
     *(f"vvlm_jax/{room}" for room in ("data", "eval", "generate", "models", "train", "weights")),
-    "tools/test_bench_train.py",
+    *(f"tools/test_{name}.py" for name in ("bench_train", "evaluate", "generate", "train")),
+    "tools/convert",
+    "fitting/optimise/test_search.py",
 )
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 

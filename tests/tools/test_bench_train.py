@@ -147,6 +147,7 @@ def test_both_sides_take_the_same_steps(overrides):
 
 
 @pytest.mark.torch
+@pytest.mark.slow(reason="compiles both sides of a benchmark again")
 def test_a_frozen_encoder_stays_as_it_is_in_torch():
     from tools.bench import torch_train
 

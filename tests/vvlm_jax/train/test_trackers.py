@@ -38,6 +38,7 @@ def test_tensorboard_gets_every_scalar(stage, tmp_path):
     assert scalars(tmp_path / "tensorboard") == [*expected, *((3, *x[1:]) for x in expected)]
 
 
+@pytest.mark.slow(reason="starts W&B's own processes")
 def test_wandb_continues_one_run(stage, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
