@@ -83,7 +83,10 @@ def test_replies_differ_by_video_and_question(replies, questions):
     assert max(map(len, videos.values())) > 1
 
 
-@pytest.mark.parametrize("prompts_per_batch", [1, 7, 16])
+@pytest.mark.parametrize(
+    "prompts_per_batch",
+    [7, *(pytest.param(x, marks=pytest.mark.slow(reason="compiles again")) for x in (1, 16))],
+)
 def test_replies_do_not_depend_on_how_questions_are_batched(
     ask, asked, questions, replies, tmp_path, prompts_per_batch
 ):
