@@ -107,7 +107,7 @@ def test_many_questions_about_one_video_among_others_are_bounded_batches(
         {**questions[0], "id": f"{i}", "video": video, "question": f"what {i % 3} ?"}
         for i, video in enumerate(videos)
     ]
-    setup._encoded.clear()
+    setup.encoded.clear()
     rows, frames = [], []
     run = video_vlm.programs(setup.model, setup.tokenizer.stop_ids, setup.mesh)
 
