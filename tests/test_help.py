@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -60,16 +61,20 @@ for name in sys.argv[1:]:
     sys.argv, shown = [name, '--help'], io.StringIO()
     with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
         runpy.run_module(f'tools.{name}', run_name='__main__', alter_sys=True)
-    print(shown.getvalue().split()[:3])
+    print(' '.join(shown.getvalue().split()[:4]))
 """
 
 
 def test_a_checkout_answers_as_python_m_tools():
-    """In one process, one command after the other."""
-    command = [sys.executable, "-c", RUN_ALL, *COMMANDS]
+    """In one process without jax, one command after the other, benches too."""
+    benches = sorted(file.stem for file in (ROOT / "tools" / "bench").glob("bench_*.py"))
+    names = [*COMMANDS, *(f"bench.{bench}" for bench in benches)]
+    command = [sys.executable, "-c", RUN_ALL, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [str(["usage:", "vvlm", name]) for name in COMMANDS]
+    found = dict(zip(names, done.stdout.splitlines(), strict=True))
+    for name, shown in found.items():
+        assert re.match(rf"usage: .*\b{name.split('.')[-1]}\b", shown), found
 
 
 def test_the_list_names_every_command_and_what_it_does():
