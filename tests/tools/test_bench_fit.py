@@ -1,6 +1,7 @@
 """`python -m tools.bench.bench_fit`: scipy's own gradient, one small run."""
 
 import numpy as np
+import pytest
 import scipy.optimize
 
 from fitting.config import FitConfig
@@ -26,6 +27,7 @@ def test_scipys_gradient_is_right(monkeypatch):
         np.testing.assert_allclose(gradient[p], (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow(reason="times both sides, and starts a process")
 def test_a_small_run_prints_every_comparison(capsys):
     config = FitConfig(form="mult", resamples=2, starts=4)
     bench.speed(config, bench.Args(repeats=1, reference_starts=8, scipy_resamples=1))
