@@ -36,7 +36,6 @@ COMPILED_QUICKLY = (
     *(f"vvlm_jax/{room}" for room in ("data", "eval", "generate", "models", "train", "weights")),
     *(f"tools/test_{name}.py" for name in ("bench_train", "evaluate", "generate", "train")),
     "tools/convert",
-    "fitting/optimise/test_search.py",
 )
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
 
