@@ -26,7 +26,10 @@ _EXPORTS = {
         "frontier",
         "member_frontiers",
     ),
+    "intervals": ("prediction_interval", "run_noise", "run_spread"),
+    "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
+    "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
@@ -43,7 +46,8 @@ _EXPORTS = {
         "isoflop_sweep",
         "star_sweep",
     ),
-    "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
+    "uncertainty": ("Decision", "decide"),
+    "verdict": ("Verdict",),
     "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

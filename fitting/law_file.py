@@ -14,6 +14,7 @@ import numpy as np
 from fitting.atomic import replacing
 from fitting.config import FitConfig
 from fitting.optimise.lanes import FAILED, STATUSES
+from fitting.verdict import Verdict
 
 FORMAT = 2  # of fit.json
 
@@ -26,12 +27,16 @@ class FittedRuns(NamedTuple):
       z: [R, C], the K factors and, with examples, n; in the CSV's units.
       error: [R], on the fitted scale.
       weights: [R].
+      noise: [R], standard deviations of the scores, on the fitted scale, or None.
+      cluster: [R], labels of runs that share a cause, or None.
     """
 
     run_id: np.ndarray
     z: np.ndarray
     error: np.ndarray
     weights: np.ndarray
+    noise: np.ndarray | None = None
+    cluster: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
@@ -90,10 +95,13 @@ def write(law, folder) -> Path:
             "sha256": law.runs.sha256,
             "columns": [*law.columns, "error", "weight"],
             "run_id": law.runs.run_id.tolist(),
-            "rows": np.column_stack(law.runs[1:]).tolist(),
+            "rows": np.column_stack([law.runs.z, law.runs.error, law.runs.weights]).tolist(),
+            **_optional(law.runs),
         },
         "versions": law.versions,
     }
+    if law.verdict is not None:
+        fields["lack_of_fit"] = law.verdict.to_json()
     fields["checksum"] = _checksum(fields)
     text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
     with replacing(path) as partial:
@@ -140,14 +148,28 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
             units=np.array(list(fields["units"].values()), float),
             bag=from_rows(fields["members"]),
             whole=from_rows([fields["whole"]]),
-            runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
+            runs=FittedRuns(
+                np.array(data["run_id"]),
+                rows[:, :-2],
+                rows[:, -2],
+                rows[:, -1],
+                np.array(data["noise"], float) if "noise" in data else None,
+                np.array(data["cluster"]) if "cluster" in data else None,
+            ),
             lost=fields["lost_levels"],
             versions=fields["versions"],
+            verdict=Verdict.from_json(fields.get("lack_of_fit")),
         )
         names = tuple(parameter["name"] for parameter in fields["parameters"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
     return path, kwargs, names
+
+
+def _optional(runs: FittedRuns) -> dict:
+    """Return noise and clusters where they are known, JSON-ready."""
+    named = {"noise": runs.noise, "cluster": runs.cluster}
+    return {name: values.tolist() for name, values in named.items() if values is not None}
 
 
 def to_rows(members: Members) -> list[dict]:

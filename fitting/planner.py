@@ -16,14 +16,21 @@ from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
 from fitting.frontiers import agreement, by_cost, frontier, member_frontiers
+from fitting.intervals import prediction_interval, run_noise
 from fitting.law import BaggedFit
 from fitting.planner_text import amount, describe, span
 from fitting.sweeps import PAPER_DOMAIN
-from fitting.uncertainty import decide, prediction_interval, run_noise
+from fitting.uncertainty import decide
+from fitting.verdict import DOUBTFUL, Verdict
 
 LEVEL = 0.9  # of every interval, and of the regret set
 HALF_A_POINT = 0.005  # of the scale: the default tolerance of the regret set
 FLOPS = "FLOPs"
+NOT_TESTED = Verdict(
+    DOUBTFUL,
+    ("The law's form was not tested against its runs.",),
+    "vvlm fit, or fitting.lack_of_fit.judged, tests it.",
+)
 DEFAULT_LEVELS = {name: getattr(PAPER_DOMAIN, name) for name in ("num_frames", "tokens_per_frame")}
 """Levels of the domain unless said; any other factor has the levels of the fitted runs."""
 
@@ -67,10 +74,7 @@ def make_offer(
     Raises:
       ValueError: the law lacks a factor that the cost needs, or as `read_costs`.
     """
-    equation_1 = CostConstants(
-        vision_params or PAPER.vision_params, features or PAPER.features_per_frame
-    )
-    actual = ActualFlops(features or ActualFlops.features_per_frame, text_tokens)
+    equation_1, actual = flops_models(vision_params, features, text_tokens)
     models = {"paper": equation_1, "actual": actual}
     if cost in models:
         missing = [name for name in FACTORS if name not in law.factors]
@@ -92,6 +96,16 @@ def make_offer(
     return Offer(domain, function, unit, equation_1, actual)
 
 
+def flops_models(
+    vision_params: float | None, features: int | None, text_tokens: int
+) -> tuple[CostConstants, ActualFlops]:
+    """Return equation 1 and the actual FLOPs, with the defaults of `make_offer` for None."""
+    return (
+        CostConstants(vision_params or PAPER.vision_params, features or PAPER.features_per_frame),
+        ActualFlops(features or ActualFlops.features_per_frame, text_tokens),
+    )
+
+
 def configurations(law: BaggedFit, cost: Callable, levels: dict) -> np.ndarray:
     """Return the domain [X, K]: every combination of the levels, or the rows of a cost table.
 
@@ -109,6 +123,11 @@ def configurations(law: BaggedFit, cost: Callable, levels: dict) -> np.ndarray:
 
 
 # --- one budget ---
+
+
+def lack_of_fit(law: BaggedFit) -> dict:
+    """Return the verdict of the law's test as it stands at the top of an answer."""
+    return (law.verdict or NOT_TESTED).answer()
 
 
 def describe_law(law: BaggedFit) -> dict:

@@ -1,5 +1,6 @@
 """Checks of the columns of a table of runs; `table` is a `runs.RunTable`."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
@@ -9,6 +10,7 @@ from fitting.config import FACTORS
 from fitting.formatting import nearest
 
 SCALES = (100.0, 1.0)
+FEW_CLUSTERS = 8
 MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
 
 
@@ -67,19 +69,28 @@ def warnings(table, value_R: np.ndarray) -> Iterator[str]:
             f"{source}: {doubled} rows have the configuration, examples and value of another row; "
             "each counts"
         )
-    if table.protocol is None:
-        return
-    for metric in table.metrics:
+    texts = [str(text).strip().lower() for text in table.columns.get("score_se", ())]
+    if unknown := sum(text in MISSING and text != "" for text in texts):
+        yield f"{source}: score_se is no number in {unknown} of {len(table)} runs: unknown there"
+    yield from mixed_protocols(table)
+
+
+def mixed_protocols(table) -> Iterator[str]:
+    """Yield a line for each metric whose scores come from several protocols."""
+    for metric in table.metrics if table.protocol is not None else ():
         names = sorted({name or "unknown" for name in table.protocol[table.metric == metric]})
         if len(names) > 1:
             yield (
-                f"{source}: scores of {metric} come from {len(names)} protocols "
+                f"{table.source}: scores of {metric} come from {len(names)} protocols "
                 f"({', '.join(names)}), which may not be comparable"
             )
 
 
 def check_optional(table, wheres: list[str]) -> None:
-    """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
+    """Raise ValueError for a seed or standard error that is neither empty nor a valid number.
+
+    Empty, nan, none and null stand for unknown.
+    """
     if table.factors != FACTORS:  # a user's table, whose column `seed` may hold anything
         return
     rules = {
@@ -95,6 +106,47 @@ def check_optional(table, wheres: list[str]) -> None:
                     f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
                     f"must be {allowed}"
                 )
+
+
+def check_noise(table, column: str | None) -> None:
+    """Raise ValueError where most of the noise exceeds the spread of a metric's scores."""
+    for metric in table.metrics if column else ():
+        of_metric = table.metric == metric
+        noise, spread = np.median(table.noise[of_metric]), table.error[of_metric].std()
+        if noise > spread > 0:
+            raise ValueError(
+                f"{table.source}: column {column!r}: a noise of {noise:.3g} (median) exceeds the "
+                f"spread of the scores of {metric}, {spread:.3g}; it must be in the scores' unit"
+            )
+
+
+def without_single_clusters(table, column: str | None) -> tuple:
+    """Return the table and notes; clusters of a single run each are left out, with a note.
+
+    Raises:
+      ValueError: all runs are of one cluster.
+    """
+    if column is None:
+        return table, ()
+    few, notes = [], ()
+    for metric in table.metrics:
+        counts = np.unique(table.cluster[table.metric == metric], return_counts=True)[1]
+        few.append(len(counts))
+        if len(counts) == 1:
+            raise ValueError(
+                f"{table.source}: column {column!r} puts all runs of {metric} into one cluster; "
+                "resampling needs several"
+            )
+    pairs = np.char.add(np.char.add(table.metric.astype(str), "\n"), table.cluster)
+    if np.unique(pairs, return_counts=True)[1].max() == 1:
+        note = f"every run has a {column} of its own: clusters of one change nothing"
+        return dataclasses.replace(table, cluster=None), (f"{table.source}: {note}",)
+    if min(few) < FEW_CLUSTERS:
+        notes = (
+            f"{table.source}: {min(few)} clusters of {column} say little about how clusters "
+            f"differ; intervals may be too narrow below {FEW_CLUSTERS}",
+        )
+    return table, notes
 
 
 def check_texts(columns, wheres, source, names) -> None:
@@ -119,14 +171,29 @@ def check_unique(table, columns: Mapping[str, list], wheres: list[str]) -> None:
         n = () if table.n is None else (table.n,)
         alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
         keys, what = zip(*alike, strict=True), "the same values in all columns"
-    seen = {}
-    for where, key in zip(wheres, keys, strict=True):
+    seen, equal = {}, first_equal(columns)
+    for i, key in enumerate(keys):
         if key in seen:
+            copy = equal[i] == seen[key]
             raise ValueError(
-                f"{table.source}, {where}: {what.format(*map(str, key))} again, first in "
-                f"{seen[key]}; a run may appear once"
+                f"{table.source}, {wheres[i]}: {what.format(*map(str, key))} again, first in "
+                f"{wheres[seen[key]]}; a run may appear once"
+                + "; skip_duplicates (--skip-duplicates) leaves out exact copies"
+                * copy
             )
-        seen[key] = where
+        seen[key] = i
+
+
+def first_equal(columns: Mapping[str, list]) -> list[int]:
+    """Return, for each row, the first row that equals it in every column; 2e3 equals 2000."""
+    found = {}
+
+    def value(cell):
+        as_number = number(cell)
+        return str(cell) if math.isnan(as_number) else as_number
+
+    rows = zip(*columns.values(), strict=True)
+    return [found.setdefault(tuple(map(value, row)), i) for i, row in enumerate(rows)]
 
 
 def check_columns(names: list[str], columns, source) -> None:

@@ -1,9 +1,8 @@
-"""The table of runs, which every fit reads: from a CSV or Parquet file, or from mappings.
+"""The table of runs, which every fit reads: from a file, a data frame or mappings.
 
 A table has one row for each run and metric. A higher score is better; a law describes the error,
 scale - score. Without options `read_runs` reads the default columns, `run_files.COLUMNS`; options
-name those of other tables. Lines of a CSV that start with # are comments; those below the header
-are counted in a note.
+name those of other tables. `fitting.readers` says which files there are and what is a comment.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from types import EllipsisType
 
 import numpy as np
 
-from fitting import run_checks, run_files
+from fitting import readers, run_checks, run_files
 from fitting.atomic import replacing
 from fitting.config import FACTORS
 from fitting.formatting import nearest
@@ -44,6 +43,8 @@ class RunTable:
       columns: the other columns as text [R] each, such as 'sweep'.
       source: the file's name, for messages.
       notes: warnings for the user, such as skipped lines or runs that look like duplicates.
+      noise: standard deviations [R] of the scores, on the table's scale, or None.
+      cluster: labels [R] of the runs that share a cause (a seed, a parent run), or None.
     """
 
     factors: tuple[str, ...]
@@ -58,6 +59,8 @@ class RunTable:
     columns: dict[str, np.ndarray]
     source: str
     notes: tuple[str, ...] = ()
+    noise: np.ndarray | None = None
+    cluster: np.ndarray | None = None
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping], source="rows") -> "RunTable":
@@ -177,6 +180,8 @@ class RunTable:
             {name: values[rows] for name, values in self.columns.items()},
             self.source,
             self.notes,
+            None if self.noise is None else self.noise[rows],
+            None if self.cluster is None else self.cluster[rows],
         )
 
     def where(self, column: str, value) -> np.ndarray:
@@ -190,7 +195,7 @@ class RunTable:
         if not math.isnan(number):
             same_R |= np.array([run_checks.number(v) == number for v in values_R])
         if not same_R.any():
-            present = [run_files.plain(level) for level in self.levels(column)]
+            present = [readers.plain(level) for level in self.levels(column)]
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
@@ -217,7 +222,7 @@ class RunTable:
 
 
 def read_runs(
-    path,
+    source,
     *,
     factors=FACTORS,
     examples: str | None | EllipsisType = ...,
@@ -227,13 +232,16 @@ def read_runs(
     weights: str | None = None,
     scale: float | None = None,
     group: str | None = None,
+    noise: str | None = None,
+    cluster: str | None = None,
     skip_missing: bool = False,
+    skip_duplicates: bool = False,
 ) -> RunTable:
     """Read and validate a table of runs; without options, one with the columns `COLUMNS`.
 
     Args:
-      path: a CSV in UTF-8 with a header line and one line for each run and metric; blank lines and
-        those that start with # are skipped. Or a .parquet file, if pyarrow is installed.
+      source: a file that `fitting.readers` reads, with a header and one row for each run and
+        metric: CSV, `.csv.gz`, `.parquet` or `.xlsx`; or a data frame, or a mapping of columns.
       factors: names of the K columns that make up a configuration.
       examples: name of the column of data sizes n, None for laws without n; by default
         'num_examples' if the file has it or the factors are the default ones.
@@ -245,43 +253,67 @@ def read_runs(
         value is above 1.
       group: column whose values take the place of metrics, 'metric' by default; a run may appear
         once in each group.
+      noise: column of the scores' standard deviations, in the unit of the scores, such as
+        'score_se'. Runs are weighted by it and by what trainings differ in beside.
+      cluster: column of labels; the runs of one label share a seed, a parent run or a data draw,
+        and are resampled and left out together.
       skip_missing: leave out rows without a score (or error), with a note.
+      skip_duplicates: leave out rows that equal an earlier one in every column, with a note.
 
     Raises:
       ValueError: one line, naming file, row, column, value and what is allowed.
       FileNotFoundError: one line.
     """
     factors = (factors,) if isinstance(factors, str) else tuple(factors)
-    read = run_files.read_parquet if Path(path).suffix == ".parquet" else run_files.read_csv
-    header, lines, records, notes = read(path)
+    texts = readers.read(source)
+    source, wheres, columns, notes = texts.source, texts.wheres, texts.columns(), list(texts.notes)
     if examples is ...:
-        has_n = "num_examples" in header or factors == FACTORS
+        has_n = "num_examples" in columns or factors == FACTORS
         examples = "num_examples" if has_n and "num_examples" not in factors else None
-    wheres = [f"row {row} (line {line})" for row, line in enumerate(lines, start=1)]
-    columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
     values_of = error or score or "score"
+
+    def keep(rows: list[int]) -> None:
+        nonlocal wheres, columns
+        wheres = [wheres[i] for i in rows]
+        columns = {name: [values[i] for i in rows] for name, values in columns.items()}
+
     if skip_missing and values_of in columns:
-        known = [
-            i
-            for i, value in enumerate(columns[values_of])
-            if value.lower() not in run_checks.MISSING
-        ]
-        if gone := len(wheres) - len(known):
-            first = next(i for i in range(len(wheres)) if i not in set(known))
-            notes.append(f"{path}: {gone} rows have no {values_of}, the first is {wheres[first]}")
-            wheres, columns = _kept(known, wheres, columns)
+        there = [v.lower() not in run_checks.MISSING for v in columns[values_of]]
+        if not all(there):
+            what = f"{there.count(False)} rows have no {values_of}"
+            notes.append(f"{source}: {what}, the first is {wheres[there.index(False)]}")
+            keep([i for i, known in enumerate(there) if known])
+    if skip_duplicates:
+        first = run_checks.first_equal(columns)
+        copies = [i for i, earlier in enumerate(first) if earlier != i]
+        if copies:
+            where, earlier = wheres[copies[0]], wheres[first[copies[0]]]
+            what = f"{len(copies)} rows are exact copies of others and were left out"
+            notes.append(f"{source}: {what}, the first is {where}, of {earlier}")
+            keep([i for i, earlier in enumerate(first) if earlier == i])
     if metric is not None:
-        run_checks.check_columns(["metric"], columns, path)
+        run_checks.check_columns(["metric"], columns, source)
         kept = [i for i, value in enumerate(columns["metric"]) if value == metric]
         if not kept:
             there = sorted(set(columns["metric"]))
             raise ValueError(
-                f"{path}: no runs with metric {metric!r}{nearest(metric, there)}; "
+                f"{source}: no runs with metric {metric!r}{nearest(metric, there)}; "
                 f"there are {', '.join(there)}"
             )
-        wheres, columns = _kept(kept, wheres, columns)
+        keep(kept)
     table = _table(
-        columns, wheres, str(path), factors, examples, score, error, weights, scale, group
+        columns,
+        wheres,
+        source,
+        factors,
+        examples,
+        score,
+        error,
+        weights,
+        scale,
+        group,
+        noise,
+        cluster,
     )
     return dataclasses.replace(table, notes=(*notes, *table.notes))
 
@@ -321,10 +353,6 @@ def add_runs(path, rows: Iterable[Mapping]) -> None:
     write_runs(path, [row for row in old if key(row) not in replaced] + rows)
 
 
-def _kept(rows: list[int], wheres: list[str], columns: dict) -> tuple[list[str], dict]:
-    return [wheres[i] for i in rows], {k: [v[i] for i in rows] for k, v in columns.items()}
-
-
 def _table(
     columns: Mapping[str, list],
     wheres: list[str],
@@ -336,6 +364,8 @@ def _table(
     weights: str | None = None,
     scale: float | None = None,
     group: str | None = None,
+    noise: str | None = None,
+    cluster: str | None = None,
 ) -> RunTable:
     """Validate columns and return them as a `RunTable`; `wheres` name the rows in messages."""
     values_of = error or score or "score"
@@ -347,8 +377,12 @@ def _table(
         found = [run_checks.number(value) for value in columns[name]]
         for where, value, number in zip(wheres, columns[name], found, strict=True):
             if not good(number):
+                remedy = ""
+                if name == values_of and str(value).strip().lower() in run_checks.MISSING:
+                    remedy = "; skip_missing (--skip-missing) leaves out rows without one"
                 raise ValueError(
                     f"{source}, {where}: column {name!r} is {str(value)!r}; it must be {allowed}"
+                    f"{remedy}"
                 )
         return np.array(found)
 
@@ -372,6 +406,14 @@ def _table(
         weight_R = numbers(weights, "0 or a positive number", lambda v: 0 <= v < math.inf)
         if not weight_R.any():
             raise ValueError(f"{source}: column {weights!r}: no run has a weight above 0")
+    run_checks.check_columns([name for name in (noise, cluster) if name], columns, source)
+    noise_R = None
+    if noise is not None:
+        if weights is not None:
+            raise ValueError(
+                f"{source}: weights follow from the noise {noise!r}; leave {weights!r} out"
+            )
+        noise_R = numbers(noise, "a positive number of score points", lambda v: 0 < v < math.inf)
     metric = group or "metric"
     taken = {*needed, "run_id", "metric"}
     table = RunTable(
@@ -386,8 +428,13 @@ def _table(
         metric=texts(metric, [values_of] * len(wheres)),
         columns={name: texts(name, []) for name in columns if name not in taken},
         source=source,
+        noise=noise_R,
+        cluster=None if cluster is None else texts(cluster, []),
     )
-    run_checks.check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
+    named = [name for name in ("run_id", metric, cluster) if name in columns]
+    run_checks.check_texts(columns, wheres, source, named)
+    run_checks.check_noise(table, noise)
+    table, alone = run_checks.without_single_clusters(table, cluster)
     run_checks.check_optional(table, wheres)
     run_checks.check_unique(table, columns, wheres)
-    return dataclasses.replace(table, notes=tuple(run_checks.warnings(table, value_R)))
+    return dataclasses.replace(table, notes=(*run_checks.warnings(table, value_R), *alone))

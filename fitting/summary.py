@@ -12,13 +12,14 @@ from fitting.optimise.objective import Loss
 WIDE = 2.0  # 90% range of an exponent or a log coefficient from which it counts as undetermined
 SELDOM = 0.05  # share of members: a term absent in fewer is there, in all but so few is not
 CORRELATED = 0.95  # |correlation| over members worth a line
+SHOWN_TESTS = 3  # of the lack of fit
 MOST_LEVELS = 12  # of a factor, shown one by one; more are cut into quarters
 
 
 def report(law) -> str:
     """Return the report."""
-    parts = [_card(law), _values(law), _correlations(law), _members(law), _residuals(law)]
-    return "\n\n".join(part for part in [*parts, _ranges(law)] if part)
+    sections = _card, _verdict, _values, _correlations, _members, _residuals, _ranges
+    return "\n\n".join(text for text in (section(law) for section in sections) if text)
 
 
 def parameter_rows(law) -> list[tuple]:
@@ -35,7 +36,9 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     Columns are scaled to length 1, so that a singular value near 0 is a combination of parameters
     that the runs do not see; its parameters get an infinite standard error.
     """
-    residual, jacobian = _linearised(law)
+    root = np.sqrt(law.runs.weights)
+    residual, jacobian = (root * part.T for part in linearised(law))
+    jacobian = jacobian.T
     length = np.linalg.norm(jacobian, axis=0)
     _, singular, rotation = np.linalg.svd(jacobian / np.maximum(length, 1e-300), False)
     freedom = max(len(residual) - jacobian.shape[1], 1)
@@ -67,14 +70,14 @@ def undetermined(law) -> np.ndarray:
     return wide & (absent_P < 1 - SELDOM)
 
 
-def _linearised(law) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole fit's weighted residuals [R] and Jacobian [R, P], in the fitted space."""
+def linearised(law) -> tuple[np.ndarray, np.ndarray]:
+    """Return the whole fit's residuals [R] and Jacobian [R, P], unweighted, in its space."""
     linear = law.config.space == "linear"
     loss = Loss(law.config.space, None, law.config.free_floor)
     target = law.runs.error if linear else np.log(law.runs.error)
     log_z = np.log(law.runs.z / law.units).T[None]
     residual, jacobian = objective.residuals_and_jacobian(
-        law.whole.theta, log_z, target[None], np.sqrt(law.runs.weights)[None], law.layout, loss
+        law.whole.theta, log_z, target[None], np.ones((1, len(target))), law.layout, loss
     )
     return residual[0], jacobian[0].T
 
@@ -120,6 +123,18 @@ def _card(law) -> str:
     if law.num_runs <= len(law.parameters):
         rows.append(("warning", "no more runs than parameters: nothing is left to check the law"))
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
+
+
+def _verdict(law) -> str:
+    """Return whether the runs contradict the form; '' where it was not tested."""
+    if law.verdict is None:
+        return ""
+    found = law.verdict
+    lines = [f"lack of fit: {found.verdict}", *found.reasons, *[found.help] * bool(found.help)]
+    seen = [f"{test.name} {test.p:.2g}" for test in found.tests[:SHOWN_TESTS]]
+    if seen:
+        lines.append(f"least of {len(found.tests)} p values: {', '.join(seen)}")
+    return "\n  ".join(lines)
 
 
 def _exponents(config) -> str:

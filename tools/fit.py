@@ -5,10 +5,10 @@ Examples:
     vvlm fit fitting/data/li2024.csv --factors lm_params,visual_tokens \\
         --error error --scale 1 --form li --space linear --out runs/li
 
-RUNS.csv has a header and one line a run; lines that start with # are comments. Name the columns
-that make up a configuration (--factors), the number of training examples if there is one
-(--examples), and a score (higher is better) or an error; a law describes the error, scale - score.
-Other columns can select runs (--train, --test, --group).
+RUNS is a CSV (or .csv.gz, .parquet, .xlsx) with a header and one line a run; lines that start with
+# are comments. Name the columns that make up a configuration (--factors), the number of training
+examples if there is one (--examples), and a score (higher is better) or an error; a law describes
+the error, scale - score. Other columns can select runs (--train, --test, --group).
 
 Prints the fit report and writes OUT/fit.json, which holds all that is needed to predict and to
 audit; `vvlm plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from fitting.config import FitConfig
+from fitting.config import FACTORS, FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
@@ -31,11 +31,20 @@ from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import READERS, Data, FitFlags, fit_config, read_table
+from .fit_flags import (
+    READERS,
+    Data,
+    FitFlags,
+    Flag,
+    Rows,
+    check_enough,
+    fit_config,
+    read_table,
+    warn_if_few,
+)
 
 FOLDS = 5
-Rows = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Split = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Args:
     """Options of `vvlm fit`."""
 
     data: Data
+    rows: Rows
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]
     page: Page
     out: Path = Path("runs/fit")
@@ -63,16 +73,16 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
-    train: Rows = None
+    train: Split = None
     """Runs to fit when the --test runs are predicted, such as sweep=star."""
-    test: Rows = None
+    test: Split = None
     """Runs to predict from the --train runs, such as sweep=isoflop."""
 
 
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = read_table(args.data), fit_config(args.fit)
+    table, config = read_table(args.data, args.rows), fit_config(args.fit)
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
@@ -80,10 +90,13 @@ def main(args: Args) -> None:
     check_runs(config, table, args)
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
+    for one in tables.values():
+        check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
     from fitting.fits import fit_many
+    from fitting.lack_of_fit import judged
     from fitting.splits import column_split
 
     if args.train:
@@ -92,6 +105,7 @@ def main(args: Args) -> None:
     warn(config, table, tables)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
+    laws = [judged(law, one) for law, one in zip(laws, tables.values(), strict=True)]
     for folder in folders:
         remove_stale(folder)
     fits = []
@@ -99,7 +113,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        fits.append((one, law, *validate(one, config, args, folder)))
+        check_noise(law)
+        fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
 
@@ -120,6 +135,12 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             )
 
 
+def check_noise(law) -> None:
+    """Print a warning where the noise column is next to nothing beside the residuals."""
+    if text := law.tiny_noise:
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
@@ -130,14 +151,7 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
         warn_if_few(one.source, len(one), config, one)
 
 
-def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
-    """Print a warning where runs do not outnumber parameters: nothing is left to check the law."""
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
-    if runs <= count:
-        print(f"warning: {what}: {runs} runs for {count} parameters", file=sys.stderr)
-
-
-def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
+def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost: CostConstants):
     """Print and write what --compare, --ablate, --train and --test ask for.
 
     Returns:
@@ -156,7 +170,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
         names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
         configs = {name: config.replace(form=name) for name in names}
         with live("compare") as say:
-            found = validation.compare(table, configs, on_progress=say, **asked)
+            price = cost(table.x) if table.factors == FACTORS else None
+            found = validation.compare(table, configs, cost=price, on_progress=say, **asked)
         print(f"\n{text.forms_text(found)}\n\n{folder / 'compare.csv'}")
         write_csv(folder / "compare.csv", found.rows())
     if args.ablate:
@@ -167,7 +182,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     if not (args.compare or args.ablate):
         with live("test") as say:
             _, (test,) = validation.validate(table, config, [split], whole=False, on_progress=say)
-        print(f"\n{text.test_text(test, table)}")
+        print(f"\n{text.test_text(test, table)}\n\n{folder / 'test.csv'}")
+        write_csv(folder / "test.csv", test.rows(table))
     return found, ablation
 
 

@@ -17,11 +17,12 @@ MOST_BUDGETS = 6  # recommendations of a metric
 
 
 def law_job(table: RunTable, config: FitConfig):
-    """Fit a law; return it, or a sentence that says why it could not be fitted."""
+    """Fit a law and test its form; return it, or a sentence why it could not be fitted."""
     from fitting.fits import fit
+    from fitting.lack_of_fit import judged
 
     try:
-        return fit(table, config)
+        return judged(fit(table, config), table)
     except ValueError as e:
         return str(e)
 
@@ -139,8 +140,9 @@ def _drawn(metric: str, mark: str, draw):
 
 def recommend(analysis, domain, most: int = MOST_BUDGETS) -> list[Recommendation]:
     """Choose the best configuration at round budgets that the runs span, with their largest n."""
+    from fitting.intervals import prediction_interval
     from fitting.planner import extrapolations
-    from fitting.uncertainty import decide, prediction_interval
+    from fitting.uncertainty import decide
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n = None if law.examples is None else float(table.n.max())
