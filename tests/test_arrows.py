@@ -47,7 +47,7 @@ FLOORS = {
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file",
         "fits law",
-        "intervals",
+        "intervals profiles",
         "validation frontiers lack_of_fit",
         "ablations",
         "elasticities uncertainty regret",

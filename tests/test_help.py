@@ -69,7 +69,7 @@ def test_a_checkout_answers_as_python_m_tools():
     """In one process without jax, one command after the other, benches too."""
     benches = sorted(file.stem for file in (ROOT / "tools" / "bench").glob("bench_*.py"))
     names = [*COMMANDS, *(f"bench.{bench}" for bench in benches)]
-    command = [sys.executable, "-c", RUN_ALL, *names]
+    command = [sys.executable, "-W", "ignore", "-c", RUN_ALL, *names]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = dict(zip(names, done.stdout.splitlines(), strict=True))
