@@ -43,7 +43,7 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost readers run_files run_checks forms grids extent",
+        "sweeps cost expressions readers run_files run_checks forms grids extent",
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file",
         "fits law",
@@ -63,7 +63,7 @@ NARROWER = {
     "vvlm_jax.data": "types config config_check override progress atomic storage data",
     "vvlm_jax.models": "types config config_check sharding models",
     "fitting.sweeps": "config sweeps",
-    "fitting.cost": "config cost",
+    "fitting.cost": "config cost expressions",
     "fitting.grids": "formatting grids",
 }
 
