@@ -326,7 +326,7 @@ def _skill(fits: Refits, leverage_R) -> float:
 def _points(law: BaggedFit, table: RunTable) -> np.ndarray:
     """Return by how much the error [R] changes a unit of the fitted space, at the whole fit."""
     if law.config.space == "linear":
-        return np.full(len(table), law.scale)
+        return np.full(len(table), law.reference)
     return law.predict_whole(law.runs.z)
 
 

@@ -20,6 +20,7 @@ from fitting.noise import Scatter
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
+from fitting.runs import reference
 from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
@@ -38,7 +39,7 @@ class BaggedFit:
       metric: what the error is of.
       factors: names of the K columns of a configuration.
       examples: name of the column of n; None for a law without n.
-      scale: 100 or 1, the error of a complete failure.
+      scale: the error of a complete failure, such as 100 or 1; infinite for a loss.
       source: name of the file of the runs.
       units: [C], what theta measures the factors and n in.
       bag: `Members`, one a resample.
@@ -99,6 +100,11 @@ class BaggedFit:
     def ranges(self) -> np.ndarray:
         """Return the least and largest fitted value of each column, [C, 2]."""
         return np.stack([self.runs.z.min(axis=0), self.runs.z.max(axis=0)], axis=1)
+
+    @property
+    def reference(self) -> float:
+        """Return the size that errors are measured by: the scale, or the largest loss."""
+        return reference(self.scale, self.runs.error)
 
     @property
     def theta(self) -> np.ndarray:
@@ -172,7 +178,7 @@ class BaggedFit:
         """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
-        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.scale
+        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.reference
         return absent
 
     @property
@@ -326,7 +332,12 @@ class BaggedFit:
         return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
 
     def off_scale(self, *errors) -> np.ndarray:
-        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
+        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be.
+
+        A loss may be any number.
+        """
+        if not np.isfinite(self.scale):
+            return np.zeros(np.broadcast_shapes(*map(np.shape, errors)), bool)
         return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
 
     # --- report and file ---

@@ -77,7 +77,7 @@ def write(law, folder) -> Path:
         "metric": law.metric,
         "factors": list(law.factors),
         "examples": law.examples,
-        "scale": law.scale,
+        "scale": _finite(law.scale),
         "aggregate": law.config.aggregate,
         "parameters": [
             {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
@@ -143,7 +143,7 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
             metric=fields["metric"],
             factors=tuple(fields["factors"]),
             examples=fields["examples"],
-            scale=fields["scale"],
+            scale=float("inf") if fields["scale"] is None else fields["scale"],
             source=data["source"],
             units=np.array(list(fields["units"].values()), float),
             bag=from_rows(fields["members"]),

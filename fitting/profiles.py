@@ -147,7 +147,7 @@ class _Task:
         log_z = np.log(runs.z)
         typical = log_z.mean(axis=0)
         self.log_z = (log_z - typical).T[None]
-        error = runs.error / law.scale
+        error = runs.error / law.reference
         self.target = (np.log(error) if config.space == "log" else error)[None]
         self.root = np.sqrt(runs.weights / runs.weights.sum())[None]
         design_MP = law.layout.design((typical - np.log(law.units))[None])[0]
@@ -155,7 +155,7 @@ class _Task:
         theta = theta[np.isfinite(theta).all(axis=1)]
         terms = law.layout.num_terms
         self.starts = theta.copy()
-        self.starts[:, :terms] = theta @ design_MP.T - np.log(law.scale)
+        self.starts[:, :terms] = theta @ design_MP.T - np.log(law.reference)
         if config.free_floor:
             self.starts[:, law.layout.floor] = np.exp(self.starts[:, law.layout.floor])
         self.lower, self.upper = bounds(law.layout, config)
@@ -276,7 +276,9 @@ class _Task:
         if not floor:
             return values
         with np.errstate(divide="ignore"):
-            return np.maximum(np.log(values / self.law.scale), self.lower[self.law.layout.floor])
+            return np.maximum(
+                np.log(values / self.law.reference), self.lower[self.law.layout.floor]
+            )
 
     def grid(self, p: int, floor: bool) -> np.ndarray:
         """Return the first values to hold the parameter at."""
