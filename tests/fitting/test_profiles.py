@@ -38,7 +38,7 @@ def test_the_interval_of_a_line_is_that_of_students_t(law, found):
     if a.estimate == pytest.approx(-slope, rel=1e-3):  # the floor is absent: below it can only rise
         assert a.low == pytest.approx(-slope - 1.7033 * error, rel=5e-3)
     assert a.low < -slope < a.high
-    assert not (a.open_low or a.open_high)
+    assert (a.open_low, a.open_high) == (False, False)
     assert a.high > a.bag[0]
 
 
