@@ -41,6 +41,7 @@ def fit(*words):
     command.main(tyro.cli(tyro.conf.OmitArgPrefixes[command.Args], args=args, registry=READERS))
 
 
+@pytest.mark.light
 def test_a_fit_is_printed_written_and_read_back(runs, table, tmp_path, capsys):
     fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
     shown = capsys.readouterr()
