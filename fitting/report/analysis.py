@@ -212,18 +212,17 @@ def _fit_health(law: BaggedFit) -> list[str]:
             f"{stopped} of {size} bootstrap fits stopped at the iteration limit, where the "
             "objective is flat: use their predictions, not their parameters."
         )
-    capped = [
-        f"{name} ({count} of {size})"
-        for name, count in zip(law.parameters, law.at_cap, strict=True)
-        if count > OFTEN * size
-    ]
-    if capped:
+    capped_P = law.at_cap > OFTEN * size
+    if capped_P.any():
+        capped = [
+            f"{law.parameters[p]} ({law.at_cap[p]} of {size})" for p in np.flatnonzero(capped_P)
+        ]
         found.append(
             f"Exponents at a bound: {_few(capped)}. The bound excludes more: values beyond it were "
             "not tried. A larger exponent_cap shows whether the runs want them."
         )
     unknown = summary.undetermined(law)
-    unknown &= ~summary.excluded(law)  # named above
+    unknown &= ~capped_P  # named above
     if unknown.any():
         names = _few([name for name, no in zip(law.parameters, unknown, strict=True) if no])
         found.append(
