@@ -92,6 +92,16 @@ class BaggedFit:
         return np.arange(self.layout.num_parameters) >= self.layout.num_terms
 
     @property
+    def fixed(self) -> np.ndarray:
+        """Return bool [P]: which parameters were held at a value."""
+        return np.isin(self.parameters, list(self.config.fix or ()))
+
+    @property
+    def num_free(self) -> int:
+        """Return the number of parameters that were fitted."""
+        return int((~self.fixed).sum())
+
+    @property
     def num_runs(self) -> int:
         """Return the number of fitted runs."""
         return len(self.runs.error)
@@ -187,7 +197,7 @@ class BaggedFit:
 
         NaN with too few runs, and with the Huber loss, which is no likelihood.
         """
-        runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
+        runs, free = self.num_runs, self.num_free + 1  # + 1: the noise variance
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
@@ -206,7 +216,7 @@ class BaggedFit:
         if runs.noise is not None or runs.cluster is not None:
             noise = None if runs.noise is None else self.in_fitted_space(runs.noise)
             return noise_parts.scatter(residual_R, jacobian_RP, noise, runs.cluster)
-        spare = self.num_runs - self.theta.shape[1]
+        spare = self.num_runs - self.num_free
         if spare <= 0:
             return noise_parts.UNKNOWN
         square = np.average(residual_R**2, weights=runs.weights)

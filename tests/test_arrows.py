@@ -43,7 +43,7 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost expressions readers run_files run_checks forms grids extent",
+        "sweeps cost expressions readers run_files run_checks forms own_forms grids extent",
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file",
         "fits law",

@@ -288,6 +288,30 @@ def test_scores_of_several_protocols_need_a_word(runs, tmp_path, table):
     assert (tmp_path / "law" / "fit.json").is_file()
 
 
+def test_a_form_of_a_file_with_ties_and_fixed_values(runs, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from fitting.forms import N, Term\n"
+        "def mine(labels):\n"
+        "    falls = (Term(f'c_{s}', ((f'p_{s}', -1, k),)) for k, s in enumerate(labels))\n"
+        "    return (*falls, Term('data', (('d', -1, N),)), Term('floor'))\n"
+    )
+    words = (runs, "--examples", "num_examples", *QUICK[:4], "--out", tmp_path / "law")
+    more = ("--tie", "p_T=p_V", "--fix", "floor=20", "--report")
+    fit(*words, "--form", f"{tmp_path / 'own.py'}:mine", *more)
+    law = fitting.BaggedFit.load(tmp_path / "law")
+    assert law.parameters == ("c_N", "c_T", "c_V", "data", "floor", "p_N", "p_T", "d")
+    np.testing.assert_allclose(law.values[:, 4], 20)
+    assert "own.py:mine#" in (tmp_path / "law" / "report.html").read_text()
+    for flags, message in (
+        (("--form", "own.py:gone"), "own.py:gone: No such file"),
+        (("--form", "add", "--fix", "epsilon"), "--fix must be none or NAME=NUMBER"),
+        (("--form", "add", "--fix", "epsilon=200"), "epsilon fixed at 200 is outside its bounds"),
+        (("--form", "add", "--tie", "a_T=alpha_V"), "'alpha_V' is no exponent of 'add'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(*words, *flags)
+
+
 def test_a_comparison_needs_its_folds(runs, tmp_path):
     few = tmp_path / "few.csv"
     few.write_text("\n".join(runs.read_text().splitlines()[:4]) + "\n")
