@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +19,9 @@ SHORT = {
     "tokens_per_frame": "tokens",
     "num_examples": "examples",
 }
+_QUANTITY = re.compile(
+    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kmgbtp]?)\s*(?:flops?|tokens?)?", re.I
+)
 _COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _FLOPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -46,6 +50,15 @@ def count(value: float, digits: int = 3) -> str:
     return f"{_digits(value / size, digits)}{prefix}"
 
 
+def quantity(text) -> float:
+    """Return the number of a text such as 2e12, 500B, 1.5T, 15 TFLOPs; NaN where it is none."""
+    found = _QUANTITY.fullmatch(str(text).strip())
+    if not found:
+        return math.nan
+    prefixes = {name.upper(): size for size, name in (*_COUNT, *_FLOPS)}
+    return float(found[1]) * prefixes[found[2].upper()]
+
+
 def flops(value: float, digits: int = 3) -> str:
     """Return a cost with its unit: 15 TFLOPs, 3.2 MFLOPs; '-' where undefined."""
     if not math.isfinite(value):
@@ -60,6 +73,15 @@ def flops_unit(values) -> tuple[float, str]:
     middle = math.sqrt(np.nanmin(values) * np.nanmax(values))
     size, prefix = _scale(middle, _FLOPS)
     return size, f"{prefix}FLOPs"
+
+
+def decimals(values, least: float, most: int = 9) -> int:
+    """Return how many decimals show `least` with two digits and tell the distinct values apart."""
+    count = max(0, 1 - math.floor(math.log10(least))) if 0 < least < math.inf else 2
+    distinct = {value for value in values if math.isfinite(value)}
+    while count < most and len({f"{value:.{count}f}" for value in distinct}) < len(distinct):
+        count += 1
+    return min(count, most)
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -11,17 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from fitting import extent, law_file, summary
-from fitting.bootstrap import fewest_levels
+from fitting import noise as noise_parts
+from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
 from fitting.law_file import FittedRuns, Members
+from fitting.noise import Scatter
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
+from fitting.runs import reference
 from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
+TINY_NOISE = 100.0  # residuals this many times a noise column: it may be in another unit
 BLOCK = 2048  # configurations predicted at once
 ROUNDING = 1e-9  # a value so close to the end of a range is inside it
 
@@ -35,7 +39,7 @@ class BaggedFit:
       metric: what the error is of.
       factors: names of the K columns of a configuration.
       examples: name of the column of n; None for a law without n.
-      scale: 100 or 1, the error of a complete failure.
+      scale: the error of a complete failure, such as 100 or 1; infinite for a loss.
       source: name of the file of the runs.
       units: [C], what theta measures the factors and n in.
       bag: `Members`, one a resample.
@@ -88,6 +92,16 @@ class BaggedFit:
         return np.arange(self.layout.num_parameters) >= self.layout.num_terms
 
     @property
+    def fixed(self) -> np.ndarray:
+        """Return bool [P]: which parameters were held at a value."""
+        return np.isin(self.parameters, list(self.config.fix or ()))
+
+    @property
+    def num_free(self) -> int:
+        """Return the number of parameters that were fitted."""
+        return int((~self.fixed).sum())
+
+    @property
     def num_runs(self) -> int:
         """Return the number of fitted runs."""
         return len(self.runs.error)
@@ -96,6 +110,11 @@ class BaggedFit:
     def ranges(self) -> np.ndarray:
         """Return the least and largest fitted value of each column, [C, 2]."""
         return np.stack([self.runs.z.min(axis=0), self.runs.z.max(axis=0)], axis=1)
+
+    @property
+    def reference(self) -> float:
+        """Return the size that errors are measured by: the scale, or the largest loss."""
+        return reference(self.scale, self.runs.error)
 
     @property
     def theta(self) -> np.ndarray:
@@ -129,7 +148,12 @@ class BaggedFit:
 
     @property
     def lost_levels(self) -> int:
-        """Return the number of resamples without any run of some level of `level_factor`."""
+        """Return the number of resamples without any run of some level of `level_factor`.
+
+        0 where most of its levels have a single run: every resample loses some of those.
+        """
+        if mostly_single(self.runs.z[:, self.factors.index(self.level_factor)]):
+            return 0
         return self.lost.get(self.level_factor, 0)
 
     @property
@@ -164,7 +188,7 @@ class BaggedFit:
         """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
-        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.scale
+        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.reference
         return absent
 
     @property
@@ -173,11 +197,49 @@ class BaggedFit:
 
         NaN with too few runs, and with the Huber loss, which is no likelihood.
         """
-        runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
+        runs, free = self.num_runs, self.num_free + 1  # + 1: the noise variance
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
         return float(likelihood + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
+
+    @cached_property
+    def scatter(self) -> Scatter:
+        """Return the variances of a run around the law, in the space it was fitted in.
+
+        Of the whole fit's residuals. Without a noise column and clusters it is one variance:
+        weighted, with a degree of freedom off for each parameter. NaN where parameters exhaust the
+        runs.
+        """
+        runs = self.runs
+        residual_R, jacobian_RP = summary.linearised(self)
+        if runs.noise is not None or runs.cluster is not None:
+            noise = None if runs.noise is None else self.in_fitted_space(runs.noise)
+            return noise_parts.scatter(residual_R, jacobian_RP, noise, runs.cluster)
+        spare = self.num_runs - self.num_free
+        if spare <= 0:
+            return noise_parts.UNKNOWN
+        square = np.average(residual_R**2, weights=runs.weights)
+        return Scatter(float(square * self.num_runs / spare), 0.0, 1.0)
+
+    @property
+    def tiny_noise(self) -> str:
+        """Return a sentence where the known noise is a hundredth of the residuals, or ''."""
+        if self.runs.noise is None:
+            return ""
+        noise = float(np.median(self.runs.noise))
+        off = float(np.std(self.predict_whole(self.runs.z) - self.runs.error))
+        if off < TINY_NOISE * noise:
+            return ""
+        return (
+            f"{self.source}: the noise column ({noise:.3g} points, median) is {off / noise:.0f} "
+            "times smaller than the residuals: is it in the scores' unit? It hardly weighs runs"
+        )
+
+    def in_fitted_space(self, noise) -> np.ndarray:
+        """Return standard deviations [R] of the runs' scores as those of what was fitted."""
+        fitted = self.predict_whole(self.runs.z) if self.config.space == "log" else 1.0
+        return np.asarray(noise) / fitted
 
     @cached_property
     def degenerate(self) -> str | None:
@@ -280,7 +342,12 @@ class BaggedFit:
         return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
 
     def off_scale(self, *errors) -> np.ndarray:
-        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
+        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be.
+
+        A loss may be any number.
+        """
+        if not np.isfinite(self.scale):
+            return np.zeros(np.broadcast_shapes(*map(np.shape, errors)), bool)
         return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
 
     # --- report and file ---

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting import own_forms
 from fitting.atomic import replacing
 from fitting.config import FitConfig
 from fitting.optimise.lanes import FAILED, STATUSES
@@ -27,12 +28,16 @@ class FittedRuns(NamedTuple):
       z: [R, C], the K factors and, with examples, n; in the CSV's units.
       error: [R], on the fitted scale.
       weights: [R].
+      noise: [R], standard deviations of the scores, on the fitted scale, or None.
+      cluster: [R], labels of runs that share a cause, or None.
     """
 
     run_id: np.ndarray
     z: np.ndarray
     error: np.ndarray
     weights: np.ndarray
+    noise: np.ndarray | None = None
+    cluster: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
@@ -67,13 +72,15 @@ def write(law, folder) -> Path:
     kinds = ["exponent" if e else "log coefficient" for e in law.is_exponent]
     if law.config.free_floor:
         kinds[law.layout.floor] = "coefficient"
+    own = own_forms.to_json(law.form, len(law.factors))
     fields = {
         "format": FORMAT,
         "form": law.config.form,
+        **({"own_form": own} if own else {}),
         "metric": law.metric,
         "factors": list(law.factors),
         "examples": law.examples,
-        "scale": law.scale,
+        "scale": _finite(law.scale),
         "aggregate": law.config.aggregate,
         "parameters": [
             {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
@@ -91,7 +98,8 @@ def write(law, folder) -> Path:
             "sha256": law.runs.sha256,
             "columns": [*law.columns, "error", "weight"],
             "run_id": law.runs.run_id.tolist(),
-            "rows": np.column_stack(law.runs[1:]).tolist(),
+            "rows": np.column_stack([law.runs.z, law.runs.error, law.runs.weights]).tolist(),
+            **_optional(law.runs),
         },
         "versions": law.versions,
     }
@@ -131,6 +139,8 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
     if fields.pop("checksum", None) != _checksum(fields):
         raise ValueError(f"{path}: changed since it was written; fit again")
     try:
+        if "own_form" in fields:
+            own_forms.from_json(fields["own_form"], len(fields["factors"]))
         data = fields["data"]
         rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
         kwargs = dict(
@@ -138,12 +148,19 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
             metric=fields["metric"],
             factors=tuple(fields["factors"]),
             examples=fields["examples"],
-            scale=fields["scale"],
+            scale=float("inf") if fields["scale"] is None else fields["scale"],
             source=data["source"],
             units=np.array(list(fields["units"].values()), float),
             bag=from_rows(fields["members"]),
             whole=from_rows([fields["whole"]]),
-            runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
+            runs=FittedRuns(
+                np.array(data["run_id"]),
+                rows[:, :-2],
+                rows[:, -2],
+                rows[:, -1],
+                np.array(data["noise"], float) if "noise" in data else None,
+                np.array(data["cluster"]) if "cluster" in data else None,
+            ),
             lost=fields["lost_levels"],
             versions=fields["versions"],
             verdict=Verdict.from_json(fields.get("lack_of_fit")),
@@ -152,6 +169,12 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
     return path, kwargs, names
+
+
+def _optional(runs: FittedRuns) -> dict:
+    """Return noise and clusters where they are known, JSON-ready."""
+    named = {"noise": runs.noise, "cluster": runs.cluster}
+    return {name: values.tolist() for name, values in named.items() if values is not None}
 
 
 def to_rows(members: Members) -> list[dict]:

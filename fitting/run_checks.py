@@ -1,5 +1,6 @@
 """Checks of the columns of a table of runs; `table` is a `runs.RunTable`."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
@@ -8,7 +9,8 @@ import numpy as np
 from fitting.config import FACTORS
 from fitting.formatting import nearest
 
-SCALES = (100.0, 1.0)
+TARGETS = ("score", "error", "loss")
+FEW_CLUSTERS = 8
 MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
 
 
@@ -23,6 +25,7 @@ def check_roles(
     weights: str | None,
     scale: float | None,
     group: str | None,
+    target: str,
 ) -> list[str]:
     """Return the columns that a table is read from: factors, examples, score or error, weights.
 
@@ -32,9 +35,11 @@ def check_roles(
         raise ValueError(f"{source}: no runs; at least one row is needed")
     if score is not None and error is not None:
         raise ValueError(f"give a score column or an error column, not both ({score}, {error})")
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale must be 100 or 1, got {scale!r}")
-    values_of = error or score or "score"
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive number, got {scale!r}")
+    if target == "loss" and scale is not None:
+        raise ValueError("scale is the best score or the worst error; a loss has neither")
+    values_of = error or score or target
     needed = [*factors, examples, values_of, weights]
     needed = [name for name in needed if name is not None]
     if not factors:
@@ -49,6 +54,20 @@ def check_roles(
             "choose one metric"
         )
     return needed
+
+
+def target_of(target: str | None, score: str | None, error: str | None) -> str:
+    """Return what the column of values holds: one of `TARGETS`.
+
+    Raises ValueError for another word, or one that the columns contradict.
+    """
+    if target is None:
+        return "error" if error else "score"
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if (target == "score" and error) or (target == "error" and score):
+        raise ValueError(f"target {target} contradicts the column {error or score!r}")
+    return target
 
 
 def warnings(table, value_R: np.ndarray) -> Iterator[str]:
@@ -104,6 +123,47 @@ def check_optional(table, wheres: list[str]) -> None:
                     f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
                     f"must be {allowed}"
                 )
+
+
+def check_noise(table, column: str | None) -> None:
+    """Raise ValueError where most of the noise exceeds the spread of a metric's scores."""
+    for metric in table.metrics if column else ():
+        of_metric = table.metric == metric
+        noise, spread = np.median(table.noise[of_metric]), table.error[of_metric].std()
+        if noise > spread > 0:
+            raise ValueError(
+                f"{table.source}: column {column!r}: a noise of {noise:.3g} (median) exceeds the "
+                f"spread of the scores of {metric}, {spread:.3g}; it must be in the scores' unit"
+            )
+
+
+def without_single_clusters(table, column: str | None) -> tuple:
+    """Return the table and notes; clusters of a single run each are left out, with a note.
+
+    Raises:
+      ValueError: all runs are of one cluster.
+    """
+    if column is None:
+        return table, ()
+    few, notes = [], ()
+    for metric in table.metrics:
+        counts = np.unique(table.cluster[table.metric == metric], return_counts=True)[1]
+        few.append(len(counts))
+        if len(counts) == 1:
+            raise ValueError(
+                f"{table.source}: column {column!r} puts all runs of {metric} into one cluster; "
+                "resampling needs several"
+            )
+    pairs = np.char.add(np.char.add(table.metric.astype(str), "\n"), table.cluster)
+    if np.unique(pairs, return_counts=True)[1].max() == 1:
+        note = f"every run has a {column} of its own: clusters of one change nothing"
+        return dataclasses.replace(table, cluster=None), (f"{table.source}: {note}",)
+    if min(few) < FEW_CLUSTERS:
+        notes = (
+            f"{table.source}: {min(few)} clusters of {column} say little about how clusters "
+            f"differ; intervals may be too narrow below {FEW_CLUSTERS}",
+        )
+    return table, notes
 
 
 def check_texts(columns, wheres, source, names) -> None:
