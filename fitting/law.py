@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import extent, law_file, summary
+from fitting import extent, law_file, summary, views
 from fitting import noise as noise_parts
 from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
@@ -359,6 +359,16 @@ class BaggedFit:
     def parameter_rows(self) -> list[tuple]:
         """Return (name, whole fit, median, 5%, 95%, note) of each parameter, as in `readable`."""
         return summary.parameter_rows(self)
+
+    def to_frame(self):
+        """Return the parameters as a pandas data frame: all_runs, median, low, high, note."""
+        return views.law_frame(self)
+
+    def __repr__(self) -> str:
+        return views.law_text(self)
+
+    def _repr_html_(self) -> str:
+        return views.law_html(self)
 
     def save(self, folder) -> Path:
         """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
