@@ -43,7 +43,8 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost expressions readers run_files run_checks views forms own_forms grids extent",
+        "sweeps cost expressions readers run_files run_checks views grids extent "
+        "forms naming own_forms",
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file",
         "fits law",
