@@ -43,7 +43,7 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost expressions readers run_files run_checks forms grids extent",
+        "sweeps cost expressions readers run_files run_checks views forms own_forms grids extent",
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file",
         "fits law",
@@ -347,7 +347,7 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    optional = ("lmms", "trackers", "slurm", "parquet", "excel", "gs", "s3")
+    optional = ("lmms", "trackers", "slurm", "parquet", "excel", "frames", "gs", "s3")
     optional = [line for name in optional for line in extras[name]]
     needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
