@@ -6,6 +6,7 @@ runs, which conditions the solver and changes no result.
 """
 
 import contextlib
+import math
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import noise
+from fitting import naming, noise, own_forms
 from fitting.bootstrap import (
     fewest_levels,
     freedom_of_clusters,
@@ -33,7 +34,7 @@ from fitting.optimise.lanes import FAILED, Problem
 from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
 from fitting.optimise.search import SCREEN, solve
-from fitting.runs import RunTable
+from fitting.runs import RunTable, read_runs
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
 REFIT_LANES, REFIT_STEPS = 3, 40  # of a simulated table: the law's own optima are near
@@ -50,7 +51,8 @@ def fit(
     """Fit the law of `config.form` to the errors of one metric.
 
     Args:
-      table: runs of a single metric.
+      table: runs of a single metric: a `RunTable`, or what `read_runs` takes with the default
+        columns, such as a data frame.
       config: options, the defaults if None; its seed decides resamples and starts, so the fit is
         deterministic.
       rows: bool [R], the runs to use; all by default.
@@ -86,6 +88,10 @@ def fit_many(
     problems = list(problems)
     if not problems:
         return []
+    problems = [
+        (table if isinstance(table, RunTable) else read_runs(table), rows)
+        for table, rows in problems
+    ]
     size = max(len(table) for table, _ in problems)
     unit = max(table.reference for table, _ in problems)
     cases = [_case(table, rows, config, size, unit) for table, rows in problems]
@@ -96,6 +102,8 @@ def fit_many(
     delta = config.huber_delta / _unit(config, unit) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
     lower, upper = bounds(layout, config)
+    for p, value in cases[0].held.items():
+        lower[p] = upper[p] = max(value, lower[p])
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
     wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
     if any(case.table.noise is not None for case in cases):
@@ -200,6 +208,7 @@ class _Case(NamedTuple):
     target: np.ndarray  # [R]
     weights: np.ndarray  # [R]
     starts: np.ndarray  # [I, P]
+    held: dict  # parameter: the solver's value that it is fixed at
 
     def problem(self) -> Problem:
         """Return the fit to all runs from all starts."""
@@ -233,17 +242,22 @@ def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _
     columns = (*table.factors, *[table.examples] * with_n)
     z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
     typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
+    units = typical if config.units == "geomean" else _units(columns, config, table.source)
+    held = _held(table, layout, config, unit)
+    if any(p < layout.num_terms and p != layout.floor for p in held):
+        typical = units  # such a log coefficient is then a plain coordinate of the solver
     case = _Case(
         table=table,
         rows=rows_R,
         layout=layout,
         reference=unit,
-        units=typical if config.units == "geomean" else _units(columns, config, table.source),
+        units=units,
         typical=typical,
         log_z=_padded(np.log(z_RC / typical), size),
         target=_padded(_to_space(table.error / unit, rows_R, config.space), size),
         weights=_padded(np.where(rows_R, table.weights, 0.0), size),
         starts=np.empty(0),
+        held=held,
     )
     drawn = case.to_inner(starts.draw(layout, config, unit), False)
     if config.init == "projected":
@@ -251,7 +265,41 @@ def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _
         drawn = starts.project(drawn, case.log_z, error, case.weights, layout)
     if config.free_floor:
         drawn[:, layout.floor] = np.exp(drawn[:, layout.floor])
+    drawn[:, list(held)] = list(held.values())
     return case._replace(starts=drawn)
+
+
+def _held(table: RunTable, layout: Layout, config: FitConfig, unit: float) -> dict[int, float]:
+    """Return the solver's value of each fixed parameter, by its number.
+
+    Raises:
+      ValueError: no such parameter, or a value outside its bounds.
+    """
+    names = get_form(config.form).parameters(len(table.factors), table.n is not None)
+    held, (lower, upper) = {}, bounds(layout, config)
+    for name, value in (config.fix or {}).items():
+        own = naming.in_form(name, table.factors)
+        if own not in names:
+            names = naming.parameters(get_form(config.form), table.factors, table.n is not None)
+            raise ValueError(
+                f"{table.source}: fixed {name!r}{nearest(name, names)} is no parameter of "
+                f"{config.form!r}: {', '.join(names)}"
+            )
+        p = names.index(own)
+        low, high, inner = lower[p], upper[p], value
+        if p < layout.num_terms:
+            low, high = 0.0, table.scale
+            free = config.free_floor and p == layout.floor
+            low = -math.inf if free else low
+            with np.errstate(divide="ignore", invalid="ignore"):
+                inner = value / unit if free else float(np.log(value / unit))
+        if not low <= value <= high:
+            raise ValueError(
+                f"{table.source}: {name} fixed at {value:g} is outside its bounds, {low:g} to "
+                f"{high:g}"
+            )
+        held[p] = inner
+    return held
 
 
 def _begin(case: _Case, config: FitConfig, whole) -> np.ndarray:
@@ -288,7 +336,9 @@ def _weighted(case: _Case, whole, loss: Loss) -> _Case:
 
 
 def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
-    """Return the fitted values [R] and their Jacobian [R, P] at the fit to all runs."""
+    """Return the fitted values [R] and their Jacobian [R, P], of the parameters that are not
+    fixed, at the fit to all runs.
+    """
     ones = np.ones((1, len(case.weights)))
     fitted, jacobian = objective.residuals_and_jacobian(
         whole.theta,
@@ -298,7 +348,8 @@ def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]
         case.layout,
         Loss(loss.space, None, loss.free_floor),
     )
-    return fitted[0, : len(case.table)], jacobian[0].T[: len(case.table)]
+    free_RP = np.delete(jacobian[0].T[: len(case.table)], list(case.held), axis=1)
+    return fitted[0, : len(case.table)], free_RP
 
 
 def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
@@ -489,6 +540,12 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
             f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
         )
     form = get_form(config.form)
+    own_forms.check_ties(
+        config.form,
+        get_form(config.form.partition("~")[0]),
+        len(table.factors),
+        table.n is not None,
+    )
     if table.n is not None and not form.has_n:
         raise ValueError(
             f"{table.source}: form {config.form!r} has no number of examples; leave out "

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import extent, law_file, summary
+from fitting import extent, law_file, naming, summary, views
 from fitting import noise as noise_parts
 from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
@@ -84,12 +84,24 @@ class BaggedFit:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Return the names of theta's columns; coefficients are stored as their logs."""
-        return self.form.parameters(len(self.factors), self.examples is not None)
+        return naming.parameters(self.form, self.factors, self.examples is not None)
 
     @property
     def is_exponent(self) -> np.ndarray:
         """Return bool [P]: which parameters are exponents."""
         return np.arange(self.layout.num_parameters) >= self.layout.num_terms
+
+    @property
+    def fixed(self) -> np.ndarray:
+        """Return bool [P]: which parameters were held at a value."""
+        held = [naming.in_form(name, self.factors) for name in self.config.fix or ()]
+        names = self.form.parameters(len(self.factors), self.examples is not None)
+        return np.isin(names, held)
+
+    @property
+    def num_free(self) -> int:
+        """Return the number of parameters that were fitted."""
+        return int((~self.fixed).sum())
 
     @property
     def num_runs(self) -> int:
@@ -187,7 +199,7 @@ class BaggedFit:
 
         NaN with too few runs, and with the Huber loss, which is no likelihood.
         """
-        runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
+        runs, free = self.num_runs, self.num_free + 1  # + 1: the noise variance
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
@@ -206,7 +218,7 @@ class BaggedFit:
         if runs.noise is not None or runs.cluster is not None:
             noise = None if runs.noise is None else self.in_fitted_space(runs.noise)
             return noise_parts.scatter(residual_R, jacobian_RP, noise, runs.cluster)
-        spare = self.num_runs - self.theta.shape[1]
+        spare = self.num_runs - self.num_free
         if spare <= 0:
             return noise_parts.UNKNOWN
         square = np.average(residual_R**2, weights=runs.weights)
@@ -350,6 +362,16 @@ class BaggedFit:
         """Return (name, whole fit, median, 5%, 95%, note) of each parameter, as in `readable`."""
         return summary.parameter_rows(self)
 
+    def to_frame(self):
+        """Return the parameters as a pandas data frame: all_runs, median, low, high, note."""
+        return views.law_frame(self)
+
+    def __repr__(self) -> str:
+        return views.law_text(self)
+
+    def _repr_html_(self) -> str:
+        return views.law_html(self)
+
     def save(self, folder) -> Path:
         """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
         return law_file.write(self, folder)
@@ -364,7 +386,8 @@ class BaggedFit:
         """
         path, fields, names = law_file.read(folder)
         fit = cls(**fields)
-        if fit.parameters != names:
+        plain = fit.form.parameters(len(fit.factors), fit.examples is not None)
+        if names not in (fit.parameters, plain):  # plain in files of earlier versions
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
 

@@ -20,6 +20,7 @@ draws it all on OUT/report.html.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -30,9 +31,10 @@ from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
-from . import fit_flags
+from . import fit_checks, fit_flags
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows
+from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows, Ties
+from .fit_profile import write_profiles
 
 FOLDS = 5
 
@@ -58,6 +60,7 @@ class Args:
     data: Data
     rows: Rows
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]
+    ties: Ties
     page: Page
     out: Path = Path("runs/fit")
     """Folder for fit.json, compare.csv, ablate.csv and report.html."""
@@ -65,6 +68,8 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="NAME,...|all")] = None
+    """Profile-likelihood intervals of these exponents, and of the floor: text, CSV, figure."""
     train: Condition = None
     """Runs to fit when the --test runs are predicted, such as "N<5e8"."""
     test: Condition = None
@@ -74,7 +79,10 @@ class Args:
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = fit_flags.read_table(args.data, args.rows), fit_flags.fit_config(args.fit)
+    table, config = (
+        fit_flags.read_table(args.data, args.rows),
+        fit_flags.fit_config(args.fit, args.ties.tie, args.data.columns),
+    )
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
@@ -83,7 +91,7 @@ def main(args: Args) -> None:
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
     for one in tables.values():
-        fit_flags.check_enough(one, config)
+        fit_checks.check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
@@ -105,7 +113,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        check_noise(law)
+        if args.profile:
+            write_profiles(folder, law, args.profile)
         fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
@@ -127,12 +136,6 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             )
 
 
-def check_noise(law) -> None:
-    """Print a warning where the noise column is next to nothing beside the residuals."""
-    if text := law.tiny_noise:
-        print(f"warning: {text}", file=sys.stderr)
-
-
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
@@ -140,7 +143,7 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
     if "num_examples" in table.columns and get_form(config.form).has_n:
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
-        fit_flags.warn_if_few(one.source, len(one), config, one)
+        fit_checks.warn_if_few(one.source, len(one), config, one)
 
 
 def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost):
@@ -157,7 +160,7 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost)
     found, ablation, asked = None, None, dict(seed=config.seed, train=args.train, test=args.test)
     if args.train:
         split = validation.column_split(table, args.train, args.test)
-        fit_flags.warn_if_few(args.train, int(split.train.sum()), config, table)
+        fit_checks.warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
         names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
         configs = {name: config.replace(form=name) for name in names}

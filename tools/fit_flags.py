@@ -2,16 +2,15 @@
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from fitting import run_checks
+from fitting import own_forms, run_checks
 from fitting.config import FACTORS, FitConfig
 from fitting.cost import CostConstants, CostFormula
-from fitting.forms import FORMS, get_form, usable_forms
+from fitting.forms import get_form
 from fitting.runs import RunTable, read_runs
 
 from .common import flag
@@ -83,6 +82,19 @@ class Data:
     cluster: Column = None
     """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the factors' names."""
+        return tuple(name.strip() for name in self.factors.split(",") if name.strip())
+
+
+@dataclasses.dataclass(frozen=True)
+class Ties:
+    """Parameters that share a value; --fix holds one at a value of yours."""
+
+    tie: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPONENT=EXPONENT ...")] = ()
+    """Exponents that are one parameter, such as a_T=a_V."""
+
 
 class FitFlags(FitConfig):
     """How the law is fitted; the defaults are the paper's but for the cap and the solver."""
@@ -103,6 +115,8 @@ def read_cap_or_units(kind: tyro.constructors.PrimitiveTypeInfo):
     types = {field.name: field.type for field in dataclasses.fields(FitConfig)}
     if kind.type == types["exponent_cap"]:
         return _reader("NUMBER|none", _number_or_none)
+    if kind.type == types["fix"]:
+        return _reader("NAME=NUMBER,...", _units)
     if kind.type == types["units"]:
         return _reader("geomean|COLUMN=NUMBER,...", _units)
     return None
@@ -134,22 +148,22 @@ def _units(text: str):
     return {name.strip(): _number_or_none(unit) for name, _, unit in pairs}
 
 
-def fit_config(flags: FitFlags) -> FitConfig:
+def fit_config(flags: FitFlags, tie: tuple[str, ...] = (), factors=FACTORS) -> FitConfig:
     """Return the checked options of the fit; ValueError names the flag."""
-    get_form(flags.form)
+    form = own_forms.resolve(flags.form, tie, factors)
+    get_form(form)
     try:
-        return FitConfig(**vars(flags))
+        return FitConfig(**vars(flags) | {"form": form})
     except ValueError as e:
         text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
         text = text.replace("space='linear'", "--space linear").replace("None", "none")
+        text = text.replace("solver='lm'", "--solver lm")
         raise ValueError(text.replace("a mapping {column: number}", "COLUMN=NUMBER,...")) from None
 
 
 def read_table(data: Data, rows: Rows) -> RunTable:
     """Return the runs that the options name; raise ValueError where a metric must be chosen."""
-    options = vars(data) | {
-        "factors": tuple(name.strip() for name in data.factors.split(",") if name.strip()),
-    }
+    options = vars(data) | {"factors": data.columns}
     table = rows.read(options.pop("runs"), **options)
     if len(table.metrics) > 1 and not data.group:
         raise ValueError(
@@ -165,30 +179,3 @@ def page_cost(formula: str | None, vision_params: float, features: int):
         return CostConstants(vision_params, features)
     with flag("--cost"):
         return CostFormula(formula, FACTORS)
-
-
-def check_enough(table: RunTable, config: FitConfig) -> None:
-    """Raise ValueError for fewer runs than parameters; names the forms that would do."""
-    runs, with_n = len(table), table.n is not None
-
-    def count(name: str) -> int:
-        return len(get_form(name).parameters(len(table.factors), with_n))
-
-    if runs >= count(config.form):
-        return
-    fits = [n for n in usable_forms(FORMS, with_n) if get_form(n).has_n >= with_n]
-    smaller = [f"{n} ({count(n)})" for n in fits if count(n) < runs]
-    remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
-    of = f" of {table.metrics[0]}" * bool(table.metrics[0])
-    raise ValueError(
-        f"{table.source}: {runs} run{'s' * (runs > 1)}{of} cannot determine the "
-        f"{count(config.form)} parameters of {config.form!r}; add runs, {remedy}"
-    )
-
-
-def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
-    """Print a warning where runs do not outnumber parameters."""
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
-    if runs <= count:
-        why = "nothing is left to check the law" if runs == count else "they are not determined"
-        print(f"warning: {what}: {runs} runs for {count} parameters: {why}", file=sys.stderr)

@@ -8,6 +8,7 @@ import pytest
 from fitting import lack_of_fit, planner
 from fitting.config import FitConfig
 from fitting.fits import fit, fit_many
+from fitting.intervals import law_interval
 from fitting.lack_of_fit import check, examine, judged
 from fitting.law import BaggedFit
 from fitting.runs import RunTable
@@ -103,6 +104,18 @@ def test_scores_without_an_effect_are_no_law():
     assert "left-out runs" in found.reasons[0]
 
 
+def test_losses_have_no_ceiling_and_no_logarithm():
+    """In linear space and without a scale, the misfit is in the units of the loss."""
+    tables = [
+        dataclasses.replace(grid(error, noise=0.002), scale=np.inf) for error in (right, wrong)
+    ]
+    laws = fit_many([(table, None) for table in tables], SMALL.replace(space="linear"))
+    found = [examine(law, table) for law, table in zip(laws, tables, strict=True)]
+    assert [one.holds for one in found] == [True, False]
+    residual = tables[1].error - laws[1].predict_whole(tables[1].x)
+    assert found[1].misfit == pytest.approx(np.sqrt(np.mean(residual**2)), rel=0.4)
+
+
 def test_too_few_runs_are_doubtful():
     table = grid(right).take(np.arange(0, 36, 6))
     found = check(fit(table, SMALL), table)
@@ -164,3 +177,16 @@ def test_level_and_power_on_the_paper_s_design(truth, low, high):
     pairs = zip(laws, tables, strict=True)
     flagged = np.mean([check(law, table).verdict != HOLDS for law, table in pairs])
     assert low <= flagged <= high
+
+
+def test_what_the_form_misses_widens_the_law_s_interval():
+    table = grid(wrong)
+    law = judged(fit(table, SMALL), table)
+    x = table.x[:3]
+    narrow, wide, middle = law.interval(x), law_interval(law, x), law.predict(x)
+    more = 1.6449 * law.verdict.misfit
+    assert more > 0
+    np.testing.assert_allclose((wide[1] - middle) ** 2, (narrow[1] - middle) ** 2 + more**2, 1e-4)
+    np.testing.assert_allclose((middle - wide[0]) ** 2, (middle - narrow[0]) ** 2 + more**2, 1e-4)
+    untested = dataclasses.replace(law, verdict=None)
+    np.testing.assert_array_equal(law_interval(untested, x), narrow)
