@@ -9,6 +9,7 @@ FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 """The paper's factors x_N, x_T, x_V: columns of a table of runs unless others are named."""
 
 AGGREGATES = ("median", "mean")
+LINKS = ("none", "logit", "log-accuracy")
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")
 RESAMPLINGS = ("iid", "stratified", "wild", "bayesian", "none")
@@ -47,6 +48,13 @@ class FitConfig:
 
     space: str = "log"
     """Residuals of the log error (log, equation 7) or of the error itself (linear)."""
+
+    link: str = "none"
+    """What the terms add up to: none, the error; logit, e / (1 - e), or log-accuracy,
+    -log(1 - e), of e = error / (scale - chance), for scores that cannot leave their scale."""
+
+    chance: float = 0.0
+    """Score of guessing, such as 25 with four choices; used by a link."""
 
     loss: str = "mse"
     """mse, squared residuals, or huber."""
@@ -103,7 +111,26 @@ class FitConfig:
             raise ValueError(
                 "FitConfig.free_floor needs space='linear': a negative floor has no logarithm"
             )
+        self._check_link()
         self._check_units()
+
+    def _check_link(self):
+        chance = self.chance
+        if (
+            isinstance(chance, bool)
+            or not isinstance(chance, (int, float))
+            or not 0 <= chance < math.inf
+        ):
+            raise ValueError(f"FitConfig.chance must be a number >= 0, got {chance!r}")
+        if self.link != "none" and self.space != "log":
+            raise ValueError(
+                f"FitConfig.link={self.link!r} has a space of its own: leave space='log'"
+            )
+        if self.link == "none" and chance:
+            raise ValueError(
+                "FitConfig.chance is for a link, 'logit' or 'log-accuracy'; without one the law "
+                "has no chance level"
+            )
 
     def _check_units(self):
         if isinstance(self.units, Mapping):
@@ -128,16 +155,22 @@ class FitConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """Return the fields as JSON-ready values; `FitConfig(**d)` reads them back."""
+        """Return the fields as JSON-ready values; `FitConfig(**d)` reads them back.
+
+        The link is left out where there is none, as files of earlier versions have it.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(self.units, Mapping):
             fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}
+        if self.link == "none":
+            del fields["link"], fields["chance"]
         return fields
 
 
 _CHOICES = {
     "aggregate": AGGREGATES,
     "init": INITS,
+    "link": LINKS,
     "loss": LOSSES,
     "resampling": RESAMPLINGS,
     "solver": SOLVERS,

@@ -19,6 +19,7 @@ from fitting.config import FitConfig
 from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
+from fitting.link import Space
 from fitting.optimise import objective, starts
 from fitting.optimise.batch import BASIN
 from fitting.optimise.lanes import FAILED, Problem
@@ -107,6 +108,7 @@ class _Case(NamedTuple):
     table: RunTable
     rows: np.ndarray  # bool [len(table)]
     layout: Layout
+    space: Space
     units: np.ndarray  # [C], of starts and reports
     typical: np.ndarray  # [C], geometric means
     log_z: np.ndarray  # [R, C]
@@ -122,7 +124,7 @@ class _Case(NamedTuple):
         """Return the solver's theta [I, P] of theta in `units`, all coefficients as logs."""
         design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
         inner, terms = theta.copy(), self.layout.num_terms
-        inner[:, :terms] = theta @ design_MP.T - np.log(self.table.scale)
+        inner[:, :terms] = theta @ design_MP.T - np.log(self.space.unit)
         if free_floor:
             inner[:, self.layout.floor] = np.exp(inner[:, self.layout.floor])
         return inner
@@ -131,7 +133,7 @@ class _Case(NamedTuple):
         """Return theta in `units` of the solver's theta [B, P]."""
         design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
         outer, terms = theta.copy(), self.layout.num_terms
-        outer[:, :terms] = theta @ design_MP.T + np.log(self.table.scale)
+        outer[:, :terms] = theta @ design_MP.T + np.log(self.space.unit)
         if free_floor:
             outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.table.scale
         return outer
@@ -146,21 +148,28 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
     columns = (*table.factors, *[table.examples] * with_n)
     z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
     typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
+    space = Space.of(config, table.scale)
     case = _Case(
         table=table,
         rows=rows_R,
         layout=layout,
+        space=space,
         units=typical if config.units == "geomean" else _units(columns, config, table.source),
         typical=typical,
         log_z=_padded(np.log(z_RC / typical), size),
-        target=_padded(_to_space(table.error / table.scale, rows_R, config.space), size),
+        target=_padded(_targets(table.error, rows_R, space), size),
         weights=_padded(np.where(rows_R, table.weights, 0.0), size),
         starts=np.empty(0),
     )
-    drawn = case.to_inner(starts.draw(layout, config, table.scale), False)
+    drawn = case.to_inner(starts.draw(layout, config, space.unit), False)
     if config.init == "projected":
-        error = _padded(np.where(rows_R, table.error / table.scale, 1.0), size)
-        drawn = starts.project(drawn, case.log_z, error, case.weights, layout)
+        sums = (
+            np.exp(_targets(table.error, rows_R, space))
+            if space.linked
+            else table.error / table.scale
+        )
+        value = _padded(np.where(rows_R, sums, 1.0), size)
+        drawn = starts.project(drawn, case.log_z, value, case.weights, layout)
     if config.free_floor:
         drawn[:, layout.floor] = np.exp(drawn[:, layout.floor])
     return case._replace(starts=drawn)
@@ -285,8 +294,12 @@ def _units(columns: tuple[str, ...], config: FitConfig, source: str) -> np.ndarr
     return np.array([config.unit(name) for name in columns])
 
 
-def _to_space(error, rows, space: str) -> np.ndarray:
-    return np.log(np.where(rows, error, 1.0)) if space == "log" else np.where(rows, error, 0.0)
+def _targets(error, rows, space: Space) -> np.ndarray:
+    """Return the solver's targets [R]: of errors as shares of the scale, or of y of a link."""
+    if space.linked:
+        return space.forward(np.where(rows, error, space.ceiling / 2))
+    share = np.where(rows, error / space.scale, 1.0)
+    return np.log(share) if space.kind == "log" else np.where(rows, share, 0.0)
 
 
 def _padded(values, size: int) -> np.ndarray:
@@ -327,6 +340,15 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
         raise ValueError(
             f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has error 0, a score "
             f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
+        )
+    space = Space.of(config, table.scale)
+    guessed = np.flatnonzero((table.error >= space.ceiling) & rows_R & (table.weights > 0))
+    if space.linked and guessed.size:
+        worst = guessed[np.argmax(table.error[guessed])]
+        raise ValueError(
+            f"{table.source}: link {config.link!r} with chance {config.chance:g}: run "
+            f"{str(table.run_id[worst])!r} has a score of {table.scale - table.error[worst]:.6g}, "
+            "which is not above it; lower the chance, leave the run out, or fit without a link"
         )
     form = get_form(config.form)
     if table.n is not None and not form.has_n:

@@ -113,6 +113,7 @@ def member_frontiers(fit, domain, cost, budgets, num_examples=None) -> np.ndarra
         for m, n in enumerate(n_M):
             factors_GB = powers.factors(n, members)
             error_BX = _sum_of_products(parts_GBX, factors_GB[..., None])
+            # A link is increasing, so the sum of terms has its minimum where the error has it.
             best_BCM[members, :, m] = _best_within(error_BX, cost_X, budgets)
 
     _in_pieces(search, powers.size, max(1, 4 * _PIECE // max(1, len(x_XK))))
@@ -182,7 +183,7 @@ def _best_within(error_LX, cost_X, budgets) -> np.ndarray:
 
 
 class _Powers(NamedTuple):
-    """A law as f = sum over g of part_g(x) n^slope_g: terms with equal powers of n are grouped.
+    """A law as f (y of a link) = sum over g of part_g(x) n^slope_g, g terms of one power of n.
 
     Members that failed are left out. Attributes: the law, theta [B', P] of the others, and for
     every group g its terms and its powers of n, (parameter, sign) each.
@@ -244,7 +245,7 @@ def _bag_errors(law, x_XK, n_M) -> np.ndarray:
     def predict(rows):
         parts_GXB = powers.parts(x_XK[rows])
         for m, n in enumerate(n_M):
-            error_XB = _sum_of_products(parts_GXB, powers.factors(n)[:, None])
+            error_XB = law.space.of_sum(_sum_of_products(parts_GXB, powers.factors(n)[:, None]))
             if law.config.aggregate == "mean":
                 error_MX[m, rows] = error_XB.mean(axis=1)
             else:  # a sort is several times faster than np.median

@@ -15,6 +15,7 @@ from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
 from fitting.law_file import FittedRuns, Members
+from fitting.link import Space
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
@@ -68,6 +69,11 @@ class BaggedFit:
     def layout(self) -> Layout:
         """Return the form as indices, for these factors."""
         return self.form.layout(len(self.factors), self.examples is not None)
+
+    @property
+    def space(self) -> Space:
+        """Return the space of the fit: residuals, run noise and the sum of terms live there."""
+        return Space.of(self.config, self.scale)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -161,7 +167,7 @@ class BaggedFit:
         """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
-        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.scale
+        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.space.unit
         return absent
 
     @property
@@ -174,6 +180,8 @@ class BaggedFit:
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
+        if self.space.linked:  # of the log error, as without a link
+            likelihood -= 2 * np.log(self.space.slope(self.runs.error) * self.runs.error).sum()
         return float(likelihood + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
 
     @cached_property
@@ -184,6 +192,8 @@ class BaggedFit:
         the optimum lies at infinity (Li et al.'s law with a free floor).
         """
         terms_M = np.abs(self._terms(self.whole.theta)[0]).mean(axis=-1)
+        if self.space.linked:
+            return None  # terms >= 0 cannot cancel
         ratio = terms_M.sum() / np.abs(self.predict_whole(self.runs.z)).mean()
         if ratio <= CANCELS:
             return None
@@ -255,7 +265,7 @@ class BaggedFit:
         slopes_BT = theta_BP @ by_n_MP.T
         for value in np.atleast_1d(np.asarray(n, float)):
             growth_BT = np.exp(slopes_BT * np.log(value / self.units[-1]))
-            yield np.einsum("xbt,bt->xb", terms_XBT, growth_BT)
+            yield self.space.of_sum(np.einsum("xbt,bt->xb", terms_XBT, growth_BT))
 
     def outside(self, x, n=None) -> np.ndarray:
         """Return bool [..., C]: which of x [..., K] and n lie outside the range of the runs."""
@@ -345,10 +355,10 @@ class BaggedFit:
         blocks = [log_z[..., i : i + BLOCK] for i in range(0, max(1, len(z)), BLOCK)]
         values = [objective.model(theta, block, self.layout, loss)[0] for block in blocks]
         value = np.concatenate(values, axis=1)
-        return np.exp(value) if loss.space == "log" else value
+        return self.space.back(value)
 
     def _terms(self, theta, z=None) -> np.ndarray:
-        """Return every term in error points, [B, M, X], at z [X, C] or the fitted runs."""
+        """Return every term, [B, M, X], in error points or y, at z [X, C] or the fitted runs."""
         z = self.runs.z if z is None else z
         loss = Loss("linear", None, self.config.free_floor)
         terms = objective.model(theta, np.log(z / self.units).T[None], self.layout, loss)[1]

@@ -78,7 +78,7 @@ def write(law, folder) -> Path:
             {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
         ],
         "units": dict(zip(law.columns, law.units.tolist(), strict=True)),
-        "normalisation": "theta describes error(column / unit); no other",
+        "normalisation": f"theta describes {_described(law)}(column / unit); no other",
         "settings": law.config.to_dict(),
         "whole": to_rows(law.whole)[0],
         "members": law.members,
@@ -99,6 +99,12 @@ def write(law, folder) -> Path:
     with replacing(path) as partial:
         partial.write_text(text, encoding="utf-8")
     return path
+
+
+def _described(law) -> str:
+    if not law.space.linked:
+        return "error"
+    return f"{law.space.kind} of error / {law.space.ceiling:g}, as a sum of terms "
 
 
 def read(folder) -> tuple[Path, dict, tuple[str, ...]]:

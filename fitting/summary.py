@@ -69,9 +69,8 @@ def undetermined(law) -> np.ndarray:
 
 def _linearised(law) -> tuple[np.ndarray, np.ndarray]:
     """Return the whole fit's weighted residuals [R] and Jacobian [R, P], in the fitted space."""
-    linear = law.config.space == "linear"
     loss = Loss(law.config.space, None, law.config.free_floor)
-    target = law.runs.error if linear else np.log(law.runs.error)
+    target = law.space.forward(law.runs.error)
     log_z = np.log(law.runs.z / law.units).T[None]
     residual, jacobian = objective.residuals_and_jacobian(
         law.whole.theta, log_z, target[None], np.sqrt(law.runs.weights)[None], law.layout, loss
@@ -98,7 +97,6 @@ def _of(count: int, size: int) -> str:
 def _card(law) -> str:
     config = law.config
     loss = "squares" if config.loss == "mse" else f"Huber (delta {config.huber_delta:g})"
-    space = "log error" if config.space == "log" else "error"
     starts = f"{config.starts} starts ({config.init})"
     if config.init == "zero":
         starts = "one start at zero"
@@ -112,7 +110,8 @@ def _card(law) -> str:
         ("law", f"{config.form}, {len(law.parameters)} parameters, of {law.metric}"),
         ("factors", ", ".join(f"{label} = {name}" for label, name in labels)),
         ("runs", f"{law.num_runs} from {law.source}{weighted}, sha256 {law.runs.sha256[:12]}"),
-        ("loss", f"{loss} of {space}; {_exponents(config)}"),
+        ("loss", f"{loss} of {law.space.name}; {_exponents(config)}"),
+        *[("link", _link(law))] * law.space.linked,
         ("search", f"{starts}, {config.solver}, seed {config.seed}"),
         ("bag", bag),
         ("units", units),
@@ -120,6 +119,12 @@ def _card(law) -> str:
     if law.num_runs <= len(law.parameters):
         rows.append(("warning", "no more runs than parameters: nothing is left to check the law"))
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
+
+
+def _link(law) -> str:
+    share = f"e = error / {law.space.ceiling:g}"
+    terms = "e / (1 - e)" if law.space.kind == "logit" else "-log(1 - e)"
+    return f"{law.space.kind}: terms add up to {terms}, {share}; chance {law.config.chance:g}"
 
 
 def _exponents(config) -> str:
@@ -137,7 +142,10 @@ def _values(law) -> str:
         )
     shown = 1 if law.config.resampling == "none" else 4  # without a bag there is no spread
     heads = ("all runs", "median", "5%", "95%")[:shown]
-    lines = [f"coefficients in error points (of {law.scale:g}) where each factor is one unit"]
+    measure = f"error points (of {law.scale:g})"
+    if law.space.linked:
+        measure = "odds" if law.space.kind == "logit" else "-log accuracy"
+    lines = [f"coefficients in {measure} where each factor is one unit"]
     lines.append(" " * 10 + "".join(f" {head:>10}" for head in heads))
     for name, *values, note in law.parameter_rows():
         cells = "".join(f" {value:>10.4g}" for value in values[:shown])

@@ -92,14 +92,13 @@ def run_noise(law: BaggedFit) -> float:
     """Return the standard deviation of a run around the law, in the space it was fitted in.
 
     Of the whole fit's residuals, weighted, with a degree of freedom off for each parameter: log
-    error, so roughly relative, or points in linear space. NaN where parameters exhaust the runs.
+    error, so roughly relative, points in linear space, or the units of a link. NaN where
+    parameters exhaust the runs.
     """
     spare = law.num_runs - law.theta.shape[1]
     if spare <= 0:
         return float("nan")
-    fitted, measured = law.predict_whole(law.runs.z), law.runs.error
-    if law.config.space == "log":
-        fitted, measured = np.log(fitted), np.log(measured)
+    fitted, measured = map(law.space.forward, (law.predict_whole(law.runs.z), law.runs.error))
     square = np.average((fitted - measured) ** 2, weights=law.runs.weights)
     return float(np.sqrt(square * law.num_runs / spare))
 
@@ -122,7 +121,7 @@ def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9
     bounds_X2 = np.empty((len(members_XB), 2))
     for start in range(0, len(members_XB), _BLOCK):
         block = members_XB[start : start + _BLOCK, :, None]
-        runs = block * np.exp(noise) if law.config.space == "log" else block + noise
+        runs = law.space.shifted(block, noise)
         ends = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2], axis=(1, 2), method="hazen")
         bounds_X2[start : start + _BLOCK] = ends.T
     low, high = bounds_X2.T.reshape(2, *members.shape[1:])

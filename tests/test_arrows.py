@@ -43,7 +43,7 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting",
-        "sweeps cost run_files run_checks forms grids extent",
+        "sweeps cost run_files run_checks forms link grids extent",
         "runs",
         "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
