@@ -16,11 +16,11 @@ LINKS = ("logit", "log-accuracy")
 SMALL = FitConfig(form="add", resamples=6, starts=30)
 
 
-def linked_table(link: str, chance: float, noise=0.0):
+def linked_table(link: str, chance: float, noise=0.0, divisor=40):
     """A synthetic table whose odds of error, or -log accuracy, follow the known law `add`."""
     table = synthetic_table("add", PAPER_POINTS, noise=noise)
     space = Space.of(FitConfig(link=link, chance=chance), 100.0)
-    return dataclasses.replace(table, error=space.of_sum(table.error / 40))
+    return dataclasses.replace(table, error=space.of_sum(table.error / divisor))
 
 
 @pytest.mark.parametrize("kind", ["log", "linear", *LINKS])
@@ -67,7 +67,7 @@ def test_noise_lives_in_the_linked_space_and_intervals_stay_on_the_scale(link):
 
 
 def test_the_better_link_has_the_lower_aicc():
-    table = linked_table("logit", 0.0, noise=0.02)
+    table = linked_table("logit", 0.0, noise=0.02, divisor=10)
     values = [fit(table, SMALL.replace(resampling="none", link=k)).aicc for k in ("none", "logit")]
     assert values[1] < values[0] - 10
 
