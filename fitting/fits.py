@@ -123,8 +123,8 @@ class _Case(NamedTuple):
     def to_inner(self, theta, free_floor: bool) -> np.ndarray:
         """Return the solver's theta [I, P] of theta in `units`, all coefficients as logs."""
         design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
-        inner, terms = theta.copy(), self.layout.num_terms
-        inner[:, :terms] = theta @ design_MP.T - np.log(self.space.unit)
+        inner, logs = theta.copy(), theta @ design_MP.T - np.log(self.space.unit)
+        inner[:, : self.layout.num_coefficients] = self.layout.solve_coefficients(logs)
         if free_floor:
             inner[:, self.layout.floor] = np.exp(inner[:, self.layout.floor])
         return inner
@@ -132,8 +132,8 @@ class _Case(NamedTuple):
     def to_outer(self, theta, free_floor: bool) -> np.ndarray:
         """Return theta in `units` of the solver's theta [B, P]."""
         design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
-        outer, terms = theta.copy(), self.layout.num_terms
-        outer[:, :terms] = theta @ design_MP.T + np.log(self.space.unit)
+        outer, logs = theta.copy(), theta @ design_MP.T + np.log(self.space.unit)
+        outer[:, : self.layout.num_coefficients] = self.layout.solve_coefficients(logs)
         if free_floor:
             outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.table.scale
         return outer
@@ -162,7 +162,7 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
         starts=np.empty(0),
     )
     drawn = case.to_inner(starts.draw(layout, config, space.unit), False)
-    if config.init == "projected":
+    if config.init == "projected" and layout.shared is None:
         sums = (
             np.exp(_targets(table.error, rows_R, space))
             if space.linked
@@ -278,7 +278,8 @@ def _bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
     gone = -1000.0 if config.exponent_cap is None else -60.0 - 10.0 * cap
     lower = np.full(layout.num_parameters, 0.0 if config.bound_exponents else -cap)
     upper = np.full(layout.num_parameters, cap)
-    lower[: layout.num_terms], upper[: layout.num_terms] = gone, np.inf
+    logs = slice(0, layout.num_coefficients)
+    lower[logs], upper[logs] = gone, np.inf
     if config.free_floor:
         lower[layout.floor], upper[layout.floor] = -FLOOR, FLOOR
     return lower, upper
@@ -351,6 +352,8 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
             "which is not above it; lower the chance, leave the run out, or fit without a link"
         )
     form = get_form(config.form)
+    if config.free_floor and form.layout(len(table.factors), table.n is not None).floor is None:
+        raise ValueError(f"{table.source}: form {config.form!r} has no floor to be free")
     if table.n is not None and not form.has_n:
         raise ValueError(
             f"{table.source}: form {config.form!r} has no number of examples; leave out "

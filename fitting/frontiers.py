@@ -219,7 +219,8 @@ class _Powers(NamedTuple):
                 if law.config.free_floor and m == law.layout.floor:
                     part_XB += theta_PB[m]  # the floor itself, which may be negative
                     continue
-                log_part_XB = theta_PB[m] + sum(
+                own = sum(theta_PB[q] for q in law.layout.coefficients_of(m))
+                log_part_XB = own + sum(
                     sign * log_x[:, column, None] * theta_PB[p] for p, sign, column in powers
                 )
                 part_XB += np.exp(log_part_XB)

@@ -88,7 +88,7 @@ class BaggedFit:
     @property
     def is_exponent(self) -> np.ndarray:
         """Return bool [P]: which parameters are exponents."""
-        return np.arange(self.layout.num_parameters) >= self.layout.num_terms
+        return np.arange(self.layout.num_parameters) >= self.layout.num_coefficients
 
     @property
     def num_runs(self) -> int:
@@ -167,7 +167,11 @@ class BaggedFit:
         """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
-        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.space.unit
+        for q in range(self.layout.num_coefficients):
+            holding = [
+                m for m in range(self.layout.num_terms) if q in self.layout.coefficients_of(m)
+            ]
+            absent[:, q] = (largest_BM[:, holding] < ABSENT * self.space.unit).all(axis=1)
         return absent
 
     @property
