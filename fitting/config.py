@@ -10,6 +10,9 @@ FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 
 AGGREGATES = ("median", "mean")
 LINKS = ("none", "logit", "log-accuracy")
+AUTO = "auto"
+AUTO_FORMS = ("add-interact", "add", "mult-plateau", "mult-plateau@logit", "mult-break@logit")
+"""What `auto` stands for: forms that are weighed by their predictions of held-out runs."""
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")
 RESAMPLINGS = ("iid", "stratified", "wild", "bayesian", "none")
@@ -23,7 +26,9 @@ class FitConfig:
     """How to fit a law; the defaults are the paper's (Appendix D) except the cap and the solver."""
 
     form: str = "add-interact"
-    """mult, add, add-interact-s, add-interact (equation 3), or another of fitting/forms.py."""
+    """mult, add, add-interact-s, add-interact (equation 3), or another of fitting/forms.py;
+    NAME@LINK for a link of its own. Several with commas, or auto, share one bag, weighted by how
+    well each predicts the same held-out runs."""
 
     resamples: int = 100
     """Bootstrap resamples of the runs; each gives one member of the bag."""
@@ -113,6 +118,8 @@ class FitConfig:
             )
         self._check_link()
         self._check_units()
+        if self.is_mixed or "@" in self.form:
+            _ = self.forms  # each entry is checked by itself
 
     def _check_link(self):
         chance = self.chance
@@ -126,7 +133,7 @@ class FitConfig:
             raise ValueError(
                 f"FitConfig.link={self.link!r} has a space of its own: leave space='log'"
             )
-        if self.link == "none" and chance:
+        if self.link == "none" and chance and not self.is_mixed and "@" not in self.form:
             raise ValueError(
                 "FitConfig.chance is for a link, 'logit' or 'log-accuracy'; without one the law "
                 "has no chance level"
@@ -145,6 +152,36 @@ class FitConfig:
                 f"{self.units!r}"
             )
 
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether several forms share the bag."""
+        return self.form == AUTO or "," in self.form
+
+    @property
+    def forms(self) -> tuple["FitConfig", ...]:
+        """Return the options of each form, with NAME@LINK taken apart; of one form, itself.
+
+        Raises:
+          ValueError: an entry without a name, or with an unknown link.
+        """
+        if not self.is_mixed and "@" not in self.form:
+            return (self,)
+        found = {}
+        for entry in AUTO_FORMS if self.form == AUTO else self.form.split(","):
+            name, at, link = (part.strip() for part in entry.partition("@"))
+            link = link if at else self.link
+            if not name or name == AUTO:
+                raise ValueError(f"FitConfig.form {self.form!r}: {entry!r} names no form")
+            chance = 0.0 if link == "none" else self.chance
+            one = self.replace(form=name, link=link, chance=chance)
+            found[one.label] = one
+        return tuple(found.values())
+
+    @property
+    def label(self) -> str:
+        """Return the form as it is written in a list: NAME or NAME@LINK."""
+        return self.form if self.link == "none" or self.is_mixed else f"{self.form}@{self.link}"
+
     def unit(self, column: str) -> float:
         """Return the unit of a column, where `units` is not 'geomean'."""
         chosen = {} if self.units is None else self.units
@@ -162,7 +199,7 @@ class FitConfig:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(self.units, Mapping):
             fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}
-        if self.link == "none":
+        if self.link == "none" and not self.chance:
             del fields["link"], fields["chance"]
         return fields
 

@@ -26,6 +26,7 @@ from fitting.optimise.lanes import FAILED, Problem
 from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
 from fitting.optimise.search import SCREEN, solve
+from fitting.predictions import Law
 from fitting.runs import RunTable
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
@@ -38,8 +39,10 @@ def fit(
     *,
     rows=None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> BaggedFit:
+) -> Law:
     """Fit the law of `config.form` to the errors of one metric.
+
+    Returns a `BaggedFit`, or a `MixedLaw` where the config names several forms.
 
     Args:
       table: runs of a single metric.
@@ -60,7 +63,7 @@ def fit_many(
     config: FitConfig | None = None,
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[BaggedFit]:
+) -> list[Law]:
     """Fit several tables or subsets with one config, as lanes of one batch.
 
     Each is the fit that `fit` gives alone (to rounding, where tables differ in length); together
@@ -78,6 +81,11 @@ def fit_many(
     problems = list(problems)
     if not problems:
         return []
+    if config.is_mixed:
+        from fitting.mixing import fit_mixed
+
+        return fit_mixed(problems, config, on_progress=on_progress)
+    (config,) = config.forms
     size = max(len(table) for table, _ in problems)
     cases = [_case(table, rows, config, size) for table, rows in problems]
     kinds = {(case.layout, case.log_z.shape[1], case.table.scale) for case in cases}

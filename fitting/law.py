@@ -4,13 +4,14 @@ The prediction is the median (or mean) of the members' predictions (Appendix D).
 held and reported in `FitConfig.units`.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from fitting import extent, law_file, summary
+from fitting import law_file, summary
 from fitting.bootstrap import fewest_levels
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
@@ -19,15 +20,14 @@ from fitting.link import Space
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
+from fitting.predictions import BLOCK, Law
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
-BLOCK = 2048  # configurations predicted at once
-ROUNDING = 1e-9  # a value so close to the end of a range is inside it
 
 
 @dataclass(frozen=True, eq=False)
-class BaggedFit:
+class BaggedFit(Law):
     """A fitted law with its members. Predictions are errors on the fitted scale.
 
     Attributes:
@@ -76,11 +76,6 @@ class BaggedFit:
         return Space.of(self.config, self.scale)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the names of the factors and of n, in the order of `units` and `ranges`."""
-        return self.factors if self.examples is None else (*self.factors, self.examples)
-
-    @property
     def parameters(self) -> tuple[str, ...]:
         """Return the names of theta's columns; coefficients are stored as their logs."""
         return self.form.parameters(len(self.factors), self.examples is not None)
@@ -89,16 +84,6 @@ class BaggedFit:
     def is_exponent(self) -> np.ndarray:
         """Return bool [P]: which parameters are exponents."""
         return np.arange(self.layout.num_parameters) >= self.layout.num_coefficients
-
-    @property
-    def num_runs(self) -> int:
-        """Return the number of fitted runs."""
-        return len(self.runs.error)
-
-    @property
-    def ranges(self) -> np.ndarray:
-        """Return the least and largest fitted value of each column, [C, 2]."""
-        return np.stack([self.runs.z.min(axis=0), self.runs.z.max(axis=0)], axis=1)
 
     @property
     def theta(self) -> np.ndarray:
@@ -209,36 +194,23 @@ class BaggedFit:
 
     # --- predictions ---
 
-    def predict(self, x, n=None) -> np.ndarray:
-        """Return the error on the fitted scale, aggregated over members.
+    @property
+    def pooled(self) -> tuple["BaggedFit", ...]:
+        """Return the fits of one form each whose members are those of the law: itself."""
+        return (self,)
 
-        Args:
-          x: configurations [..., K] in the order of `factors`, in the CSV's units.
-          n: data sizes, broadcast against [...]; None for a law without n.
+    @property
+    def lead(self) -> "BaggedFit":
+        """Return the fit whose parameters are reported: itself."""
+        return self
 
-        Returns:
-          [...] float64.
+    def with_members(self, chosen) -> "BaggedFit":
+        """Return the fit with some of its members, by a slice, mask or indices."""
+        return dataclasses.replace(self, bag=Members(*(column[chosen] for column in self.bag)))
 
-        Raises:
-          ValueError: another number of factors, n missing or not wanted, a value not positive.
-        """
-        return self._reduce(x, n, self._aggregate)
-
-    def quantiles(self, x, n=None, q=(0.05, 0.5, 0.95)) -> np.ndarray:
-        """Return quantiles [Q, ...] of the members' errors at x [..., K], n, without run noise."""
-        q = np.atleast_1d(np.asarray(q, float))
-        if not ((q >= 0) & (q <= 1)).all():
-            raise ValueError(f"quantiles lie between 0 and 1, got {q.tolist()}")
-        return np.moveaxis(
-            self._reduce(x, n, lambda m: np.moveaxis(np.quantile(m, q, axis=-1), 0, -1)), -1, 0
-        )
-
-    def interval(self, x, n=None, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Return the members' central interval, (low [...], high [...]), without run noise."""
-        if not 0 < level < 1:
-            raise ValueError(f"level must lie between 0 and 1, got {level}")
-        low, high = self.quantiles(x, n, [(1 - level) / 2, (1 + level) / 2])
-        return low, high
+    def member_errors(self, z) -> np.ndarray:
+        """Return the error [B', X] at z [X, C] of the members that did not fail."""
+        return self._predict(z, self.theta[self.status != FAILED])
 
     def predict_members(self, x, n=None) -> np.ndarray:
         """Return the error [B, ...] of every member; NaN for those that failed."""
@@ -248,14 +220,6 @@ class BaggedFit:
     def predict_whole(self, z) -> np.ndarray:
         """Return the error [X] of the whole fit at z [X, C]: the factors and, with examples, n."""
         return self._predict(np.asarray(z, float), self.whole.theta)[0]
-
-    def predict_grid(self, x, n) -> np.ndarray:
-        """Return `predict` [X, M] at every x [X, K] and every n [M], at the price of one n.
-
-        A term is a function of x times a power of n, so the first is computed once.
-        """
-        members_XBM = self.predict_members_grid(x, n)
-        return np.stack([self._aggregate(members_XB) for members_XB in members_XBM], axis=1)
 
     def predict_members_grid(self, x, n):
         """Yield errors [X, B'] of the members that did not fail, for one n [M] at a time."""
@@ -271,29 +235,6 @@ class BaggedFit:
             growth_BT = np.exp(slopes_BT * np.log(value / self.units[-1]))
             yield self.space.of_sum(np.einsum("xbt,bt->xb", terms_XBT, growth_BT))
 
-    def outside(self, x, n=None) -> np.ndarray:
-        """Return bool [..., C]: which of x [..., K] and n lie outside the range of the runs."""
-        z, shape = self._inputs(x, n)
-        return self._is_outside(z).reshape(*shape, -1)
-
-    def distance(self, x, n=None) -> np.ndarray:
-        """Return `extent.distance` [...] of x [..., K] and n from the hull of the runs."""
-        z, shape = self._inputs(x, n)
-        return extent.distance(self.runs.z, z).reshape(shape)
-
-    def extrapolates(self, x, n=None) -> np.ndarray:
-        """Return bool [...]: a value is out of its range, or all are `extent.FAR` off the hull."""
-        return self.outside(x, n).any(axis=-1) | (self.distance(x, n) > extent.FAR)
-
-    def step_extrapolates(self, num_examples, delta: float) -> np.ndarray:
-        """Return bool [M]: n [M], or the n + delta that equation 9 compares it with, is outside."""
-        both = np.stack([num_examples, num_examples + delta])
-        return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
-
-    def off_scale(self, *errors) -> np.ndarray:
-        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
-        return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
-
     # --- report and file ---
 
     def report(self) -> str:
@@ -303,6 +244,10 @@ class BaggedFit:
     def parameter_rows(self) -> list[tuple]:
         """Return (name, whole fit, median, 5%, 95%, note) of each parameter, as in `readable`."""
         return summary.parameter_rows(self)
+
+    def to_fields(self) -> dict:
+        """Return the fit as JSON-ready fields, of which `from_fields` makes it again."""
+        return law_file.to_fields(self)
 
     def save(self, folder) -> Path:
         """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
@@ -316,39 +261,21 @@ class BaggedFit:
           FileNotFoundError, ValueError: one line; no fit there, not one, one that was changed by
             hand or cut short, or of a form that has other parameters by now.
         """
-        path, fields, names = law_file.read(folder)
+        path, fields = law_file.read(folder)
+        if "components" in fields:
+            raise ValueError(f"{path}: a law of several forms; read it with fitting.load_law")
+        return cls.from_fields(path, fields)
+
+    @classmethod
+    def from_fields(cls, path, fields: dict) -> "BaggedFit":
+        """Return the fit of what `law_file.to_fields` gave; as `load`."""
+        fields, names = law_file.from_fields(path, fields)
         fit = cls(**fields)
         if fit.parameters != names:
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
 
     # --- helpers ---
-
-    def _inputs(self, x, n) -> tuple[np.ndarray, tuple]:
-        """Return z [X, C], checked, and the shape of the answer."""
-        x = np.asarray(x, float)
-        if x.ndim == 0 or x.shape[-1] != len(self.factors):
-            got = "a single number" if x.ndim == 0 else f"{x.shape[-1]} values"
-            raise ValueError(f"x needs the factors {', '.join(self.factors)} last, got {got}")
-        if (n is None) != (self.examples is None):
-            wants = "has no n" if self.examples is None else f"needs n, the {self.examples}"
-            raise ValueError(f"this law {wants}")
-        shape = x.shape[:-1]
-        columns = [x[..., k] for k in range(len(self.factors))]
-        if n is not None:
-            n = np.asarray(n, float)
-            shape = np.broadcast_shapes(shape, n.shape)
-            columns.append(n)
-        z = np.stack([np.broadcast_to(c, shape).reshape(-1) for c in columns], axis=-1)
-        bad = ~(z > 0) | ~np.isfinite(z)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            raise ValueError(f"{self.columns[column]} must be positive, got {z[row, column]}")
-        return z, shape
-
-    def _is_outside(self, z, columns=slice(None)) -> np.ndarray:
-        low, high = self.ranges[columns].T
-        return (z < low * (1 - ROUNDING)) | (z > high * (1 + ROUNDING))
 
     def _loss(self) -> Loss:
         return Loss("linear" if self.config.free_floor else "log", None, self.config.free_floor)
@@ -380,19 +307,16 @@ class BaggedFit:
             pressed |= theta <= 0
         return pressed & self.is_exponent
 
-    def _reduce(self, x, n, reduce) -> np.ndarray:
-        z, shape = self._inputs(x, n)
-        theta_BP = self.theta[self.status != FAILED]
-        parts = [
-            reduce(self._predict(z[i : i + BLOCK], theta_BP).T)
-            for i in range(0, max(1, len(z)), BLOCK)
-        ]
-        out = np.concatenate(parts)
-        return out.reshape((*shape, *out.shape[1:]))
 
-    def _aggregate(self, members) -> np.ndarray:
-        """Reduce [..., B] to [...]; a sort is far faster than np.median on a long last axis."""
-        if self.config.aggregate == "mean":
-            return members.mean(axis=-1)
-        ordered, half = np.sort(members, axis=-1), members.shape[-1] // 2
-        return (ordered[..., half] + ordered[..., -1 - half]) / 2
+def load(folder) -> Law:
+    """Return the law of one or of several forms that `save` wrote into the folder.
+
+    Raises:
+      FileNotFoundError, ValueError: as `BaggedFit.load`.
+    """
+    path, fields = law_file.read(folder)
+    if "components" not in fields:
+        return BaggedFit.from_fields(path, fields)
+    from fitting.mixture import MixedLaw
+
+    return MixedLaw.from_fields(path, fields)

@@ -1,0 +1,246 @@
+"""A law whose members come from several forms, in proportion to how well each predicts.
+
+The family of a law is part of the doubt. Forms are weighed by their predictions of the same runs,
+held out in random parts and at the ends of the factors, and the bag holds members of each in
+proportion: intervals, P(best) and regret sets then carry the doubt about the form.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fitting import formatting, law_file
+from fitting.config import FitConfig
+from fitting.law import BaggedFit
+from fitting.link import Space
+from fitting.optimise.lanes import FAILED
+from fitting.predictions import Law
+
+DRAWS = 400  # of weights of runs, over which the weights of forms are averaged
+
+
+class Weighed(NamedTuple):
+    """One form that was tried.
+
+    Attributes:
+      label: NAME or NAME@LINK.
+      weight: share of the members.
+      random, ends: root mean square log error on held-out runs; NaN where none was held out.
+    """
+
+    label: str
+    weight: float
+    random: float
+    ends: float
+
+
+@dataclass(frozen=True, eq=False)
+class MixedLaw(Law):
+    """A law of several forms. Predictions are errors on the fitted scale.
+
+    Attributes:
+      config: how it was fitted, with all forms.
+      components: `BaggedFit`s of the forms that have members in the law, the weightiest first.
+      weights: [F] of the components; they add up to 1.
+      tried: every form, the weightiest first, also those without a member.
+    """
+
+    config: FitConfig
+    components: tuple[BaggedFit, ...]
+    weights: np.ndarray
+    tried: tuple[Weighed, ...]
+
+    # --- what all components share ---
+
+    @property
+    def lead(self) -> BaggedFit:
+        """Return the component of most weight, whose parameters are reported."""
+        return self.components[0]
+
+    @property
+    def metric(self) -> str:
+        """Return what the error is of."""
+        return self.lead.metric
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """Return the names of the K columns of a configuration."""
+        return self.lead.factors
+
+    @property
+    def examples(self) -> str | None:
+        """Return the name of the column of n; None for a law without n."""
+        return self.lead.examples
+
+    @property
+    def scale(self) -> float:
+        """Return the error of a complete failure."""
+        return self.lead.scale
+
+    @property
+    def source(self) -> str:
+        """Return the name of the file of the runs."""
+        return self.lead.source
+
+    @property
+    def runs(self):
+        """Return the fitted runs."""
+        return self.lead.runs
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Return the versions of the packages that computed it."""
+        return self.lead.versions
+
+    @property
+    def space(self) -> Space:
+        """Return the space in which residuals and run noise are told: that of all, or log error."""
+        kinds = {one.space for one in self.components}
+        return kinds.pop() if len(kinds) == 1 else Space("log", self.scale, self.scale)
+
+    # --- members ---
+
+    @cached_property
+    def pooled(self) -> tuple[BaggedFit, ...]:
+        """Return the components with only the members that are in the law.
+
+        Each resample of the runs serves one form, as the weights share them out.
+        """
+        counts = share_out(self.weights, len(self.lead.theta))
+        ends = np.cumsum(counts)
+        return tuple(
+            one.with_members(slice(end - count, end))
+            for one, count, end in zip(self.components, counts, ends, strict=True)
+            if count
+        )
+
+    @property
+    def status(self) -> np.ndarray:
+        """Return the status [B] of the members, as `pooled` has them."""
+        return np.concatenate([one.status for one in self.pooled])
+
+    @property
+    def failures(self) -> int:
+        """Return the number of members without a finite start; predictions leave them out."""
+        return int((self.status == FAILED).sum())
+
+    @property
+    def degenerate(self) -> str | None:
+        """Return why the parameters of the weightiest form mean nothing, or None."""
+        return self.lead.degenerate
+
+    def member_errors(self, z) -> np.ndarray:
+        """Return the error [B', X] at z [X, C] of the members that did not fail."""
+        return np.concatenate([one.member_errors(z) for one in self.pooled])
+
+    def predict_members(self, x, n=None) -> np.ndarray:
+        """Return the error [B, ...] of every member; NaN for those that failed."""
+        return np.concatenate([one.predict_members(x, n) for one in self.pooled])
+
+    def predict_members_grid(self, x, n):
+        """Yield errors [X, B'] of the members that did not fail, for one n [M] at a time."""
+        for parts in zip(*(one.predict_members_grid(x, n) for one in self.pooled), strict=True):
+            yield np.concatenate(parts, axis=1)
+
+    def predict_whole(self, z) -> np.ndarray:
+        """Return the error [X] of the fits to all runs, averaged by weight in `space`."""
+        values = [self.space.forward(one.predict_whole(z)) for one in self.components]
+        return self.space.back(np.average(values, axis=0, weights=self.weights))
+
+    # --- report and file ---
+
+    def report(self) -> str:
+        """Return the forms with their weights, and the report of the weightiest."""
+        rows = [
+            [one.label, f"{one.weight:.0%}", *(_percent(v) for v in (one.random, one.ends))]
+            for one in self.tried
+        ]
+        table = formatting.aligned(["form", "weight", "random parts", "ends"], rows)
+        head = "forms, by their log error on held-out runs"
+        return f"{head}\n{table}\n\nThe form of most weight:\n{self.lead.report()}"
+
+    def save(self, folder) -> Path:
+        """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
+        return law_file.write(self, folder)
+
+    def to_fields(self) -> dict:
+        """Return the law as JSON-ready fields, of which `from_fields` makes it again."""
+        components = []
+        for one in self.components:
+            fields = one.to_fields()
+            components.append(fields)
+        return {
+            "format": law_file.FORMAT,
+            "form": self.config.form,
+            "settings": self.config.to_dict(),
+            "weights": self.weights.tolist(),
+            "tried": [
+                [one.label, one.weight, *(law_file.finite(v) for v in (one.random, one.ends))]
+                for one in self.tried
+            ],
+            "components": components,
+        }
+
+    @classmethod
+    def from_fields(cls, path, fields: dict) -> "MixedLaw":
+        """Return the law of what `to_fields` gave.
+
+        Raises:
+          ValueError: one line; not of this version.
+        """
+        components = tuple(BaggedFit.from_fields(path, one) for one in fields["components"])
+        try:
+            return cls(
+                FitConfig(**fields["settings"]),
+                components,
+                np.array(fields["weights"], float),
+                tuple(
+                    Weighed(label, weight, *(law_file.number(v) for v in errors))
+                    for label, weight, *errors in fields["tried"]
+                ),
+            )
+        except (ValueError, KeyError, TypeError) as e:
+            raise ValueError(f"{path}: not a law of this version: {e}") from None
+
+
+def share_out(weights, size: int) -> np.ndarray:
+    """Return int [F] that add up to `size` in proportion to the weights (largest remainders)."""
+    exact = np.asarray(weights) / np.sum(weights) * size
+    counts = np.floor(exact).astype(int)
+    left = size - counts.sum()
+    counts[np.argsort(counts - exact, kind="stable")[:left]] += 1
+    return counts
+
+
+def form_weights(square_FR, seed: int = 0, cluster=None) -> np.ndarray:
+    """Return weights [F] of forms by their squared log errors of held-out runs.
+
+    Each draw of weights of the runs (Bayesian bootstrap) gives each form a likelihood, that of
+    normal errors of its own size; the weights are the mean over draws of the forms' shares
+    (pseudo-BMA+, Yao et al. 2018), so that a form which is better on a few runs does not win all.
+
+    Args:
+      square_FR: [F, R] squared errors; inf or NaN for a form that failed to predict.
+      seed: of the draws.
+      cluster: [R] labels of runs that are drawn together.
+    """
+    square_FR = np.nan_to_num(np.asarray(square_FR, float), nan=np.inf)
+    groups = np.arange(square_FR.shape[1]) if cluster is None else cluster
+    _, group_R = np.unique(groups, return_inverse=True)
+    rng = np.random.default_rng([seed, 3])
+    draws_DG = rng.dirichlet(np.ones(group_R.max() + 1), DRAWS)
+    draws_DR = draws_DG[:, group_R]
+    draws_DR /= draws_DR.sum(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        mean_DF = np.nan_to_num(draws_DR @ square_FR.T, nan=np.inf)
+    score_DF = -len(group_R) / 2 * np.log(np.maximum(mean_DF, 1e-30))
+    score_DF -= score_DF.max(axis=1, keepdims=True)
+    share_DF = np.exp(score_DF)
+    return (share_DF / share_DF.sum(axis=1, keepdims=True)).mean(axis=0)
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{100 * value:.2f}%"
