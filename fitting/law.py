@@ -21,6 +21,7 @@ from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
 from fitting.predictions import BLOCK, Law
+from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
@@ -43,6 +44,7 @@ class BaggedFit(Law):
       runs: `FittedRuns`.
       lost: of each column, the resamples without any run of one of its levels.
       versions: of the packages that computed it.
+      verdict: whether the runs contradict the form (`fitting.lack_of_fit`); None if not tested.
     """
 
     config: FitConfig
@@ -57,6 +59,7 @@ class BaggedFit(Law):
     runs: FittedRuns
     lost: dict[str, int]
     versions: dict[str, str]
+    verdict: Verdict | None = None
 
     # --- properties ---
 
@@ -200,9 +203,24 @@ class BaggedFit(Law):
         return (self,)
 
     @property
+    def components(self) -> tuple["BaggedFit", ...]:
+        """Return the fits of one form each, as `MixedLaw` has them: itself."""
+        return (self,)
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Return the weights of `components`."""
+        return np.ones(1)
+
+    @property
     def lead(self) -> "BaggedFit":
         """Return the fit whose parameters are reported: itself."""
         return self
+
+    @property
+    def label(self) -> str:
+        """Return the form in words."""
+        return self.config.label
 
     def with_members(self, chosen) -> "BaggedFit":
         """Return the fit with some of its members, by a slice, mask or indices."""

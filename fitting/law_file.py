@@ -14,6 +14,7 @@ import numpy as np
 from fitting.atomic import replacing
 from fitting.config import FitConfig
 from fitting.optimise.lanes import FAILED, STATUSES
+from fitting.verdict import Verdict
 
 FORMAT = 2  # of fit.json
 
@@ -76,7 +77,7 @@ def to_fields(law) -> dict:
     kinds = ["exponent" if e else "log coefficient" for e in law.is_exponent]
     if law.config.free_floor:
         kinds[law.layout.floor] = "coefficient"
-    return {
+    fields = {
         "format": FORMAT,
         "form": law.config.form,
         "metric": law.metric,
@@ -104,6 +105,9 @@ def to_fields(law) -> dict:
         },
         "versions": law.versions,
     }
+    if law.verdict is not None:
+        fields["lack_of_fit"] = law.verdict.to_json()
+    return fields
 
 
 def _described(law) -> str:
@@ -163,6 +167,7 @@ def from_fields(path, fields: dict) -> tuple[dict, tuple[str, ...]]:
             runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
             lost=fields["lost_levels"],
             versions=fields["versions"],
+            verdict=Verdict.from_json(fields.get("lack_of_fit")),
         )
         names = tuple(parameter["name"] for parameter in fields["parameters"])
     except (ValueError, KeyError, TypeError) as e:

@@ -5,6 +5,7 @@ held out in random parts and at the ends of the factors, and the bag holds membe
 proportion: intervals, P(best) and regret sets then carry the doubt about the form.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from fitting.law import BaggedFit
 from fitting.link import Space
 from fitting.optimise.lanes import FAILED
 from fitting.predictions import Law
+from fitting.verdict import Verdict
 
 DRAWS = 400  # of weights of runs, over which the weights of forms are averaged
 
@@ -46,12 +48,14 @@ class MixedLaw(Law):
       components: `BaggedFit`s of the forms that have members in the law, the weightiest first.
       weights: [F] of the components; they add up to 1.
       tried: every form, the weightiest first, also those without a member.
+      verdict: whether the runs contradict the weightiest form; None if not tested.
     """
 
     config: FitConfig
     components: tuple[BaggedFit, ...]
     weights: np.ndarray
     tried: tuple[Weighed, ...]
+    verdict: Verdict | None = None
 
     # --- what all components share ---
 
@@ -100,6 +104,14 @@ class MixedLaw(Law):
         """Return the space in which residuals and run noise are told: that of all, or log error."""
         kinds = {one.space for one in self.components}
         return kinds.pop() if len(kinds) == 1 else Space("log", self.scale, self.scale)
+
+    @property
+    def label(self) -> str:
+        """Return the forms with members and their weights, in words."""
+        return ", ".join(
+            f"{one.config.label} {weight:.0%}"
+            for one, weight in zip(self.components, self.weights, strict=True)
+        )
 
     # --- members ---
 
@@ -160,7 +172,8 @@ class MixedLaw(Law):
         ]
         table = formatting.aligned(["form", "weight", "random parts", "ends"], rows)
         head = "forms, by their log error on held-out runs"
-        return f"{head}\n{table}\n\nThe form of most weight:\n{self.lead.report()}"
+        lead = dataclasses.replace(self.lead, verdict=self.verdict)
+        return f"{head}\n{table}\n\nThe form of most weight:\n{lead.report()}"
 
     def save(self, folder) -> Path:
         """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
@@ -168,11 +181,7 @@ class MixedLaw(Law):
 
     def to_fields(self) -> dict:
         """Return the law as JSON-ready fields, of which `from_fields` makes it again."""
-        components = []
-        for one in self.components:
-            fields = one.to_fields()
-            components.append(fields)
-        return {
+        fields = {
             "format": law_file.FORMAT,
             "form": self.config.form,
             "settings": self.config.to_dict(),
@@ -181,8 +190,11 @@ class MixedLaw(Law):
                 [one.label, one.weight, *(law_file.finite(v) for v in (one.random, one.ends))]
                 for one in self.tried
             ],
-            "components": components,
+            "components": [one.to_fields() for one in self.components],
         }
+        if self.verdict is not None:
+            fields["lack_of_fit"] = self.verdict.to_json()
+        return fields
 
     @classmethod
     def from_fields(cls, path, fields: dict) -> "MixedLaw":
@@ -201,6 +213,7 @@ class MixedLaw(Law):
                     Weighed(label, weight, *(law_file.number(v) for v in errors))
                     for label, weight, *errors in fields["tried"]
                 ),
+                Verdict.from_json(fields.get("lack_of_fit")),
             )
         except (ValueError, KeyError, TypeError) as e:
             raise ValueError(f"{path}: not a law of this version: {e}") from None

@@ -22,6 +22,11 @@ class Law:
         raise NotImplementedError
 
     @property
+    def num_members(self) -> int:
+        """Return the number of members, those that failed too."""
+        return len(self.status)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Return the names of the factors and of n, in the order of `units` and `ranges`."""
         return self.factors if self.examples is None else (*self.factors, self.examples)

@@ -14,6 +14,7 @@ import numpy as np
 from fitting.frontiers import by_cost
 from fitting.law import BaggedFit
 from fitting.optimise.lanes import FAILED
+from fitting.verdict import Verdict
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
@@ -32,6 +33,7 @@ class Decision:
       error: [X], predicted by the bag.
       probability: [X], share of members whose own best it is.
       regret: [X, B'], by how much each member's error there exceeds that of its own best.
+      verdict: whether the runs contradict the law that decides; None where it was not tested.
     """
 
     budget: float
@@ -41,6 +43,7 @@ class Decision:
     error: np.ndarray
     probability: np.ndarray
     regret: np.ndarray
+    verdict: Verdict | None = None
 
     def regret_set(self, tolerance: float, confidence: float = 0.9) -> np.ndarray:
         """Return bool [X]: P(f(x) - f(x*) <= tolerance) >= confidence, x* each member's own."""
@@ -85,6 +88,7 @@ def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> De
         error=error_X[order],
         probability=winners[order] / error_XB.shape[1],
         regret=(error_XB - error_XB.min(axis=0))[order],
+        verdict=law.verdict,
     )
 
 
@@ -95,7 +99,8 @@ def run_noise(law: BaggedFit) -> float:
     error, so roughly relative, points in linear space, or the units of a link. NaN where
     parameters exhaust the runs.
     """
-    spare = law.num_runs - law.theta.shape[1]
+    parameters = np.average([p.theta.shape[1] for p in law.components], weights=law.weights)
+    spare = law.num_runs - parameters
     if spare <= 0:
         return float("nan")
     fitted, measured = map(law.space.forward, (law.predict_whole(law.runs.z), law.runs.error))
@@ -116,13 +121,20 @@ def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9
     """
     if not 0 < level < 1:
         raise ValueError(f"level must lie between 0 and 1, got {level}")
-    members = law.predict_members(x, num_examples)[law.status != FAILED]
-    members_XB, noise = members.reshape(len(members), -1).T, run_noise(law) * _NORMAL
-    bounds_X2 = np.empty((len(members_XB), 2))
-    for start in range(0, len(members_XB), _BLOCK):
-        block = members_XB[start : start + _BLOCK, :, None]
-        runs = law.space.shifted(block, noise)
-        ends = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2], axis=(1, 2), method="hazen")
+    parts = [  # of each form: its members [B', X], and how its noise moves them
+        (members.reshape(len(members), -1), one.space, run_noise(one) * _NORMAL)
+        for one in law.pooled
+        if len(members := one.predict_members(x, num_examples)[one.status != FAILED])
+    ]
+    count, shape = parts[0][0].shape[1], np.shape(law.outside(x, num_examples))[:-1]
+    bounds_X2 = np.empty((count, 2))
+    for start in range(0, count, _BLOCK):
+        runs = [
+            space.shifted(members_BX[:, start : start + _BLOCK].T[..., None], noise)
+            for members_BX, space, noise in parts
+        ]
+        runs_XD = np.concatenate([some.reshape(len(some), -1) for some in runs], axis=1)
+        ends = np.quantile(runs_XD, [(1 - level) / 2, (1 + level) / 2], axis=1, method="hazen")
         bounds_X2[start : start + _BLOCK] = ends.T
-    low, high = bounds_X2.T.reshape(2, *members.shape[1:])
+    low, high = bounds_X2.T.reshape(2, *shape)
     return low, high

@@ -5,10 +5,10 @@ Examples:
     vvlm fit fitting/data/li2024.csv --factors lm_params,visual_tokens \\
         --error error --scale 1 --form li --space linear --out runs/li
 
-RUNS.csv has a header and one line a run; lines that start with # are comments. Name the columns
-that make up a configuration (--factors), the number of training examples if there is one
-(--examples), and a score (higher is better) or an error; a law describes the error, scale - score.
-Other columns can select runs (--train, --test, --group).
+RUNS is a CSV (or .csv.gz, .parquet, .xlsx) with a header and one line a run; lines that start with
+# are comments. Name the columns that make up a configuration (--factors), the number of training
+examples if there is one (--examples), and a score (higher is better) or an error; a law describes
+the error, scale - score. Other columns can select runs (--train, --test, --group).
 
 Prints the fit report and writes OUT/fit.json, which holds all that is needed to predict and to
 audit; `vvlm plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from fitting.config import FitConfig
+from fitting.config import AUTO, FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
@@ -31,11 +31,20 @@ from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import READERS, Data, FitFlags, fit_config, read_table
+from .fit_flags import (
+    READERS,
+    Data,
+    FitFlags,
+    Flag,
+    Rows,
+    check_enough,
+    fit_config,
+    read_table,
+    warn_if_few,
+)
 
 FOLDS = 5
-Rows = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Split = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +64,7 @@ class Args:
     """Options of `vvlm fit`."""
 
     data: Data
+    rows: Rows
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]
     page: Page
     out: Path = Path("runs/fit")
@@ -63,16 +73,16 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
-    train: Rows = None
+    train: Split = None
     """Runs to fit when the --test runs are predicted, such as sweep=star."""
-    test: Rows = None
+    test: Split = None
     """Runs to predict from the --train runs, such as sweep=isoflop."""
 
 
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = read_table(args.data), fit_config(args.fit)
+    table, config = read_table(args.data, args.rows), fit_config(args.fit)
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
@@ -80,10 +90,13 @@ def main(args: Args) -> None:
     check_runs(config, table, args)
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
+    for one in tables.values():
+        check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
     from fitting.fits import fit_many
+    from fitting.lack_of_fit import judged
     from fitting.splits import column_split
 
     if args.train:
@@ -92,6 +105,7 @@ def main(args: Args) -> None:
     warn(config, table, tables)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
+    laws = [judged(law, one) for law, one in zip(laws, tables.values(), strict=True)]
     for folder in folders:
         remove_stale(folder)
     fits = []
@@ -111,7 +125,8 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
     """Raise ValueError for a form that does not suit the table, or too few runs to validate."""
     path = args.data.runs
     with flag(f"{path}: form"):
-        get_form(config.form).check_examples(table.n is not None)
+        for one in config.forms if config.form != AUTO else ():
+            get_form(one.form).check_examples(table.n is not None)
     for value in table.metrics if args.compare or args.ablate else ():
         runs = int((table.metric == value).sum())
         if runs < FOLDS:
@@ -124,17 +139,11 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
         print(f"warning: {text}", file=sys.stderr)
-    if "num_examples" in table.columns and get_form(config.form).has_n:
+    has_n = any(get_form(one.form).has_n for one in config.forms)
+    if "num_examples" in table.columns and has_n:
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
         warn_if_few(one.source, len(one), config, one)
-
-
-def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
-    """Print a warning where runs do not outnumber parameters: nothing is left to check the law."""
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
-    if runs <= count:
-        print(f"warning: {what}: {runs} runs for {count} parameters", file=sys.stderr)
 
 
 def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
@@ -153,7 +162,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
         split = validation.column_split(table, args.train, args.test)
         warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
-        names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
+        asked = [one.label for one in config.forms]
+        names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), *asked))
         configs = {name: config.replace(form=name) for name in names}
         with live("compare") as say:
             found = validation.compare(table, configs, on_progress=say, **asked)

@@ -96,17 +96,17 @@ def main(args: Args) -> None:
     ask, offered = args.ask, args.offer
     check_flags(ask, offered)
     from fitting import planner
-    from fitting.law import BaggedFit
+    from fitting.law import load
     from fitting.planner_text import as_text
 
-    law = BaggedFit.load(ask.law)
+    law = load(ask.law)
     if ask.examples is not None and law.examples is None:
         raise ValueError("--examples: the law has no number of examples; leave it out")
     with flag("--domain"):
         levels = parse_domain(offered.domain, law.factors)
     counts = offered.vision_params, offered.features, offered.text_tokens
     offer = planner.make_offer(law, offered.cost, levels, *counts)
-    answer = {"law": planner.describe_law(law)}
+    answer = {"lack_of_fit": planner.lack_of_fit(law), "law": planner.describe_law(law)}
     answer["offer"] = {"configurations": len(offer.domain), "cost": offered.cost}
     budget = ask.budget if ask.budget_tflops is None else ask.budget_tflops * TERA
     if budget is not None:

@@ -38,6 +38,7 @@ def parameter_boxes(law: BaggedFit) -> Figure:
     Raises:
       ValueError: the law is degenerate, so that its parameters mean nothing.
     """
+    law = law.lead  # of several forms, the weightiest
     if law.degenerate:
         raise ValueError(f"the parameters of {law.metric} mean nothing: {law.degenerate}")
     rows, unknown_P = law.parameter_rows(), summary.undetermined(law)

@@ -17,11 +17,12 @@ MOST_BUDGETS = 6  # recommendations of a metric
 
 
 def law_job(table: RunTable, config: FitConfig):
-    """Fit a law; return it, or a sentence that says why it could not be fitted."""
+    """Fit a law and test its form; return it, or a sentence why it could not be fitted."""
     from fitting.fits import fit
+    from fitting.lack_of_fit import judged
 
     try:
-        return fit(table, config)
+        return judged(fit(table, config), table)
     except ValueError as e:
         return str(e)
 
@@ -69,7 +70,7 @@ def metric_job(subject: Subject, law, compared, settings: Settings) -> MetricRes
 
     if isinstance(law, str):
         return MetricResults(None, draw_figures(subject, law, None, settings), [])
-    if compared and law.config.form not in [entry.name for entry in compared.entries]:
+    if compared and law.lead.label not in [entry.name for entry in compared.entries]:
         compared = None
     if settings.cost is None or law.factors != FACTORS:
         return describe(subject, Analysis(subject.table, law, compared), settings)
@@ -123,7 +124,7 @@ def _predictions(analysis) -> dict[str, np.ndarray]:
     if compared is None:
         return {"all runs (fitted)": law.predict(table.x, table.n)}
     shown = (compared.splits[0], compared.extrapolation)
-    validations = compared.entry(law.config.form).validations
+    validations = compared.entry(law.lead.label).validations
     return {v.name: v.predicted for v in validations if v.name in shown}
 
 
