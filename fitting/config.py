@@ -11,7 +11,14 @@ FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 AGGREGATES = ("median", "mean")
 LINKS = ("none", "logit", "log-accuracy")
 AUTO = "auto"
-AUTO_FORMS = ("add-interact", "add", "mult-plateau", "mult-plateau@logit", "mult-break@logit")
+AUTO_FORMS = (
+    "add-interact",
+    "add-interact-cross",
+    "add",
+    "mult-plateau",
+    "mult-plateau@logit",
+    "mult-break@logit",
+)
 """What `auto` stands for: forms that are weighed by their predictions of held-out runs."""
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")

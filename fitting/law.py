@@ -4,7 +4,6 @@ The prediction is the median (or mean) of the members' predictions (Appendix D).
 held and reported in `FitConfig.units`.
 """
 
-import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -221,10 +220,6 @@ class BaggedFit(Law):
     def label(self) -> str:
         """Return the form in words."""
         return self.config.label
-
-    def with_members(self, chosen) -> "BaggedFit":
-        """Return the fit with some of its members, by a slice, mask or indices."""
-        return dataclasses.replace(self, bag=Members(*(column[chosen] for column in self.bag)))
 
     def member_errors(self, z) -> np.ndarray:
         """Return the error [B', X] at z [X, C] of the members that did not fail."""

@@ -4,17 +4,19 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fitting import mixture, splits
+from fitting import mixture
 from fitting.config import AUTO, FitConfig
 from fitting.fits import fit_many
 from fitting.forms import get_form
 from fitting.link import Space
 from fitting.mixture import MixedLaw, Weighed
 from fitting.runs import RunTable
+from fitting.splits import random_parts
 
+PARTS = 10  # random parts of the runs that are held out in turn
 HELD_STARTS = 40  # starts of a fit without the held-out runs
-SPARE = 3  # runs beyond parameters that `auto` asks of a form, in every fit to a part
-NEGLIGIBLE = 0.005  # weight below which a form has no members
+SPARE = 3  # runs beyond parameters that `auto` asks of the larger forms
+SMALL = ("add", "mult-plateau")  # forms that `auto` tries however few runs there are
 
 
 def fit_mixed(
@@ -23,16 +25,17 @@ def fit_mixed(
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[MixedLaw]:
-    """Fit all forms of the config to each table; one batch a form, for all tables.
+    """Weigh all forms of the config on each table, and fit as many members of each as it weighs.
 
-    All forms see the same resamples and the same held-out runs. Forms of `auto` that do not suit a
-    table (no n, too few runs, an error beyond the link's ceiling) are left out; a form that was
-    named is an error then.
+    All forms see the same held-out runs, and resamples of the same seed. A form takes one batch,
+    for all tables, to be weighed, and one more for each number of members. Forms of `auto` that do
+    not suit a table (no n, too few runs, an error beyond the link's ceiling) are left out; a form
+    that was named is an error then.
 
     Args:
       problems: (table, rows) pairs as of `fitting.fits.fit_many`.
       config: options, with several forms.
-      on_progress: called with (fits done, fits in all).
+      on_progress: called with (parts done, parts in all), in hundredths of a form's work.
 
     Raises:
       ValueError: as `fitting.fits.fit`, or no form suits a table.
@@ -41,27 +44,42 @@ def fit_mixed(
         (table, np.ones(len(table), bool) if rows is None else np.asarray(rows, bool))
         for table, rows in problems
     ]
-    held = [_held_out(table, rows, config.seed) for table, rows in problems]
-    entries, found = config.forms, [[] for _ in problems]
+    entries, size = config.forms, 1 if config.resampling == "none" else config.resamples
+    steps = 2 * len(entries)
+    squares = [{} for _ in problems]
     for index, entry in enumerate(entries):
         chosen = [
-            g
-            for g, (table, rows) in enumerate(problems)
-            if config.form != AUTO or suits(entry, table, rows)
+            g for g, case in enumerate(problems) if config.form != AUTO or suits(entry, *case)
         ]
-        if not chosen:
-            continue
+        found = _predict_held_out(entry, [problems[g] for g in chosen], config.seed)
+        for g, square_R in zip(chosen, found, strict=True):
+            squares[g][entry.label] = square_R
+        on_progress(100 * (index + 1), 100 * steps)
+    shares = [
+        _shares(table, rows, config, some)
+        for (table, rows), some in zip(problems, squares, strict=True)
+    ]
+    components = [{} for _ in problems]
+    for index, entry in enumerate(entries):
+        by_count = {}
+        for g, weights in enumerate(shares):
+            labels = list(weights)
+            counts = mixture.share_out(list(weights.values()), size)
+            if entry.label in labels and (count := int(counts[labels.index(entry.label)])):
+                by_count.setdefault(count, []).append(g)
 
         def say(done, total, index=index):
-            on_progress(index * total + done, len(entries) * total)
+            on_progress(100 * (len(entries) + index) + 100 * done // max(total, 1), 100 * steps)
 
-        laws = fit_many([problems[g] for g in chosen], entry, on_progress=say)
-        predicted = _predict_held_out(entry, [(*problems[g], held[g]) for g in chosen])
-        for g, law, squares in zip(chosen, laws, predicted, strict=True):
-            found[g].append((law, squares))
+        for count, chosen in by_count.items():
+            own = entry.replace(resamples=count)
+            laws = fit_many([problems[g] for g in chosen], own, on_progress=say)
+            for g, law in zip(chosen, laws, strict=True):
+                components[g][entry.label] = law
+    on_progress(100 * steps, 100 * steps)
     return [
-        _mixed(table, rows, config, some)
-        for (table, rows), some in zip(problems, found, strict=True)
+        _mixed(config, *case)
+        for case in zip((rows for _, rows in problems), squares, shares, components, strict=True)
     ]
 
 
@@ -74,34 +92,26 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
     if entry.free_floor and layout.floor is None:
         return False
     space = Space.of(entry, table.scale)
-    if space.linked and (table.error[rows] >= space.ceiling).any():
+    if space.linked and not (table.error[rows] < space.ceiling).all():
         return False
-    simple = entry.form in ("add", "mult-plateau")
-    return simple or rows.sum() * 2 / 3 >= layout.num_parameters + SPARE
+    return entry.label in SMALL or rows.sum() * (1 - 1 / PARTS) >= layout.num_parameters + SPARE
 
 
-def _held_out(table: RunTable, rows, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the runs that are held out in turn, [S, R] in random parts and [E, R] at the ends."""
-    random_SR, ends_ER = splits.weighing_splits(table, rows, seed)
-    return (random_SR, ends_ER) if rows.sum() >= 4 else (random_SR[:0], ends_ER[:0])
-
-
-def _predict_held_out(entry: FitConfig, cases) -> list[np.ndarray]:
-    """Return, for each (table, rows, held out), squared log errors [S + E, R]; NaN where fitted."""
+def _predict_held_out(entry: FitConfig, problems, seed: int) -> list[np.ndarray]:
+    """Return squared log errors [R] of each table's runs, held out; NaN for those not fitted."""
     quick = entry.replace(resampling="none", starts=min(entry.starts, HELD_STARTS))
-    parts = [
-        (table, rows & ~held_R) for table, rows, held in cases for held_R in np.concatenate(held)
-    ]
-    laws = iter(fit_many(parts, quick))
+    parts = [(table, rows, random_parts(rows, PARTS, seed)) for table, rows in problems]
+    cases = [(table, rows & ~held_R) for table, rows, held in parts for held_R in held]
+    laws = iter(fit_many([case for case in cases if case[1].any()], quick))
     found = []
-    for table, _, held in cases:
-        held_SR = np.concatenate(held)
-        squares_SR = np.full(held_SR.shape, np.nan)
-        for square_R, held_R in zip(squares_SR, held_SR, strict=True):
-            n = None if table.n is None else table.n[held_R]
-            said = next(laws).predict(table.x[held_R], n)
-            square_R[held_R] = _square(said, table.error[held_R], table.scale)
-        found.append(squares_SR)
+    for table, rows, held in parts:
+        square_R = np.full(len(table), np.nan)
+        for held_R in held:
+            if (rows & ~held_R).any():
+                n = None if table.n is None else table.n[held_R]
+                said = next(laws).predict(table.x[held_R], n)
+                square_R[held_R] = _square(said, table.error[held_R], table.scale)
+        found.append(square_R)
     return found
 
 
@@ -112,29 +122,26 @@ def _square(said, measured, scale: float) -> np.ndarray:
     return np.log(np.maximum(said, 1e-6 * measured) / measured) ** 2
 
 
-def _mixed(table: RunTable, rows, config: FitConfig, found) -> MixedLaw:
-    """Return the law of all forms (law, squared log errors) of one table."""
-    if not found:
+def _shares(table: RunTable, rows, config: FitConfig, squares: dict) -> dict[str, float]:
+    """Return {label: weight} of the forms of one table, the weightiest first."""
+    if not squares:
         raise ValueError(
-            f"{table.source}: {rows.sum()} runs are too few for any form of --form {config.form}; "
-            "name one, such as --form mult"
+            f"{table.source}: no form of {config.form!r} suits the {rows.sum()} runs; name one, "
+            "such as mult"
         )
-    parts = len(splits.weighing_splits(table, rows, config.seed)[0])
-    random = np.array([np.nanmax(squares[:parts], axis=0, initial=-1) for _, squares in found])
-    weights = mixture.form_weights(random[:, rows], config.seed)
+    known = np.array([square_R[rows] for square_R in squares.values()])
+    weights = mixture.form_weights(known, config.seed)
     order = np.argsort(-weights, kind="stable")
+    labels = list(squares)
+    return {labels[f]: float(weights[f]) for f in order}
+
+
+def _mixed(config: FitConfig, rows, squares: dict, weights: dict, components: dict) -> MixedLaw:
+    """Return the law of the components of one table."""
     tried = tuple(
-        Weighed(found[f][0].config.label, float(weights[f]), *_sizes(found[f][1], parts))
-        for f in order
+        Weighed(label, weight, float(np.sqrt(np.mean(squares[label][rows]))))
+        for label, weight in weights.items()
     )
-    kept = [f for f in order if weights[f] >= NEGLIGIBLE] or [order[0]]
-    shares = weights[kept] / weights[kept].sum()
-    return MixedLaw(config, tuple(found[f][0] for f in kept), shares, tried)
-
-
-def _sizes(squares_SR, parts: int) -> tuple[float, float]:
-    """Return the root mean square log error in random parts and at the ends."""
-    return tuple(
-        float(np.sqrt(np.nanmean(some))) if np.isfinite(some).any() else float("nan")
-        for some in (squares_SR[:parts], squares_SR[parts:])
-    )
+    kept = [label for label in weights if label in components]
+    shares = np.array([weights[label] for label in kept])
+    return MixedLaw(config, tuple(components[k] for k in kept), shares / shares.sum(), tried)

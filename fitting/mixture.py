@@ -1,13 +1,12 @@
 """A law whose members come from several forms, in proportion to how well each predicts.
 
 The family of a law is part of the doubt. Forms are weighed by their predictions of the same runs,
-held out in random parts and at the ends of the factors, and the bag holds members of each in
-proportion: intervals, P(best) and regret sets then carry the doubt about the form.
+held out in random parts, and the bag holds members of each in proportion: intervals, P(best) and
+regret sets then carry the doubt about the form.
 """
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,13 +29,12 @@ class Weighed(NamedTuple):
     Attributes:
       label: NAME or NAME@LINK.
       weight: share of the members.
-      random, ends: root mean square log error on held-out runs; NaN where none was held out.
+      held_out: root mean square log error of runs that a fit has not seen; NaN where unknown.
     """
 
     label: str
     weight: float
-    random: float
-    ends: float
+    held_out: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +43,8 @@ class MixedLaw(Law):
 
     Attributes:
       config: how it was fitted, with all forms.
-      components: `BaggedFit`s of the forms that have members in the law, the weightiest first.
+      components: `BaggedFit`s of the forms that have members in the law, the weightiest first,
+        with as many members as the law has of each.
       weights: [F] of the components; they add up to 1.
       tried: every form, the weightiest first, also those without a member.
       verdict: whether the runs contradict the weightiest form; None if not tested.
@@ -115,19 +114,10 @@ class MixedLaw(Law):
 
     # --- members ---
 
-    @cached_property
+    @property
     def pooled(self) -> tuple[BaggedFit, ...]:
-        """Return the components with only the members that are in the law.
-
-        Each resample of the runs serves one form, as the weights share them out.
-        """
-        counts = share_out(self.weights, len(self.lead.theta))
-        ends = np.cumsum(counts)
-        return tuple(
-            one.with_members(slice(end - count, end))
-            for one, count, end in zip(self.components, counts, ends, strict=True)
-            if count
-        )
+        """Return the fits of one form each whose members are those of the law."""
+        return self.components
 
     @property
     def status(self) -> np.ndarray:
@@ -166,12 +156,9 @@ class MixedLaw(Law):
 
     def report(self) -> str:
         """Return the forms with their weights, and the report of the weightiest."""
-        rows = [
-            [one.label, f"{one.weight:.0%}", *(_percent(v) for v in (one.random, one.ends))]
-            for one in self.tried
-        ]
-        table = formatting.aligned(["form", "weight", "random parts", "ends"], rows)
-        head = "forms, by their log error on held-out runs"
+        rows = [[one.label, f"{one.weight:.0%}", _percent(one.held_out)] for one in self.tried]
+        table = formatting.aligned(["form", "weight", "error on held-out runs"], rows)
+        head = "forms in one bag, weighed by their predictions of the same held-out runs"
         lead = dataclasses.replace(self.lead, verdict=self.verdict)
         return f"{head}\n{table}\n\nThe form of most weight:\n{lead.report()}"
 
@@ -186,10 +173,7 @@ class MixedLaw(Law):
             "form": self.config.form,
             "settings": self.config.to_dict(),
             "weights": self.weights.tolist(),
-            "tried": [
-                [one.label, one.weight, *(law_file.finite(v) for v in (one.random, one.ends))]
-                for one in self.tried
-            ],
+            "tried": [[one.label, one.weight, law_file.finite(one.held_out)] for one in self.tried],
             "components": [one.to_fields() for one in self.components],
         }
         if self.verdict is not None:
@@ -210,8 +194,8 @@ class MixedLaw(Law):
                 components,
                 np.array(fields["weights"], float),
                 tuple(
-                    Weighed(label, weight, *(law_file.number(v) for v in errors))
-                    for label, weight, *errors in fields["tried"]
+                    Weighed(label, weight, law_file.number(error))
+                    for label, weight, error in fields["tried"]
                 ),
                 Verdict.from_json(fields.get("lack_of_fit")),
             )

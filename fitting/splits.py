@@ -11,10 +11,6 @@ MOST_PARTS = 5
 """More levels than this are left out in groups of neighbours, as many groups as this."""
 
 
-WEIGHING_FOLDS = 10
-"""Random parts that forms are weighed by."""
-
-
 class Split(NamedTuple):
     """Several pairs of runs to fit and runs to predict; each run is predicted at most once.
 
@@ -78,42 +74,18 @@ def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
     return tuple(split for split in splits if len(split.train) and split.train.any(axis=1).all())
 
 
-def weighing_splits(table: RunTable, rows_R, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Return the runs held out to weigh forms: in random parts, and at the ends of each column.
-
-    An end is a sixth of the runs or more, of whole levels, but no more than a third: a law of the
-    right form must survive without it. A column of fewer than four levels has no ends, since three
-    levels without one identify nothing.
+def random_parts(rows_R, parts: int, seed: int = 0) -> np.ndarray:
+    """Return bool [S, R]: the rows dealt at random into at most `parts` parts of equal size.
 
     Args:
-      table: runs of one metric.
-      rows_R: bool [R], the runs that are fitted.
-      seed: of the random parts.
-
-    Returns:
-      (random [S, R], ends [E, R]), bool, True for a run that is held out.
+      rows_R: bool [R], the runs to deal out; the others are in no part.
+      parts: how many.
+      seed: of the parts.
     """
-    used = np.flatnonzero(rows_R)
-    parts = min(WEIGHING_FOLDS, len(used))
-    part_R = np.full(len(table), -1)
+    used, part_R = np.flatnonzero(rows_R), np.full(len(rows_R), -1)
+    parts = min(parts, len(used))
     part_R[used] = np.random.default_rng([seed, 2]).permutation(np.arange(len(used)) % parts)
-    random_SR = part_R == np.arange(parts)[:, None]
-    columns = [*table.x.T, *([] if table.n is None else [table.n])]
-    ends = []
-    for column in columns:
-        levels = np.unique(column[used])
-        for inwards in (levels[::-1], levels) if len(levels) >= 4 else ():
-            held_R = np.zeros(len(table), bool)
-            for level in inwards:
-                more_R = held_R | (rows_R & (column == level))
-                if more_R.sum() > len(used) / 3:
-                    break
-                held_R = more_R
-                if held_R.sum() >= len(used) / 6:
-                    break
-            if held_R.any():
-                ends.append(held_R)
-    return random_SR, np.array(ends, bool).reshape(-1, len(table))
+    return part_R == np.arange(parts)[:, None]
 
 
 def _without(name: str, part_R) -> Split:

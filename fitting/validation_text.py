@@ -43,7 +43,7 @@ def comparison_text(found: Comparison) -> str:
         cells.append("best" if entry.name == found.best else f"{above:.2g} ± {spread:.2g}")
         cells += _score_cells(found.score(entry.name, chosen)) if chosen else []
         alike = _likelihood(entry.law) == _likelihood(basis)
-        rows.append([*cells, formatting.number(entry.law.aicc, 4) if alike else "-"])
+        rows.append([*cells, formatting.number(entry.law.lead.aicc, 4) if alike else "-"])
     others = [
         [f"{split}, {found.entries[0].validation(split).test.sum()} runs"]
         + [formatting.number(found.score(entry.name, split).mse) for entry in found.entries]
@@ -58,7 +58,7 @@ def comparison_text(found: Comparison) -> str:
 
 def _likelihood(law) -> tuple[bool, str]:
     """Return what two laws must share for their AICc to be comparable."""
-    return law.space.kind == "linear", law.config.loss
+    return law.lead.space.kind == "linear", law.lead.config.loss
 
 
 def bagging_text(ablation: Ablation) -> str:

@@ -20,11 +20,12 @@ from fitting.config import AUTO_FORMS, FitConfig
 from fitting.fits import fit
 from fitting.law import BaggedFit, load
 from fitting.link import Space
+from fitting.mixing import suits
 from fitting.mixture import MixedLaw, form_weights, share_out
-from fitting.splits import weighing_splits
+from fitting.splits import random_parts
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table
 
-SMALL = FitConfig(form="add, mult-plateau@logit, mult", resamples=8, starts=20)
+SMALL = FitConfig(form="add, mult-plateau@logit", resamples=8, starts=20)
 N = 2e6
 
 
@@ -50,15 +51,14 @@ def test_the_form_that_predicts_has_the_weight(law):
     assert sum(one.weight for one in law.tried) == pytest.approx(1)
 
 
-def test_members_are_pooled_in_proportion(table, law):
-    mixed = dataclasses.replace(
-        law, components=law.components[:1] * 2, weights=np.array([0.75, 0.25])
-    )
-    assert [len(one.theta) for one in mixed.pooled] == [6, 2]
-    assert mixed.num_members == 8
-    members = mixed.predict_members(table.x, table.n)
-    np.testing.assert_array_equal(members, law.components[0].predict_members(table.x, table.n))
-    np.testing.assert_allclose(np.median(members, axis=0), mixed.predict(table.x, table.n))
+def test_members_are_shared_out_in_proportion(table, law):
+    assert law.num_members == SMALL.resamples
+    counts = [len(one.theta) for one in law.components]
+    assert counts == share_out(law.weights, law.num_members).tolist()
+    members = law.predict_members(table.x, table.n)
+    parts = [one.predict_members(table.x, table.n) for one in law.components]
+    np.testing.assert_array_equal(members, np.concatenate(parts))
+    np.testing.assert_allclose(np.median(members, axis=0), law.predict(table.x, table.n))
     assert share_out([0.4, 0.4, 0.2], 4).tolist() == [2, 1, 1]
     assert share_out([0.99, 0.01], 10).tolist() == [10, 0]
 
@@ -86,7 +86,7 @@ def test_all_answers_are_made_of_the_same_members(blend):
         blend.predict_grid(decision.x[:3], [N])[:, 0], decision.error[:3], rtol=1e-9
     )
     change = elasticity(blend, PAPER_DOMAIN, PAPER, [5e12, 15e12], [N], N / 2)
-    assert change.members.shape == (8, 3)
+    assert change.members.shape == (blend.num_members, 3)
 
 
 def test_a_plan_and_its_text_name_the_forms(blend):
@@ -116,7 +116,7 @@ def test_a_saved_law_answers_the_same(law, blend, table, tmp_path):
 
 def test_the_report_lists_every_form_that_was_tried(law):
     text = law.report()
-    assert all(name in text for name in ("add ", "mult ", "mult-plateau@logit", "random parts"))
+    assert all(name in text for name in ("add ", "mult-plateau@logit", "held-out runs"))
 
 
 def test_one_form_with_a_link_is_a_plain_fit(table):
@@ -144,27 +144,32 @@ def test_luck_in_a_few_runs_does_not_decide():
     assert weights[0] > plain[0] / plain.sum()
 
 
-def test_ends_are_held_out_only_where_a_law_survives_without(table):
-    random, ends = weighing_splits(table, np.ones(len(table), bool))
-    assert (random.sum(axis=0) == 1).all()
-    assert len(ends) == 5  # both ends of frames and tokens; of n the low end alone
-    assert (ends.sum(axis=1) <= len(table) / 3).all()
-    for held in ends:  # never a language model: there are three
-        assert len(np.unique(table.x[~held, 0])) == 3
+def test_each_run_is_held_out_once():
+    rows = np.arange(20) % 3 > 0
+    parts = random_parts(rows, 5)
+    np.testing.assert_array_equal(parts.sum(axis=0), rows)
+    assert np.ptp(parts.sum(axis=1)) <= 1
+    assert len(random_parts(rows, 50)) == rows.sum()
 
 
 # --- auto ---
 
 
+def suited(table, **options) -> set[str]:
+    entries = FitConfig(form="auto", **options).forms
+    return {one.label for one in entries if suits(one, table, np.ones(len(table), bool))}
+
+
 def test_auto_leaves_out_what_does_not_suit(table):
-    small = FitConfig(form="auto", resamples=2, starts=8)
-    assert {one.label for one in small.forms} == set(AUTO_FORMS)
-    capped = dataclasses.replace(table, error=np.where(table.error > 55, 100, table.error))
-    law = fit(capped, small)
-    assert not any("@logit" in one.label for one in law.tried)
+    assert suited(table) == set(AUTO_FORMS)
+    failed = dataclasses.replace(table, error=np.where(table.error > 55, 100, table.error))
+    assert not any("@logit" in label for label in suited(failed))
+    assert suited(table, chance=5.0) == set(AUTO_FORMS)
+    assert not any("@logit" in label for label in suited(table, chance=60.0))
     without = dataclasses.replace(table, examples=None, n=None)
-    law = fit(without, small)
-    assert "add-interact" not in [one.label for one in law.tried]
+    assert suited(without) == {name for name in AUTO_FORMS if "interact" not in name}
+    few = np.arange(len(table)) % 9 == 0
+    assert suited(table.take(few)) == {"add", "mult-plateau"}
 
 
 def test_a_named_form_that_does_not_suit_is_an_error(table):
