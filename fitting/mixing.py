@@ -83,6 +83,13 @@ def fit_mixed(
     ]
 
 
+def suiting(config: FitConfig, table: RunTable) -> list[str]:
+    """Return the labels of the forms that the config fits to a table."""
+    every = np.ones(len(table), bool)
+    asked = config.forms
+    return [one.label for one in asked if config.form != AUTO or suits(one, table, every)]
+
+
 def suits(entry: FitConfig, table: RunTable, rows) -> bool:
     """Return whether `auto` can fit a form to these runs."""
     form, with_n = get_form(entry.form), table.n is not None
@@ -100,7 +107,9 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
 def _predict_held_out(entry: FitConfig, problems, seed: int) -> list[np.ndarray]:
     """Return squared log errors [R] of each table's runs, held out; NaN for those not fitted."""
     quick = entry.replace(resampling="none", starts=min(entry.starts, HELD_STARTS))
-    parts = [(table, rows, random_parts(rows, PARTS, seed)) for table, rows in problems]
+    parts = [
+        (table, rows, random_parts(rows, PARTS, seed, table.cluster)) for table, rows in problems
+    ]
     cases = [(table, rows & ~held_R) for table, rows, held in parts for held_R in held]
     laws = iter(fit_many([case for case in cases if case[1].any()], quick))
     found = []
@@ -129,8 +138,9 @@ def _shares(table: RunTable, rows, config: FitConfig, squares: dict) -> dict[str
             f"{table.source}: no form of {config.form!r} suits the {rows.sum()} runs; name one, "
             "such as mult"
         )
-    known = np.array([square_R[rows] for square_R in squares.values()])
-    weights = mixture.form_weights(known, config.seed)
+    known = np.array([square_R[rows] for square_R in squares.values()]) * table.weights[rows]
+    cluster = None if table.cluster is None else table.cluster[rows]
+    weights = mixture.form_weights(known, config.seed, cluster)
     order = np.argsort(-weights, kind="stable")
     labels = list(squares)
     return {labels[f]: float(weights[f]) for f in order}

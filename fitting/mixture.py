@@ -7,6 +7,7 @@ regret sets then carry the doubt about the form.
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from fitting import formatting, law_file
 from fitting.config import FitConfig
 from fitting.law import BaggedFit
 from fitting.link import Space
+from fitting.noise import UNKNOWN, Scatter
 from fitting.optimise.lanes import FAILED
 from fitting.predictions import Law
 from fitting.verdict import Verdict
@@ -111,6 +113,35 @@ class MixedLaw(Law):
             f"{one.config.label} {weight:.0%}"
             for one, weight in zip(self.components, self.weights, strict=True)
         )
+
+    @cached_property
+    def scatter(self) -> Scatter:
+        """Return the variances of a run around the law, in `space`.
+
+        Of the residuals of the averaged fits, with a degree of freedom off for each parameter of a
+        form, by its weight; NaN where parameters exhaust the runs. What the noise column holds is
+        not the training's.
+        """
+        counts = [one.theta.shape[1] for one in self.components]
+        spare = self.num_runs - np.average(counts, weights=self.weights)
+        if spare <= 0:
+            return UNKNOWN
+        residual = self.space.forward(self.predict_whole(self.runs.z)) - self.space.forward(
+            self.runs.error
+        )
+        square = np.average(residual**2, weights=self.runs.weights) * self.num_runs / spare
+        if self.runs.noise is not None:
+            square -= float(np.mean(self.in_fitted_space(self.runs.noise) ** 2))
+        return Scatter(max(float(square), 0.0), 0.0, 1.0)
+
+    def in_fitted_space(self, noise) -> np.ndarray:
+        """Return standard deviations [R] of the runs' scores as those of what was fitted."""
+        return np.asarray(noise) * self.space.slope(self.predict_whole(self.runs.z))
+
+    @property
+    def tiny_noise(self) -> str:
+        """Return a sentence where the known noise is a hundredth of the residuals, or ''."""
+        return self.lead.tiny_noise
 
     # --- members ---
 

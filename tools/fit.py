@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from fitting.config import AUTO, FitConfig
+from fitting.config import AUTO, FACTORS, FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
@@ -113,7 +113,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        fits.append((one, law, *validate(one, config, args, folder)))
+        check_noise(law)
+        fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
 
@@ -135,18 +136,23 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             )
 
 
+def check_noise(law) -> None:
+    """Print a warning where the noise column is next to nothing beside the residuals."""
+    if text := law.tiny_noise:
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
         print(f"warning: {text}", file=sys.stderr)
-    has_n = any(get_form(one.form).has_n for one in config.forms)
-    if "num_examples" in table.columns and has_n:
+    if "num_examples" in table.columns and any(get_form(c.form).has_n for c in config.forms):
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
         warn_if_few(one.source, len(one), config, one)
 
 
-def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
+def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost: CostConstants):
     """Print and write what --compare, --ablate, --train and --test ask for.
 
     Returns:
@@ -154,6 +160,7 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     """
     from fitting import ablations, validation
     from fitting import validation_text as text
+    from fitting.mixing import suiting
 
     if not (args.compare or args.ablate or args.train):
         return None, None
@@ -162,11 +169,11 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
         split = validation.column_split(table, args.train, args.test)
         warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
-        asked = [one.label for one in config.forms]
-        names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), *asked))
+        names = usable_forms(PAPER_FORMS, table.n is not None) + suiting(config, table)
         configs = {name: config.replace(form=name) for name in names}
         with live("compare") as say:
-            found = validation.compare(table, configs, on_progress=say, **asked)
+            price = cost(table.x) if table.factors == FACTORS else None
+            found = validation.compare(table, configs, cost=price, on_progress=say, **asked)
         print(f"\n{text.forms_text(found)}\n\n{folder / 'compare.csv'}")
         write_csv(folder / "compare.csv", found.rows())
     if args.ablate:
@@ -177,7 +184,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     if not (args.compare or args.ablate):
         with live("test") as say:
             _, (test,) = validation.validate(table, config, [split], whole=False, on_progress=say)
-        print(f"\n{text.test_text(test, table)}")
+        print(f"\n{text.test_text(test, table)}\n\n{folder / 'test.csv'}")
+        write_csv(folder / "test.csv", test.rows(table))
     return found, ablation
 
 

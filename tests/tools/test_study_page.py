@@ -153,7 +153,7 @@ def test_the_verdict_of_a_true_law_is_good_and_says_where_it_is_synthetic(made):
     assert 0 <= law["coverage"] <= 1
     assert law["half_width"] > 0
     assert law["without_chance"]["runs"] <= law["runs"] == 21
-    assert "lack_of_fit" in law
+    assert law["lack_of_fit"]["verdict"] in ("holds", "doubtful", "no law")
     assert said["run_noise"]["replicates"]["dof"] == 2
 
 
@@ -191,11 +191,11 @@ def test_the_page_opens_with_the_outcome(made):
 
 def test_outcomes_are_said_for_every_budget_or_why_there_is_none(made):
     *_, said, _ = made
-    assert outcome.sentence({"decision": []}).startswith("The law's decision was not tested")
+    assert "was not tested" in outcome.sentences({"decision": []})[0]
     alone = {**said["decision"][0], "why": "there is no rival within reach"}
     del alone["measured"]
-    text = outcome.sentence({"decision": [alone]})
-    assert "there is no rival within reach" in text
+    assert "there is no rival within reach" in outcome.sentences({"decision": [alone]})[0]
+    assert len(outcome.sentences(said)) == 2
 
 
 def test_findings_are_said_plainly(made):
