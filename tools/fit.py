@@ -99,9 +99,8 @@ def main(args: Args) -> None:
     from fitting.lack_of_fit import judged
     from fitting.splits import column_split
 
-    if args.train:
-        for one in tables.values():
-            column_split(one, args.train, args.test)  # a bad split is known before the work
+    for one in tables.values() if args.train else ():
+        column_split(one, args.train, args.test)  # a bad split is known before the work
     warn(config, table, tables)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
@@ -124,9 +123,9 @@ def main(args: Args) -> None:
 
 def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
     """Raise ValueError for a form that does not suit the table, or too few runs to validate."""
-    path = args.data.runs
+    path, named = args.data.runs, config.forms if config.form != AUTO else ()
     with flag(f"{path}: form"):
-        for one in config.forms if config.form != AUTO else ():
+        for one in named:
             get_form(one.form).check_examples(table.n is not None)
     for value in table.metrics if args.compare or args.ablate else ():
         runs = int((table.metric == value).sum())
@@ -169,8 +168,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost:
         split = validation.column_split(table, args.train, args.test)
         warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
-        names = usable_forms(PAPER_FORMS, table.n is not None) + suiting(config, table)
-        configs = {name: config.replace(form=name) for name in names}
+        names = usable_forms(PAPER_FORMS, table.n is not None)
+        configs = {name: config.replace(form=name) for name in names + suiting(config, table)}
         with live("compare") as say:
             price = cost(table.x) if table.factors == FACTORS else None
             found = validation.compare(table, configs, cost=price, on_progress=say, **asked)
