@@ -93,7 +93,7 @@ def fit_many(
     if config.is_mixed:
         from fitting.mixing import fit_mixed
 
-        return fit_mixed(problems, config, on_progress=on_progress)
+        return fit_mixed(problems, config, fit_many, on_progress=on_progress)
     (config,) = config.forms
     size = max(len(table) for table, _ in problems)
     cases = [_case(table, rows, config, size) for table, rows in problems]

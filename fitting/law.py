@@ -347,7 +347,7 @@ class BaggedFit(Law):
         blocks = [log_z[..., i : i + BLOCK] for i in range(0, max(1, len(z)), BLOCK)]
         values = [objective.model(theta, block, self.layout, loss)[0] for block in blocks]
         value = np.concatenate(values, axis=1)
-        return self.space.back(value)
+        return self.space.of_sum(np.exp(value)) if loss.space == "log" else value
 
     def _terms(self, theta, z=None) -> np.ndarray:
         """Return every term, [B, M, X], in error points or y, at z [X, C] or the fitted runs."""
@@ -367,17 +367,3 @@ class BaggedFit(Law):
         if self.config.bound_exponents:
             pressed |= theta <= 0
         return pressed & self.is_exponent
-
-
-def load(folder) -> Law:
-    """Return the law of one or of several forms that `save` wrote into the folder.
-
-    Raises:
-      FileNotFoundError, ValueError: as `BaggedFit.load`.
-    """
-    path, fields = law_file.read(folder)
-    if "components" not in fields:
-        return BaggedFit.from_fields(path, fields)
-    from fitting.mixture import MixedLaw
-
-    return MixedLaw.from_fields(path, fields)

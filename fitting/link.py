@@ -77,7 +77,7 @@ class Space(NamedTuple):
         if not self.linked:
             return total
         if self.kind == "logit":
-            with np.errstate(divide="ignore"):
+            with np.errstate(divide="ignore"):  # a sum of 0 is an error of 0
                 return self.ceiling / (1 + 1 / total)
         return -self.ceiling * np.expm1(-total)
 

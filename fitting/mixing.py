@@ -6,7 +6,6 @@ import numpy as np
 
 from fitting import mixture
 from fitting.config import AUTO, FitConfig
-from fitting.fits import fit_many
 from fitting.forms import get_form
 from fitting.link import Space
 from fitting.mixture import MixedLaw, Weighed
@@ -22,6 +21,7 @@ SMALL = ("add", "mult-plateau")  # forms that `auto` tries however few runs ther
 def fit_mixed(
     problems: Sequence[tuple[RunTable, object]],
     config: FitConfig,
+    fit_many: Callable,
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[MixedLaw]:
@@ -35,6 +35,7 @@ def fit_mixed(
     Args:
       problems: (table, rows) pairs as of `fitting.fits.fit_many`.
       config: options, with several forms.
+      fit_many: fits tables with one form, `fitting.fits.fit_many`.
       on_progress: called with (parts done, parts in all), in hundredths of a form's work.
 
     Raises:
@@ -51,7 +52,7 @@ def fit_mixed(
         chosen = [
             g for g, case in enumerate(problems) if config.form != AUTO or suits(entry, *case)
         ]
-        found = _predict_held_out(entry, [problems[g] for g in chosen], config.seed)
+        found = _predict_held_out(entry, [problems[g] for g in chosen], fit_many)
         for g, square_R in zip(chosen, found, strict=True):
             squares[g][entry.label] = square_R
         on_progress(100 * (index + 1), 100 * steps)
@@ -104,11 +105,12 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
     return entry.label in SMALL or rows.sum() * (1 - 1 / PARTS) >= layout.num_parameters + SPARE
 
 
-def _predict_held_out(entry: FitConfig, problems, seed: int) -> list[np.ndarray]:
+def _predict_held_out(entry: FitConfig, problems, fit_many) -> list[np.ndarray]:
     """Return squared log errors [R] of each table's runs, held out; NaN for those not fitted."""
     quick = entry.replace(resampling="none", starts=min(entry.starts, HELD_STARTS))
     parts = [
-        (table, rows, random_parts(rows, PARTS, seed, table.cluster)) for table, rows in problems
+        (table, rows, random_parts(rows, PARTS, entry.seed, table.cluster))
+        for table, rows in problems
     ]
     cases = [(table, rows & ~held_R) for table, rows, held in parts for held_R in held]
     laws = iter(fit_many([case for case in cases if case[1].any()], quick))

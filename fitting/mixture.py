@@ -234,6 +234,17 @@ class MixedLaw(Law):
             raise ValueError(f"{path}: not a law of this version: {e}") from None
 
 
+def load_law(folder) -> Law:
+    """Return the law of one or of several forms that `save` wrote into the folder.
+
+    Raises:
+      FileNotFoundError, ValueError: as `BaggedFit.load`.
+    """
+    path, fields = law_file.read(folder)
+    kind = MixedLaw if "components" in fields else BaggedFit
+    return kind.from_fields(path, fields)
+
+
 def share_out(weights, size: int) -> np.ndarray:
     """Return int [F] that add up to `size` in proportion to the weights (largest remainders)."""
     exact = np.asarray(weights) / np.sum(weights) * size

@@ -96,10 +96,10 @@ def main(args: Args) -> None:
     ask, offered = args.ask, args.offer
     check_flags(ask, offered)
     from fitting import planner
-    from fitting.law import load
+    from fitting.mixture import load_law
     from fitting.planner_text import as_text
 
-    law = load(ask.law)
+    law = load_law(ask.law)
     if ask.examples is not None and law.examples is None:
         raise ValueError("--examples: the law has no number of examples; leave it out")
     with flag("--domain"):

@@ -99,12 +99,13 @@ def fit_jobs(ready, chosen, laws, settings: Settings) -> dict:
 
 def kept_law(folder: Path, subject: Subject):
     """Load the law that an earlier report fitted to the same runs with these options, or None."""
-    from fitting.law import FittedRuns, load
+    from fitting.law import FittedRuns
+    from fitting.mixture import load_law
 
     table = subject.table
     z = table.x if table.n is None else np.column_stack([table.x, table.n])
     try:
-        law = load(folder)
+        law = load_law(folder)
     except (ValueError, OSError):
         return None
     runs = FittedRuns(table.run_id, z, table.error, table.weights)

@@ -16,11 +16,11 @@ LINKS = ("logit", "log-accuracy")
 SMALL = FitConfig(form="add", resamples=6, starts=30)
 
 
-def linked_table(link: str, chance: float, noise=0.0, divisor=40):
+def linked_table(link: str, chance: float, noise=0.0):
     """A synthetic table whose odds of error, or -log accuracy, follow the known law `add`."""
     table = synthetic_table("add", PAPER_POINTS, noise=noise)
     space = Space.of(FitConfig(link=link, chance=chance), 100.0)
-    return dataclasses.replace(table, error=space.of_sum(table.error / divisor))
+    return dataclasses.replace(table, error=space.of_sum(table.error / 40))
 
 
 @pytest.mark.parametrize("kind", ["log", "linear", *LINKS])
@@ -67,8 +67,11 @@ def test_noise_lives_in_the_linked_space_and_intervals_stay_on_the_scale(link):
 
 
 def test_the_better_link_has_the_lower_aicc():
-    table = linked_table("logit", 0.0, noise=0.02, divisor=10)
-    values = [fit(table, SMALL.replace(resampling="none", link=k)).aicc for k in ("none", "logit")]
+    table = synthetic_table("mult", PAPER_POINTS, noise=0.02)
+    odds = (table.error - 20) / 12  # a product of powers
+    table = dataclasses.replace(table, error=Space("logit", 100.0, 100.0).of_sum(odds))
+    config = SMALL.replace(form="mult", resampling="none")
+    values = [fit(table, config.replace(link=link)).aicc for link in ("none", "logit")]
     assert values[1] < values[0] - 10
 
 

@@ -18,10 +18,10 @@ from fitting import (
 )
 from fitting.config import AUTO_FORMS, FitConfig
 from fitting.fits import fit
-from fitting.law import BaggedFit, load
+from fitting.law import BaggedFit
 from fitting.link import Space
 from fitting.mixing import suits
-from fitting.mixture import MixedLaw, form_weights, share_out
+from fitting.mixture import MixedLaw, form_weights, load_law, share_out
 from fitting.splits import random_parts
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table
 
@@ -102,7 +102,7 @@ def test_a_plan_and_its_text_name_the_forms(blend):
 def test_a_saved_law_answers_the_same(law, blend, table, tmp_path):
     for one in (law, blend):
         one.save(tmp_path)
-        again = load(tmp_path)
+        again = load_law(tmp_path)
         np.testing.assert_array_equal(
             again.predict(table.x, table.n), one.predict(table.x, table.n)
         )
@@ -111,7 +111,7 @@ def test_a_saved_law_answers_the_same(law, blend, table, tmp_path):
     with pytest.raises(ValueError, match="several forms"):
         BaggedFit.load(tmp_path)
     law.lead.save(tmp_path)
-    assert isinstance(load(tmp_path), BaggedFit)
+    assert isinstance(load_law(tmp_path), BaggedFit)
 
 
 def test_the_report_lists_every_form_that_was_tried(law):
