@@ -30,6 +30,7 @@ _EXPORTS = {
     "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
     "mixture": ("MixedLaw", "load_law"),
+    "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),

@@ -96,12 +96,13 @@ def fit_many(
         return fit_mixed(problems, config, fit_many, on_progress=on_progress)
     (config,) = config.forms
     size = max(len(table) for table, _ in problems)
-    cases = [_case(table, rows, config, size) for table, rows in problems]
+    unit = max(table.reference for table, _ in problems)
+    cases = [_case(table, rows, config, size, unit) for table, rows in problems]
     kinds = {(case.layout, case.log_z.shape[1], case.table.scale) for case in cases}
     if len(kinds) > 1:
         raise ValueError("fit_many needs tables with as many factors, n in all or none, one scale")
-    layout, scale = cases[0].layout, cases[0].table.scale
-    delta = config.huber_delta / _unit(config, scale) if config.loss == "huber" else None
+    layout = cases[0].layout
+    delta = config.huber_delta / _unit(config, unit) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
     lower, upper = bounds(layout, config)
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
@@ -160,8 +161,10 @@ def refit(law: BaggedFit, table: RunTable, targets=None) -> Refits:
         its own runs, without a step.
     """
     config = law.config
-    case = _case(table, None, config.replace(starts=1, init="coefficient"), len(table))
-    delta = config.huber_delta / _unit(config, table.scale) if config.loss == "huber" else None
+    case = _case(
+        table, None, config.replace(starts=1, init="coefficient"), len(table), table.reference
+    )
+    delta = config.huber_delta / _unit(config, table.reference) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
     plain, weight_R = Loss(config.space, None, config.free_floor), law.runs.weights
     root_R = np.sqrt(weight_R / weight_R.mean())
@@ -200,6 +203,7 @@ class _Case(NamedTuple):
     rows: np.ndarray  # bool [len(table)]
     layout: Layout
     space: Space
+    reference: float  # errors, or y of a link, are divided by it
     units: np.ndarray  # [C], of starts and reports
     typical: np.ndarray  # [C], geometric means
     log_z: np.ndarray  # [R, C]
@@ -214,7 +218,7 @@ class _Case(NamedTuple):
     def to_inner(self, theta, free_floor: bool) -> np.ndarray:
         """Return the solver's theta [I, P] of theta in `units`, all coefficients as logs."""
         design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
-        inner, logs = theta.copy(), theta @ design_MP.T - np.log(self.space.unit)
+        inner, logs = theta.copy(), theta @ design_MP.T - np.log(self.reference)
         inner[:, : self.layout.num_coefficients] = self.layout.solve_coefficients(logs)
         if free_floor:
             inner[:, self.layout.floor] = np.exp(inner[:, self.layout.floor])
@@ -223,14 +227,14 @@ class _Case(NamedTuple):
     def to_outer(self, theta, free_floor: bool) -> np.ndarray:
         """Return theta in `units` of the solver's theta [B, P]."""
         design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
-        outer, logs = theta.copy(), theta @ design_MP.T + np.log(self.space.unit)
+        outer, logs = theta.copy(), theta @ design_MP.T + np.log(self.reference)
         outer[:, : self.layout.num_coefficients] = self.layout.solve_coefficients(logs)
         if free_floor:
-            outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.table.scale
+            outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.reference
         return outer
 
 
-def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
+def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _Case:
     rows_R = np.ones(len(table), bool) if rows is None else np.asarray(rows, bool)
     _check(table, rows_R, config)
     rows_R = rows_R & (table.weights > 0)
@@ -239,12 +243,13 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
     columns = (*table.factors, *[table.examples] * with_n)
     z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
     typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
-    space = Space.of(config, table.scale)
+    space = Space.of(config, table.scale, unit)
     case = _Case(
         table=table,
         rows=rows_R,
         layout=layout,
         space=space,
+        reference=space.unit,
         units=typical if config.units == "geomean" else _units(columns, config, table.source),
         typical=typical,
         log_z=_padded(np.log(z_RC / typical), size),
@@ -254,11 +259,8 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
     )
     drawn = case.to_inner(starts.draw(layout, config, space.unit), False)
     if config.init == "projected" and layout.shared is None:
-        sums = (
-            np.exp(_targets(table.error, rows_R, space))
-            if space.linked
-            else table.error / table.scale
-        )
+        targets = _targets(table.error, rows_R, space)
+        sums = np.exp(targets) if space.linked else table.error / unit
         value = _padded(np.where(rows_R, sums, 1.0), size)
         drawn = starts.project(drawn, case.log_z, value, case.weights, layout)
     if config.free_floor:
@@ -283,7 +285,7 @@ def _weighted(case: _Case, whole, loss: Loss) -> _Case:
     if table.noise is None or not np.isfinite(whole.theta).all():
         return case
     fitted_R, jacobian_RP = _linearised(case, whole, loss)
-    noise_R = table.noise / table.scale
+    noise_R = table.noise / case.reference
     if case.space.linked:
         noise_R = table.noise * case.space.slope(case.space.back(fitted_R))
     elif loss.space == "log":
@@ -381,7 +383,7 @@ def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) ->
         raise ValueError(
             f"{table.source}: form {config.form!r}: no descent stayed finite on {rows.sum()} runs"
         )
-    unit = _unit(config, table.scale) ** 2
+    unit = _unit(config, case.reference) ** 2
     share = bag.basin_share.copy()
     reached = first.objective[0] <= (1 + BASIN) * bag.objective[0] + EXACT
     share[0] = first.basin_share[0] if reached else 0.0
@@ -426,9 +428,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _unit(config: FitConfig, scale: float) -> float:
+def _unit(config: FitConfig, reference: float) -> float:
     """Return the size, outside the solver, of a residual of 1 inside."""
-    return 1.0 if config.space == "log" else scale
+    return 1.0 if config.space == "log" else reference
 
 
 def bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -458,7 +460,7 @@ def _targets(error, rows, space: Space) -> np.ndarray:
     """Return the solver's targets [R]: of errors as shares of the scale, or of y of a link."""
     if space.linked:
         return space.forward(np.where(rows, error, space.ceiling / 2))
-    share = np.where(rows, error / space.scale, 1.0)
+    share = np.where(rows, error / space.unit, 1.0)
     return np.log(share) if space.kind == "log" else np.where(rows, share, 0.0)
 
 
@@ -497,12 +499,22 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
     perfect = np.flatnonzero((table.error <= 0) & rows_R & (table.weights > 0))
     if config.space == "log" and perfect.size:
         others = f" (and {perfect.size - 1} more)" if perfect.size > 1 else ""
+        if not np.isfinite(table.scale):
+            raise ValueError(
+                f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has a loss of "
+                f"{table.error[perfect[0]]:g}, which has no logarithm; fit in linear space "
+                "(--space linear --free-floor)"
+            )
         raise ValueError(
             f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has error 0, a score "
             f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
         )
-    space = Space.of(config, table.scale)
+    space = Space.of(config, table.scale, table.reference)
     guessed = np.flatnonzero((table.error >= space.ceiling) & rows_R & (table.weights > 0))
+    if space.linked and not np.isfinite(table.scale):
+        raise ValueError(
+            f"{table.source}: link {config.link!r} is for scores with a best value; a loss has none"
+        )
     if space.linked and guessed.size:
         worst = guessed[np.argmax(table.error[guessed])]
         raise ValueError(

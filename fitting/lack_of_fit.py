@@ -327,7 +327,7 @@ def _skill(fits: Refits, leverage_R) -> float:
 def _points(law: BaggedFit, table: RunTable) -> np.ndarray:
     """Return by how much the error [R] changes a unit of the solver's space, at the whole fit."""
     if law.config.space == "linear":
-        return np.full(len(table), law.scale)
+        return np.full(len(table), law.reference)
     fitted = law.predict_whole(law.runs.z)
     return 1 / law.space.slope(fitted) if law.space.linked else fitted
 

@@ -38,7 +38,7 @@ class BaggedFit(Law):
       metric: what the error is of.
       factors: names of the K columns of a configuration.
       examples: name of the column of n; None for a law without n.
-      scale: 100 or 1, the error of a complete failure.
+      scale: the error of a complete failure, such as 100 or 1; infinite for a loss.
       source: name of the file of the runs.
       units: [C], what theta measures the factors and n in.
       bag: `Members`, one a resample.
@@ -78,7 +78,7 @@ class BaggedFit(Law):
     @property
     def space(self) -> Space:
         """Return the space of the fit: residuals, run noise and the sum of terms live there."""
-        return Space.of(self.config, self.scale)
+        return Space.of(self.config, self.scale, self.reference)
 
     @property
     def parameters(self) -> tuple[str, ...]:

@@ -87,7 +87,7 @@ def to_fields(law) -> dict:
         "metric": law.metric,
         "factors": list(law.factors),
         "examples": law.examples,
-        "scale": law.scale,
+        "scale": finite(law.scale),
         "aggregate": law.config.aggregate,
         "parameters": [
             {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
@@ -164,7 +164,7 @@ def from_fields(path, fields: dict) -> tuple[dict, tuple[str, ...]]:
             metric=fields["metric"],
             factors=tuple(fields["factors"]),
             examples=fields["examples"],
-            scale=fields["scale"],
+            scale=float("inf") if fields["scale"] is None else fields["scale"],
             source=data["source"],
             units=np.array(list(fields["units"].values()), float),
             bag=from_rows(fields["members"]),

@@ -23,29 +23,31 @@ class Space(NamedTuple):
 
     Attributes:
       kind: 'log', 'linear' (both without a link), 'logit' or 'log-accuracy'.
-      scale: the error of a complete failure.
+      unit: what coefficients are measured in: the scale, or 1 of y.
       ceiling: of links, the error of guessing: scale - chance.
     """
 
     kind: str
-    scale: float
+    unit: float
     ceiling: float
 
     @classmethod
-    def of(cls, config: FitConfig, scale: float) -> "Space":
-        """Return the space of a fit's options on a scale of 100 or 1."""
-        kind = config.space if config.link == "none" else config.link
-        return cls(kind, scale, scale - config.chance)
+    def of(cls, config: FitConfig, scale: float, reference: float) -> "Space":
+        """Return the space of a fit's options.
+
+        Args:
+          config: its space, link and chance.
+          scale: the error of a complete failure, infinite for a loss.
+          reference: the size that errors are measured by without a link.
+        """
+        if config.link == "none":
+            return cls(config.space, reference, scale)
+        return cls(config.link, 1.0, scale - config.chance)
 
     @property
     def linked(self) -> bool:
         """Return whether terms add up to y in place of the error."""
         return self.kind not in ("log", "linear")
-
-    @property
-    def unit(self) -> float:
-        """Return what coefficients are measured in: the scale, or 1 of y."""
-        return 1.0 if self.linked else self.scale
 
     @property
     def name(self) -> str:

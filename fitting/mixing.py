@@ -99,7 +99,9 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
     layout = form.layout(len(table.factors), with_n)
     if entry.free_floor and layout.floor is None:
         return False
-    space = Space.of(entry, table.scale)
+    space = Space.of(entry, table.scale, table.reference)
+    if space.linked and not np.isfinite(table.scale):
+        return False
     if space.linked and not (table.error[rows] < space.ceiling).all():
         return False
     return entry.label in SMALL or rows.sum() * (1 - 1 / PARTS) >= layout.num_parameters + SPARE
@@ -121,15 +123,15 @@ def _predict_held_out(entry: FitConfig, problems, fit_many) -> list[np.ndarray]:
             if (rows & ~held_R).any():
                 n = None if table.n is None else table.n[held_R]
                 said = next(laws).predict(table.x[held_R], n)
-                square_R[held_R] = _square(said, table.error[held_R], table.scale)
+                square_R[held_R] = _square(said, table.error[held_R], table.reference)
         found.append(square_R)
     return found
 
 
-def _square(said, measured, scale: float) -> np.ndarray:
-    """Return squared log errors; errors relative to the scale where there is no logarithm."""
+def _square(said, measured, reference: float) -> np.ndarray:
+    """Return squared log errors; errors relative to the reference where there is no logarithm."""
     if (measured <= 0).any():
-        return ((said - measured) / scale) ** 2
+        return ((said - measured) / reference) ** 2
     return np.log(np.maximum(said, 1e-6 * measured) / measured) ** 2
 
 

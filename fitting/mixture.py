@@ -104,7 +104,7 @@ class MixedLaw(Law):
     def space(self) -> Space:
         """Return the space in which residuals and run noise are told: that of all, or log error."""
         kinds = {one.space for one in self.components}
-        return kinds.pop() if len(kinds) == 1 else Space("log", self.scale, self.scale)
+        return kinds.pop() if len(kinds) == 1 else Space("log", self.reference, self.scale)
 
     @property
     def label(self) -> str:

@@ -6,6 +6,7 @@ The prediction is the median (or mean) of the members' predictions (Appendix D).
 import numpy as np
 
 from fitting import extent
+from fitting.runs import reference
 
 BLOCK = 2048  # configurations predicted at once
 ROUNDING = 1e-9  # a value so close to the end of a range is inside it
@@ -20,6 +21,11 @@ class Law:
     def member_errors(self, z) -> np.ndarray:
         """Return the error [B', X] at z [X, C] of the members that did not fail."""
         raise NotImplementedError
+
+    @property
+    def reference(self) -> float:
+        """Return the size that errors are measured by: the scale, or the largest loss."""
+        return reference(self.scale, self.runs.error)
 
     @property
     def num_members(self) -> int:
@@ -100,7 +106,12 @@ class Law:
         return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
 
     def off_scale(self, *errors) -> np.ndarray:
-        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
+        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be.
+
+        A loss may be any number.
+        """
+        if not np.isfinite(self.scale):
+            return np.zeros(np.broadcast_shapes(*map(np.shape, errors)), bool)
         return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
 
     def _inputs(self, x, n) -> tuple[np.ndarray, tuple]:

@@ -147,7 +147,7 @@ class _Task:
         log_z = np.log(runs.z)
         typical = log_z.mean(axis=0)
         self.log_z = (log_z - typical).T[None]
-        share = runs.error / law.scale
+        share = runs.error / law.reference
         if law.space.linked:
             self.target = law.space.forward(runs.error)[None]
         else:

@@ -65,7 +65,7 @@ def undetermined(law) -> np.ndarray:
     low, high = np.quantile(good_BP, [0.05, 0.95], axis=0)
     wide = (high - low > WIDE) | (standard_errors(law)[0] > WIDE / 4)
     if law.config.free_floor:  # not a log: an error points' worth of doubt
-        wide[law.layout.floor] = high[law.layout.floor] - low[law.layout.floor] > law.scale / 10
+        wide[law.layout.floor] = high[law.layout.floor] - low[law.layout.floor] > law.reference / 10
     wide |= absent_P > SELDOM  # a range from 0 up
     return wide & (absent_P < 1 - SELDOM)
 
@@ -157,7 +157,7 @@ def _values(law) -> str:
         )
     shown = 1 if law.config.resampling == "none" else 4  # without a bag there is no spread
     heads = ("all runs", "median", "5%", "95%")[:shown]
-    measure = f"error points (of {law.scale:g})"
+    measure = f"error points (of {law.scale:g})" if np.isfinite(law.scale) else "units of the loss"
     if law.space.linked:
         measure = "odds" if law.space.kind == "logit" else "-log accuracy"
     lines = [f"coefficients in {measure} where each factor is one unit"]

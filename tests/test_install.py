@@ -33,7 +33,7 @@ def sources():
 
 def pip(*words):
     command = [sys.executable, "-m", "pip", "--no-input", "--no-cache-dir", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -69,7 +69,7 @@ def ask(installed, tmp_path):
             env={**os.environ, "PYTHONPATH": str(installed)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout

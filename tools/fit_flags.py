@@ -10,10 +10,16 @@ import tyro
 
 from fitting import run_checks
 from fitting.config import AUTO, FACTORS, FitConfig
+from fitting.cost import CostConstants, CostFormula
 from fitting.forms import FORMS, get_form, usable_forms
 from fitting.runs import RunTable, read_runs
 
+from .common import flag
+
 Column = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
+Condition = Annotated[str | None, tyro.conf.arg(metavar="CONDITION")]
+"""Comparisons of columns with values, joined by and, or: `fitting.expressions.rows`."""
+Cost = Annotated[str | None, tyro.conf.arg(metavar="FORMULA")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -21,6 +27,8 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 class Rows:
     """The rows of the table that take part."""
 
+    where: Condition = None
+    """Keeps the rows for which this holds, such as "N<5e8 and protocol=questions"."""
     skip_missing: Flag = False
     """Leaves out rows without a score; otherwise such a row is an error."""
     skip_duplicates: Flag = False
@@ -30,7 +38,7 @@ class Rows:
 
     def read(self, path, **options) -> RunTable:
         """Return the runs; ValueError as `read_runs`, or where protocols are mixed unasked."""
-        names = ("skip_missing", "skip_duplicates")
+        names = ("where", "skip_missing", "skip_duplicates")
         table = read_runs(path, **{name: getattr(self, name) for name in names}, **options)
         self.check(table)
         return table
@@ -56,11 +64,14 @@ class Data:
     examples: Column = None
     """Column of the number of training examples n; left out, the law has no n."""
     score: Column = None
-    """Column of scores, 0 to --scale, higher is better; 'score' if there is no --error."""
+    """Column of scores, 0 to --scale, higher is better; 'score' unless said."""
     error: Column = None
     """Column of errors, in place of a score."""
-    scale: Literal["100", "1"] | None = None
-    """The error of a complete failure; 100, but values never above 1 need it said."""
+    target: Literal["score", "error", "loss"] | None = None
+    """loss: lower is better, no ceiling (nats; a perplexity, better its logarithm); in --error, or
+    a column 'loss'. By default what the column was named as."""
+    scale: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """The best score, 100 unless said (1, 5, or for CIDEr a ceiling that no model will reach)."""
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Keeps the rows with this value in the column 'metric'."""
     group: Column = None
@@ -140,7 +151,6 @@ def read_table(data: Data, rows: Rows) -> RunTable:
     """Return the runs that the options name; raise ValueError where a metric must be chosen."""
     options = vars(data) | {
         "factors": tuple(name.strip() for name in data.factors.split(",") if name.strip()),
-        "scale": None if data.scale is None else float(data.scale),
     }
     table = rows.read(options.pop("runs"), **options)
     if len(table.metrics) > 1 and not data.group:
@@ -160,6 +170,14 @@ def decisive_form(config: FitConfig, table: RunTable) -> str:
     return (min if config.form == AUTO else max)(sizes, key=sizes.get)
 
 
+def page_cost(formula: str | None, vision_params: float, features: int):
+    """Return the cost of a page: a formula of the default factors in FLOPs, or equation 1."""
+    if formula is None:
+        return CostConstants(vision_params, features)
+    with flag("--cost"):
+        return CostFormula(formula, FACTORS)
+
+
 def check_enough(table: RunTable, config: FitConfig) -> None:
     """Raise ValueError for fewer runs than parameters; names the forms that would do."""
     runs, with_n = len(table), table.n is not None
@@ -170,7 +188,8 @@ def check_enough(table: RunTable, config: FitConfig) -> None:
     asked = decisive_form(config, table)
     if runs >= count(asked):
         return
-    smaller = [f"{n} ({count(n)})" for n in usable_forms(FORMS, with_n) if count(n) < runs]
+    fits = [n for n in usable_forms(FORMS, with_n) if get_form(n).has_n >= with_n]
+    smaller = [f"{n} ({count(n)})" for n in fits if count(n) < runs]
     remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
     of = f" of {table.metrics[0]}" * bool(table.metrics[0])
     raise ValueError(

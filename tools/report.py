@@ -30,7 +30,7 @@ from fitting.runs import RunTable, write_runs
 from vvlm_jax.progress import Progress, printable
 
 from .common import check_is_here, check_positive, die_in_one_line
-from .fit_flags import FitFlags, Flag, Rows, fit_config
+from .fit_flags import Cost, FitFlags, Flag, Rows, fit_config, page_cost
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
 QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
@@ -67,6 +67,8 @@ class Args:
     """x_M of equation 1, parameters of the vision model; by default the store's, else 4.3e8."""
     features: int | None = None
     """x_W of equation 1, features the vision model computes per frame; else 768."""
+    cost: Cost = None
+    """FLOPs of an example in place of equation 1, such as "2*T*V*N"."""
     workers: int = 0
     """Processes; 0 means one per core."""
 
@@ -135,10 +137,9 @@ def settings_of(args: Args, encoder: dict | None):
         raise ValueError(f"--workers must be 0 or more, got {args.workers}")
     names = ("form", "resamples", "starts", "resampling", "seed")
     law = fit_config(FitFlags(**{n: getattr(args, n) for n in names}, units="geomean"))
-    for one in law.forms:
-        if not get_form(one.form).has_n:
-            there = ", ".join(name for name, form in FORMS.items() if form.has_n)
-            raise ValueError(f"--form {one.form} has no number of examples; choose one of {there}")
+    for name in (one.form for one in law.forms if not get_form(one.form).has_n):
+        there = ", ".join(other for other, form in FORMS.items() if form.has_n)
+        raise ValueError(f"--form {name} has no number of examples; choose one of {there}")
     check, bag = {
         "none": (None, None),
         "quick": (law.replace(**QUICK), law.replace(**QUICK_BAG)),
@@ -146,10 +147,9 @@ def settings_of(args: Args, encoder: dict | None):
     }[args.appendix]
     known = CostConstants(**encoder) if encoder else PAPER
     check_positive(args, "vision_params", "features")
-    cost = CostConstants(
-        known.vision_params if args.vision_params is None else args.vision_params,
-        known.features_per_frame if args.features is None else args.features,
-    )
+    vision = known.vision_params if args.vision_params is None else args.vision_params
+    features = known.features_per_frame if args.features is None else args.features
+    cost = page_cost(args.cost, vision, features)
     forms = tuple(dict.fromkeys((*PAPER_FORMS, *(one.label for one in law.forms))))
     return Settings(law, check, bag, cost, skipped="Left out by --appendix none.", forms=forms)
 

@@ -19,7 +19,7 @@ SMALL = FitConfig(form="add", resamples=6, starts=30)
 def linked_table(link: str, chance: float, noise=0.0):
     """A synthetic table whose odds of error, or -log accuracy, follow the known law `add`."""
     table = synthetic_table("add", PAPER_POINTS, noise=noise)
-    space = Space.of(FitConfig(link=link, chance=chance), 100.0)
+    space = Space(link, 1.0, 100.0 - chance)
     return dataclasses.replace(table, error=space.of_sum(table.error / 40))
 
 
@@ -69,7 +69,7 @@ def test_noise_lives_in_the_linked_space_and_intervals_stay_on_the_scale(link):
 def test_the_better_link_has_the_lower_aicc():
     table = synthetic_table("mult", PAPER_POINTS, noise=0.02)
     odds = (table.error - 20) / 12  # a product of powers
-    table = dataclasses.replace(table, error=Space("logit", 100.0, 100.0).of_sum(odds))
+    table = dataclasses.replace(table, error=Space("logit", 1.0, 100.0).of_sum(odds))
     config = SMALL.replace(form="mult", resampling="none")
     values = [fit(table, config.replace(link=link)).aicc for link in ("none", "logit")]
     assert values[1] < values[0] - 10

@@ -33,7 +33,7 @@ N = 2e6
 def table():
     """Synthetic scores whose odds of error are a product of powers, with 2% of noise."""
     table = synthetic_table("mult", PAPER_POINTS, noise=0.02)
-    space = Space("logit", 100.0, 100.0)
+    space = Space("logit", 1.0, 100.0)
     return dataclasses.replace(table, error=space.of_sum((table.error - 20) / 12))
 
 

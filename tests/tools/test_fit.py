@@ -41,6 +41,7 @@ def fit(*words):
     command.main(tyro.cli(tyro.conf.OmitArgPrefixes[command.Args], args=args, registry=READERS))
 
 
+@pytest.mark.light
 def test_a_fit_is_printed_written_and_read_back(runs, table, tmp_path, capsys):
     fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
     shown = capsys.readouterr()
@@ -129,9 +130,9 @@ def test_compare_and_ablate_print_and_write_tables(runs, tmp_path, capsys, monke
 
 
 def test_a_split_alone_is_scored(runs, tmp_path, capsys):
-    split = ("--train", "num_examples=100000", "--test", "num_examples=1000000")
+    split = ("--train", "n<=1e5", "--test", "num_examples>1e5")
     fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path, *split)
-    assert "num_examples=100000 → num_examples=1000000: 6 runs predict 6" in capsys.readouterr().out
+    assert "n<=1e5 → num_examples>1e5: 6 runs predict 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -274,9 +275,13 @@ def test_fewer_runs_than_parameters_are_refused(runs, tmp_path, rows, message):
 
 
 def test_scores_of_several_protocols_need_a_word(runs, tmp_path, table):
-    rows = [row | {"protocol": f"p{i % 2}"} for i, row in enumerate(table.rows())]
+    rows = [row | {"protocol": f"p{int(i > 9)}"} for i, row in enumerate(table.rows())]
     write_runs(runs, rows)
     words = (runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
+    fit(*words, "--where", "protocol=p0 and N>0")
+    assert fitting.BaggedFit.load(tmp_path / "law").num_runs == 10
+    with pytest.raises(ValueError, match="no run is left where N<1"):
+        fit(*words, "--where", "N<1")
     with pytest.raises(ValueError, match="2 protocols .*--where protocol=p0.*--mixed-protocols"):
         fit(*words)
     fit(*words, "--mixed-protocols")
