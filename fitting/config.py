@@ -177,6 +177,8 @@ class FitConfig:
         for entry in AUTO_FORMS if self.form == AUTO else self.form.split(","):
             name, at, link = (part.strip() for part in entry.partition("@"))
             link = link if at else self.link
+            if self.form == AUTO and at and self.space != "log":
+                continue  # a link has a space of its own
             if not name or name == AUTO:
                 raise ValueError(f"FitConfig.form {self.form!r}: {entry!r} names no form")
             chance = 0.0 if link == "none" else self.chance

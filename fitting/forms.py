@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting.config import AUTO, FitConfig
 from fitting.formatting import nearest
 
 N = -1  # the column of num_examples, after the K factors
@@ -322,3 +323,13 @@ def get_form(name: str) -> Form:
     if name in FORMS:
         return FORMS[name]
     raise ValueError(f"no form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
+
+
+def decisive_form(config: FitConfig, num_factors: int, with_n: bool) -> tuple[str, int]:
+    """Return the form of most parameters, and how many; of `auto`, which leaves forms out, fewest."""
+    names = [one.form for one in config.forms]
+    if config.form == AUTO:
+        names = usable_forms(names, with_n)
+    sizes = {name: len(get_form(name).parameters(num_factors, with_n)) for name in names}
+    name = (min if config.form == AUTO else max)(sizes, key=sizes.get)
+    return name, sizes[name]

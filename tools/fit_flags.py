@@ -11,7 +11,7 @@ import tyro
 from fitting import run_checks
 from fitting.config import AUTO, FACTORS, FitConfig
 from fitting.cost import CostConstants, CostFormula
-from fitting.forms import FORMS, get_form, usable_forms
+from fitting.forms import FORMS, decisive_form, get_form, usable_forms
 from fitting.runs import RunTable, read_runs
 
 from .common import flag
@@ -84,8 +84,13 @@ class Data:
     """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
 
 
+@dataclasses.dataclass(frozen=True)
 class FitFlags(FitConfig):
-    """How the law is fitted; the defaults are the paper's but for the cap and the solver."""
+    """How the law is fitted; defaults are the paper's but for the forms, the cap and the solver."""
+
+    form: str = AUTO
+    """auto, several forms in one bag, weighted by their predictions of held-out runs; or NAME,
+    NAME@LINK, or a list: mult, add, add-interact (equation 3), others of fitting/forms.py."""
 
     def __post_init__(self):
         """Leave the check to `fit_config`, which names the flag in one line."""
@@ -161,15 +166,6 @@ def read_table(data: Data, rows: Rows) -> RunTable:
     return table
 
 
-def decisive_form(config: FitConfig, table: RunTable) -> str:
-    """Return the form that asks for most runs; of `auto`, which leaves forms out, for fewest."""
-    with_n, names = table.n is not None, [one.form for one in config.forms]
-    if config.form == AUTO:
-        names = usable_forms(names, with_n)
-    sizes = {name: len(get_form(name).parameters(len(table.factors), with_n)) for name in names}
-    return (min if config.form == AUTO else max)(sizes, key=sizes.get)
-
-
 def page_cost(formula: str | None, vision_params: float, features: int):
     """Return the cost of a page: a formula of the default factors in FLOPs, or equation 1."""
     if formula is None:
@@ -181,27 +177,23 @@ def page_cost(formula: str | None, vision_params: float, features: int):
 def check_enough(table: RunTable, config: FitConfig) -> None:
     """Raise ValueError for fewer runs than parameters; names the forms that would do."""
     runs, with_n = len(table), table.n is not None
-
-    def count(name: str) -> int:
-        return len(get_form(name).parameters(len(table.factors), with_n))
-
-    asked = decisive_form(config, table)
-    if runs >= count(asked):
+    asked, needed = decisive_form(config, len(table.factors), with_n)
+    if runs >= needed:
         return
     fits = [n for n in usable_forms(FORMS, with_n) if get_form(n).has_n >= with_n]
-    smaller = [f"{n} ({count(n)})" for n in fits if count(n) < runs]
+    sizes = {n: len(get_form(n).parameters(len(table.factors), with_n)) for n in fits}
+    smaller = [f"{n} ({size})" for n, size in sizes.items() if size < runs]
     remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
     of = f" of {table.metrics[0]}" * bool(table.metrics[0])
     raise ValueError(
         f"{table.source}: {runs} run{'s' * (runs > 1)}{of} cannot determine the "
-        f"{count(asked)} parameters of {asked!r}; add runs, {remedy}"
+        f"{needed} parameters of {asked!r}; add runs, {remedy}"
     )
 
 
 def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
     """Print a warning where runs do not outnumber parameters."""
-    form = get_form(decisive_form(config, table))
-    count = len(form.parameters(len(table.factors), table.n is not None))
+    _, count = decisive_form(config, len(table.factors), table.n is not None)
     if runs <= count:
         why = "nothing is left to check the law" if runs == count else "they are not determined"
         print(f"warning: {what}: {runs} runs for {count} parameters: {why}", file=sys.stderr)

@@ -49,8 +49,8 @@ class Args:
     """Report on this metric only; by default on all."""
     appendix: Literal["none", "quick", "full"] = "quick"
     """Tables 2, 8, 9, 10: quick (single fits; 8, 9, 10 for one metric), full (all bagged), none."""
-    form: str = FitConfig.form
-    """Form of the laws: mult, add, add-interact-s, add-interact, or another of fitting/forms.py."""
+    form: str = FitFlags.form
+    """Form of the laws, as of `vvlm fit`: auto, or add-interact for the paper's."""
     resamples: int = FitConfig.resamples
     """Bootstrap resamples of each law."""
     starts: int = FitConfig.starts
