@@ -326,7 +326,7 @@ def get_form(name: str) -> Form:
 
 
 def decisive_form(config: FitConfig, num_factors: int, with_n: bool) -> tuple[str, int]:
-    """Return the form of most parameters, and how many; of `auto`, which leaves forms out, fewest."""
+    """Return the form of most parameters, and how many; of `auto`, which drops forms, of fewest."""
     names = [one.form for one in config.forms]
     if config.form == AUTO:
         names = usable_forms(names, with_n)
