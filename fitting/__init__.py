@@ -32,6 +32,7 @@ _EXPORTS = {
     "mixture": ("MixedLaw", "load_law"),
     "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
+    "profiles": ("Profile", "profile"),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
     "report.page": ("write_page",),

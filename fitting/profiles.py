@@ -28,7 +28,8 @@ from fitting.summary import linearised, standard_errors
 LEVEL = 0.9
 STEPS = (0.3, 0.7, 1.2, 1.7, 2.5, 4.0, 7.0)  # of the first grid, in standard errors
 FLOORS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97])  # of the least error
-CANDIDATES = 5  # members from which each value's fit begins
+CANDIDATES = 3  # members from which each value's fit begins
+ITERATIONS = 150
 FINE = 3  # values tried between the two that enclose an end
 
 
@@ -166,7 +167,7 @@ class _Task:
         free = self.lower[None], self.upper[None]
         self.least = float(self.refit(self.starts[:1], *free)[1][0])
 
-    def refit(self, theta, lower, upper, iterations: int = 300):
+    def refit(self, theta, lower, upper, iterations: int = ITERATIONS):
         """Return (theta [L, P], objective [L]) of descents within bounds [L, P]."""
         shape = theta.shape
         theta, lower, upper = (np.broadcast_to(a, shape) for a in (theta, lower, upper))
@@ -197,12 +198,16 @@ class _Task:
         value = np.concatenate([part["objective"] for part in parts])[:count]
         return ends, np.where(np.isfinite(value), value, np.inf)
 
-    def held(self, p: int, at_G) -> tuple[np.ndarray, np.ndarray]:
-        """Return (theta [G, P], objective [G]) of the best fits with theta_p held at each value."""
+    def held(self, p: int, at_G, found=None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (theta [G, P], objective [G]) of the best fits with theta_p held at each value.
+
+        They begin at members and, in place of one another's ends, at fits `found` nearby [I, P].
+        """
         count = len(at_G)
         lower, upper = (np.tile(bound, (count, 1)) for bound in (self.lower, self.upper))
         lower[:, p] = upper[:, p] = at_G
-        tried = np.repeat(self.starts[None], count, axis=0)
+        starts = self.starts if found is None else np.concatenate([self.starts, found])
+        tried = np.repeat(starts[None], count, axis=0)
         tried[..., p] = at_G[:, None]
         value_GC = np.stack([self.objective(some) for some in tried])
         best_GC = np.argsort(value_GC, axis=1)[:, :CANDIDATES]
@@ -217,7 +222,9 @@ class _Task:
         best = value.argmin(axis=1)
         theta = theta.reshape(count, kept, -1)[np.arange(count), best]
         value = value[np.arange(count), best]
-        for shift in (1, -1, 1, -1):  # from the neighbour's fit, which may lie in a deeper valley
+        for shift in (
+            (1, -1) if found is None else ()
+        ):  # from the neighbour's fit, which may lie in a deeper valley
             near = np.clip(np.arange(count) - shift, 0, count - 1)
             other = theta[near].copy()
             other[:, p] = at_G
@@ -245,15 +252,18 @@ class _Task:
         threshold = float(stats.f.ppf(LEVEL, 1, self.spare)) * _design_effect(law, p)
         for _ in range(2):
             finer = self.between(values, self.deviance(value), threshold)
-            more, reached = self.held(p, self.inner(finer, floor))
+            if not len(finer):
+                break
+            more, reached = self.held(p, self.inner(finer, floor), theta)
             order = np.argsort(np.concatenate([values, finer]), kind="stable")
+            theta = np.concatenate([theta, more])[order]
             values = np.concatenate([values, finer])[order]
             value = np.concatenate([value, reached])[order]
         self.least = min(self.least, float(value.min()))
         above = self.deviance(value)
         low, high = _ends(values, above, threshold)
         inside = above <= threshold
-        members = law.readable(law.theta)[np.isfinite(law.theta).all(axis=1), p]
+        members = np.where(law.absent, 0.0, law.values)[np.isfinite(law.theta).all(axis=1), p]
         alone = law.config.resampling == "none"
         bag = (np.nan, np.nan) if alone else np.quantile(members, [0.05, 0.95])
         return Profile(
@@ -294,7 +304,7 @@ class _Task:
         step = min(step if np.isfinite(step) else 1.0, max(spread, 0.02) * 3, 1.0)
         steps = step * np.array(STEPS)
         far = max(self.lower[p], at - 8), min(self.upper[p], at + 8)
-        between = np.linspace(*far, 9)
+        between = np.linspace(*far, 5)
         values = np.concatenate([at - steps, [at], at + steps, between])
         return np.unique(np.clip(values, *far))
 

@@ -20,6 +20,7 @@ draws it all on OUT/report.html.
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -33,6 +34,7 @@ from vvlm_jax.progress import live
 from . import fit_flags
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows
+from .fit_profile import write_profiles
 
 FOLDS = 5
 
@@ -65,6 +67,8 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="NAME,...|all")] = None
+    """Profile-likelihood intervals of these exponents, and of the floor: text, CSV, figure."""
     train: Condition = None
     """Runs to fit when the --test runs are predicted, such as "N<5e8"."""
     test: Condition = None
@@ -104,7 +108,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        check_noise(law)
+        if args.profile:
+            write_profiles(folder, law, args.profile)
         fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
@@ -125,12 +130,6 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             raise ValueError(
                 f"{path}: {runs} runs of {value}; --compare and --ablate need {FOLDS} or more"
             )
-
-
-def check_noise(law) -> None:
-    """Print a warning where the noise column is next to nothing beside the residuals."""
-    if text := law.tiny_noise:
-        print(f"warning: {text}", file=sys.stderr)
 
 
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
