@@ -109,7 +109,7 @@ def main(args: Args) -> None:
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
         if args.profile:
-            write_profiles(folder, law, args.profile)
+            write_profiles(folder, law.lead, args.profile)
         fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
