@@ -92,6 +92,10 @@ class FitConfig:
     """Units of the factors in starts and reported parameters: geomean, geometric means of the runs;
     or COLUMN=NUMBER. By default lm_params=1e9, num_examples=1e6, and 1 for other columns."""
 
+    fix: Mapping[str, float] | None = None
+    """Parameters held at a value, NAME=NUMBER: exponents, and coefficients in error points, in the
+    units of the report; such as epsilon=1.6."""
+
     start_coefficient: float = 30.0
     """Upper end of the uniform starts of coefficients (or their logs), in points of 100."""
 
@@ -125,6 +129,7 @@ class FitConfig:
             )
         self._check_link()
         self._check_units()
+        self._check_fix()
         if self.is_mixed or "@" in self.form:
             _ = self.forms  # each entry is checked by itself
 
@@ -162,7 +167,12 @@ class FitConfig:
     @property
     def is_mixed(self) -> bool:
         """Return whether several forms share the bag."""
-        return self.form == AUTO or "," in self.form
+        return self.is_auto or "," in self.form
+
+    @property
+    def is_auto(self) -> bool:
+        """Return whether the forms are those of `AUTO_FORMS`."""
+        return self.form.partition("~")[0] == AUTO
 
     @property
     def forms(self) -> tuple["FitConfig", ...]:
@@ -173,16 +183,17 @@ class FitConfig:
         """
         if not self.is_mixed and "@" not in self.form:
             return (self,)
+        names, tilde, ties = self.form.partition("~")  # ties hold in all forms
         found = {}
-        for entry in AUTO_FORMS if self.form == AUTO else self.form.split(","):
+        for entry in AUTO_FORMS if self.is_auto else names.split(","):
             name, at, link = (part.strip() for part in entry.partition("@"))
             link = link if at else self.link
-            if self.form == AUTO and at and self.space != "log":
+            if self.is_auto and at and self.space != "log":
                 continue  # a link has a space of its own
             if not name or name == AUTO:
                 raise ValueError(f"FitConfig.form {self.form!r}: {entry!r} names no form")
             chance = 0.0 if link == "none" else self.chance
-            one = self.replace(form=name, link=link, chance=chance)
+            one = self.replace(form=name + tilde + ties, link=link, chance=chance)
             found[one.label] = one
         return tuple(found.values())
 
@@ -190,6 +201,18 @@ class FitConfig:
     def label(self) -> str:
         """Return the form as it is written in a list: NAME or NAME@LINK."""
         return self.form if self.link == "none" or self.is_mixed else f"{self.form}@{self.link}"
+
+    def _check_fix(self):
+        if self.fix is None:
+            return
+        if not isinstance(self.fix, Mapping) or not self.fix:
+            raise ValueError(f"FitConfig.fix must be None or NAME=NUMBER, got {self.fix!r}")
+        for name, value in self.fix.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise ValueError(f"FitConfig.fix[{name!r}] must be a number, got {value!r}")
+        if self.solver != "lm":
+            raise ValueError("FitConfig.fix needs solver='lm'")
 
     def unit(self, column: str) -> float:
         """Return the unit of a column, where `units` is not 'geomean'."""
@@ -210,6 +233,10 @@ class FitConfig:
             fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}
         if self.link == "none" and not self.chance:
             del fields["link"], fields["chance"]
+        if self.fix is None:  # as files of earlier versions have it
+            del fields["fix"]
+        else:
+            fields["fix"] = {name: float(value) for name, value in sorted(self.fix.items())}
         return fields
 
 

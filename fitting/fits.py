@@ -6,6 +6,7 @@ runs, which conditions the solver and changes no result.
 """
 
 import contextlib
+import math
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import noise
+from fitting import noise, own_forms
 from fitting.bootstrap import (
     fewest_levels,
     freedom_of_clusters,
@@ -35,7 +36,7 @@ from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
 from fitting.optimise.search import SCREEN, solve
 from fitting.predictions import Law
-from fitting.runs import RunTable
+from fitting.runs import RunTable, read_runs
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
 REFIT_LANES, REFIT_STEPS = 3, 40  # of a simulated table: the law's own optima are near
@@ -54,7 +55,8 @@ def fit(
     Returns a `BaggedFit`, or a `MixedLaw` where the config names several forms.
 
     Args:
-      table: runs of a single metric.
+      table: runs of a single metric: a `RunTable`, or what `read_runs` takes with the default
+        columns, such as a data frame.
       config: options, the defaults if None; its seed decides resamples and starts, so the fit is
         deterministic.
       rows: bool [R], the runs to use; all by default.
@@ -90,6 +92,10 @@ def fit_many(
     problems = list(problems)
     if not problems:
         return []
+    problems = [
+        (table if isinstance(table, RunTable) else read_runs(table), rows)
+        for table, rows in problems
+    ]
     if config.is_mixed:
         from fitting.mixing import fit_mixed
 
@@ -105,6 +111,8 @@ def fit_many(
     delta = config.huber_delta / _unit(config, unit) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
     lower, upper = bounds(layout, config)
+    for p, value in cases[0].held.items():
+        lower[p] = upper[p] = max(value, lower[p])
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
     wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
     if any(case.table.noise is not None for case in cases):
@@ -210,6 +218,7 @@ class _Case(NamedTuple):
     target: np.ndarray  # [R]
     weights: np.ndarray  # [R]
     starts: np.ndarray  # [I, P]
+    held: dict  # parameter: the solver's value that it is fixed at
 
     def problem(self) -> Problem:
         """Return the fit to all runs from all starts."""
@@ -244,18 +253,23 @@ def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _
     z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
     typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
     space = Space.of(config, table.scale, unit)
+    units = typical if config.units == "geomean" else _units(columns, config, table.source)
+    held = _held(table, layout, config, space)
+    if any(p < layout.num_coefficients and p != layout.floor for p in held):
+        typical = units  # such a log coefficient is then a plain coordinate of the solver
     case = _Case(
         table=table,
         rows=rows_R,
         layout=layout,
         space=space,
         reference=space.unit,
-        units=typical if config.units == "geomean" else _units(columns, config, table.source),
+        units=units,
         typical=typical,
         log_z=_padded(np.log(z_RC / typical), size),
         target=_padded(_targets(table.error, rows_R, space), size),
         weights=_padded(np.where(rows_R, table.weights, 0.0), size),
         starts=np.empty(0),
+        held=held,
     )
     drawn = case.to_inner(starts.draw(layout, config, space.unit), False)
     if config.init == "projected" and layout.shared is None:
@@ -265,7 +279,39 @@ def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _
         drawn = starts.project(drawn, case.log_z, value, case.weights, layout)
     if config.free_floor:
         drawn[:, layout.floor] = np.exp(drawn[:, layout.floor])
+    drawn[:, list(held)] = list(held.values())
     return case._replace(starts=drawn)
+
+
+def _held(table: RunTable, layout: Layout, config: FitConfig, space: Space) -> dict[int, float]:
+    """Return the solver's value of each fixed parameter, by its number.
+
+    Raises:
+      ValueError: no such parameter, or a value outside its bounds.
+    """
+    names = get_form(config.form).parameters(len(table.factors), table.n is not None)
+    held, (lower, upper) = {}, bounds(layout, config)
+    for name, value in (config.fix or {}).items():
+        if name not in names:
+            raise ValueError(
+                f"{table.source}: fixed {name!r}{nearest(name, names)} is no parameter of "
+                f"{config.form!r}: {', '.join(names)}"
+            )
+        p = names.index(name)
+        low, high, inner = lower[p], upper[p], value
+        if p < layout.num_coefficients:
+            low, high = 0.0, math.inf if space.linked or layout.shared else table.scale
+            free = config.free_floor and p == layout.floor
+            low = -math.inf if free else low
+            with np.errstate(divide="ignore", invalid="ignore"):
+                inner = value / space.unit if free else float(np.log(value / space.unit))
+        if not low <= value <= high:
+            raise ValueError(
+                f"{table.source}: {name} fixed at {value:g} is outside its bounds, {low:g} to "
+                f"{high:g}"
+            )
+        held[p] = inner
+    return held
 
 
 def _begin(case: _Case, config: FitConfig, whole) -> np.ndarray:
@@ -304,7 +350,9 @@ def _weighted(case: _Case, whole, loss: Loss) -> _Case:
 
 
 def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
-    """Return the fitted values [R] and their Jacobian [R, P] at the fit to all runs."""
+    """Return the fitted values [R] and their Jacobian [R, P], of the parameters that are not
+    fixed, at the fit to all runs.
+    """
     ones = np.ones((1, len(case.weights)))
     fitted, jacobian = objective.residuals_and_jacobian(
         whole.theta,
@@ -314,7 +362,8 @@ def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]
         case.layout,
         Loss(loss.space, None, loss.free_floor),
     )
-    return fitted[0, : len(case.table)], jacobian[0].T[: len(case.table)]
+    free_RP = np.delete(jacobian[0].T[: len(case.table)], list(case.held), axis=1)
+    return fitted[0, : len(case.table)], free_RP
 
 
 def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
@@ -523,6 +572,12 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
             "which is not above it; lower the chance, leave the run out, or fit without a link"
         )
     form = get_form(config.form)
+    own_forms.check_ties(
+        config.form,
+        get_form(config.form.partition("~")[0]),
+        len(table.factors),
+        table.n is not None,
+    )
     if config.free_floor and form.layout(len(table.factors), table.n is not None).floor is None:
         raise ValueError(f"{table.source}: form {config.form!r} has no floor to be free")
     if table.n is not None and not form.has_n:

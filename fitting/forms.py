@@ -14,6 +14,7 @@ bend upwards in logs: gains may shrink along a factor, never grow. A product of 
 its terms multiplied out, whose coefficients are products of fewer parameters (`mult-plateau`).
 """
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting.config import AUTO, FitConfig
+from fitting.config import FitConfig
 from fitting.formatting import nearest
 
 N = -1  # the column of num_examples, after the K factors
@@ -310,26 +311,53 @@ FORMS = {
 """The paper's four forms (6, 9, 14 and 15 parameters with three factors), four that go beyond
 them (17, 18, 8 and 11), and Li et al.'s."""
 
+OWN: dict[str, Form] = {}
+"""Forms of users' files, by FILE.py:NAME#DIGEST; `fitting.own_forms` fills it."""
+
 PAPER_FORMS = ("mult", "add", "add-interact-s", "add-interact")
 
 
 def usable_forms(names, with_n: bool) -> list[str]:
     """Return the forms among `names` that can be fitted to runs with or without n."""
-    return [name for name in names if with_n or not FORMS[name].frontier_moves]
+    return [name for name in names if with_n or not get_form(name).frontier_moves]
 
 
 def get_form(name: str) -> Form:
-    """Return the form of that name; ValueError names the nearest one."""
-    if name in FORMS:
-        return FORMS[name]
+    """Return the form of that name; ValueError names the nearest one.
+
+    `NAME~a_T=a_V` has two exponents tied, `FILE.py:NAME#…` is a user's (`fitting.own_forms`).
+    """
+    base, *ties = name.split("~")
+    if ties:
+        return _tied(get_form(base), tuple(ties))
+    if name in FORMS or name in OWN:
+        return FORMS.get(name) or OWN[name]
     raise ValueError(f"no form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
+
+
+@cache
+def _tied(form: Form, ties: tuple[str, ...]) -> Form:
+    """Return the form in which the exponents of a tie are one parameter, called as its first."""
+    pairs = dict(reversed(tie.split("=")) for tie in ties)
+
+    def list_terms(labels):
+        return tuple(
+            Term(
+                term.coefficient,
+                tuple((pairs.get(name, name), sign, column) for name, sign, column in term.powers),
+            )
+            for term in form.list_terms(labels)
+        )
+
+    name = "~".join([form.name, *ties])
+    return dataclasses.replace(form, name=name, list_terms=list_terms)
 
 
 def decisive_form(config: FitConfig, num_factors: int, with_n: bool) -> tuple[str, int]:
     """Return the form of most parameters, and how many; of `auto`, which drops forms, of fewest."""
     names = [one.form for one in config.forms]
-    if config.form == AUTO:
+    if config.is_auto:
         names = usable_forms(names, with_n)
     sizes = {name: len(get_form(name).parameters(num_factors, with_n)) for name in names}
-    name = (min if config.form == AUTO else max)(sizes, key=sizes.get)
+    name = (min if config.is_auto else max)(sizes, key=sizes.get)
     return name, sizes[name]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import law_file, summary
+from fitting import law_file, summary, views
 from fitting import noise as noise_parts
 from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
@@ -89,6 +89,16 @@ class BaggedFit(Law):
     def is_exponent(self) -> np.ndarray:
         """Return bool [P]: which parameters are exponents."""
         return np.arange(self.layout.num_parameters) >= self.layout.num_coefficients
+
+    @property
+    def fixed(self) -> np.ndarray:
+        """Return bool [P]: which parameters were held at a value."""
+        return np.isin(self.parameters, list(self.config.fix or ()))
+
+    @property
+    def num_free(self) -> int:
+        """Return the number of parameters that were fitted."""
+        return int((~self.fixed).sum())
 
     @property
     def theta(self) -> np.ndarray:
@@ -175,7 +185,7 @@ class BaggedFit(Law):
 
         NaN with too few runs, and with the Huber loss, which is no likelihood.
         """
-        runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
+        runs, free = self.num_runs, self.num_free + 1  # + 1: the noise variance
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
@@ -196,7 +206,7 @@ class BaggedFit(Law):
         if runs.noise is not None or runs.cluster is not None:
             noise = None if runs.noise is None else self.in_fitted_space(runs.noise)
             return noise_parts.scatter(residual_R, jacobian_RP, noise, runs.cluster)
-        spare = self.num_runs - self.theta.shape[1]
+        spare = self.num_runs - self.num_free
         if spare <= 0:
             return noise_parts.UNKNOWN
         square = np.average(residual_R**2, weights=runs.weights)
@@ -309,6 +319,16 @@ class BaggedFit(Law):
     def to_fields(self) -> dict:
         """Return the fit as JSON-ready fields, of which `from_fields` makes it again."""
         return law_file.to_fields(self)
+
+    def to_frame(self):
+        """Return the parameters as a pandas data frame: all_runs, median, low, high, note."""
+        return views.law_frame(self)
+
+    def __repr__(self) -> str:
+        return views.law_text(self)
+
+    def _repr_html_(self) -> str:
+        return views.law_html(self)
 
     def save(self, folder) -> Path:
         """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting import own_forms
 from fitting.atomic import replacing
 from fitting.config import FitConfig
 from fitting.optimise.lanes import FAILED, STATUSES
@@ -81,9 +82,11 @@ def to_fields(law) -> dict:
     kinds = ["exponent" if e else "log coefficient" for e in law.is_exponent]
     if law.config.free_floor:
         kinds[law.layout.floor] = "coefficient"
+    own = own_forms.to_json(law.form, len(law.factors))
     fields = {
         "format": FORMAT,
         "form": law.config.form,
+        **({"own_form": own} if own else {}),
         "metric": law.metric,
         "factors": list(law.factors),
         "examples": law.examples,
@@ -157,6 +160,8 @@ def from_fields(path, fields: dict) -> tuple[dict, tuple[str, ...]]:
       ValueError: one line; not of this version.
     """
     try:
+        if "own_form" in fields:
+            own_forms.from_json(fields["own_form"], len(fields["factors"]))
         data = fields["data"]
         rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
         kwargs = dict(

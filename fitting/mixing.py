@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fitting import mixture
-from fitting.config import AUTO, FitConfig
+from fitting import mixture, own_forms
+from fitting.config import FitConfig
 from fitting.forms import get_form
 from fitting.link import Space
 from fitting.mixture import MixedLaw, Weighed
@@ -49,9 +49,7 @@ def fit_mixed(
     steps = 2 * len(entries)
     squares = [{} for _ in problems]
     for index, entry in enumerate(entries):
-        chosen = [
-            g for g, case in enumerate(problems) if config.form != AUTO or suits(entry, *case)
-        ]
+        chosen = [g for g, case in enumerate(problems) if not config.is_auto or suits(entry, *case)]
         found = _predict_held_out(entry, [problems[g] for g in chosen], fit_many)
         for g, square_R in zip(chosen, found, strict=True):
             squares[g][entry.label] = square_R
@@ -88,7 +86,7 @@ def suiting(config: FitConfig, table: RunTable) -> list[str]:
     """Return the labels of the forms that the config fits to a table."""
     every = np.ones(len(table), bool)
     asked = config.forms
-    return [one.label for one in asked if config.form != AUTO or suits(one, table, every)]
+    return [one.label for one in asked if not config.is_auto or suits(one, table, every)]
 
 
 def suits(entry: FitConfig, table: RunTable, rows) -> bool:
@@ -97,6 +95,13 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
     if (form.frontier_moves and not with_n) or (with_n and not form.has_n):
         return False
     layout = form.layout(len(table.factors), with_n)
+    plain = get_form(entry.form.partition("~")[0])
+    try:
+        own_forms.check_ties(entry.form, plain, len(table.factors), with_n)
+    except ValueError:
+        return False
+    if not set(entry.fix or ()) <= set(form.parameters(len(table.factors), with_n)):
+        return False
     if entry.free_floor and layout.floor is None:
         return False
     space = Space.of(entry, table.scale, table.reference)
@@ -104,7 +109,10 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
         return False
     if space.linked and not (table.error[rows] < space.ceiling).all():
         return False
-    return entry.label in SMALL or rows.sum() * (1 - 1 / PARTS) >= layout.num_parameters + SPARE
+    return (
+        entry.label.partition("~")[0] in SMALL
+        or rows.sum() * (1 - 1 / PARTS) >= layout.num_parameters + SPARE
+    )
 
 
 def _predict_held_out(entry: FitConfig, problems, fit_many) -> list[np.ndarray]:

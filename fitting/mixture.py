@@ -39,7 +39,7 @@ class Weighed(NamedTuple):
     held_out: float
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class MixedLaw(Law):
     """A law of several forms. Predictions are errors on the fitted scale.
 
@@ -184,6 +184,13 @@ class MixedLaw(Law):
         return self.space.back(np.average(values, axis=0, weights=self.weights))
 
     # --- report and file ---
+
+    def __repr__(self) -> str:
+        return f"MixedLaw({self.label}; of {self.metric}, {self.num_runs} runs)"
+
+    def to_frame(self):
+        """Return the parameters of the weightiest form, as `BaggedFit.to_frame`."""
+        return self.lead.to_frame()
 
     def report(self) -> str:
         """Return the forms with their weights, and the report of the weightiest."""

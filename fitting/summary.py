@@ -42,7 +42,8 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     """
     root = np.sqrt(law.runs.weights)
     residual, jacobian = (root * part.T for part in linearised(law))
-    jacobian = jacobian.T
+    free_P = ~law.fixed
+    jacobian = jacobian.T[:, free_P]
     length = np.linalg.norm(jacobian, axis=0)
     _, singular, rotation = np.linalg.svd(jacobian / np.maximum(length, 1e-300), False)
     freedom = max(len(residual) - jacobian.shape[1], 1)
@@ -52,7 +53,9 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     unseen = (length < 1e-9) | ((blind**2).sum(axis=0) > 1e-2)
     unseen |= len(residual) < jacobian.shape[1]
     error = np.sqrt(variance * (residual**2).sum() / freedom) / np.maximum(length, 1e-300)
-    return np.where(unseen, np.inf, error), singular
+    error_P = np.zeros(len(free_P))
+    error_P[free_P] = np.where(unseen, np.inf, error)
+    return error_P, singular
 
 
 def undetermined(law) -> np.ndarray:
@@ -105,16 +108,15 @@ def _notes(law) -> list[str]:
     size = int(np.isfinite(law.theta).all(axis=1).sum())
     absent_P, unknown_P, excluded_P = law.absent.sum(axis=0), undetermined(law), excluded(law)
     notes = []
-    for capped, absent, unknown, more in zip(
-        law.at_cap, absent_P, unknown_P, excluded_P, strict=True
-    ):
+    columns = law.at_cap, absent_P, unknown_P, excluded_P, law.fixed
+    for capped, absent, unknown, more, fixed in zip(*columns, strict=True):
         note = [f"at its bound{_of(capped, size)}"] * bool(capped)
         note += [f"at its bound 0 (absent){_of(absent, size)}"] * bool(absent)
         if more:
             note.append("the bound excludes values that the runs allow")
         elif unknown:
             note.append("not determined by the data")
-        notes.append(", ".join(note))
+        notes.append("fixed" if fixed else ", ".join(note))
     return notes
 
 

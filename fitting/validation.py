@@ -224,7 +224,7 @@ class Entry(NamedTuple):
     @property
     def num_parameters(self) -> int:
         """Return the number of parameters, P; of several forms, that of the weightiest."""
-        return self.law.lead.theta.shape[1]
+        return self.law.lead.num_free
 
 
 @dataclass(frozen=True, eq=False)

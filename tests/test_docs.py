@@ -35,14 +35,14 @@ SUBCOMMANDS = {"sweep": ("plan", "launch", "work", "status", "retry", "cancel", 
 
 
 def blocks(page):
-    """(words after sh, lines) of each sh block; continuations are joined."""
+    """Yield (words after sh, lines) of each sh block; continuations are joined."""
     for language, words, text in BLOCK.findall(page.read_text()):
         if language == "sh":
             yield words.split(), text.replace("\\\n", " ").splitlines()
 
 
 def vvlm_lines():
-    """(page, command line from `vvlm` on) of every block."""
+    """Yield (page, command line from `vvlm` on) of every block."""
     for page in PAGES:
         for _, lines in blocks(page):
             for line in lines:
@@ -51,7 +51,7 @@ def vvlm_lines():
 
 
 def vvlm(*words):
-    """Run a command in this process; (exit code, standard output)."""
+    """Run a command in this process; return (exit code, standard output)."""
     out = io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["vvlm", *words]),

@@ -23,7 +23,7 @@ PROBE = "vvlm/configs/parts/probe.npz"  # stands for pretrained parts, which may
 
 
 def sources():
-    """{path in a wheel: path in the tree} of every Python file and every table."""
+    """Return {path in a wheel: path in the tree} of every Python file and every table."""
     files = {}
     for tree, name in INSTALLED_AS.items():
         kinds = ("*.py", "*.csv", "parts/*.npz", "parts/*.json")
@@ -41,7 +41,7 @@ def pip(*words):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of this tree, built without network from a copy without leftovers of other builds."""
+    """Build a wheel of this tree without network, from a copy without leftovers of other builds."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for tree in INSTALLED_AS:
         shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
@@ -56,7 +56,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A folder that holds what `pip install .` puts into site-packages, and `bin/vvlm`."""
+    """Return a folder that holds what `pip install .` puts into site-packages, and `bin/vvlm`."""
     target = tmp_path_factory.mktemp("site")
     pip("install", "--no-deps", "--no-index", "--no-compile", "--target", target, wheel)
     return target
@@ -64,7 +64,7 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def ask(installed, tmp_path):
-    """ask(program, …): standard output of an installed program, run in an empty folder."""
+    """Return ask(program, …), which runs an installed program in an empty folder -> its output."""
 
     def run(*words):
         done = subprocess.run(

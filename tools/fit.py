@@ -24,16 +24,16 @@ from typing import Annotated
 
 import tyro
 
-from fitting.config import AUTO, FACTORS, FitConfig
+from fitting.config import FACTORS, FitConfig
 from fitting.cost import PAPER
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
-from . import fit_flags
+from . import fit_checks, fit_flags
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows
+from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows, Ties
 from .fit_profile import write_profiles
 
 FOLDS = 5
@@ -60,6 +60,7 @@ class Args:
     data: Data
     rows: Rows
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]
+    ties: Ties
     page: Page
     out: Path = Path("runs/fit")
     """Folder for fit.json, compare.csv, ablate.csv and report.html."""
@@ -78,7 +79,10 @@ class Args:
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = fit_flags.read_table(args.data, args.rows), fit_flags.fit_config(args.fit)
+    table, config = (
+        fit_flags.read_table(args.data, args.rows),
+        fit_flags.fit_config(args.fit, args.ties.tie),
+    )
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
@@ -87,7 +91,7 @@ def main(args: Args) -> None:
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
     for one in tables.values():
-        fit_flags.check_enough(one, config)
+        fit_checks.check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
@@ -120,7 +124,7 @@ def main(args: Args) -> None:
 
 def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
     """Raise ValueError for a form that does not suit the table, or too few runs to validate."""
-    path, named = args.data.runs, config.forms if config.form != AUTO else ()
+    path, named = args.data.runs, () if config.is_auto else config.forms
     with flag(f"{path}: form"):
         for one in named:
             get_form(one.form).check_examples(table.n is not None)
@@ -139,7 +143,7 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
     if "num_examples" in table.columns and any(get_form(c.form).has_n for c in config.forms):
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
-        fit_flags.warn_if_few(one.source, len(one), config, one)
+        fit_checks.warn_if_few(one.source, len(one), config, one)
 
 
 def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost):
@@ -157,7 +161,7 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost)
     found, ablation, asked = None, None, dict(seed=config.seed, train=args.train, test=args.test)
     if args.train:
         split = validation.column_split(table, args.train, args.test)
-        fit_flags.warn_if_few(args.train, int(split.train.sum()), config, table)
+        fit_checks.warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
         names = usable_forms(PAPER_FORMS, table.n is not None)
         configs = {name: config.replace(form=name) for name in names + suiting(config, table)}

@@ -2,16 +2,15 @@
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from fitting import run_checks
+from fitting import own_forms, run_checks
 from fitting.config import AUTO, FACTORS, FitConfig
 from fitting.cost import CostConstants, CostFormula
-from fitting.forms import FORMS, decisive_form, get_form, usable_forms
+from fitting.forms import get_form
 from fitting.runs import RunTable, read_runs
 
 from .common import flag
@@ -85,6 +84,14 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
+class Ties:
+    """Parameters that share a value; --fix holds one at a value of yours."""
+
+    tie: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPONENT=EXPONENT ...")] = ()
+    """Exponents that are one parameter, such as a_T=a_V."""
+
+
+@dataclasses.dataclass(frozen=True)
 class FitFlags(FitConfig):
     """How the law is fitted; defaults are the paper's but for the forms, the cap and the solver."""
 
@@ -108,6 +115,8 @@ def read_cap_or_units(kind: tyro.constructors.PrimitiveTypeInfo):
     types = {field.name: field.type for field in dataclasses.fields(FitConfig)}
     if kind.type == types["exponent_cap"]:
         return _reader("NUMBER|none", _number_or_none)
+    if kind.type == types["fix"]:
+        return _reader("NAME=NUMBER,...", _units)
     if kind.type == types["units"]:
         return _reader("geomean|COLUMN=NUMBER,...", _units)
     return None
@@ -139,16 +148,18 @@ def _units(text: str):
     return {name.strip(): _number_or_none(unit) for name, _, unit in pairs}
 
 
-def fit_config(flags: FitFlags) -> FitConfig:
+def fit_config(flags: FitFlags, tie: tuple[str, ...] = ()) -> FitConfig:
     """Return the checked options of the fit; ValueError names the flag."""
+    form = own_forms.resolve(flags.form, tie)
     try:
-        config = FitConfig(**vars(flags))
+        config = FitConfig(**vars(flags) | {"form": form})
         for one in config.forms:
             get_form(one.form)
         return config
     except ValueError as e:
         text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
         text = text.replace("space='linear'", "--space linear").replace("None", "none")
+        text = text.replace("solver='lm'", "--solver lm")
         raise ValueError(text.replace("a mapping {column: number}", "COLUMN=NUMBER,...")) from None
 
 
@@ -172,28 +183,3 @@ def page_cost(formula: str | None, vision_params: float, features: int):
         return CostConstants(vision_params, features)
     with flag("--cost"):
         return CostFormula(formula, FACTORS)
-
-
-def check_enough(table: RunTable, config: FitConfig) -> None:
-    """Raise ValueError for fewer runs than parameters; names the forms that would do."""
-    runs, with_n = len(table), table.n is not None
-    asked, needed = decisive_form(config, len(table.factors), with_n)
-    if runs >= needed:
-        return
-    fits = [n for n in usable_forms(FORMS, with_n) if get_form(n).has_n >= with_n]
-    sizes = {n: len(get_form(n).parameters(len(table.factors), with_n)) for n in fits}
-    smaller = [f"{n} ({size})" for n, size in sizes.items() if size < runs]
-    remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
-    of = f" of {table.metrics[0]}" * bool(table.metrics[0])
-    raise ValueError(
-        f"{table.source}: {runs} run{'s' * (runs > 1)}{of} cannot determine the "
-        f"{needed} parameters of {asked!r}; add runs, {remedy}"
-    )
-
-
-def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
-    """Print a warning where runs do not outnumber parameters."""
-    _, count = decisive_form(config, len(table.factors), table.n is not None)
-    if runs <= count:
-        why = "nothing is left to check the law" if runs == count else "they are not determined"
-        print(f"warning: {what}: {runs} runs for {count} parameters: {why}", file=sys.stderr)

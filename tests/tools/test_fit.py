@@ -288,8 +288,58 @@ def test_scores_of_several_protocols_need_a_word(runs, tmp_path, table):
     assert (tmp_path / "law" / "fit.json").is_file()
 
 
+def test_a_form_of_a_file_with_ties_and_fixed_values(runs, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from fitting.forms import N, Term\n"
+        "def mine(labels):\n"
+        "    falls = (Term(f'c_{s}', ((f'p_{s}', -1, k),)) for k, s in enumerate(labels))\n"
+        "    return (*falls, Term('data', (('d', -1, N),)), Term('floor'))\n"
+    )
+    words = (runs, "--examples", "num_examples", *QUICK[:4], "--out", tmp_path / "law")
+    more = ("--tie", "p_T=p_V", "--fix", "floor=20", "--report")
+    fit(*words, "--form", f"{tmp_path / 'own.py'}:mine", *more)
+    law = fitting.BaggedFit.load(tmp_path / "law")
+    assert law.parameters == ("c_N", "c_T", "c_V", "data", "floor", "p_N", "p_T", "d")
+    np.testing.assert_allclose(law.values[:, 4], 20)
+    assert "own.py:mine#" in (tmp_path / "law" / "report.html").read_text()
+    for flags, message in (
+        (("--form", "own.py:gone"), "own.py:gone: No such file"),
+        (("--form", "add", "--fix", "epsilon"), "--fix must be none or NAME=NUMBER"),
+        (("--form", "add", "--fix", "epsilon=200"), "epsilon fixed at 200 is outside its bounds"),
+        (("--form", "add", "--tie", "a_T=alpha_V"), "'alpha_V' is no exponent of 'add'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(*words, *flags)
+
+
 def test_a_comparison_needs_its_folds(runs, tmp_path):
     few = tmp_path / "few.csv"
     few.write_text("\n".join(runs.read_text().splitlines()[:4]) + "\n")
     with pytest.raises(ValueError, match=r"few\.csv: 3 runs of avg; --compare and --ablate need 5"):
         fit(few, "--examples", "num_examples", *QUICK, "--compare", "--out", tmp_path / "law")
+
+
+def test_noise_clusters_and_profiles_are_flags(runs, tmp_path, capsys):
+    with runs.open() as file:
+        rows = list(csv.DictReader(file))
+    path = tmp_path / "noisy.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "draw"])
+        writer.writeheader()
+        for i, row in enumerate(rows):
+            writer.writerow(row | {"score_se": 0.4 + 0.1 * (i % 3), "draw": f"draw {i // 2}"})
+    words = ("--examples", "num_examples", "--out", tmp_path / "law", "--resamples", "4")
+    words += ("--starts", "8", "--form", "mult", "--noise", "score_se", "--cluster", "draw")
+    split = ("--train", "num_examples=1e5", "--test", "num_examples=1e6")
+    fit(path, *words, "--profile", "d", *split)
+    shown = capsys.readouterr().out
+    assert "clusters " in shown
+    assert "profile low" in shown
+    assert "half-width" in shown
+    law = fitting.BaggedFit.load(tmp_path / "law")
+    np.testing.assert_allclose(law.runs.noise[:3], [0.4, 0.5, 0.6])
+    assert len(set(law.runs.cluster)) > 3
+    header = (tmp_path / "law" / "profile.csv").read_text().splitlines()[0]
+    assert header.startswith("parameter,value,deviance")
+    assert "low_90" in (tmp_path / "law" / "test.csv").read_text()
+    assert (tmp_path / "law" / "figures" / "profile.svg").stat().st_size > 1000
