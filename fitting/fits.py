@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import noise, own_forms
+from fitting import naming, noise, own_forms
 from fitting.bootstrap import (
     fewest_levels,
     freedom_of_clusters,
@@ -292,12 +292,14 @@ def _held(table: RunTable, layout: Layout, config: FitConfig, space: Space) -> d
     names = get_form(config.form).parameters(len(table.factors), table.n is not None)
     held, (lower, upper) = {}, bounds(layout, config)
     for name, value in (config.fix or {}).items():
-        if name not in names:
+        own = naming.in_form(name, table.factors)
+        if own not in names:
+            names = naming.parameters(get_form(config.form), table.factors, table.n is not None)
             raise ValueError(
                 f"{table.source}: fixed {name!r}{nearest(name, names)} is no parameter of "
                 f"{config.form!r}: {', '.join(names)}"
             )
-        p = names.index(name)
+        p = names.index(own)
         low, high, inner = lower[p], upper[p], value
         if p < layout.num_coefficients:
             low, high = 0.0, math.inf if space.linked or layout.shared else table.scale

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import law_file, summary, views
+from fitting import law_file, naming, summary, views
 from fitting import noise as noise_parts
 from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
@@ -83,7 +83,7 @@ class BaggedFit(Law):
     @property
     def parameters(self) -> tuple[str, ...]:
         """Return the names of theta's columns; coefficients are stored as their logs."""
-        return self.form.parameters(len(self.factors), self.examples is not None)
+        return naming.parameters(self.form, self.factors, self.examples is not None)
 
     @property
     def is_exponent(self) -> np.ndarray:
@@ -93,7 +93,9 @@ class BaggedFit(Law):
     @property
     def fixed(self) -> np.ndarray:
         """Return bool [P]: which parameters were held at a value."""
-        return np.isin(self.parameters, list(self.config.fix or ()))
+        held = [naming.in_form(name, self.factors) for name in self.config.fix or ()]
+        names = self.form.parameters(len(self.factors), self.examples is not None)
+        return np.isin(names, held)
 
     @property
     def num_free(self) -> int:
@@ -352,7 +354,8 @@ class BaggedFit(Law):
         """Return the fit of what `law_file.to_fields` gave; as `load`."""
         fields, names = law_file.from_fields(path, fields)
         fit = cls(**fields)
-        if fit.parameters != names:
+        plain = fit.form.parameters(len(fit.factors), fit.examples is not None)
+        if names not in (fit.parameters, plain):  # plain in files of earlier versions
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from fitting import mixture, own_forms
+from fitting import mixture, naming, own_forms
 from fitting.config import FitConfig
 from fitting.forms import get_form
 from fitting.link import Space
@@ -100,7 +100,8 @@ def suits(entry: FitConfig, table: RunTable, rows) -> bool:
         own_forms.check_ties(entry.form, plain, len(table.factors), with_n)
     except ValueError:
         return False
-    if not set(entry.fix or ()) <= set(form.parameters(len(table.factors), with_n)):
+    fixed = {naming.in_form(name, table.factors) for name in entry.fix or ()}
+    if not fixed <= set(form.parameters(len(table.factors), with_n)):
         return False
     if entry.free_floor and layout.floor is None:
         return False

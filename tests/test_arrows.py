@@ -43,8 +43,8 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost expressions readers run_files run_checks views forms own_forms link grids "
-        "extent",
+        "sweeps cost expressions readers run_files run_checks views grids extent "
+        "forms naming own_forms link",
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file predictions",
         "law mixture mixing",
