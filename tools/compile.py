@@ -30,6 +30,7 @@ from vvlm_jax.config_check import choose, validate
 from vvlm_jax.devices import GIB, Topology, parse_topology
 from vvlm_jax.override import override
 
+from .arguments import read_options
 from .common import die_in_one_line, load_config, shipped
 
 SWEEPS = ("star", "isoflop")
@@ -177,7 +178,7 @@ def verdict(m) -> str:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .arguments import read_options
 from .common import die_in_one_line
 
 
@@ -88,7 +89,7 @@ def main(args: Args) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

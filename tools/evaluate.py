@@ -22,11 +22,10 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
-
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.judge import JudgeConfig
 
+from .arguments import read_options
 from .common import die_in_one_line
 
 
@@ -192,7 +191,7 @@ def _answer(args: Args, questions, media_root: str, out: Path):
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
+from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 from .fit_flags import READERS, Data, FitFlags, fit_config, read_table
 
@@ -173,9 +174,9 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
 
 def cli() -> None:
     """Read the command line and run the command."""
-    read = tyro.conf.OmitArgPrefixes[Args]
     die_in_one_line(
-        lambda: main(tyro.cli(read, description=__doc__, registry=READERS)), continues=False
+        lambda: main(read_options(tyro.conf.OmitArgPrefixes[Args], __doc__, registry=READERS)),
+        continues=False,
     )
 
 

@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from .arguments import read_options
 from .common import die_in_one_line
 
 
@@ -108,7 +109,7 @@ def tame(text: str) -> str:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Annotated
 
 import tyro
 
+from .arguments import read_options
 from .common import die_in_one_line, load_config
 
 
@@ -82,7 +83,7 @@ def main(args: Args) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from fitting.forms import FORMS, get_form
 from fitting.runs import RunTable, read_runs, write_runs
 from vvlm_jax.progress import Progress, printable
 
+from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line
 from .fit_flags import FitFlags, fit_config
 
@@ -191,7 +192,7 @@ def make_folder(folder: Path) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ import tyro
 from vvlm_jax.config import ConfigError
 from vvlm_jax.exit_codes import Exit
 
+from .arguments import read_options
 from .common import die_in_one_line, own_command
 from .sweep_plan import SWEEP, Plan, load, plan
 from .sweep_store import STORE, Cancel, Collect, Retry, Status, cancel, collect, retry, status
@@ -156,7 +157,7 @@ def main(args) -> None:
 def cli() -> None:
     """Read the command line and run the command."""
     kinds = {kind.__name__.lower(): kind for kind in COMMANDS}
-    die_in_one_line(lambda: main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(kinds, __doc__)))
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.exit_codes import Exit
 from vvlm_jax.override import override, to_json
 
+from .arguments import read_options
 from .common import die_in_one_line, load_config
 
 
@@ -122,7 +123,7 @@ def _exit_now(code: int) -> None:
 def cli() -> None:
     """Run the command with the options of the command line; exit promptly on Ctrl-C and errors."""
     try:
-        die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+        die_in_one_line(lambda: main(read_options(Args, __doc__)))
     except SystemExit as e:
         if e.code == 130:
             _exit_now(e.code)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig
 from vvlm_jax.config_check import choose
@@ -352,6 +353,4 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
 
 
 if __name__ == "__main__":
-    import tyro  # here, as a machine with a GPU may lack it
-
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
