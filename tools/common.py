@@ -80,8 +80,8 @@ def _config_file(path: Path, flag: str) -> Path:
     if path.suffix == "" and str(path) in shipped_names():
         return _configs_folder() / f"{path}.py"
     if path.suffix == "":
-        hint = f"no such shipped config; {nearest(str(path), shipped_names())}"
-        raise ConfigError(f"{flag}{path}: {hint}; or give a Python file, PATH.py")
+        hint = nearest(str(path), shipped_names())
+        raise ConfigError(f"{flag}{path}: is neither a file PATH.py nor a shipped config; {hint}")
     there = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no Python file"
     raise ConfigError(f"{flag}{path}: no such Python file; in that folder: {there}")
 

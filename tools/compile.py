@@ -6,7 +6,7 @@ Example:
 
 Compiles the program that would run with the TPU's own compiler, and prints the memory of one chip
 by kind, what is sent between chips, and exact FLOPs. It does not measure speed.
-Needs libtpu: pip install -r tests/requirements-tpu.txt
+Needs libtpu: pip install 'vvlm_jax[libtpu]', in a checkout pip install '.[libtpu]'
 Exit code: 0 fits, 1 does not fit, 2 bad input.
 
 Batches have the greatest length: every row is a video and data.max_text_tokens of text.

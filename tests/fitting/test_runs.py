@@ -437,3 +437,9 @@ def test_rows_are_added_to_a_file_and_replace_those_of_the_same_run(tmp_path):
     rows = read_runs(tmp_path / "runs.csv").rows()
     found = {(row["protocol"], row["metric"]): (row["score"], row["score_se"]) for row in rows}
     assert found == {("p", "NQA"): (50, 1.5), ("p", "PT"): (60, 1.5), ("q", "PT"): (50, 1.5)}
+
+
+def test_an_error_of_writing_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        write_runs(tmp_path / "gone" / "runs.csv", [])
+    assert raised.value.filename == f"{tmp_path}/gone/runs.csv"

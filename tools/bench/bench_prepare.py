@@ -34,7 +34,7 @@ class Args:
 
     source: Path
     """Folder of the sources."""
-    mixture: str = "configs/mixtures.py:paper"
+    mixture: str = "paper"
     """As of `tools.prepare`."""
     workers: int = 2
     """Processes that open media."""

@@ -92,8 +92,8 @@ def prepare_environment() -> None:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            "libtpu, the compiler for TPUs, is not installed here: pip install -r "
-            "tests/requirements-tpu.txt (about 0.7 GB; it runs without a TPU)"
+            "libtpu, the compiler for TPUs, is not installed here: pip install 'vvlm_jax[libtpu]' "
+            "(about 0.7 GB; it runs without a TPU)"
         )
     os.environ.update(
         JAX_PLATFORMS="cpu",

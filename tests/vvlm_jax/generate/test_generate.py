@@ -11,7 +11,7 @@ from vvlm_jax.generate.generate import Prompts, encode_choices, programs, until_
 from vvlm_jax.generate.placement import laid_apart
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
-from vvlm_jax.models.llama import apart
+from vvlm_jax.models.llama import unstack_layers
 from vvlm_jax.models.vlm import VLM
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -137,7 +137,7 @@ def test_a_step_copies_neither_weights_nor_cache():
     model, (B, L) = VLM(VISION, config, 1, SPECIAL_IDS[VIDEO], jnp.float32), (2, 2000)
     run, i32 = programs(model, (0,)), jnp.int32
     stacked = vlm.shapes(model)
-    ours = stacked | {"llm": jax.eval_shape(apart, stacked["llm"])}
+    ours = stacked | {"llm": jax.eval_shape(unstack_layers, stacked["llm"])}
     replies = jax.eval_shape(
         lambda params, *x: run.begin(params, *x, 48),
         ours,

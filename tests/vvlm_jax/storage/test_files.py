@@ -128,9 +128,7 @@ def sources(tmp_path_factory):
 
 
 def prepared(source, out, **options):
-    args = prepare.Args(
-        "configs/mixtures.py:paper", str(source), str(out), **{"workers": 0, **options}
-    )
+    args = prepare.Args("paper", str(source), str(out), **{"workers": 0, **options})
     prepare.main(dataclasses.replace(args, allow_counts=True))
     return Path(out) / "paper/1.0.0"
 
