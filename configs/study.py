@@ -7,7 +7,7 @@ The code is that of full-size runs. As in Table 4, the learning rate of language
 is five times that of the vision model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 from vvlm_jax.config_check import choose
@@ -17,6 +17,45 @@ from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig
 
 TEXT_TOKENS = 200
 """Text tokens of a training conversation; they cost about as much as visual ones."""
+
+
+@dataclass(frozen=True)
+class DecisionTest:
+    """How the law's decision is put to the test: the rule, fixed before any run.
+
+    After the star and the isoFLOP sweep the law names x* at each budget, and each of `rivals` names
+    what someone might have chosen instead (`fitting/rivals.py` has the rules). All of them are
+    trained with the same new seeds and answer the same new questions. The regret of x* is then
+    measured in pairs (`fitting/regret.py`), and the claim "x* loses at most the bound" is
+    confirmed, refuted or not resolved. The bound is what the law says that x* loses at most (with
+    `level` of its members), or `tolerance` where that is more.
+    """
+
+    budgets: tuple[float, ...] = (0.7, 1.5)
+    """Budgets of the test, as shares of the largest isoFLOP budget: one between two isoFLOP
+    budgets, one above all. None skips the test."""
+    rivals: tuple[str, ...] = ("outside", "add", "largest", "neighbour", "random")
+    """Rules that name a rival each. None is tested twice: a rule whose choice is taken, by x* or by
+    a rule before it, names its next one."""
+    spend: tuple[float, float] = (0.85, 1.0)
+    """Share of the budget that a rival costs. A budget with fewer such configurations than rivals
+    and x* is refused before the study starts."""
+    seeds: int = 3
+    """Trainings of each: every seed draws the order of the data anew."""
+    own_projectors: bool = True
+    """Whether each of these seeds has a stage 1 of its own, too."""
+    num_examples: int | None = None
+    """n of the tested runs; None takes `isoflop_examples`, the most that the law has seen."""
+    questions: int = 3000
+    """New questions of each task, which all tested runs answer."""
+    tolerance: float = 1.0
+    """Error points that do not matter: of the regret set, and the least bound."""
+    level: float = 0.9
+    """Confidence of every interval, of the regret set and of the bound."""
+    replicated: int = 5
+    """IsoFLOP runs that are repeated, spread evenly by cost, to measure the noise of runs..."""
+    replicates: int = 2
+    """...with so many further seeds each."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +102,8 @@ class StudyConfig:
     batch_size: int = 8
     rate: float = 3e-3
     """Peak learning rate of language model and projector in finetuning; a fifth for vision."""
+
+    decision: DecisionTest = DecisionTest()
 
     resamples: int = 20
     starts: int = 50
@@ -123,6 +164,71 @@ def sweep(study: StudyConfig, folder: str) -> SweepConfig:
         data_size=study.train_videos,
         text_tokens=TEXT_TOKENS,
     )
+
+
+def tested_budgets(study: StudyConfig) -> tuple[float, ...]:
+    """Return the budgets at which the decision is tested, in FLOPs a video."""
+    return tuple(share * max(study.budgets) for share in study.decision.budgets)
+
+
+def tested_examples(study: StudyConfig) -> int:
+    """Return n of the tested runs."""
+    return study.decision.num_examples or study.isoflop_examples
+
+
+def quiz_videos(study: StudyConfig) -> int:
+    """Return the number of clips of the tested runs' questions, one of each task a clip."""
+    return study.decision.questions
+
+
+def further_seeds(study: StudyConfig, count: int) -> tuple[int, ...]:
+    """Return seeds of further trainings, none of them the study's own."""
+    return tuple(study.seed + 1000 * (i + 1) for i in range(count))
+
+
+def decision_sweep(study: StudyConfig, folder: str, tested) -> SweepConfig:
+    """Return the runs that test the decision, which answer questions of their own.
+
+    Args:
+      folder: as in `sweep`.
+      tested: configurations (x_N, x_T, x_V).
+    """
+    from fitting.sweeps import Point
+
+    seeds = further_seeds(study, study.decision.seeds)
+    points = [
+        Point("decision", x[0], int(x[1]), int(x[2]), tested_examples(study), None, seed)
+        for x in dict.fromkeys(map(tuple, tested))
+        for seed in seeds
+    ]
+    asked = Evaluation("test", f"{folder}/test.jsonl", folder, max_new_tokens=4)
+    return replace(sweep(study, folder), points=tuple(points), evaluations=(asked,))
+
+
+def replicate_sweep(study: StudyConfig, folder: str) -> SweepConfig | None:
+    """Return further runs of some isoFLOP runs, spread evenly by cost, with other seeds."""
+    law, rule = sweep(study, folder), study.decision
+    cost, seeds = inference_cost(study), further_seeds(study, rule.replicates)
+    isoflop = [p for p in law.points if p.sweep == "isoflop"]
+    isoflop.sort(key=lambda p: float(cost(_x(p))))
+    count = min(rule.replicated, len(isoflop))
+    rows = [round(i * (len(isoflop) - 1) / max(1, count - 1)) for i in range(count)]
+    points = [
+        replace(p, sweep="replicate", seed=seed, run_id=f"replicate-{_stem(p)}-seed{seed}")
+        for p in (isoflop[i] for i in dict.fromkeys(rows))
+        for seed in seeds
+    ]
+    return replace(law, points=tuple(points)) if points else None
+
+
+def _x(point):
+    import numpy as np
+
+    return np.array([point.lm_params, point.num_frames, point.tokens_per_frame], float)
+
+
+def _stem(point) -> str:
+    return point.run_id.partition("-")[2]
 
 
 def inference_cost(study: StudyConfig):

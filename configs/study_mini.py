@@ -3,7 +3,7 @@
 vvlm study --config study_mini --out runs/mini
 """
 
-from .study import StudyConfig
+from .study import DecisionTest, StudyConfig
 
 
 def config() -> StudyConfig:
@@ -24,6 +24,16 @@ def config() -> StudyConfig:
         domain_frames=(1, 2, 4, 8),
         domain_tokens=(1, 4, 16),
         max_per_curve=2,
+        decision=DecisionTest(
+            budgets=(0.75, 1.3),
+            rivals=("outside", "add"),
+            spend=(0.5, 1.0),
+            seeds=2,
+            questions=12,
+            replicated=2,
+            replicates=1,
+            own_projectors=False,
+        ),
         resamples=4,
         starts=8,
     )

@@ -67,19 +67,28 @@ def warnings(table, value_R: np.ndarray) -> Iterator[str]:
             f"{source}: {doubled} rows have the configuration, examples and value of another row; "
             "each counts"
         )
-    if table.protocol is None:
-        return
-    for metric in table.metrics:
+    texts = [str(text).strip().lower() for text in table.columns.get("score_se", ())]
+    if unknown := sum(text in MISSING and text != "" for text in texts):
+        yield f"{source}: score_se is no number in {unknown} of {len(table)} runs: unknown there"
+    yield from mixed_protocols(table)
+
+
+def mixed_protocols(table) -> Iterator[str]:
+    """Yield a line for each metric whose scores come from several protocols."""
+    for metric in table.metrics if table.protocol is not None else ():
         names = sorted({name or "unknown" for name in table.protocol[table.metric == metric]})
         if len(names) > 1:
             yield (
-                f"{source}: scores of {metric} come from {len(names)} protocols "
+                f"{table.source}: scores of {metric} come from {len(names)} protocols "
                 f"({', '.join(names)}), which may not be comparable"
             )
 
 
 def check_optional(table, wheres: list[str]) -> None:
-    """Raise ValueError for a seed or standard error that is neither empty nor a valid number."""
+    """Raise ValueError for a seed or standard error that is neither empty nor a valid number.
+
+    Empty, nan, none and null stand for unknown.
+    """
     if table.factors != FACTORS:  # a user's table, whose column `seed` may hold anything
         return
     rules = {
@@ -119,14 +128,29 @@ def check_unique(table, columns: Mapping[str, list], wheres: list[str]) -> None:
         n = () if table.n is None else (table.n,)
         alike = (*table.x.T, *n, table.error, table.weights, table.metric, *table.columns.values())
         keys, what = zip(*alike, strict=True), "the same values in all columns"
-    seen = {}
-    for where, key in zip(wheres, keys, strict=True):
+    seen, equal = {}, first_equal(columns)
+    for i, key in enumerate(keys):
         if key in seen:
+            copy = equal[i] == seen[key]
             raise ValueError(
-                f"{table.source}, {where}: {what.format(*map(str, key))} again, first in "
-                f"{seen[key]}; a run may appear once"
+                f"{table.source}, {wheres[i]}: {what.format(*map(str, key))} again, first in "
+                f"{wheres[seen[key]]}; a run may appear once"
+                + "; skip_duplicates (--skip-duplicates) leaves out exact copies"
+                * copy
             )
-        seen[key] = where
+        seen[key] = i
+
+
+def first_equal(columns: Mapping[str, list]) -> list[int]:
+    """Return, for each row, the first row that equals it in every column; 2e3 equals 2000."""
+    found = {}
+
+    def value(cell):
+        as_number = number(cell)
+        return str(cell) if math.isnan(as_number) else as_number
+
+    rows = zip(*columns.values(), strict=True)
+    return [found.setdefault(tuple(map(value, row)), i) for i, row in enumerate(rows)]
 
 
 def check_columns(names: list[str], columns, source) -> None:

@@ -1,9 +1,8 @@
-"""The table of runs, which every fit reads: from a CSV or Parquet file, or from mappings.
+"""The table of runs, which every fit reads: from a file, a data frame or mappings.
 
 A table has one row for each run and metric. A higher score is better; a law describes the error,
 scale - score. Without options `read_runs` reads the default columns, `run_files.COLUMNS`; options
-name those of other tables. Lines of a CSV that start with # are comments; those below the header
-are counted in a note.
+name those of other tables. `fitting.readers` says which files there are and what is a comment.
 """
 
 import dataclasses
@@ -15,7 +14,7 @@ from types import EllipsisType
 
 import numpy as np
 
-from fitting import run_checks, run_files
+from fitting import readers, run_checks, run_files
 from fitting.atomic import replacing
 from fitting.config import FACTORS
 from fitting.formatting import nearest
@@ -190,7 +189,7 @@ class RunTable:
         if not math.isnan(number):
             same_R |= np.array([run_checks.number(v) == number for v in values_R])
         if not same_R.any():
-            present = [run_files.plain(level) for level in self.levels(column)]
+            present = [readers.plain(level) for level in self.levels(column)]
             shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
             raise ValueError(
                 f"{self.source}: no runs with {column} {str(value)!r}"
@@ -217,7 +216,7 @@ class RunTable:
 
 
 def read_runs(
-    path,
+    source,
     *,
     factors=FACTORS,
     examples: str | None | EllipsisType = ...,
@@ -228,12 +227,13 @@ def read_runs(
     scale: float | None = None,
     group: str | None = None,
     skip_missing: bool = False,
+    skip_duplicates: bool = False,
 ) -> RunTable:
     """Read and validate a table of runs; without options, one with the columns `COLUMNS`.
 
     Args:
-      path: a CSV in UTF-8 with a header line and one line for each run and metric; blank lines and
-        those that start with # are skipped. Or a .parquet file, if pyarrow is installed.
+      source: a file that `fitting.readers` reads, with a header and one row for each run and
+        metric: CSV, `.csv.gz`, `.parquet` or `.xlsx`; or a data frame, or a mapping of columns.
       factors: names of the K columns that make up a configuration.
       examples: name of the column of data sizes n, None for laws without n; by default
         'num_examples' if the file has it or the factors are the default ones.
@@ -246,43 +246,50 @@ def read_runs(
       group: column whose values take the place of metrics, 'metric' by default; a run may appear
         once in each group.
       skip_missing: leave out rows without a score (or error), with a note.
+      skip_duplicates: leave out rows that equal an earlier one in every column, with a note.
 
     Raises:
       ValueError: one line, naming file, row, column, value and what is allowed.
       FileNotFoundError: one line.
     """
     factors = (factors,) if isinstance(factors, str) else tuple(factors)
-    read = run_files.read_parquet if Path(path).suffix == ".parquet" else run_files.read_csv
-    header, lines, records, notes = read(path)
+    texts = readers.read(source)
+    source, wheres, columns, notes = texts.source, texts.wheres, texts.columns(), list(texts.notes)
     if examples is ...:
-        has_n = "num_examples" in header or factors == FACTORS
+        has_n = "num_examples" in columns or factors == FACTORS
         examples = "num_examples" if has_n and "num_examples" not in factors else None
-    wheres = [f"row {row} (line {line})" for row, line in enumerate(lines, start=1)]
-    columns = dict(zip(header, map(list, zip(*records, strict=True)), strict=True))
     values_of = error or score or "score"
+
+    def keep(rows: list[int]) -> None:
+        nonlocal wheres, columns
+        wheres = [wheres[i] for i in rows]
+        columns = {name: [values[i] for i in rows] for name, values in columns.items()}
+
     if skip_missing and values_of in columns:
-        known = [
-            i
-            for i, value in enumerate(columns[values_of])
-            if value.lower() not in run_checks.MISSING
-        ]
-        if gone := len(wheres) - len(known):
-            first = next(i for i in range(len(wheres)) if i not in set(known))
-            notes.append(f"{path}: {gone} rows have no {values_of}, the first is {wheres[first]}")
-            wheres, columns = _kept(known, wheres, columns)
+        there = [v.lower() not in run_checks.MISSING for v in columns[values_of]]
+        if not all(there):
+            what = f"{there.count(False)} rows have no {values_of}"
+            notes.append(f"{source}: {what}, the first is {wheres[there.index(False)]}")
+            keep([i for i, known in enumerate(there) if known])
+    if skip_duplicates:
+        first = run_checks.first_equal(columns)
+        copies = [i for i, earlier in enumerate(first) if earlier != i]
+        if copies:
+            where, earlier = wheres[copies[0]], wheres[first[copies[0]]]
+            what = f"{len(copies)} rows are exact copies of others and were left out"
+            notes.append(f"{source}: {what}, the first is {where}, of {earlier}")
+            keep([i for i, earlier in enumerate(first) if earlier == i])
     if metric is not None:
-        run_checks.check_columns(["metric"], columns, path)
+        run_checks.check_columns(["metric"], columns, source)
         kept = [i for i, value in enumerate(columns["metric"]) if value == metric]
         if not kept:
             there = sorted(set(columns["metric"]))
             raise ValueError(
-                f"{path}: no runs with metric {metric!r}{nearest(metric, there)}; "
+                f"{source}: no runs with metric {metric!r}{nearest(metric, there)}; "
                 f"there are {', '.join(there)}"
             )
-        wheres, columns = _kept(kept, wheres, columns)
-    table = _table(
-        columns, wheres, str(path), factors, examples, score, error, weights, scale, group
-    )
+        keep(kept)
+    table = _table(columns, wheres, source, factors, examples, score, error, weights, scale, group)
     return dataclasses.replace(table, notes=(*notes, *table.notes))
 
 
@@ -321,10 +328,6 @@ def add_runs(path, rows: Iterable[Mapping]) -> None:
     write_runs(path, [row for row in old if key(row) not in replaced] + rows)
 
 
-def _kept(rows: list[int], wheres: list[str], columns: dict) -> tuple[list[str], dict]:
-    return [wheres[i] for i in rows], {k: [v[i] for i in rows] for k, v in columns.items()}
-
-
 def _table(
     columns: Mapping[str, list],
     wheres: list[str],
@@ -347,8 +350,12 @@ def _table(
         found = [run_checks.number(value) for value in columns[name]]
         for where, value, number in zip(wheres, columns[name], found, strict=True):
             if not good(number):
+                remedy = ""
+                if name == values_of and str(value).strip().lower() in run_checks.MISSING:
+                    remedy = "; skip_missing (--skip-missing) leaves out rows without one"
                 raise ValueError(
                     f"{source}, {where}: column {name!r} is {str(value)!r}; it must be {allowed}"
+                    f"{remedy}"
                 )
         return np.array(found)
 

@@ -43,14 +43,14 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting",
-        "sweeps cost run_files run_checks forms grids extent",
+        "sweeps cost readers run_files run_checks forms grids extent",
         "runs",
         "optimise bootstrap summary splits fit_folder law_file",
         "fits law",
         "validation frontiers",
         "ablations",
-        "elasticities uncertainty",
-        "planner planner_text validation_text",
+        "elasticities uncertainty regret",
+        "planner planner_text validation_text rivals",
         "figures report",
     ],
 }
@@ -343,7 +343,7 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    optional = ("lmms", "trackers", "slurm", "parquet", "gs", "s3")
+    optional = ("lmms", "trackers", "slurm", "parquet", "excel", "gs", "s3")
     optional = [line for name in optional for line in extras[name]]
     needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}
@@ -354,6 +354,7 @@ def test_every_imported_package_is_a_declared_dependency():
     called = {"PIL": "pillow", "orbax": "orbax-checkpoint", "lmms_eval": "lmms-eval"}
     called |= {"tensorflow_datasets": "tensorflow-datasets", "yaml": "pyyaml"}
     called |= {"google": "google-cloud-storage", "botocore": "boto3"}
+    called |= {"python_calamine": "python-calamine"}
     known = {*sys.stdlib_module_names, *TREES}
     undeclared = [
         f"{module}:{imported.line} imports {imported.target}"

@@ -5,10 +5,10 @@ Examples:
     vvlm fit fitting/data/li2024.csv --factors lm_params,visual_tokens \\
         --error error --scale 1 --form li --space linear --out runs/li
 
-RUNS.csv has a header and one line a run; lines that start with # are comments. Name the columns
-that make up a configuration (--factors), the number of training examples if there is one
-(--examples), and a score (higher is better) or an error; a law describes the error, scale - score.
-Other columns can select runs (--train, --test, --group).
+RUNS is a CSV (or .csv.gz, .parquet, .xlsx) with a header and one line a run; lines that start with
+# are comments. Name the columns that make up a configuration (--factors), the number of training
+examples if there is one (--examples), and a score (higher is better) or an error; a law describes
+the error, scale - score. Other columns can select runs (--train, --test, --group).
 
 Prints the fit report and writes OUT/fit.json, which holds all that is needed to predict and to
 audit; `vvlm plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
@@ -32,11 +32,20 @@ from vvlm_jax.progress import live
 
 from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import READERS, Data, FitFlags, fit_config, read_table
+from .fit_flags import (
+    READERS,
+    Data,
+    FitFlags,
+    Flag,
+    Rows,
+    check_enough,
+    fit_config,
+    read_table,
+    warn_if_few,
+)
 
 FOLDS = 5
-Rows = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+Split = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +65,7 @@ class Args:
     """Options of `vvlm fit`."""
 
     data: Data
+    rows: Rows
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]
     page: Page
     out: Path = Path("runs/fit")
@@ -64,16 +74,16 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
-    train: Rows = None
+    train: Split = None
     """Runs to fit when the --test runs are predicted, such as sweep=star."""
-    test: Rows = None
+    test: Split = None
     """Runs to predict from the --train runs, such as sweep=isoflop."""
 
 
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = read_table(args.data), fit_config(args.fit)
+    table, config = read_table(args.data, args.rows), fit_config(args.fit)
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
@@ -81,6 +91,8 @@ def main(args: Args) -> None:
     check_runs(config, table, args)
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
+    for one in tables.values():
+        check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
@@ -129,13 +141,6 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
         warn_if_few(one.source, len(one), config, one)
-
-
-def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
-    """Print a warning where runs do not outnumber parameters: nothing is left to check the law."""
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
-    if runs <= count:
-        print(f"warning: {what}: {runs} runs for {count} parameters", file=sys.stderr)
 
 
 def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):

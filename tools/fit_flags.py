@@ -2,16 +2,47 @@
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from fitting import run_checks
 from fitting.config import FACTORS, FitConfig
-from fitting.forms import get_form
+from fitting.forms import FORMS, get_form, usable_forms
 from fitting.runs import RunTable, read_runs
 
 Column = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of the table that take part."""
+
+    skip_missing: Flag = False
+    """Leaves out rows without a score; otherwise such a row is an error."""
+    skip_duplicates: Flag = False
+    """Leaves out rows that equal an earlier one in every column."""
+    mixed_protocols: Flag = False
+    """Fits scores of several evaluation protocols (column 'protocol') together."""
+
+    def read(self, path, **options) -> RunTable:
+        """Return the runs; ValueError as `read_runs`, or where protocols are mixed unasked."""
+        names = ("skip_missing", "skip_duplicates")
+        table = read_runs(path, **{name: getattr(self, name) for name in names}, **options)
+        self.check(table)
+        return table
+
+    def check(self, table: RunTable) -> None:
+        """Raise ValueError where scores of a metric come from several protocols, unless told."""
+        for line in run_checks.mixed_protocols(table) if not self.mixed_protocols else ():
+            first = next(name for name in table.protocol if name)
+            raise ValueError(
+                f"{line}; keep those of one (--where protocol={first}), or fit them together "
+                "(--mixed-protocols)"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +50,7 @@ class Data:
     """The meaning of the table's columns."""
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS.csv")]
-    """The table of runs."""
+    """The table of runs: .csv, .csv.gz, .parquet or .xlsx."""
     factors: Annotated[str, tyro.conf.arg(metavar="COLUMN,...")] = ",".join(FACTORS)
     """Columns x_1, x_2 ... of a configuration: any number, positive."""
     examples: Column = None
@@ -99,16 +130,42 @@ def fit_config(flags: FitFlags) -> FitConfig:
         raise ValueError(text.replace("a mapping {column: number}", "COLUMN=NUMBER,...")) from None
 
 
-def read_table(data: Data) -> RunTable:
+def read_table(data: Data, rows: Rows) -> RunTable:
     """Return the runs that the options name; raise ValueError where a metric must be chosen."""
-    options = dataclasses.asdict(data) | {
+    options = vars(data) | {
         "factors": tuple(name.strip() for name in data.factors.split(",") if name.strip()),
         "scale": None if data.scale is None else float(data.scale),
     }
-    table = read_runs(options.pop("runs"), **options)
+    table = rows.read(options.pop("runs"), **options)
     if len(table.metrics) > 1 and not data.group:
         raise ValueError(
             f"{data.runs}: metrics {', '.join(table.metrics)}; choose one with --metric, or fit "
             "each with --group metric"
         )
     return table
+
+
+def check_enough(table: RunTable, config: FitConfig) -> None:
+    """Raise ValueError for fewer runs than parameters; names the forms that would do."""
+    runs, with_n = len(table), table.n is not None
+
+    def count(name: str) -> int:
+        return len(get_form(name).parameters(len(table.factors), with_n))
+
+    if runs >= count(config.form):
+        return
+    smaller = [f"{n} ({count(n)})" for n in usable_forms(FORMS, with_n) if count(n) < runs]
+    remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
+    of = f" of {table.metrics[0]}" * bool(table.metrics[0])
+    raise ValueError(
+        f"{table.source}: {runs} run{'s' * (runs > 1)}{of} cannot determine the "
+        f"{count(config.form)} parameters of {config.form!r}; add runs, {remedy}"
+    )
+
+
+def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
+    """Print a warning where runs do not outnumber parameters."""
+    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
+    if runs <= count:
+        why = "nothing is left to check the law" if runs == count else "they are not determined"
+        print(f"warning: {what}: {runs} runs for {count} parameters: {why}", file=sys.stderr)

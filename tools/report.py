@@ -26,12 +26,12 @@ import tyro
 from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.forms import FORMS, get_form
-from fitting.runs import RunTable, read_runs, write_runs
+from fitting.runs import RunTable, write_runs
 from vvlm_jax.progress import Progress, printable
 
 from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line
-from .fit_flags import FitFlags, fit_config
+from .fit_flags import FitFlags, Flag, Rows, fit_config
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
 QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
@@ -43,6 +43,7 @@ class Args:
 
     runs: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUNS")]
     """The table of runs, a sweep's store, or a folder with runs.csv or runs.parquet."""
+    rows: tyro.conf.OmitArgPrefixes[Rows]
     out: Path = Path("runs/report")
     """Folder for report.html, figures, tables and laws."""
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
@@ -61,7 +62,7 @@ class Args:
     """Seed of resamples, starts and folds."""
     scale: float | None = None
     """Best possible score, 100 or 1; needed if no score is above 1."""
-    synthetic: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    synthetic: Flag = False
     """Mark page, figures and CSVs as synthetic; not needed if the table says so itself."""
     vision_params: float | None = None
     """x_M of equation 1, parameters of the vision model; by default the store's, else 4.3e8."""
@@ -81,8 +82,8 @@ def main(args: Args) -> None:
         path, table = args.runs, collected(store).select(metric=args.metric)
     else:
         path = results.table_file(args.runs)
-        table = read_runs(path, metric=args.metric, scale=args.scale, skip_missing=True)
-        table = results.in_percent(table)
+        table = results.in_percent(args.rows.read(path, metric=args.metric, scale=args.scale))
+    args.rows.check(table)
     mark = text.SYNTHETIC if args.synthetic or results.is_synthetic(path, table) else ""
     settings = dataclasses.replace(settings, mark=mark)
     make_folder(args.out)

@@ -7,6 +7,7 @@
     5      elasticity_by_task
     6      vision_share         of the compute, over x_N and x_V
     7, 8   all_runs             of both sweeps
+    -      decision_points        a decision, its rivals, and what the law predicted
 
 One law, or a table of one metric, gives one row of panels; several give a row each, which makes
 Figures 8, 9 and 10 from 7, 2 and 1. Columns may have any names; the first factor distinguishes
@@ -24,6 +25,7 @@ _EXPORTS = {
     "frontier": ("elasticity_by_task", "frontier_paths"),
     "groups": ("along", "center", "cost_groups", "curve_costs"),
     "runs": ("all_runs",),
+    "tested": ("decision_points",),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}
 __all__ = sorted(_HOME)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting import readers
 from fitting.config import FitConfig
 from fitting.forms import FORMS, PAPER_FORMS, get_form
 from fitting.runs import RunTable
@@ -73,9 +74,8 @@ def table_file(path: Path) -> Path:
 def is_synthetic(path: Path, table: RunTable) -> bool:
     """Return whether a file name, comment, metric or sweep of a table says "synthetic"."""
     marked = [path.name, *table.metrics, *set(table.columns.get("sweep", ()))]
-    if path.is_file() and path.suffix != ".parquet":
-        with open(path, encoding="utf-8-sig") as file:
-            marked += [line for line in file if line.lstrip().startswith("#")]
+    if path.is_file():
+        marked += readers.comments(path)
     return any("synthetic" in text.lower() for text in marked)
 
 

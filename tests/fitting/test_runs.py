@@ -389,7 +389,8 @@ def test_what_is_passed_over_or_looks_doubled_is_counted(tmp_path):
     path = tmp_path / "runs.csv"
     assert len(table) == 2
     assert table.notes == (
-        f"{path}: 2 lines that start with # were passed over, the first is line 4",
+        f"{path}: 2 lines that start with # were passed over, the first is line 4; a run "
+        "whose name starts with # needs quotes around the name",
         f"{path}: 1 rows have the configuration, examples and value of another row; each counts",
     )
     assert read_runs(csv_file(tmp_path, LINE)).notes == ()

@@ -258,6 +258,31 @@ def test_few_runs_and_odd_rows_are_warned_of(runs, tmp_path, capsys):
     assert "num_examples=100000: 6 runs for 9 parameters" in shown
 
 
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        (1, "1 run of avg cannot determine the 9 parameters of 'add'; add runs, no form does"),
+        (8, "8 runs of avg cannot determine the 9 parameters of 'add'; add runs, or choose a "),
+    ],
+)
+def test_fewer_runs_than_parameters_are_refused(runs, tmp_path, rows, message):
+    few = tmp_path / "few.csv"
+    few.write_text("\n".join(runs.read_text().splitlines()[: rows + 1]) + "\n")
+    with pytest.raises(ValueError, match=re.escape(message)):
+        fit(few, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
+    assert not (tmp_path / "law").exists()
+
+
+def test_scores_of_several_protocols_need_a_word(runs, tmp_path, table):
+    rows = [row | {"protocol": f"p{i % 2}"} for i, row in enumerate(table.rows())]
+    write_runs(runs, rows)
+    words = (runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
+    with pytest.raises(ValueError, match="2 protocols .*--where protocol=p0.*--mixed-protocols"):
+        fit(*words)
+    fit(*words, "--mixed-protocols")
+    assert (tmp_path / "law" / "fit.json").is_file()
+
+
 def test_a_comparison_needs_its_folds(runs, tmp_path):
     few = tmp_path / "few.csv"
     few.write_text("\n".join(runs.read_text().splitlines()[:4]) + "\n")

@@ -49,7 +49,7 @@ def made(tmp_path_factory):
         few = dict(forms=("mult", "add"))  # the others compile for long
         patch.setattr(command, "settings_of", lambda *a: dataclasses.replace(whole(*a), **few))
         patch.setattr(ablations, "variations", lambda c: dict(list(some(c).items())[2:4]))
-        report(runs, "--out", folder / "out", *QUICK, *EQUATION)
+        report(runs, "--out", folder / "out", *QUICK, *EQUATION, "--skip-missing")
     return folder
 
 
@@ -159,7 +159,18 @@ def test_laws_are_reused_and_what_the_runs_do_not_support_is_said(made, tmp_path
     """Again for one metric, from a folder; then runs of one n without isoFLOP, and too few."""
     again = shutil.copytree(made / "out", tmp_path / "again")
     before = laws(again)
-    report(made, "--out", again, *QUICK, *EQUATION, "--appendix", "none", "--metric", "vqa")
+    report(
+        made,
+        "--out",
+        again,
+        *QUICK,
+        *EQUATION,
+        "--appendix",
+        "none",
+        "--metric",
+        "vqa",
+        "--skip-missing",
+    )
     assert laws(again) == before
     assert len(before) == len(METRICS)
     assert (made / "out" / "tables" / "table8.csv").exists()
@@ -267,7 +278,16 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
         ("folder", (), "has neither a sweep's store nor runs.csv"),
         (lambda t: t.replace("num_frames,", "frames,", 1), (), "no column 'num_frames' (the near"),
         (lambda t: HEADER + "\n", (), "no runs; at least one row is needed"),
-        (lambda t: re.sub(r",[\d.]+\n", ",\n", t), (), "no runs; at least one row is needed"),
+        (
+            lambda t: re.sub(r",[\d.]+\n", ",\n", t),
+            ("--skip-missing",),
+            "no runs; at least one row is needed",
+        ),
+        (
+            lambda t: re.sub(r",[\d.]+\n", ",\n", t),
+            (),
+            "column 'score' is ''; it must be a number from 0 to 100; skip_missing",
+        ),
         (lambda t: t, ("--metric", "vqb"), "no runs with metric 'vqb' (the nearest is 'vqa')"),
         (lambda t: t, ("--form", "add-intract"), "add-interact"),
         (lambda t: t, ("--form", "li"), "--form li has no number of examples; choose one of mult"),

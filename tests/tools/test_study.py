@@ -12,6 +12,7 @@ from tools import study as command
 from tools.common import die_in_one_line
 from tools.study import jobs
 from tools.study.folder import LATER, content_hash
+from tools.study.progress import Progress, jobs_ahead
 from vvlm_jax.override import override
 from vvlm_jax.sweep.jobs import train_config
 from vvlm_jax.sweep.store import journal
@@ -41,6 +42,12 @@ MISTAKES = [
     ("batch_size=7", "batch_size = 7: must be even"),
     ("rate=0", "rate = 0.0: must be above 0"),
     ("resamples=0", "resamples = 0: must be at least 1"),
+    ("decision.seeds=1", "decision.seeds = 1: must be at least 2"),
+    ("decision.spend=[1.0, 0.9]", "decision.spend = .*: must be two shares of the budget"),
+    ('decision.rivals=["cheapest"]', "decision.rivals = .*: must be one or more of outside, add"),
+    ("decision.budgets=[0.5, 1.5]", "decision.budgets = 0.5: is an isoFLOP budget, 1.2e.07"),
+    ("decision.budgets=[0.01]", "decision.budgets = 0.01: 0 configurations cost 85% to 100% of"),
+    ("decision.num_examples=5000", "decision.num_examples = 5000: must be from batch_size = 8"),
 ]
 
 
@@ -92,9 +99,15 @@ def test_only_what_a_run_depends_on_names_its_folder():
     )
     assert content_hash(same) == content_hash(base)
     others = [
-        override(base, [a]) for a in ("seed=1", "rate=1e-3", "train_videos=4001", "captions=99")
+        override(base, [a])
+        for a in (
+            *("seed=1", "rate=1e-3", "train_videos=4001", "captions=99"),
+            *("decision.questions=9", "decision.own_projectors=false"),
+        )
     ]
-    assert len({content_hash(s) for s in [base, *others]}) == 5
+    assert len({content_hash(s) for s in [base, *others]}) == 7
+    later = override(base, ["decision.budgets=[0.8]", "decision.seeds=5", "decision.tolerance=2"])
+    assert content_hash(later) == content_hash(base)
 
 
 def test_a_later_option_is_an_option():
@@ -156,11 +169,11 @@ def test_phases_follow_one_another(store):
         states |= {id: State("done", journal.NO_ENTRY) for id in store.jobs if id.startswith(done)}
         return jobs.phase(store, states)
 
-    data, preparing = "videos, pictures and stories", "pretrained encoder and language models"
+    data, preparing = jobs.DATA, jobs.PARTS
     assert phase("none") == phase("data/train", "lm-", "star") == data
     assert phase("data/") == phase("data/", "lm-", "vision") == preparing
     prepared = ("data/", "lm-", "vision", "stage1-")
-    assert phase(*prepared) == phase(*prepared, "star") == "sweep and evaluation"
+    assert phase(*prepared) == phase(*prepared, "star") == jobs.SWEEP
     assert phase("") is None
 
 
@@ -170,3 +183,89 @@ def test_a_study_with_other_runs_shares_what_is_done(store):
     again = jobs.create(other, store.path)
     assert again.state("data/train").phase == "done"
     assert {run["num_examples"] for run in again.runs} == {24, 32, 64, 96}
+
+
+# The decision test.
+
+TESTED = [(54000, 4, 4), (147904, 2, 16), (54000, 4, 4)]
+
+
+def test_tested_configurations_wait_for_a_stage_1_of_their_seed(tmp_path):
+    study = override(study_mini.config(), ["decision.own_projectors=true", "decision.seeds=2"])
+    store = jobs.create(study, tmp_path / "work", TESTED)
+    run = "decision-N54000-T4-V4-n96-seed2000"
+    argument = store.job(f"{run}/train").argument
+    assert argument["projector"] == "seed2000-stage1-study-m"
+    assert argument["seed"] == store.job("seed2000-stage1-study-m/train").argument["seed"] == 2000
+    assert "seed2000-stage1-study-m/train" in store.job(f"{run}/train").after
+    (asked,) = [id for id in store.jobs if id.startswith(f"{run}/evaluate")]
+    assert store.job(asked).argument["evaluation"] == "test"
+    assert "data/test" in store.job(asked).after
+    assert store.shared["evaluations"].keys() == {"val", "test"}
+    tested = [row for row in store.runs if row["sweep"] == "decision"]
+    assert [row["seed"] for row in tested] == [1000, 2000] * 2, "none twice"
+    repeated = [row["run_id"] for row in store.runs if row["sweep"] == "replicate"]
+    isoflop = {row["run_id"].partition("-")[2] for row in store.runs if row["sweep"] == "isoflop"}
+    assert len(repeated) == 2
+    assert {
+        name.removeprefix("replicate-").removesuffix("-seed1000") for name in repeated
+    } <= isoflop
+    more = {jobs.phase_of(job) for job in store.jobs.values() if "seed" in job.id}
+    assert more == {jobs.TEST}
+
+
+def test_a_shared_stage_1_serves_all_seeds_where_the_study_says_so(tmp_path):
+    store = jobs.create(study_mini.config(), tmp_path / "work", TESTED)
+    job = store.job("decision-N54000-T4-V4-n96-seed2000/train")
+    assert job.argument["projector"] == "stage1-study-m"
+    assert not [id for id in store.jobs if id.startswith("seed")]
+
+
+def test_the_whole_study_repeats_enough_runs_for_ten_degrees_of_freedom():
+    full = study.study()
+    points = study.replicate_sweep(full, "").points
+    assert len({(p.lm_params, p.num_frames, p.tokens_per_frame) for p in points}) >= 4
+    assert len(points) >= 10
+    assert full.decision.seeds == 3
+    assert full.decision.questions >= 3000
+    assert full.seed not in {p.seed for p in points}
+
+
+def test_time_left_follows_the_costs_of_the_jobs_left(store):
+    """With seconds that are 2 + cost / 1e9, the estimate is right from a few jobs on."""
+    import numpy as np
+
+    def seconds(job):
+        return 2 + job.cost / 1e9
+
+    done, rng = set(), np.random.default_rng(0)
+    line = Progress(store, workers=2)
+    everything = sum(map(seconds, store.jobs.values()))
+    phases = (jobs.DATA, jobs.PARTS, jobs.SWEEP)
+    order = sorted(  # a worker takes the runs of a model one after another
+        store.jobs.values(),
+        key=lambda job: (phases.index(jobs.phase_of(job)), job.run.partition("-n")[0], -job.cost),
+    )
+    took = 0.0
+    for job in order:
+        states = {id: State("ready", journal.NO_ENTRY) for id in store.jobs}
+        for id in done:
+            body = {"seconds": seconds(store.job(id)) * rng.uniform(0.9, 1.1)}
+            states[id] = State("done", journal.NO_ENTRY._replace(body=body))
+        left = line.seconds_left(states)
+        if took > everything / 4:
+            assert left == pytest.approx((everything - took) / 2, rel=0.3)
+        done.add(job.id)
+        took += seconds(job)
+    assert line(states).startswith("run 21 of 21 (21 trained)")
+    assert "sweep and evaluation" in line(states)
+
+
+def test_runs_that_the_law_has_not_named_yet_are_counted(store):
+    mini = study_mini.config()
+    ahead = jobs_ahead(mini, str(store.path))
+    line = Progress(store, 2, ahead)
+    assert line.total == 21 + 2 * 3 * 2 + 2
+    with_all = jobs.create(mini, store.path, [(54000, 4, 4), (147904, 2, 16), (24736, 4, 16)])
+    assert {job.kind for job in ahead} == {"data", "train", "evaluate"}
+    assert "data/test" in with_all.jobs

@@ -71,3 +71,49 @@ def check(study: StudyConfig) -> None:
         require(name, getattr(study, name) >= 1, "at least 1")
     require("rate", study.rate > 0, "above 0")
     sweep_config.check(study_lib.sweep(study, ""), study.train_videos)
+    _check_decision(study)
+
+
+def _check_decision(study: StudyConfig) -> None:
+    """Raise ConfigError for a test that cannot be done: too few rivals within reach above all."""
+    from fitting.rivals import RULES, within
+
+    rule, cost = study.decision, study_lib.inference_cost(study)
+    spend, n = rule.spend, rule.num_examples
+    values = (
+        ("budgets", all(share > 0 for share in rule.budgets), "shares above 0"),
+        (
+            "rivals",
+            set(rule.rivals) <= set(RULES) and len(set(rule.rivals)) == len(rule.rivals) > 0,
+            f"one or more of {', '.join(RULES)}",
+        ),
+        ("spend", 0 < spend[0] < spend[1] <= 1, "two shares of the budget, at most 1"),
+        ("seeds", rule.seeds >= 2, "at least 2"),
+        (
+            "num_examples",
+            n is None or study.batch_size <= n <= study.train_videos,
+            f"from batch_size = {study.batch_size} to train_videos = {study.train_videos}",
+        ),
+        ("questions", rule.questions >= 1, "at least 1"),
+        ("tolerance", rule.tolerance >= 0, "0 or above"),
+        ("level", 0 < rule.level < 1, "between 0 and 1"),
+        ("replicated", rule.replicated >= 0, "0 or above"),
+        ("replicates", rule.replicates >= 0, "0 or above"),
+    )
+    for name, ok, allowed in values:
+        if not ok:
+            value = json.dumps(getattr(rule, name))
+            raise ConfigError(f"decision.{name} = {value}: must be {allowed}")
+    costs, wanted = cost(study_lib.domain(study).configurations()), 1 + len(rule.rivals)
+    for share, budget in zip(rule.budgets, study_lib.tested_budgets(study), strict=True):
+        if budget in study.budgets:
+            raise ConfigError(
+                f"decision.budgets = {share:g}: is an isoFLOP budget, {budget:g} FLOPs; a test "
+                "needs budgets that no run has seen"
+            )
+        if (there := int(within(costs, budget, spend).sum())) < wanted:
+            raise ConfigError(
+                f"decision.budgets = {share:g}: {there} configurations cost {spend[0]:.0%} to "
+                f"{spend[1]:.0%} of {budget:g} FLOPs, and x* and its rivals need {wanted}; change "
+                "the budget, spend, rivals or the domain"
+            )

@@ -1,7 +1,8 @@
 """The jobs of a study: data, pretraining, the runs of the sweep, and controls. Imports no jax.
 
 Data and pretraining are runs of their own: `data` with four jobs, `lm-LLM` for each language model
-and `vision`. Controls are jobs of the run at the star's centre.
+and `vision`. Controls are jobs of the run at the star's centre. `decision_jobs.py` has the jobs
+that test the decision; they are added once the law has named it.
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ from vvlm_jax.sweep.config import SweepPoint
 from vvlm_jax.sweep.store.store import Job, State, Store
 
 from ..common import shipped
+from .parts import data_kinds, stages
 
 study_lib = shipped("study")
 StudyConfig = study_lib.StudyConfig
@@ -25,60 +27,90 @@ UNTRAINED = 3
 """Random projectors of the untrained control. A single one may happen to prefer wrong answers."""
 
 
-def create(study: StudyConfig, work: Path) -> Store:
+def create(study: StudyConfig, work: Path, tested=(), parts=None) -> Store:
     """Create the study's store, or renew it in a folder that a study with the same hash used.
 
     The jobs are those of this study; results of jobs that only the other one had are kept.
+
+    Args:
+      tested: configurations that test the decision, once the law has named them.
+      parts: pretrained `Parts` to start from; None trains them.
     """
+    from . import decision_jobs
+
     config = study_lib.sweep(study, str(work))
     points = {p.run_id: p for p in config.points}
-    prepared = {
-        study_lib.lm_run(llm): study_lib.lm_stage(study, llm, str(work)) for llm in study.llms
-    }
-    prepared["vision"] = study_lib.vision_stage(study, str(work))
+    prepared = stages(study, str(work))
     shared = sweep_jobs.shared_by(config)
     shared |= {name: dataclasses.asdict(stage) for name, stage in prepared.items()}
     jobs = [
-        *_data_jobs(study),
-        *(_prepare(study, str(work), name, stage) for name, stage in prepared.items()),
-        *(_complete(study, job, points.get(job.run)) for job in sweep_jobs.jobs_of(config)),
+        *_preparing(study, str(work), parts),
+        *(complete(study, job, points.get(job.run)) for job in sweep_jobs.jobs_of(config)),
         *_controls(study, star_center(config.points)),
     ]
     runs, about = sweep_jobs.runs_of(config), plan.encoder(config)
+    if len(tested):
+        more = decision_jobs.sweeps(study, str(work), tested)
+        jobs += decision_jobs.jobs(study, more)
+        for sweep in more:
+            runs += sweep_jobs.runs_of(sweep)
+            shared["evaluations"] |= sweep_jobs.shared_by(sweep)["evaluations"]
     return Store.renew(work, config.name, jobs, runs, shared, encoder=about)
 
 
-def _data_jobs(study: StudyConfig) -> list[Job]:
-    """Return the jobs that write annotations with their clips and pictures."""
-    videos = dict(
+def preparing(study: StudyConfig, work: Path) -> Store:
+    """Create the study's store with the jobs of its data and of its parts alone."""
+    shared = {name: dataclasses.asdict(stage) for name, stage in stages(study, str(work)).items()}
+    about = plan.encoder(study_lib.sweep(study, str(work)))
+    return Store.renew(work, "study", _preparing(study, str(work), None), (), shared, encoder=about)
+
+
+def _preparing(study: StudyConfig, folder: str, parts) -> list[Job]:
+    """Return the jobs of the data, and those that train the parts or put them in place."""
+    data, prepared = data_jobs(study), stages(study, folder)
+    if parts is None:
+        return [*data, *(_prepare(study, folder, name, one) for name, one in prepared.items())]
+    # Stage 1 reads the pictures, too; what only the parts were trained on is not needed.
+    read = Path(study_lib.projector_stage(study, study.llms[0], "").data.annotations).stem
+    unused = {kind for kind in data_kinds(study) if kind != read}
+    kept = [job for job in data if job.argument["kind"] not in unused]
+    return [*kept, *(parts.job(name) for name in prepared)]
+
+
+def videos(study: StudyConfig) -> dict:
+    """Return the arguments of every job that writes clips."""
+    return dict(
         turns=study.turns,
         num_frames=study.num_frames,
         flash_lengths=study.flash_lengths,
         size=study.image_size,
         seed=study.seed,
     )
+
+
+def data_job(kind: str, options: dict) -> Job:
+    """Return a job that writes annotations with their clips or pictures."""
+    relative = {"captions": 1, "stories": 1}.get(kind, 4)  # a clip costs four times a picture
+    return Job(
+        f"data/{kind}", "data", {"kind": kind, **options}, cost=3e6 * relative * options["count"]
+    )
+
+
+def data_jobs(study: StudyConfig) -> list[Job]:
+    """Return the jobs that write the data, apart from the questions of tested runs."""
     options = {
-        "train": dict(count=study.train_videos, **videos),
-        "val": dict(count=study.val_videos, **videos),
+        "train": dict(count=study.train_videos, **videos(study)),
+        "val": dict(count=study.val_videos, **videos(study)),
         "captions": dict(count=study.captions, size=study.image_size, seed=study.seed),
         "stories": dict(count=study.stories, turns=study.turns, seed=study.seed),
     }
-    relative = {"train": 4, "val": 4}  # a clip costs four times a picture or a story
-    return [
-        Job(
-            f"data/{kind}",
-            "data",
-            {"kind": kind, **one},
-            cost=3e6 * relative.get(kind, 1) * one["count"],
-        )
-        for kind, one in options.items()
-    ]
+    return [data_job(kind, one) for kind, one in options.items()]
 
 
 def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> Job:
     """Return the job that pretrains a language model, or the encoder with a language model."""
     # All data come first: they are quick, and the phase then has an end that can be timed.
-    init, after, tokens = (), tuple(job.id for job in _data_jobs(study)), 100
+    init, after, tokens = (), tuple(job.id for job in data_jobs(study)), 100
     if name == "vision":
         lm, tokens = study_lib.lm_run(study_lib.caption_llm(study)), 32
         init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train", "data/captions")
@@ -88,7 +120,7 @@ def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> 
     return Job(f"{name}/train", "train", argument, after, cost)
 
 
-def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
+def complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
     """Return a job of the sweep with the jobs whose files it reads, and a cost for small models.
 
     With small models a token takes longer than its FLOPs say.
@@ -99,8 +131,10 @@ def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
         before = ("vision/train", f"{study_lib.lm_run(llm)}/train", "data/captions")
         return dataclasses.replace(job, after=before, cost=_cost(llm, examples, 32, passes=2))
     if job.kind == "evaluate":
-        after = (*job.after, "data/val")
-        return dataclasses.replace(job, after=after, cost=_asking(study, point))
+        asked = job.argument["evaluation"]
+        count = study.val_videos if asked == "val" else study_lib.quiz_videos(study)
+        cost = _asking(study, point, count)
+        return dataclasses.replace(job, after=(*job.after, f"data/{asked}"), cost=cost)
     llm = job.argument["model"]["llm"]
     tokens = point.num_frames * point.tokens_per_frame + study_lib.TEXT_TOKENS
     before = (*job.after, "vision/train", f"{study_lib.lm_run(llm)}/train", "data/train")
@@ -109,7 +143,7 @@ def _complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
 
 def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
     """Return the evaluations of the untrained model, and of the largest run on other clips."""
-    cost, run = _asking(study, center), center.run_id
+    cost, run = _asking(study, center, study.val_videos), center.run_id
     lm = study_lib.lm_run(study_lib.language_models(study)[center.lm_params])
     prepared = ("vision/train", f"{lm}/train", "data/val")
     return [
@@ -121,10 +155,10 @@ def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
     ]
 
 
-def _asking(study: StudyConfig, point: SweepPoint) -> float:
-    """Return the cost of an evaluation."""
+def _asking(study: StudyConfig, point: SweepPoint, videos: int) -> float:
+    """Return the cost of an evaluation; a video is encoded once and asked one question a task."""
     tokens = point.num_frames * point.tokens_per_frame + 50
-    return _cost(study_lib.language_models(study)[point.lm_params], study.val_videos, tokens)
+    return _cost(study_lib.language_models(study)[point.lm_params], videos, tokens)
 
 
 def _cost(llm: str, examples: int, tokens: int, passes: int = 3) -> float:
@@ -132,20 +166,30 @@ def _cost(llm: str, examples: int, tokens: int, passes: int = 3) -> float:
     return passes * examples * tokens * (llm_params(LLAMA[llm]) + 3e4)
 
 
-PHASES = {
-    "videos, pictures and stories": lambda job: job.kind == "data",
-    "pretrained encoder and language models": lambda job: (
-        job.kind == "train" and job.argument["stage"] != "finetune"
-    ),
-    "sweep and evaluation": lambda job: job.kind != "data",
-}
-"""Name of a phase -> whether a job belongs to it; the first phase that matches counts."""
+DATA, PARTS, SWEEP, TEST = (
+    "videos, pictures and stories",
+    "pretrained encoder and language models",
+    "sweep and evaluation",
+    "decision test",
+)
+"""The phases that a store's jobs belong to, in their order."""
+
+
+def phase_of(job: Job) -> str:
+    """Return the phase that a job belongs to."""
+    if job.id == "data/test" or job.run.startswith(("decision-", "replicate-", "seed")):
+        return TEST
+    if job.kind == "data":
+        return DATA
+    if job.kind == "part":
+        return PARTS
+    return PARTS if job.kind == "train" and job.argument["stage"] != "finetune" else SWEEP
 
 
 def phase(store: Store, states: dict[str, State]) -> str | None:
     """Return the first phase with jobs to do; None when all jobs have ended."""
-    left = [job for id, job in store.jobs.items() if not states[id].is_final]
-    return next((name for name, has in PHASES.items() if any(map(has, left))), None)
+    left = {phase_of(job) for id, job in store.jobs.items() if not states[id].is_final}
+    return next((name for name in (DATA, PARTS, SWEEP, TEST) if name in left), None)
 
 
 def star_center(points):

@@ -1,4 +1,4 @@
-"""The study's last phase: runs.csv, the law and the page."""
+"""The study's page: the outcome first, then its controls and the common report."""
 
 import json
 from pathlib import Path
@@ -6,52 +6,45 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from fitting.config import FitConfig
-from fitting.forms import PAPER_FORMS
-from fitting.report.analysis import analyse
 from fitting.report.jobs import describe
 from fitting.report.page import write_page
 from fitting.report.results import Results as PageResults
 from fitting.report.results import Settings, Subject
-from fitting.runs import read_runs, write_runs
+from fitting.runs import RunTable
 from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
 
+from ..common import shipped
+from . import laws
+from .findings import findings
 from .jobs import star_center
+from .outcome import add_findings, add_outcome
 from .results import MARGIN, NAMES, Effect, Results, effects, mean_of
+
+study_lib = shipped("study")
 
 MARK = "Synthetic clips, small models: no number here says anything about a public benchmark."
 """Notice on the page and its figures."""
 
 
-def write(study, points, rows, results: Results, work: Path, out: Path, cost, domain):
-    """Write OUT/runs.csv, OUT/fit, OUT/figures, OUT/tables and OUT/report.html.
+def write(study, points, table: RunTable, results: Results, analysis, verdict, work, out: Path):
+    """Write OUT/report.html, OUT/fit, OUT/figures and OUT/tables.
 
     Args:
-      points, rows: the sweep's runs, and their rows of the table of runs.
+      points: the runs that the law is fitted to.
+      table: the runs of all sweeps, as in OUT/runs.csv.
+      analysis: of the law.
+      verdict: as in verdict.json.
       work: the study's folder, which holds its clips.
-      cost, domain: cost of a configuration, and the configurations to choose from.
     """
-    write_runs(out / "runs.csv", rows)
-    table = read_runs(out / "runs.csv")
-    configs = [
-        FitConfig(
-            form,
-            resamples=study.resamples,
-            starts=study.starts,
-            seed=study.seed,
-            resampling="stratified",
-            units="geomean",
-        )
-        for form in PAPER_FORMS
-    ]
-    reach = cost(domain.configurations())
-    budgets = np.geomspace(reach.min() * 1.05, reach.max(), 60)
-    sizes = np.geomspace(min(study.num_examples), 2 * study.isoflop_examples, 5)
-    analysis = analyse(table.select(metric="avg"), domain, cost, configs, budgets, sizes)
+    cost, domain = study_lib.inference_cost(study), study_lib.domain(study)
     analysis.law.save(out / "fit")
 
     def add_first(report):
+        add_outcome(report, verdict, analysis, domain)
+        run_sd = verdict["run_noise"]["replicates"]["sd"]
+        run_sd = np.nan if run_sd is None else run_sd
+        add_findings(report, findings(analysis, domain, run_sd, verdict["level"]), verdict["level"])
         _add_facts(report, study, points, results)
         _add_clip(report, work)
         _add_learning(report, points, results)
@@ -62,7 +55,7 @@ def write(study, points, rows, results: Results, work: Path, out: Path, cost, do
     metrics = {"avg": describe(subject, analysis, settings, domain)}
     write_page(
         out,
-        table,
+        laws.of_law(table),
         PageResults([subject], metrics, {"avg": found}),
         settings,
         title="Inference compute-optimal video VLMs: a small study, end to end",

@@ -302,7 +302,7 @@ def write_videos(
     one question a task and clip, answers balanced. Splits draw from different seeds, so no clip is
     in two of them. Existing files are kept, so an interrupted call continues.
     """
-    rng = np.random.default_rng([seed, 3 if split == "train" else 4])
+    rng = np.random.default_rng([seed, {"train": 3, "val": 4, "test": 5}[split]])
     (folder / split).mkdir(parents=True, exist_ok=True)
     rows = []
     if split == "train":

@@ -1,7 +1,10 @@
-"""Jobs of a sweep on synthetic data: the data itself, and controls that should score chance."""
+"""Jobs of a sweep on synthetic data: the data, pretrained parts, controls that score chance."""
 
 import dataclasses
+import hashlib
+from pathlib import Path
 
+from vvlm_jax.config import ConfigError
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.worker import Context
 
@@ -9,25 +12,55 @@ from vvlm_jax.sweep.worker import Context
 def write_data(context: Context) -> dict:
     """Write one kind of synthetic data into the store, unless it is there.
 
-    The job's argument names the `kind` (train, val, captions or stories) and holds the arguments of
-    its function in `vvlm_jax.data.synthetic`. The annotation file is written last.
+    The job's argument is that of `write_kind`.
+    """
+    with context.stop.anywhere():
+        return {"file": write_kind(context.store.path, **context.job.argument).name}
+
+
+def write_kind(folder: Path, kind: str, **options) -> Path:
+    """Write one kind of synthetic data with its tokenizer; return the file of annotations.
+
+    That file is written last, and where it is there already, nothing is written.
+
+    Args:
+      kind: train, val, test, captions or stories.
+      options: the arguments of the kind's function in `vvlm_jax.data.synthetic`.
     """
     from vvlm_jax.data import synthetic
 
-    options = dict(context.job.argument)
-    folder, kind = context.store.path, options.pop("kind")
-    file = folder / {"train": "train.json", "val": "val.jsonl"}.get(kind, f"{kind}.json")
+    file = folder / f"{kind}.json{'l' * (kind in ('val', 'test'))}"
+    if file.exists():
+        return file
+    synthetic.write_tokenizer(folder)
+    if kind == "stories":
+        synthetic.write_stories(folder, **options)
+    elif kind == "captions":
+        synthetic.write_captions(folder, **options)
+    else:
+        synthetic.write_videos(folder, kind, **options)
+    return file
+
+
+def place_part(context: Context) -> dict:
+    """Write a part of a model that was trained before, as the finished model of the job's run.
+
+    The job's argument has `file`, an .npz of arrays by their path, and `sha256`, what it must be.
+    """
+    import numpy as np
+    from flax.traverse_util import unflatten_dict
+
+    from vvlm_jax.train import model_dir
+
+    file, sha256 = Path(context.job.argument["file"]), context.job.argument["sha256"]
+    if hashlib.sha256(file.read_bytes()).hexdigest() != sha256:
+        raise ConfigError(f"{file}: is not the file that the manifest names; make the parts again")
     with context.stop.anywhere():
-        if file.exists():
-            return {"file": file.name}
-        synthetic.write_tokenizer(folder)
-        if kind == "stories":
-            synthetic.write_stories(folder, **options)
-        elif kind == "captions":
-            synthetic.write_captions(folder, **options)
-        else:
-            synthetic.write_videos(folder, kind, **options)
-    return {"file": file.name}
+        if not model_dir.is_finished(context.folder):
+            with np.load(file) as arrays:
+                params = unflatten_dict({path: arrays[path] for path in arrays.files}, sep="/")
+            model_dir.save_params(context.folder, params)
+    return {"steps": 0, "loss": None, "unreadable": []}
 
 
 def ask_untrained(context: Context) -> dict:
@@ -79,5 +112,10 @@ def ask_about_others(context: Context) -> dict:
         return jobs.answer(context, asked, questions, vlm, f"{context.job.run}, other clip")
 
 
-KINDS = {"data": write_data, "untrained": ask_untrained, "other-clip": ask_about_others}
+KINDS = {
+    "data": write_data,
+    "part": place_part,
+    "untrained": ask_untrained,
+    "other-clip": ask_about_others,
+}
 """The functions of these jobs, by kind."""

@@ -1,6 +1,7 @@
 """A worker: claims a job of a store, keeps the claim alive, runs the job and records its end."""
 
 import contextlib
+import json
 import os
 import sys
 import threading
@@ -271,30 +272,50 @@ class Heartbeat(threading.Thread):
 
 
 def pull(store: Store, kinds: Kinds, stop: Stop, poll: float = 1.0) -> None:
-    """Run jobs, the costliest first, until all have ended.
+    """Run jobs until all have ended: first those of the last job's model, which need no compile,
+    then those of models that no other worker compiles now; of these the costliest first.
 
     Waits while other workers run the last jobs: a worker may die, and its job become ready again.
 
     Raises StoreFull as `run_job` does, Interrupted when asked to stop.
     """
+    models, last = {id: _model_of(store, job) for id, job in store.jobs.items()}, None
     while True:
         states = store.states()
         if all(state.is_final for state in states.values()):
             return
         ready = [id for id, state in states.items() if state.phase == "ready"]
-        for id in sorted(ready, key=lambda id: -store.jobs[id].cost):
+        elsewhere = {models[id] for id, state in states.items() if state.phase == "running"}
+
+        def rank(id: str, last=last, elsewhere=elsewhere) -> tuple:
+            known = models[id] is not None and models[id] == last
+            return not known, models[id] in elsewhere, -store.jobs[id].cost
+
+        for id in sorted(ready, key=rank):
             if stop.asked:
                 raise Interrupted
+            if models[id] is None or models[id] != last:
+                devices.release_memory()
             code, _ = run_job(store, id, kinds, stop)
             if code == Exit.RETRY:
                 raise Interrupted
             if code != Exit.CLAIMED:
-                devices.release_memory()
+                last = models[id]
                 break  # other jobs may be ready now
         else:
             time.sleep(poll)
         if stop.asked:
             raise Interrupted
+
+
+def _model_of(store: Store, job: Job) -> str | None:
+    """Return what decides which programs a job compiles: the model that its run trains.
+
+    None where the run trains none, as data do.
+    """
+    trained = store.jobs.get(f"{job.run}/train")
+    model = trained and trained.argument.get("model")
+    return json.dumps([trained.argument.get("stage"), model]) if model else None
 
 
 def last_line(error: BaseException) -> str:

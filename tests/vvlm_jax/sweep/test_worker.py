@@ -363,7 +363,42 @@ def test_costly_jobs_come_first_and_each_gives_its_memory_back(tmp_path, monkeyp
     jobs.append(Job("e/train", "note", after=("d/train",), cost=9.0))
     store = Store.create(tmp_path / "s", "test", jobs)
     pull(store, {"note": lambda context: told.append(context.job.run) or {}}, Stop())
-    assert told == [word for run in "abcde" for word in (run, "released")]
+    assert told == [word for run in "abcde" for word in ("released", run)]
+
+
+def test_jobs_of_one_model_follow_one_another_and_keep_its_programs(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(devices, "release_memory", lambda: told.append("released"))
+
+    def train(name, llm, cost):
+        return Job(f"{name}/train", "note", {"stage": "finetune", "model": {"llm": llm}}, cost=cost)
+
+    jobs = [train("a", "m", 3.0), train("b", "l", 2.0), train("c", "m", 1.0)]
+    jobs.append(Job("a/evaluate", "note", after=("a/train",), cost=0.1))
+    store = Store.create(tmp_path / "s", "test", jobs)
+    pull(store, {"note": lambda context: told.append(context.job.id) or {}}, Stop())
+    assert told == ["released", "a/train", "c/train", "a/evaluate", "released", "b/train"]
+
+
+def test_a_model_that_another_worker_compiles_comes_later(tmp_path):
+    told = []
+
+    def train(name, llm, cost):
+        return Job(f"{name}/train", "note", {"stage": "finetune", "model": {"llm": llm}}, cost=cost)
+
+    store = Store.create(
+        tmp_path / "s", "test", [train("a", "m", 4.0), train("b", "m", 3.0), train("c", "l", 1.0)]
+    )
+    other = store.claim("a/train")
+
+    def note(context):
+        told.append(context.job.run)
+        if len(told) == 2:
+            store.end(other, journal.DONE, result={})
+        return {}
+
+    pull(store, {"note": note}, Stop(), poll=0.01)
+    assert told == ["c", "b"]
 
 
 PINNED = """

@@ -27,6 +27,8 @@ GRACE = 600.0
 """Seconds that a worker may take to save when it is asked to stop."""
 LOOK_EVERY = 1.0
 """Seconds between looks at the store, at least; a slow store is looked at less."""
+LOG_EVERY = 20.0
+"""Seconds after which a log has a new line of progress."""
 _TO_DO = ("ready", "waiting", "running")
 
 
@@ -87,6 +89,7 @@ def drive(
     command: Sequence[str],
     shares: Sequence[Share],
     on_look: Callable[[dict[str, State]], str | None] | None = None,
+    line: Callable[[dict[str, State]], str] | None = None,
 ) -> bool:
     """Run workers until every job has ended, showing progress; return whether all are done.
 
@@ -96,8 +99,9 @@ def drive(
     Args:
       command: as `run` takes it.
       on_look: called with the states of all jobs from time to time; it may return a line to print.
+      line: as `Watch` takes it.
     """
-    before, watch = signal.signal(signal.SIGTERM, _terminate), Watch(store)
+    before, watch = signal.signal(signal.SIGTERM, _terminate), Watch(store, line)
 
     def look(states: dict[str, State]) -> None:
         if on_look and (line := on_look(states)):
@@ -231,12 +235,18 @@ def _stop(workers: Sequence[subprocess.Popen]) -> None:
 class Watch:
     """The progress of a launch on standard error.
 
-    On a terminal one line is rewritten; in a log there is a line for each run that ends.
+    On a terminal one line is rewritten; in a log there is a line for each run that ends, and at
+    least one every `LOG_EVERY` seconds.
+
+    Args:
+      line: the states of all jobs -> the line of progress, in place of a summary of all runs; a log
+        then has this line alone, and no line for each run.
     """
 
-    def __init__(self, store: Store):
-        self._store, self._live = store, sys.stderr.isatty()
+    def __init__(self, store: Store, line: Callable[[dict[str, State]], str] | None = None):
+        self._store, self._live, self._line = store, sys.stderr.isatty(), line
         self._ended: dict[str, str] | None = None
+        self._said = time.monotonic()
 
     def show(self, states: dict[str, State]) -> None:
         """Show what has changed."""
@@ -247,21 +257,25 @@ class Watch:
         for run, r in ended.items():
             if self._ended.get(run) != r.phase:
                 self._ended[run] = r.phase
-                if not self._live or r.error:
+                if r.error or not (self._live or self._line):
                     error = f": {r.doing}: {r.error}" if r.error else ""
                     self.note(f"{len(ended)}/{len(found.runs)} {run} {r.phase}{error}")
+        shown = self._line(states) if self._line else summary(found)
+        if not self._live and time.monotonic() - self._said >= LOG_EVERY:
+            self.note(shown)
         if self._live:
             running = next((r for r in found.runs if r.phase == "running"), None)
             now = ""
             if running:
                 loss = f" loss {running.loss:.3f}" if running.loss is not None else ""
                 now = f" · {running.run} {running.progress:.0%}{loss}"
-            sys.stderr.write(f"\r\x1b[K{summary(found)}{now}")
+            sys.stderr.write(f"\r\x1b[K{shown}{now}")
             sys.stderr.flush()
 
     def note(self, line: str) -> None:
         """Print a line above the progress line."""
         self.clear()
+        self._said = time.monotonic()
         print(printable(line), file=sys.stderr, flush=True)
 
     def clear(self) -> None:
