@@ -48,7 +48,7 @@ hypothesis.settings.load_profile("fixed")
 
 
 def _machine():
-    """A short name for this kind of CPU: compiled code must not wander to another."""
+    """Return a short name for this kind of CPU; code compiled for one may not run on another."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
     kinds = {line for line in text.splitlines() if line.startswith(("model name", "flags"))}
@@ -123,7 +123,7 @@ def _why_left_out(item):
 
 
 def pytest_sessionfinish(session):
-    """With several processes (`pytest -n`) each worker leaves out the same tests."""
+    """Pass on which tests were left out; with `pytest -n` every worker leaves out the same."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
         session.config.workeroutput["more_tests"] = session.config.stash[MORE_TESTS]
@@ -150,7 +150,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_silent_broadcast(request):
-    """In the tests of vvlm_jax, adding arrays of different rank is an error: name the new axes."""
+    """Make it an error, in the tests of vvlm_jax, to add arrays of different rank."""
     if TESTS / "vvlm_jax" in request.path.parents:
         with jax.numpy_rank_promotion("raise"):
             yield

@@ -85,7 +85,7 @@ WITHOUT_JAX = (
 
 
 def rooms_below(library):
-    """{room: all rooms that it may import} for one library."""
+    """Return {room: all rooms that it may import} for one library."""
     below, seen = {}, set()
     for floor in FLOORS[library]:
         seen |= set(floor.split())
@@ -116,7 +116,7 @@ class Import:
 
 
 def _targets(node, package):
-    """Dotted names that one syntax node imports; `package` resolves leading dots."""
+    """Return dotted names that one syntax node imports; `package` resolves leading dots."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -134,7 +134,7 @@ def _targets(node, package):
 
 
 def imports_of(source, module, is_package=False):
-    """All imports in a module's source text, wherever they stand."""
+    """Return all imports in a module's source text, wherever they stand."""
     package = module if is_package else module.rpartition(".")[0]
     return [
         Import(target, node.lineno)
@@ -144,7 +144,7 @@ def imports_of(source, module, is_package=False):
 
 
 def _complaint_about(imported, module):
-    """Why `module` may not import this, or None."""
+    """Return why `module` may not import this, or None."""
     tree, *rest = module.split(".")
     for name in NOWHERE:
         if f"{imported.target}.".startswith(f"{name}."):
@@ -165,7 +165,7 @@ def _complaint_about(imported, module):
 
 
 def violations(source, module, is_package=False):
-    """What is wrong with one module, as 'module:line: …' in the order of the file."""
+    """Return what is wrong with one module, as 'module:line: …' in the order of the file."""
     found = []
     for imported in imports_of(source, module, is_package):
         complaint = _complaint_about(imported, module)
@@ -181,7 +181,7 @@ def violations(source, module, is_package=False):
 
 
 def circle_of_rooms(sources, packages, library):
-    """A circle among the rooms of a library as a list of their names, or None."""
+    """Return a cycle of imports among the rooms of a library as a list of names, or None."""
     graph = {}
     for module, source in sources.items():
         tree, *rest = module.split(".")
@@ -297,7 +297,7 @@ def test_loading_jax_is_noticed():
 
 
 def read_tree():
-    """All modules of the checkout: {dotted name: source}, and which of them are packages."""
+    """Return all modules of the checkout: {dotted name: source}, and which of them are packages."""
     sources, packages = {}, set()
     for tree in TREES:
         for path in sorted((ROOT / tree).rglob("*.py")):

@@ -35,14 +35,14 @@ SUBCOMMANDS = {"sweep": ("plan", "launch", "work", "status", "retry", "cancel", 
 
 
 def blocks(page):
-    """(words after sh, lines) of each sh block; continuations are joined."""
+    """Yield (words after sh, lines) of each sh block; continuations are joined."""
     for language, words, text in BLOCK.findall(page.read_text()):
         if language == "sh":
             yield words.split(), text.replace("\\\n", " ").splitlines()
 
 
 def vvlm_lines():
-    """(page, command line from `vvlm` on) of every block."""
+    """Yield (page, command line from `vvlm` on) of every block."""
     for page in PAGES:
         for _, lines in blocks(page):
             for line in lines:
@@ -130,7 +130,7 @@ def folder(tmp_path_factory):
     ("page", "lines"), [pytest.param(p, lines, id=f"{p}-{n}") for p, n, lines in runnable(False)]
 )
 def test_blocks_marked_run_work(page, lines, folder, monkeypatch):
-    """In the order of the pages: planning.md reads the law that fitting.md fits."""
+    """Blocks run in the order of the pages: planning.md reads the law that fitting.md fits."""
     monkeypatch.chdir(folder)
     for line in lines:
         execute(line, folder)

@@ -24,13 +24,13 @@ runpy.run_module(module, run_name='__main__', alter_sys=True)
 
 
 def is_command(source):
-    """Whether a module defines `cli` at its top level."""
+    """Return whether a module defines `cli` at its top level."""
     nodes = ast.parse(source).body
     return any(isinstance(node, ast.FunctionDef) and node.name == "cli" for node in nodes)
 
 
 def ask_for_help(module, *words):
-    """(finished process, its seconds of processor time)."""
+    """Return (finished process, its seconds of processor time)."""
     done = subprocess.run(
         [sys.executable, "-c", RUN_WITHOUT_JAX, module, *words, "--help"],
         cwd=ROOT,

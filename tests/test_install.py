@@ -22,7 +22,7 @@ NOT_INSTALLED = "tools/bench"
 
 
 def sources():
-    """{path in a wheel: path in the tree} of every Python file and every table."""
+    """Return {path in a wheel: path in the tree} of every Python file and every table."""
     files = {}
     for tree, name in INSTALLED_AS.items():
         for file in sorted([*(ROOT / tree).rglob("*.py"), *(ROOT / tree).rglob("*.csv")]):
@@ -39,7 +39,7 @@ def pip(*words):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """A wheel of this tree, built without network from a copy without leftovers of other builds."""
+    """Return a wheel of this tree, built without network from a copy that no build has touched."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for tree in INSTALLED_AS:
         shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
@@ -52,7 +52,7 @@ def wheel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def installed(wheel, tmp_path_factory):
-    """A folder that holds what `pip install .` puts into site-packages, and `bin/vvlm`."""
+    """Return a folder that holds what `pip install .` puts into site-packages, and `bin/vvlm`."""
     target = tmp_path_factory.mktemp("site")
     pip("install", "--no-deps", "--no-index", "--no-compile", "--target", target, wheel)
     return target
@@ -60,7 +60,7 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def ask(installed, tmp_path):
-    """ask(program, …): standard output of an installed program, run in an empty folder."""
+    """Return ask(program, …) -> standard output of an installed program, run in an empty folder."""
 
     def run(*words):
         done = subprocess.run(

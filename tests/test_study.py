@@ -52,7 +52,7 @@ def finish(process):
 
 
 def trained(out):
-    """{run of the sweep: when its training ended}."""
+    """Return {run of the sweep: when its training ended}."""
     found = {}
     for file in out.glob("work/*/runs/*/jobs/train.*.json"):
         run = file.parts[-3]
@@ -63,7 +63,7 @@ def trained(out):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study that two workers did, and that was killed; its results at the kill.
+    """Return a study that was killed once and finished by two workers, and its results at the kill.
 
     Returns (folder, its store, {run: when it was trained} at the kill).
     """
@@ -169,13 +169,13 @@ def test_one_worker_without_interruption_gives_the_same_numbers(study, tmp_path)
 
 
 def results(store):
-    """{job: what it gave}."""
+    """Return {job: its result}."""
     states = Store.open(store).states()
     return {id: state.entry.body["result"] for id, state in states.items()}
 
 
 def interrupted(store):
-    """Runs with a job that had to be claimed twice."""
+    """Return runs with a job that had to be claimed twice."""
     claims = [f for f in store.glob("runs/*/jobs/*.json") if '"event": "claim"' in f.read_text()]
     jobs = [(f.parts[-3], f.name.split(".")[0]) for f in claims]
     return {run for run, name in jobs if jobs.count((run, name)) > 1}

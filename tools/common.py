@@ -61,7 +61,7 @@ def load_config(path: Path, kind: type, function: str = "config", flag: str = "-
         value = getattr(module, function)() if hasattr(module, function) else None
     except Exception as e:  # a user's file may raise anything
         raise ConfigError(f"{flag}{path}{_line_of(e, file)}: {_reason(e, kind)}") from e
-    # By name: `configs.study` and `vvlm.configs.study` are two modules of one file in a checkout.
+    # Compare names: `configs.study` and `vvlm.configs.study`, one file in a checkout, differ.
     if type(value).__name__ != kind.__name__:
         raise ConfigError(f"{flag}{path}: must define {function}() -> {kind.__name__}")
     try:

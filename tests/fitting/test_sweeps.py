@@ -168,7 +168,9 @@ levels = st.lists(st.integers(1, 60), min_size=1, max_size=6, unique=True).map(t
     most=st.integers(2, 6),
 )
 def test_any_isoflop_sweep_is_a_subset_of_what_it_may_be(domain, budgets, tolerance, most):
-    """Within the tolerance, nothing twice, no curve too long; else a message that tells."""
+    """Costs are within the tolerance, no point is repeated, no curve is too long; or an error says
+    why.
+    """
     cost = CostConstants(vision_params=7, features_per_frame=3)
     everything = [tuple(x) for x in domain.configurations()]
     near = [c for c in cost(everything) if min(abs(c / b - 1) for b in budgets) <= tolerance]

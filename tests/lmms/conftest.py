@@ -3,7 +3,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def letters_model(tmp_path_factory):
-    """A model of random parameters that can write nothing but letters."""
+    """Return a model of random parameters that can write nothing but letters."""
     import jax
 
     from vvlm_jax.config import DataConfig, LlamaConfig, ModelConfig, TrainConfig, VisionConfig

@@ -9,7 +9,7 @@ from tools.__main__ import main
 
 @pytest.fixture
 def says(capsys, monkeypatch):
-    """says("fit --ot x"): the line that the command ends with."""
+    """Return says("fit --ot x") -> the line that the command ends with."""
 
     def run(line):
         monkeypatch.setattr(sys, "argv", ["vvlm", *line.split()])

@@ -43,7 +43,7 @@ def config():
 
 
 def ask(capsys, *arguments, code=2):
-    """(stdout, stderr) of a command that must end with `code`."""
+    """Return (stdout, stderr) of a command that must end with `code`."""
     import tyro
 
     def run():
@@ -310,7 +310,9 @@ def small(tmp_path_factory):
 
 
 def compile_small(small, *arguments):
-    """A process of its own: libtpu is loaded once a process, and here JAX is at work already."""
+    """Return a process of its own: libtpu is loaded once a process, and here JAX is at work
+    already.
+    """
     return subprocess.run(
         [sys.executable, "-m", "tools.compile", "--config", str(small), *arguments],
         cwd=ROOT,
@@ -401,7 +403,7 @@ def test_a_step_that_is_too_large_is_refused_by_the_compiler(small):
 
 @pytest.mark.tpu
 def test_what_fits_does_not_fit_less_memory(small):
-    """Decoding, whose arguments are what prefill gives: both are compiled."""
+    """Decoding takes what prefill returns, so both are compiled."""
     arguments = ("--topology", "v6e:2x2", "--program", "decode", "--hbm")
     assert [compile_small(small, *arguments, hbm).returncode for hbm in ("1", "0.0001")] == [0, 1]
 

@@ -37,7 +37,7 @@ def run(root, out, *, mixture=PAPER, **options):
 
 
 def says(capsys, *args, **options):
-    """The one line that a failing call ends with."""
+    """Return the one line that a failing call ends with."""
     with pytest.raises(SystemExit) as stopped:
         die_in_one_line(lambda: run(*args, **options))
     assert stopped.value.code == 2

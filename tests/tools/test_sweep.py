@@ -130,7 +130,7 @@ def test_a_closed_pipe_ends_the_command_without_a_message():
 
 @pytest.fixture
 def store(tmp_path):
-    """The miniature's store with one run done, one failed, two to do."""
+    """Return the miniature's store with one run done, one failed, two to do."""
     store = jobs.create(tmp_path / "s", mini.sweep())
     for id in ("stage1-study-s/train", "stage1-study-m/train", f"{RUNS[0]}/train"):
         store.end(store.claim(id), journal.DONE, seconds=1.0, result={"loss": 1.5})

@@ -16,7 +16,9 @@ CLIP = dict(num_frames=8, flash_lengths=(2,), size=48, seed=0)
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Folder with tokenizer, 24 training clips, 6 clips to ask about, stories and captions."""
+    """Return a folder with tokenizer, 24 training clips, 6 clips to ask about, stories and
+    captions.
+    """
     folder = tmp_path_factory.mktemp("world")
     synthetic.write_tokenizer(folder)
     synthetic.write_videos(folder, "train", 24, TURNS, **CLIP)
@@ -28,7 +30,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uneven(world, tmp_path_factory):
-    """Annotations of the training clips, every question longer by 0, 5, … 35 words."""
+    """Return annotations of the training clips, every question longer by 0, 5, … 35 words."""
     rows = json.loads((world / "train.json").read_text())
     for i, row in enumerate(rows):
         row["conversations"][0]["value"] += " red" * (i % 8 * 5)
@@ -44,7 +46,7 @@ def tok(world):
 
 @pytest.fixture(scope="session")
 def stage(world):
-    """stage(out_dir, "optim.warmup=0", …) -> TrainConfig: everything trains, on clips."""
+    """Return stage(out_dir, "optim.warmup=0", …) -> TrainConfig: everything trains, on clips."""
 
     def make(out_dir="unused", *assignments, **values):
         config = TrainConfig(
@@ -64,7 +66,7 @@ def stage(world):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 1 MiB of its own."""
+    """Yield a folder on a disk of 1 MiB of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]

@@ -10,7 +10,7 @@ from vvlm_jax.compile.programs import Measured
 from vvlm_jax.config import TrainConfig, visual_length
 
 SURE = 1.15
-"""A prediction of more than so many times the limit counts as not fitting, without a compile."""
+"""A choice predicted to need more than this multiple of the limit is not compiled."""
 
 
 def search(
@@ -58,7 +58,7 @@ def search(
         return len(remats) - 1, at(r, most)
 
     low, high, found = -1, len(rows), None  # rows[low] fits, rows[high] does not
-    # Less remat needs more: where all rows fit with some, they fit with the most.
+    # Less remat needs more memory: if all rows fit with less remat, they fit with the most.
     if (first := foreseen(rows[-1], remats)) < len(remats) - 1:
         measured = at(rows[-1], remats[first])
         if measured.fits:

@@ -204,7 +204,7 @@ def _run_claimed(store: Store, claim: Claim, function, context: Context) -> tupl
     except Exception as e:
         if not _is_the_stores(e):
             raise
-        # The job is not to blame: give the claim back, if the store takes that.
+        # The store failed, not the job: release the claim so that the job can run again.
         with contextlib.suppress(OSError):
             store.end(claim, journal.STOPPED)
         raise _store_full(store, e) from e

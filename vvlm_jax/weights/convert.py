@@ -123,7 +123,7 @@ def read_ours(
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vision=vision, llm=llm)
     )
-    came = export.read_came(folder / CAME) if (folder / CAME).is_file() else None
+    came = export.read_origin(folder / CAME) if (folder / CAME).is_file() else None
     named = Path(config.data.tokenizer)
     files = [(name, folder / name) for name in BESIDE]
     files += [("tokenizer.json", file) for file in (named / "tokenizer.json", named)]
@@ -161,7 +161,7 @@ def write_ours(model: Model, folder: Path, say: Say = print) -> None:
     folder.mkdir()
     (folder / "config.json").write_text(to_json(model.config))
     if model.came is not None:
-        export.write_came(folder / CAME, model.came)
+        export.write_origin(folder / CAME, model.came)
     for name, file in model.beside.items():
         shutil.copyfile(file, folder / name)
     if "tokenizer.json" not in model.beside and any(p.startswith("llm/") for p in model.params):

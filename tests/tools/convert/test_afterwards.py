@@ -25,7 +25,7 @@ from vvlm_jax.weights.mapping import WeightsError
 
 
 def start(stage_config, part, folder):
-    """Initial parameters of a run that takes one part from elsewhere."""
+    """Return initial parameters of a run that takes one part from elsewhere."""
     config = override(stage_config, [f"init={json.dumps([[part, str(folder)]])}"])
     model = vlm.build(config.model, 4)
     state = compiled.initial_state(config, model, make_mesh(config.mesh))
@@ -129,7 +129,7 @@ for folder in sys.argv[1:]:
 
 
 def test_of_files_cut_short_nothing_is_told_but_the_line(stage, tmp_path):
-    """In a process of its own, as orbax goes on telling until its end."""
+    """It runs in its own process, because orbax logs until its process ends."""
     whole = stage()
     largest, least = shutil.copytree(whole, tmp_path / "a"), shutil.copytree(whole, tmp_path / "b")
     files = [file for file in (largest / "params").rglob("*") if file.is_file()]

@@ -116,7 +116,7 @@ def test_without_keyframes_nearby_decodes_each_frame_once(monkeypatch):
 
 
 def test_of_hours_of_video_only_what_is_near_is_decoded(tmp_path, monkeypatch):
-    """Three hours at one frame a second, brighter by the minute."""
+    """The video has three hours at one frame a second, brighter by the minute."""
     minutes = np.arange(180, dtype=np.uint8)
     frames = np.broadcast_to(minutes.repeat(60)[:, None, None, None], (10_800, 16, 16, 3))
     write_video(tmp_path / "long.mp4", frames, 1, options={"g": "60", "preset": "ultrafast"})
@@ -325,7 +325,7 @@ def test_two_hundred_reads_leave_no_file_open():
 
 
 def open_files(folder):
-    """Those below a folder: what other tests have left may come and go."""
+    """Return those below a folder: what other tests have left may come and go."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):

@@ -28,7 +28,7 @@ ANSWERS = ((*range(25, 31), *range(39, 45)), (*range(31, 38),))
 
 @pytest.fixture(autouse=True)
 def one_thread():
-    """Threads that wait for one another take minutes on a busy machine, and gain nothing here."""
+    """Run PyTorch on one thread: several take minutes on a busy machine, for no gain."""
     import torch
 
     before = torch.get_num_threads()
@@ -39,7 +39,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def batch():
-    """(ids, where they are, labels, frames): two rows of different lengths, padded right."""
+    """Return (ids, where they are, labels, frames): two rows of different lengths, padded right."""
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 48, (2, max(LENGTHS)), dtype=np.int32)
     labels = np.full_like(tokens, -100)
@@ -52,7 +52,7 @@ def batch():
 
 
 def theirs(model, batch, folder, videos):
-    """(loss, {path: gradient}) of transformers' model."""
+    """Return (loss, {path: gradient}) of transformers' model."""
     import torch
 
     model = copy.deepcopy(model)
@@ -72,13 +72,13 @@ def theirs(model, batch, folder, videos):
 
 
 def read(folder):
-    """(source, {path: array})."""
+    """Return (source, {path: array})."""
     source = sources.open_source(folder)
     return source, sources.load(source, sources.like(source))
 
 
 def ours(source, params, batch, videos):
-    """(loss, {path: gradient}) of our model; without videos there is a language model alone."""
+    """Return (loss, {path: gradient}) of our model; without videos there is a language model alone."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     tokens, _, labels, frames = batch

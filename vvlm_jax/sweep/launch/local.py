@@ -166,7 +166,7 @@ def run(
                 if worker is not None and worker.poll() is not None:
                     workers[i], next_look = None, 0.0
                     _check_end(worker.returncode, deaths)
-            # Not before the next look: what the ended worker did may have been the last job.
+            # After a worker ends, read the states again first: its job may have been the last one.
             if next_look and any(state.phase in _TO_DO for state in states.values()):
                 for i, worker in workers.items():
                     if worker is None:

@@ -249,7 +249,7 @@ class Store:
 
     def _entry(self, id: str, number: int, file: os.DirEntry | Listed) -> Entry:
         known = self._results.get(id)
-        # The time, too: a run that was removed by hand and done again has the same numbers.
+        # Compare times, too: a run that was removed by hand and run again has the same numbers.
         if known and known.number == number and known.touched == file.stat().st_mtime:
             return known
         entry = journal.read(file.path, number)
