@@ -47,7 +47,7 @@ def pinned(file, python, extra):
 
 
 def locked(python, extra):
-    """Return {name: version} that uv installs for a Python and one extra: a walk from the project."""
+    """Return {name: version} that uv installs for a Python and one extra."""
     where, packages, found, seen = environment(python, extra), {}, {}, set()
     for package in LOCK["package"]:
         packages.setdefault(package["name"], []).append(package)

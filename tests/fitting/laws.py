@@ -15,7 +15,7 @@ PAPER_Z = np.array([(*point.x, point.num_examples) for point in PAPER_POINTS], f
 def made_up_law(
     form="add-interact", *, members=7, spread=0.2, failed=0, noise=0.01, seed=0, **config
 ) -> BaggedFit:
-    """Return the known law on the paper's 88 points; members off by `spread`, the last ones failed."""
+    """Return the known law on the paper's 88 points; members differ by `spread`, the last fail."""
     rng, whole = np.random.default_rng(seed), true_theta(get_form(form))
     fields = dict(factors=FACTORS, examples="num_examples", units=PAPER_UNITS)
     theta = whole + spread * rng.standard_normal((members, len(whole)))

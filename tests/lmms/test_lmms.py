@@ -124,7 +124,7 @@ def native(letters_model, judge, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lmms(native, judge):
-    """Return lmms(program, arguments), which runs a Python program on the miniatures -> its output."""
+    """Return lmms(program, arguments) -> output of a Python program on the miniatures."""
     installed = Path(importlib.util.find_spec("lmms_eval").origin).parent
     folder, questions, _, _ = native
     include = miniatures.write_tasks(folder, questions, installed)

@@ -147,7 +147,7 @@ def test_waiting_is_what_is_spent_beside_steps_and_reading_ends_with_them(monkey
 
 @pytest.fixture
 def own_threads(monkeypatch):
-    """Return the threads that a test starts; readers that other tests have left may wait for ever."""
+    """Return the threads that a test starts; readers of other tests may wait for ever."""
     others = set(threading.enumerate())
     own = types.SimpleNamespace(enumerate=lambda: set(threading.enumerate()) - others)
     monkeypatch.setattr(bench, "threading", own)

@@ -166,7 +166,7 @@ SMALL_LLM = LlamaConfig(
 @pytest.mark.parametrize("newline", ["none", "per-video", "per-frame", "grid"])
 @pytest.mark.parametrize("resampler", ["bilinear", "area", "quecc"])
 def test_forward_flops_are_what_xla_counts(resampler, newline):
-    """They are those of the whole model; newlines lengthen the sequence, QueCC reads the question."""
+    """The whole model counts; newlines lengthen the sequence, QueCC reads the question."""
     T, V, text, query = 4, 16, 40, 24
     layers = (1, 1) if resampler == "quecc" else ()
     config = ModelConfig(

@@ -529,7 +529,7 @@ def test_a_broken_picture_is_a_video_error_that_names_it(world, tmp_path, damage
 
 @pytest.fixture
 def mixed(examples, world, tmp_path):
-    """Return rows with two clips and a picture, with two pictures, with a clip, and with neither."""
+    """Return rows with two clips and a picture, two pictures, a clip, and neither."""
     clips = [row["video"] for row in json.loads((world / "train.json").read_text())[:2]]
     pictures = [row["image"] for row in json.loads((world / "captions.json").read_text())[:2]]
     rows = [

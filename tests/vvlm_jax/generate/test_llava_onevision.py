@@ -99,7 +99,7 @@ def pixels(file):
 
 
 def written_out(backend, text):
-    """Return the ids of Llama 3's chat format; theirs takes the newline for a token of the video."""
+    """Return the ids of Llama 3's chat format; theirs counts the newline as a visual token."""
     names = [BOS, HEADER_START, "user", HEADER_END, "\n\n"] + [VIDEO] * (T * SIDE**2 + 1)
     names += ["\n", *text.split(), EOT, HEADER_START, "assistant", HEADER_END, "\n\n"]
     return [backend.token_to_id(name) for name in names]

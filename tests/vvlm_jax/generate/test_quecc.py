@@ -60,7 +60,7 @@ def test_layers_apart_answer_as_layers_that_are_scanned(folder):
 
 @pytest.mark.slow(reason="compiles several programs")
 def test_the_question_reaches_the_reply_through_the_video_alone(folder, monkeypatch):
-    """Two rows have one text and one video but different questions, so their visual tokens differ."""
+    """Two rows have one text and video but different questions: visual tokens differ."""
     vlm = VideoVLM.load(folder)
     same = vlm.generate([CLIP] * 2, ["a", "a"], max_tokens=NEW)
     assert same[0] == same[1]

@@ -59,7 +59,7 @@ def build(kind, **options):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """Return saved(kind, dtype="float32", max_shard_size=…, **options) → (torch model, directory)."""
+    """Return saved(kind, dtype="float32", max_shard_size=…, …) → (torch model, directory)."""
     made = {}
 
     def save(kind, dtype="float32", max_shard_size="50GB", **options):

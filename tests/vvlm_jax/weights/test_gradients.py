@@ -78,7 +78,7 @@ def read(folder):
 
 
 def ours(source, params, batch, videos):
-    """Return (loss, {path: gradient}) of our model; without videos there is a language model alone."""
+    """Return (loss, {path: gradient}) of our model; without videos, of the language model."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     tokens, _, labels, frames = batch

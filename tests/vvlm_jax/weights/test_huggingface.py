@@ -291,7 +291,7 @@ def compare_vlms(model, params, theirs, assert_close):
 
 @pytest.mark.parametrize(("layer", "size", "side"), [(-2, 18, 2), (2, 18, 2), (-1, 22, 3)])
 def test_llava_onevision_gives_transformers_logits(saved, layer, size, side, assert_close):
-    """Grids have 4 and 5 patches a side; tokens a side are half of that, rounded up, as 14 of 27."""
+    """Grids have 4 and 5 patches a side, tokens half of that, rounded up, as 14 of 27."""
     theirs, folder = saved("onevision", vision_feature_layer=layer, image_size=size)
     source, params = read(folder)
     assert (source.model.newline, source.model.tokens_per_frame) == ("per-video", side**2)

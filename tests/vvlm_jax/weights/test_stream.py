@@ -176,7 +176,7 @@ def memory(key):
 
 
 def big(folder, dtype):
-    """Return peak and final memory of loading the large checkpoint, above what jax takes by itself."""
+    """Return peak and final memory of loading the large checkpoint, less jax's own."""
     warm = expand((Rule("a.{i}", "a", "F D -> D F"),), dict(F=4, D=4), 2)
     reader = Arrays({f"a.{i}": np.ones((4, 4), jnp.bfloat16) for i in range(2)})
     stream.fill(warm, {"a": jax.ShapeDtypeStruct((2, 4, 4), dtype)}, reader)

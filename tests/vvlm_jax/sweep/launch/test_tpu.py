@@ -253,7 +253,7 @@ def test_a_driver_gives_up_and_gives_the_slice_back(bash, tmp_path):
 
 
 def strict(schema):
-    """Return a schema that also refuses fields it does not know, as the API server warns of them."""
+    """Return a schema that also refuses unknown fields, of which the API server warns."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
