@@ -26,6 +26,7 @@ _EXPORTS = {
         "frontier",
         "member_frontiers",
     ),
+    "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
@@ -44,6 +45,7 @@ _EXPORTS = {
         "star_sweep",
     ),
     "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
+    "verdict": ("Verdict",),
     "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }
 _HOME = {name: module for module, names in _EXPORTS.items() for name in names}

@@ -20,7 +20,7 @@ from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
 from fitting.optimise import objective, starts
-from fitting.optimise.batch import BASIN
+from fitting.optimise.batch import BASIN, Batch
 from fitting.optimise.lanes import FAILED, Problem
 from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
@@ -28,6 +28,7 @@ from fitting.optimise.search import SCREEN, solve
 from fitting.runs import RunTable
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
+REFIT_LANES, REFIT_STEPS = 3, 40  # of a simulated table: the law's own optima are near
 VERSIONS = ("vvlm_jax", "jax", "jaxlib", "jaxopt", "numpy")
 
 
@@ -99,6 +100,70 @@ def fit_many(
         _bagged(case, config, whole, bag, losses)
         for case, whole, bag, losses in zip(cases, wholes, bags, lost, strict=True)
     ]
+
+
+class Refits(NamedTuple):
+    """Fits of one law to simulated targets, S at once, in the space of the fit.
+
+    Attributes:
+      target, fitted: [S, R].
+      residual: [S, R], target - fitted times root.
+      jacobian: [S, R, P], of fitted by theta.
+      basis: [S, R, P], orthonormal columns that span the weighted Jacobian, the others 0.
+      rank: int [S], how many those are.
+      root: [R], square roots of the weights.
+    """
+
+    target: np.ndarray
+    fitted: np.ndarray
+    residual: np.ndarray
+    jacobian: np.ndarray
+    basis: np.ndarray
+    rank: np.ndarray
+    root: np.ndarray
+
+
+def refit(law: BaggedFit, table: RunTable, targets=None) -> Refits:
+    """Return fits to other targets at the same runs, started from the law's own optima.
+
+    Args:
+      law: fitted to all rows of the table.
+      table: its runs.
+      targets: [S, R], in the space of the fit as `Refits.target`; None evaluates the whole fit at
+        its own runs, without a step.
+    """
+    config = law.config
+    case = _case(table, None, config.replace(starts=1, init="coefficient"), len(table))
+    delta = config.huber_delta / _unit(config, table.scale) if config.loss == "huber" else None
+    loss = Loss(config.space, delta, config.free_floor)
+    plain, weight_R = Loss(config.space, None, config.free_floor), law.runs.weights
+    root_R = np.sqrt(weight_R / weight_R.mean())
+    own = np.concatenate([law.whole.theta, law.theta[law.status != FAILED]])
+    theta = case.to_inner(own, config.free_floor)
+    if targets is None:
+        targets, theta = case.target[None], theta[:1]
+    else:
+        problem = Problem(case.log_z, targets, np.tile(weight_R, (len(targets), 1)), theta)
+        batch = Batch([problem], case.layout, *_bounds(case.layout, config), loss)
+        lanes = batch.descend(batch.rank(0, theta, REFIT_LANES), REFIT_STEPS)
+        theta = lanes.best(1).theta
+    fitted, jacobian = objective.residuals_and_jacobian(
+        theta, case.log_z.T[None], 0 * targets, np.ones((1, len(table))), case.layout, plain
+    )
+    jacobian = np.swapaxes(jacobian, 1, 2)
+    weighted = jacobian * root_R[:, None]
+    weighted = weighted / np.maximum(np.linalg.norm(weighted, axis=1, keepdims=True), 1e-12)
+    basis, size, _ = np.linalg.svd(weighted, full_matrices=False)
+    seen = size > 1e-6 * size.max(axis=1, keepdims=True)
+    return Refits(
+        targets,
+        fitted,
+        (targets - fitted) * root_R,
+        jacobian,
+        basis * seen[:, None],
+        seen.sum(axis=1),
+        root_R,
+    )
 
 
 class _Case(NamedTuple):

@@ -18,6 +18,7 @@ from fitting.law_file import FittedRuns, Members
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
+from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
@@ -42,6 +43,7 @@ class BaggedFit:
       runs: `FittedRuns`.
       lost: of each column, the resamples without any run of one of its levels.
       versions: of the packages that computed it.
+      verdict: whether the runs contradict the form (`fitting.lack_of_fit`); None if not tested.
     """
 
     config: FitConfig
@@ -56,6 +58,7 @@ class BaggedFit:
     runs: FittedRuns
     lost: dict[str, int]
     versions: dict[str, str]
+    verdict: Verdict | None = None
 
     # --- properties ---
 

@@ -14,6 +14,7 @@ import numpy as np
 from fitting.atomic import replacing
 from fitting.config import FitConfig
 from fitting.optimise.lanes import FAILED, STATUSES
+from fitting.verdict import Verdict
 
 FORMAT = 2  # of fit.json
 
@@ -94,6 +95,8 @@ def write(law, folder) -> Path:
         },
         "versions": law.versions,
     }
+    if law.verdict is not None:
+        fields["lack_of_fit"] = law.verdict.to_json()
     fields["checksum"] = _checksum(fields)
     text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
     with replacing(path) as partial:
@@ -143,6 +146,7 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
             runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
             lost=fields["lost_levels"],
             versions=fields["versions"],
+            verdict=Verdict.from_json(fields.get("lack_of_fit")),
         )
         names = tuple(parameter["name"] for parameter in fields["parameters"])
     except (ValueError, KeyError, TypeError) as e:

@@ -20,10 +20,16 @@ from fitting.law import BaggedFit
 from fitting.planner_text import amount, describe, span
 from fitting.sweeps import PAPER_DOMAIN
 from fitting.uncertainty import decide, prediction_interval, run_noise
+from fitting.verdict import DOUBTFUL, Verdict
 
 LEVEL = 0.9  # of every interval, and of the regret set
 HALF_A_POINT = 0.005  # of the scale: the default tolerance of the regret set
 FLOPS = "FLOPs"
+NOT_TESTED = Verdict(
+    DOUBTFUL,
+    ("The law's form was not tested against its runs.",),
+    "vvlm fit, or fitting.lack_of_fit.judged, tests it.",
+)
 DEFAULT_LEVELS = {name: getattr(PAPER_DOMAIN, name) for name in ("num_frames", "tokens_per_frame")}
 """Levels of the domain unless said; any other factor has the levels of the fitted runs."""
 
@@ -109,6 +115,11 @@ def configurations(law: BaggedFit, cost: Callable, levels: dict) -> np.ndarray:
 
 
 # --- one budget ---
+
+
+def lack_of_fit(law: BaggedFit) -> dict:
+    """Return the verdict of the law's test as it stands at the top of an answer."""
+    return (law.verdict or NOT_TESTED).answer()
 
 
 def describe_law(law: BaggedFit) -> dict:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 
 from fitting import formatting
+from fitting.verdict import HOLDS
 
 SHOWN = 5  # data sizes at which equation 10 is printed
 
@@ -15,6 +16,7 @@ def as_text(answer: dict, law, unit: str) -> str:
     lines = [
         f"{head['form']} on {head['metric']}: {head['runs']} runs, {head['members']} members; "
         f"{answer['offer']['configurations']:,} configurations on offer",
+        fit_line(answer["lack_of_fit"]),
         *(f"Warning: {doubt}" for doubt in head["doubts"]),
     ]
     if "plan" in answer:
@@ -24,6 +26,13 @@ def as_text(answer: dict, law, unit: str) -> str:
     if "frontier" in answer:
         lines += ["", *frontier_lines(answer["frontier"])]
     return "\n".join(lines)
+
+
+def fit_line(found: dict) -> str:
+    """Return the verdict on the law in one line, with what would help."""
+    words = " ".join([*found["reasons"], *[found["help"]] * bool(found["help"])])
+    text = f"{found['verdict']}{': ' * bool(words)}{words}"
+    return f"Lack of fit: {text}" if found["verdict"] == HOLDS else f"Warning: {text}"
 
 
 def plan_lines(plan: dict, law, unit: str) -> list[str]:

@@ -12,13 +12,14 @@ from fitting.optimise.objective import Loss
 WIDE = 2.0  # 90% range of an exponent or a log coefficient from which it counts as undetermined
 SELDOM = 0.05  # share of members: a term absent in fewer is there, in all but so few is not
 CORRELATED = 0.95  # |correlation| over members worth a line
+SHOWN_TESTS = 3  # of the lack of fit
 MOST_LEVELS = 12  # of a factor, shown one by one; more are cut into quarters
 
 
 def report(law) -> str:
     """Return the report."""
-    parts = [_card(law), _values(law), _correlations(law), _members(law), _residuals(law)]
-    return "\n\n".join(part for part in [*parts, _ranges(law)] if part)
+    sections = _card, _verdict, _values, _correlations, _members, _residuals, _ranges
+    return "\n\n".join(text for text in (section(law) for section in sections) if text)
 
 
 def parameter_rows(law) -> list[tuple]:
@@ -120,6 +121,18 @@ def _card(law) -> str:
     if law.num_runs <= len(law.parameters):
         rows.append(("warning", "no more runs than parameters: nothing is left to check the law"))
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
+
+
+def _verdict(law) -> str:
+    """Return whether the runs contradict the form; '' where it was not tested."""
+    if law.verdict is None:
+        return ""
+    found = law.verdict
+    lines = [f"lack of fit: {found.verdict}", *found.reasons, *[found.help] * bool(found.help)]
+    seen = [f"{test.name} {test.p:.2g}" for test in found.tests[:SHOWN_TESTS]]
+    if seen:
+        lines.append(f"least of {len(found.tests)} p values: {', '.join(seen)}")
+    return "\n  ".join(lines)
 
 
 def _exponents(config) -> str:

@@ -14,6 +14,7 @@ import numpy as np
 from fitting.frontiers import by_cost
 from fitting.law import BaggedFit
 from fitting.optimise.lanes import FAILED
+from fitting.verdict import Verdict
 
 # Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
 _NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
@@ -32,6 +33,7 @@ class Decision:
       error: [X], predicted by the bag.
       probability: [X], share of members whose own best it is.
       regret: [X, B'], by how much each member's error there exceeds that of its own best.
+      verdict: whether the runs contradict the law that decides; None where it was not tested.
     """
 
     budget: float
@@ -41,6 +43,7 @@ class Decision:
     error: np.ndarray
     probability: np.ndarray
     regret: np.ndarray
+    verdict: Verdict | None = None
 
     def regret_set(self, tolerance: float, confidence: float = 0.9) -> np.ndarray:
         """Return bool [X]: P(f(x) - f(x*) <= tolerance) >= confidence, x* each member's own."""
@@ -85,6 +88,7 @@ def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> De
         error=error_X[order],
         probability=winners[order] / error_XB.shape[1],
         regret=(error_XB - error_XB.min(axis=0))[order],
+        verdict=law.verdict,
     )
 
 

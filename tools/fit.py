@@ -97,6 +97,7 @@ def main(args: Args) -> None:
     for folder in folders:
         prepare(folder)
     from fitting.fits import fit_many
+    from fitting.lack_of_fit import judged
     from fitting.splits import column_split
 
     if args.train:
@@ -105,6 +106,7 @@ def main(args: Args) -> None:
     warn(config, table, tables)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
+    laws = [judged(law, one) for law, one in zip(laws, tables.values(), strict=True)]
     for folder in folders:
         remove_stale(folder)
     fits = []

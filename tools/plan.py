@@ -107,7 +107,7 @@ def main(args: Args) -> None:
         levels = parse_domain(offered.domain, law.factors)
     counts = offered.vision_params, offered.features, offered.text_tokens
     offer = planner.make_offer(law, offered.cost, levels, *counts)
-    answer = {"law": planner.describe_law(law)}
+    answer = {"lack_of_fit": planner.lack_of_fit(law), "law": planner.describe_law(law)}
     answer["offer"] = {"configurations": len(offer.domain), "cost": offered.cost}
     budget = ask.budget if ask.budget_tflops is None else ask.budget_tflops * TERA
     if budget is not None:

@@ -13,11 +13,13 @@ from fitting import formatting, summary
 from fitting.elasticities import Elasticity, elasticity
 from fitting.forms import PAPER_FORMS
 from fitting.frontiers import Frontier, agreement, frontier, member_frontiers
+from fitting.lack_of_fit import judged
 from fitting.law import BaggedFit
 from fitting.optimise.lanes import STOPPED
 from fitting.runs import RunTable
 from fitting.sweeps import Domain
 from fitting.validation import Comparison, Score, compare, score
+from fitting.verdict import HOLDS
 
 GOOD_R2 = 0.8  # warn below this R² on unseen runs
 GOOD_EXTRAPOLATION = 0.5  # warn below this R² on the train/test split by column
@@ -90,7 +92,8 @@ def analyse(
 
     options = dict(folds=folds, seed=seed, leave_out=False, on_progress=say)
     comparison = compare(table, configs, **split, **options)
-    law = comparison.entry(comparison.best).law
+    on_progress("lack of fit")
+    law = judged(comparison.entry(comparison.best).law, table)
     on_progress(f"frontier of {comparison.best}: {len(domain.configurations())} configurations")
     return examine(table, law, domain, cost, budgets, num_examples, comparison, delta)
 
@@ -139,8 +142,14 @@ def examine(
 
 def findings(analysis: Analysis) -> list[str]:
     """List reasons for doubt, one sentence or two each; empty if there are none."""
-    found = [*_fit_quality(analysis), *_fit_health(analysis.law)]
+    found = [*_form(analysis.law), *_fit_quality(analysis), *_fit_health(analysis.law)]
     return found if analysis.frontier is None else [*found, *_reach(analysis), *_bounds(analysis)]
+
+
+def _form(law: BaggedFit) -> list[str]:
+    if law.verdict is None or law.verdict.verdict == HOLDS:
+        return []
+    return [f"Lack of fit, {law.verdict.text}"]
 
 
 def fitted_score(analysis: Analysis) -> Score:

@@ -108,7 +108,7 @@ def kept_law(folder: Path, subject: Subject):
     except (ValueError, OSError):
         return None
     runs = FittedRuns(table.run_id, z, table.error, table.weights)
-    same = law.config == subject.config and law.metric == subject.metric
+    same = law.verdict is not None and law.config == subject.config and law.metric == subject.metric
     same &= law.examples == table.examples and list(law.runs.run_id) == list(runs.run_id)
     return law if same and law.runs.sha256 == runs.sha256 else None
 

@@ -17,11 +17,12 @@ MOST_BUDGETS = 6  # recommendations of a metric
 
 
 def law_job(table: RunTable, config: FitConfig):
-    """Fit a law; return it, or a sentence that says why it could not be fitted."""
+    """Fit a law and test its form; return it, or a sentence why it could not be fitted."""
     from fitting.fits import fit
+    from fitting.lack_of_fit import judged
 
     try:
-        return fit(table, config)
+        return judged(fit(table, config), table)
     except ValueError as e:
         return str(e)
 

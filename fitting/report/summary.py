@@ -13,6 +13,7 @@ from fitting.report.text import (
     choice_text,
     path_text,
 )
+from fitting.verdict import HOLDS
 
 
 def add_summary(page, offer: str) -> None:
@@ -52,6 +53,10 @@ def add_summary(page, offer: str) -> None:
 
 def _add_answer(page, subject: Subject, found: MetricResults) -> None:
     report, law = page.report, found.analysis.law
+    if law.verdict is not None and law.verdict.verdict == HOLDS:
+        report.paragraph(f"Lack of fit: {law.verdict.text}")
+    elif law.verdict is not None:
+        report.warning(f"Lack of fit: {law.verdict.text}")
     if unseen_r2(found.analysis) < GOOD_R2:
         report.warning(
             "Do not base decisions on this law: it predicts unseen runs poorly (R² "

@@ -170,7 +170,7 @@ def ask(task: Task) -> dict:
     law, seconds = fit_and_check(table, config)
     planned = time.perf_counter()
     answers = [answer(law, task, *question) for question in QUESTIONS]
-    verdict = getattr(law, "verdict", None)
+    verdict = law.verdict
     return {
         **task,
         "verdict": verdict.verdict if verdict else "holds",
@@ -184,10 +184,13 @@ def ask(task: Task) -> dict:
 def fit_and_check(table: RunTable, config):
     """Return the law with its verdict, and the seconds of both."""
     from fitting.fits import fit
+    from fitting.lack_of_fit import judged
 
     start = time.perf_counter()
     law = fit(table, config)
-    return law, {"fit": time.perf_counter() - start}
+    fitted = time.perf_counter()
+    law = judged(law, table)
+    return law, {"fit": fitted - start, "check": time.perf_counter() - fitted}
 
 
 def answer(law, task: Task, budget: float, n: float) -> dict:

@@ -48,8 +48,8 @@ def cross(x, n) -> np.ndarray:
 def broken(x, n) -> np.ndarray:
     """Return a law whose frames and examples gain less beyond a break."""
     lm, frames, tokens, data = _normalised(x, n)
-    fall = frames**-0.75 * (1 + (frames / 1.1) ** 4) ** (0.5 / 4)
-    slow = data**-0.6 * (1 + (data / 1.2) ** 4) ** (0.35 / 4)
+    fall = frames**-0.65 * (1 + (frames / 1.1) ** 4) ** (0.35 / 4)
+    slow = data**-0.55 * (1 + (data / 1.2) ** 4) ** (0.25 / 4)
     error = 18 + 8 * lm**-0.3 + 6 * fall + 4 * tokens**-0.25
     return error + slow * (3 + 2.5 * lm**0.4 + 1.5 * frames**0.4 + 2 * tokens**0.5)
 
