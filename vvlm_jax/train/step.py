@@ -72,44 +72,10 @@ def make_train_step(
     """
     tx = optim.make(config, paths)
     groups = optim.groups(paths, config)
-
-    def loss_sum(trainable, frozen, batch: Batch):
-        variables = {"params": optim.merge(trainable, frozen)}
-        states_BMD = model.apply(
-            variables,
-            batch.tokens_BL,
-            batch.frames_BTHWC,
-            batch.target_pos_BM,
-            batch.query_BQ,
-            batch.query_lengths_B,
-            method="target_states",
-        )
-        nll_BM = chunked_losses(
-            lambda states: model.apply(variables, states, method="logits"),
-            states_BMD,
-            batch.target_ids_BM,
-            loss_chunk,
-        )
-        return weigh(nll_BM, batch.target_weight_BM, weighting)
-
-    grad_fn = jax.value_and_grad(loss_sum, has_aux=True)
-
-    def total_loss(state: TrainState, batch: Batch):
-        if microbatches == 1:
-            (loss, weight), grads = grad_fn(state.trainable, state.frozen, batch)
-            return loss, weight, shard(grads)
-
-        def accumulate(total, part):
-            (loss, weight), grads = grad_fn(state.trainable, state.frozen, part)
-            *sums, grads = jax.tree.map(jnp.add, total, (loss, weight, grads))
-            return (*sums, shard(grads)), None
-
-        parts = jax.tree.map(lambda x: split_microbatches(x, microbatches), batch)
-        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-        return jax.lax.scan(accumulate, (jnp.zeros(()), jnp.zeros(()), shard(zeros)), parts)[0]
+    gradients = _gradients(_loss_sum(model, weighting, loss_chunk), microbatches, shard)
 
     def train_step(state: TrainState, batch: Batch, rate_share):
-        loss, weight, grads = total_loss(state, batch)
+        loss, weight, grads = gradients(state, batch)
         loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
         grad_norm = optax.tree.norm(grads)
         taken = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
@@ -131,12 +97,7 @@ def make_train_step(
         metrics = {
             "loss": loss,
             "grad_norm": grad_norm,
-            **{
-                f"grad_norm/{group}": optax.tree.norm(
-                    {path: g for path, g in grads.items() if groups[path] == group}
-                )
-                for group in dict.fromkeys(groups.values())
-            },
+            **_norms_of_groups(grads, groups),
             "loss_mean": mean,
             "skipped": (~taken).astype(jnp.int32),
             "skips_in_row": skips,
@@ -145,3 +106,62 @@ def make_train_step(
         return state, metrics
 
     return train_step
+
+
+def _loss_sum(model: VLM, weighting: str, loss_chunk: int):
+    """Return `loss_sum(trainable, frozen, batch) -> (summed loss, total weight)`."""
+
+    def loss_sum(trainable, frozen, batch: Batch):
+        variables = {"params": optim.merge(trainable, frozen)}
+        states_BMD = model.apply(
+            variables,
+            batch.tokens_BL,
+            batch.frames_BTHWC,
+            batch.target_pos_BM,
+            batch.query_BQ,
+            batch.query_lengths_B,
+            method="target_states",
+        )
+        nll_BM = chunked_losses(
+            lambda states: model.apply(variables, states, method="logits"),
+            states_BMD,
+            batch.target_ids_BM,
+            loss_chunk,
+        )
+        return weigh(nll_BM, batch.target_weight_BM, weighting)
+
+    return loss_sum
+
+
+def _gradients(loss_sum, microbatches: int, shard):
+    """Return `gradients(state, batch) -> (summed loss, total weight, gradients)`.
+
+    All three are sums over the microbatches, which run one after another.
+    """
+    grad_fn = jax.value_and_grad(loss_sum, has_aux=True)
+
+    def gradients(state: TrainState, batch: Batch):
+        if microbatches == 1:
+            (loss, weight), grads = grad_fn(state.trainable, state.frozen, batch)
+            return loss, weight, shard(grads)
+
+        def accumulate(total, part):
+            (loss, weight), grads = grad_fn(state.trainable, state.frozen, part)
+            *sums, grads = jax.tree.map(jnp.add, total, (loss, weight, grads))
+            return (*sums, shard(grads)), None
+
+        parts = jax.tree.map(lambda x: split_microbatches(x, microbatches), batch)
+        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+        return jax.lax.scan(accumulate, (jnp.zeros(()), jnp.zeros(()), shard(zeros)), parts)[0]
+
+    return gradients
+
+
+def _norms_of_groups(grads: dict, groups: dict[str, str]) -> dict[str, jax.Array]:
+    """Return {"grad_norm/PATTERN": norm of the gradients of the paths in that group}."""
+    return {
+        f"grad_norm/{group}": optax.tree.norm(
+            {path: g for path, g in grads.items() if groups[path] == group}
+        )
+        for group in dict.fromkeys(groups.values())
+    }
