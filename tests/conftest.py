@@ -186,30 +186,13 @@ def collected():
 def model_folder(tmp_path_factory):
     """Return the folder of a model with random parameters and a byte-level tokenizer."""
     from tests.vvlm_jax.byte_level import save_byte_level
-    from vvlm_jax.config import DataConfig, LlamaConfig, ModelConfig, TrainConfig, VisionConfig
+    from tests.vvlm_jax.random_model import random_model
     from vvlm_jax.data import tokenizer
-    from vvlm_jax.models import vlm
-    from vvlm_jax.override import to_json
     from vvlm_jax.train.model_dir import save_params
 
     folder = tmp_path_factory.mktemp("model")
     save_byte_level(folder, tokenizer.FAMILIES["llama3"].values())
-    tok = tokenizer.load(folder)
-    config = TrainConfig(
-        model=ModelConfig(
-            VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=16),
-            LlamaConfig(
-                vocab=tok.vocab, width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2,
-                head_dim=8, tie_embeddings=False, rope_theta=100.0, max_position=512,
-            ),
-            num_frames=3, tokens_per_frame=4, dtype="float32", remat="none",
-        ),
-        data=DataConfig(tokenizer=str(folder)),
-    )  # fmt: skip
-    model = vlm.build(config.model, tok.special[tokenizer.VIDEO], tok.vocab)
-    params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(1))
-    save_params(folder, jax.tree.map(lambda x: 3 * x, params))
-    (folder / "config.json").write_text(to_json(config))
+    save_params(folder, random_model(folder, tokenizer.load(folder)))
     return folder
 
 

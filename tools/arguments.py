@@ -17,18 +17,17 @@ _ROW = re.compile(r"^[│ ]*(--?\w.*?)(?:  |$)", re.MULTILINE)
 """Names of an option, at the start of its row of `--help`."""
 
 
-def read_options(kind, description: str | None, *, words: list[str] | None = None, registry=None):
-    """Return the options that a command line gives, an instance of `kind`.
+def read_options(kind, description: str | None, *, registry=None):
+    """Return the options of this process's command line, an instance of `kind`.
 
     Args:
       kind: dataclass of options, or {subcommand: dataclass}.
       description: text above the options of `--help`.
-      words: command line without the command; that of this process by default.
       registry: tyro's, for types that it cannot read itself.
 
     Raises ConfigError, one line, for unknown or missing options and values. `--help` exits.
     """
-    words = sys.argv[1:] if words is None else words
+    words = sys.argv[1:]
     name = Path(sys.argv[0]).stem if sys.argv[0].endswith(".py") else sys.argv[0]
     if isinstance(kind, Mapping):
         parse = lambda words: tyro.extras.subcommand_cli_from_dict(  # noqa: E731

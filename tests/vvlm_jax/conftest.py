@@ -75,3 +75,14 @@ def small_disk(tmp_path):
         pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Run PyTorch on one thread: several take minutes on a busy machine, for no gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -16,7 +16,6 @@ from vvlm_jax.config import ConfigError, TrainConfig, visual_length
 from vvlm_jax.config_check import choose
 from vvlm_jax.devices import GIB, Topology, known_topologies
 
-PROGRAMS = ("train", "encode", "prefill", "decode")
 NEW_TOKENS = 256
 """Length of a reply, for which prefill and decode have room in their cache."""
 STOP_IDS = (128001, 128009)

@@ -364,7 +364,6 @@ def folder(tmp_path):
 
 def test_a_folder_of_images_is_a_video(folder):
     assert probe(folder) == VideoInfo(12, 2.0, 6.0, 48, 64, 0)
-    assert probe(folder, folder_fps=3.0).duration_s == 4.0
     frames = read_frames(folder, at(0, 5, 5, 11))
     np.testing.assert_array_equal(frames, make_videos.numbered_frames(12)[[0, 5, 5, 11]])
     assert read_frames(folder, everything, size=28).shape == (12, 28, 28, 3)

@@ -10,7 +10,7 @@ from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, VIDEO, w
 from vvlm_jax.data.video import write_video
 from vvlm_jax.generate.video_vlm import VideoVLM
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 WORDS = ["user", "assistant", *(f"w{i}" for i in range(60))]
 FIRST = 8
@@ -26,17 +26,6 @@ ASKED = [
     ("long.mp4", "w3"),
     ("short.mp4", "w27 w18 w28 w18 w28 w4 w59"),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Run PyTorch on one thread: several take minutes on a busy machine, for no gain."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

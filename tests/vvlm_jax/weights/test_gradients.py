@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.train.loss import answer_loss
+from vvlm_jax.train.loss import token_losses, weigh
 from vvlm_jax.weights import sources
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 T, SIDE = 3, 2
 VIDEO, NEWLINE = 49, 48
@@ -24,17 +24,6 @@ STARTS = (4, 9)
 """Of the videos' blocks: frames, then a newline."""
 ANSWERS = ((*range(25, 31), *range(39, 45)), (*range(31, 38),))
 """Where labels stand: two turns in the first row, one in the second."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Run PyTorch on one thread: several take minutes on a busy machine, for no gain."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +86,7 @@ def ours(source, params, batch, videos):
 
     def loss(params):
         logits = model.apply({"params": params}, tokens, frames, at, method="target_logits")
-        total, weights = answer_loss(logits, targets, weight, "token")
+        total, weights = weigh(token_losses(logits, targets), weight, "token")
         return total / weights
 
     value, grads = jax.jit(jax.value_and_grad(loss))(unflatten_dict(params, sep="/"))

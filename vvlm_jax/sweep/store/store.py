@@ -157,7 +157,6 @@ class Store:
         jobs: Iterable[Job],
         runs: Iterable[dict] = (),
         shared: dict | None = None,
-        lease: float = LEASE,
         encoder: dict | None = None,
     ) -> "Store":
         """Create a store, or replace its jobs and runs; finished jobs stay finished.
@@ -166,7 +165,7 @@ class Store:
         a name that changes with all that jobs depend on.
         """
         path = sweep_json.folder(path)
-        sweep_json.write_again(path, _content(name, jobs, runs, shared, lease, encoder))
+        sweep_json.write_again(path, _content(name, jobs, runs, shared, LEASE, encoder))
         return cls.open(path)
 
     @classmethod
