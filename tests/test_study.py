@@ -1,6 +1,7 @@
 """The main job in miniature, end to end: killed, continued, and what one worker makes again."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -48,7 +50,16 @@ def start(out, workers):
 def finish(process):
     _, log = process.communicate(timeout=1200)
     assert process.returncode == 0, log
+    assert "fork" not in log, "workers are forked from a process without jax"
     return log
+
+
+def kill(process, workers):
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    gone, alive = psutil.wait_procs(workers, timeout=600)
+    assert gone
+    assert not alive, "workers must end with their parent"
 
 
 def trained(out):
@@ -63,25 +74,36 @@ def trained(out):
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """Return a study that was killed once and finished by two workers, and its results at the kill.
+    """Return a study of two workers, killed in the sweep and in the decision test, and finished.
 
-    Returns (folder, its store, {run: when it was trained} at the kill).
+    Returns (folder, its store, {run: when it was trained} at the first kill).
     """
     out = tmp_path_factory.mktemp("studies") / "study"
-    first = start(out, 2)
-    while len(trained(out)) < 3:
-        assert first.poll() is None, first.communicate()[1]
-        time.sleep(0.2)
-    workers = psutil.Process(first.pid).children(recursive=True)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
-    gone, alive = psutil.wait_procs(workers, timeout=600)
-    assert gone
-    assert not alive, "workers must end with their parent"
-    before = trained(out)
-    finish(start(out, 2))
+    before = {}
+    for runs in (3, 21 + 2):
+        process = start(out, 2)
+        while len(trained(out)) < runs:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.2)
+        kill(process, psutil.Process(process.pid).children(recursive=True))
+        before = before or trained(out)
+    chosen = next(out.glob("work/*/decision.json")).read_bytes()
+    log = finish(start(out, 2))
+    assert next(out.glob("work/*/decision.json")).read_bytes() == chosen
+    assert_progress(log)
     (store,) = (path.parent for path in out.glob("work/*/sweep.json"))
     return out, store, before
+
+
+def assert_progress(log):
+    """Phases are named, and what is trained is counted up to all runs."""
+    assert "— law" in log
+    assert "— decision test" in log
+    counts = [
+        tuple(map(int, c)) for c in re.findall(r"^run (\d+) of (\d+) \(\d+ trained", log, re.M)
+    ]
+    assert counts == sorted(counts)
+    assert all(k <= of for k, of in counts)
 
 
 def test_finished_runs_are_not_repeated(study):
@@ -100,19 +122,45 @@ def test_the_table_is_whole_and_sorted(study):
     assert keys == sorted(set(keys))
     assert {row["metric"] for row in rows} == {"flash", "cell", "most", "avg"}
     table = read_runs(out / "runs.csv").select(metric="avg")
-    assert len(table) == len(trained(out)) == 15 + 6
+    law = np.isin(table.columns["sweep"], ["star", "isoflop"])
+    assert law.sum() == 15 + 6
+    assert len(table) == len(trained(out))
     assert len(set(table.x[:, 0])) == 3
     assert len(set(table.select(sweep="star").n)) == 3
-    assert table.levels("sweep") == ("isoflop", "star")
+    assert table.levels("sweep") == ("decision", "isoflop", "replicate", "star")
+    assert (table.columns["sweep"] == "replicate").sum() == 2
 
 
 def test_every_question_has_a_kept_prediction(study):
     out, _, _ = study
-    asked = len(next(out.glob("work/*/val.jsonl")).read_text().splitlines())
     files = list(out.glob("work/*/runs/*/*/predictions.jsonl"))
     assert len(files) == len(trained(out)) + 4, "of every run, and of four controls"
     for file in files:
+        kind = "test" if file.parent.name.endswith("-test") else "val"
+        asked = len(next(out.glob(f"work/*/{kind}.jsonl")).read_text().splitlines())
         assert len(file.read_text().splitlines()) == asked
+
+
+def test_the_decision_is_tested_and_said(study):
+    out, _, _ = study
+    verdict = json.loads((out / "verdict.json").read_text())
+    assert list(verdict)[-1] == "seconds"
+    assert {"law", "decision test", "report"} <= verdict["seconds"].keys()
+    assert all(s["wall"] >= 0 and s["cpu"] > 0 for s in verdict["seconds"].values())
+    between, above = verdict["decision"]
+    assert 12e6 < between["budget"] < 24e6 < above["budget"]
+    for test in verdict["decision"]:
+        assert [p["rule"] for p in test["tested"]] == ["x*", "outside", "add"]
+        assert all(len(p["errors"]) == 2 for p in test["tested"])
+        assert test["outcome"] in ("confirmed", "refuted", "not resolved")
+    table = read_runs(out / "runs.csv").select(metric="avg", sweep="decision")
+    tested = {tuple(p["x"].values()): p["error"] for t in (between, above) for p in t["tested"]}
+    assert set(map(tuple, table.x.tolist())) == set(tested)
+    for x, error in tested.items():
+        rows = (table.x == x).all(axis=1)
+        assert table.error[rows].mean() == pytest.approx(error, abs=1e-3)
+    page = (out / "report.html").read_text()
+    assert between["outcome"].upper() in page[page.index("<main>") :][:1500]
 
 
 def test_the_page_stands_alone_and_says_what_it_is(study):
@@ -151,21 +199,30 @@ def test_one_worker_without_interruption_gives_the_same_numbers(study, tmp_path)
     are undone and made again by one worker; the rest stays.
     """
     out, store, _ = study
-    before, table = results(store), (out / "runs.csv").read_bytes()
+    before, table, said = results(store), (out / "runs.csv").read_bytes(), verdict(out)
     again = {"data", "lm-study-m", "vision", "stage1-study-m", *interrupted(store)}
     again |= {"star-N54000-T4-V16-n16", "star-N147904-T4-V16-n64"}
+    again |= {min(name for name in trained(out) if name.startswith("decision-"))}
     kept = {name: when for name, when in trained(out).items() if name not in again}
     assert len(kept) >= 12
     for run in again:
         (store / "runs" / run).rename(tmp_path / run)
-    data = [store / name for name in ("train.json", "val.jsonl", "captions.json", "stories.json")]
+    names = ("train.json", "val.jsonl", "test.jsonl", "captions.json", "stories.json")
+    data = [store / name for name in names]
     for file in data:
         file.rename(tmp_path / file.name)
     assert f"{len(before)} jobs, 1 at a time" in finish(start(out, 1))
+    assert verdict(out) == said, "all but seconds"
     assert {name: trained(out)[name] for name in kept} == kept
     assert results(store) == before, "not one bit of a loss or a score"
     assert [f.read_bytes() for f in data] == [(tmp_path / f.name).read_bytes() for f in data]
     assert (out / "runs.csv").read_bytes() == table
+
+
+def verdict(out):
+    """Return the text of verdict.json before its seconds."""
+    text = (out / "verdict.json").read_text()
+    return text[: text.index('"seconds"')]
 
 
 def results(store):

@@ -57,7 +57,7 @@ def decision_points(
       level: of the band.
       scale: the error of a complete failure.
     """
-    figure = Figure(figsize=(6.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.6), layout="constrained")
     axis = figure.subplots()
     size, unit = formatting.flops_unit(frontier.budgets)
     axis.plot(
@@ -82,9 +82,11 @@ def decision_points(
             )
     low, high = _reach(frontier, tests, runs)
     axis.set(ylabel=error_label(scale), ylim=(low, high))
-    inside = round_ticks(np.concatenate([runs[0], frontier.budgets]) / size)
-    log_axis(axis, inside, f"cost of a video ({unit})")
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    spent = np.concatenate([frontier.budgets, runs[0], [p.cost for _, some in tests for p in some]])
+    log_axis(axis, round_ticks(spent / size), f"cost of a video ({unit})")
+    axis.set_xlim(spent.min() / size / 1.1, spent.max() / size * 1.05)
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=2)
     return figure
 
 
@@ -96,7 +98,7 @@ def _draw_point(axis, point: Point, cost: float, number: int, named: bool, best:
     marker = "*" if best else MARKERS[number % 6]
     axis.plot([cost] * 2, [errors.min(), errors.max()], color=colour, linewidth=1.4, zorder=3)
     axis.plot(
-        cost, errors.mean(), marker, color=colour, ms=15 if best else 6, mec="white", mew=0.7,
+        cost, errors.mean(), marker, color=colour, ms=15 if best else 7, mec="white", mew=0.4,
         zorder=5 if best else 4, label=point.rule if named else None, linestyle="none",
     )  # fmt: skip
     texts = [f"{point.rule}: {point.text}\nerror {formatting.number(e)}" for e in errors]

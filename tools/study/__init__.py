@@ -125,7 +125,8 @@ def run_phases(study: StudyConfig, work: Path, out: Path, shares, parts=None) ->
         out / "verdict.json", json.dumps(found | {"seconds": seconds}, indent=1) + "\n"
     )
     shutil.copy(work / "phases.json", out / "phases.json")
-    note(outcome.sentence(found))
+    for sentence in outcome.sentences(found):
+        note(sentence)
     note(f"report: {out / 'report.html'}")
 
 

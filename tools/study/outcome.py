@@ -23,26 +23,25 @@ WHO = {
 }
 
 
-def sentence(verdict: dict) -> str:
-    """Return the outcome in a sentence: predicted, measured, regret against the bound, rank."""
+def sentences(verdict: dict) -> list[str]:
+    """Return the outcome at each budget: predicted, measured, regret against the bound, rank."""
     tests = verdict["decision"]
     if not tests:
-        return "The law's decision was not tested: the study names no budget to test it at."
-    return "; ".join(_clause(test, first=i == 0) for i, test in enumerate(tests)) + "."
+        return ["The law's decision was not tested: the study names no budget to test it at."]
+    return [_sentence(test) for test in tests]
 
 
-def _clause(test: dict, first: bool) -> str:
-    where = f"{'At' if first else 'at'} {formatting.flops(test['budget'])} a video"
-    subject = "the law's choice is" if first else "it is"
-    head = f"{where} {subject} {test['outcome'].upper()}"
+def _sentence(test: dict) -> str:
+    head = f"At {formatting.flops(test['budget'])} a video the law's choice is "
+    head += test["outcome"].upper()
     if "measured" not in test:
-        return f"{head}, because {test['why']}"
+        return f"{head}, because {test['why']}."
     worst, (low, high) = test["largest_regret"], test["interval"]
     return (
         f"{head}: predicted error {test['predicted']:.1f} ({low:.1f} to {high:.1f}), measured "
         f"{test['measured']:.1f}; largest regret against a rival {_signed(worst['regret'])} points "
-        f"({_signed(worst['interval'][0])} to {_signed(worst['interval'][1])}), bound "
-        f"{test['bound']:.1f}; rank {test['rank']} of {len(test['tested'])}"
+        f"({_signed(worst['interval'][0])} to {_signed(worst['interval'][1])}) with a bound of "
+        f"{test['bound']:.1f}; rank {test['rank']} of {len(test['tested'])}."
     )
 
 
@@ -59,18 +58,19 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
       analysis: the law and its runs.
       domain: the configurations that may be deployed.
     """
-    report.section("Does the decision hold?", sentence(verdict))
+    report.section("Does the decision hold?", *sentences(verdict))
     tests = verdict["decision"]
     if not tests:
         return
     first, level = tests[0], verdict["level"]
+    n = formatting.count(first["num_examples"])
     report.figure(
         "decision",
         _figure(tests, analysis, domain, level),
         "Error against cost. The line is the least error that the law predicts within a budget, "
-        f"for n = {formatting.count(first['num_examples'])}; {level:.0%} of runs should fall in "
-        "the band. Stars are the law's choices at budgets no run had seen, the other marks their "
-        f"rivals, each the mean of {len(first['seeds'])} seeds with the range over seeds.",
+        f"for n = {n}; {level:.0%} of runs should fall in the band. Stars are the law's choices at "
+        "budgets no run had seen, the other marks their rivals, "
+        f"each the mean of {len(first['seeds'])} seeds with the range over seeds.",
         "Predicted frontier of error against cost, with the tested configurations on it",
     )
     report.paragraph(
@@ -79,13 +79,18 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
         "seeds, on the same questions. Regret is the error of x* minus a rival's: below 0, x* is "
         "better."
     )
-    report.table(
-        ["budget", "tested", "configuration", "cost", "predicted", "error", "regret of x*"],
-        [_row(test, point, level) for test in tests for point in test["tested"]],
-        f"Error: mean over seeds, 0 to 100. Regret with its {level:.0%} interval, paired over "
-        "seeds and questions, clustered by video.",
-        name="decision",
+    columns = (
+        f" Language model, frames × tokens a frame; share of the budget; error with {n} examples, "
+        f"mean over seeds, 0 to 100; regret with its {level:.0%} interval, paired over seeds and "
+        "questions, clustered by video."
     )
+    for number, test in enumerate(tests, start=1):
+        report.table(
+            ["tested", "x_N, x_T × x_V", "cost", "error (predicted)", "regret of x*"],
+            [_row(test, point) for point in test["tested"]],
+            f"Within {formatting.flops(test['budget'])} a video." + columns * (number == 1),
+            name=f"decision-{number}",
+        )
     report.paragraph(f"The rule, fixed before any run: {verdict['rule']}. {_bounds(tests)}")
     with report.folded("Each seed, and where a rival's own choice was taken"):
         report.table(
@@ -105,27 +110,23 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
 
 
 def _bounds(tests: list[dict]) -> str:
-    parts = [f"{t['bound']:.2g} points at {formatting.flops(t['budget'])}" for t in tests]
+    parts = [f"{t['bound']:.1f} points at {formatting.flops(t['budget'])}" for t in tests]
     return (
         f"The bound is {' and '.join(parts)}: what the law says x* may lose, or the tolerance "
         "where that is more."
     )
 
 
-def _row(test: dict, point: dict, level: float) -> list[str]:
-    regret = "-"
+def _row(test: dict, point: dict) -> list[str]:
+    regret, error = "-", f"{point['predicted']:.1f}"
+    if "error" in point:
+        error = f"{point['error']:.1f} ({error})"
     if "regret" in point:
         low, high = point["interval"]
         regret = f"{_signed(point['regret'])} ({_signed(low)} to {_signed(high)})"
-    return [
-        formatting.flops(test["budget"]),
-        WHO[point["rule"]],
-        model_text(point["x"].values()),
-        f"{point['cost'] / test['budget']:.0%}",
-        f"{point['predicted']:.1f}",
-        f"{point['error']:.1f}" if "error" in point else "-",
-        regret,
-    ]
+    size, frames, tokens = point["x"].values()
+    x = f"{formatting.count(size, 4)}, {frames:g} × {tokens:g}"
+    return [WHO[point["rule"]], x, f"{point['cost'] / test['budget']:.0%}", error, regret]
 
 
 def _add_noise(report, noise: dict) -> None:
@@ -143,8 +144,9 @@ def _add_noise(report, noise: dict) -> None:
 def _figure(tests: list[dict], analysis: Analysis, domain, level: float):
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n, costs = tests[0]["num_examples"], cost(table.x)
-    ends = [*costs, *(test["budget"] for test in tests)]
-    budgets = np.unique([*np.geomspace(min(ends), 1.2 * max(ends), 80), *ends[len(costs) :]])
+    asked = [test["budget"] for test in tests]
+    ends = [*costs, *asked, *(p["cost"] for test in tests for p in test["tested"])]
+    budgets = np.unique([*np.geomspace(min(ends), 1.2 * max(ends), 80), *asked])
     best = frontier(law, domain, cost, budgets, [n])
     known = ~np.isnan(best.cost[:, 0])
     low, high = prediction_interval(law, best.x[known, 0], n, level)
