@@ -1,4 +1,4 @@
-"""Does a train step, a prefill or a decode fit a TPU topology? Answers on a machine without TPUs.
+"""Find whether a train step, a prefill or a decode fits TPUs, on a machine without TPUs.
 
 Example:
     vvlm compile --config finetune --topology v5p:2x2x4 \\

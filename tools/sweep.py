@@ -69,11 +69,11 @@ class Work:
     job: tyro.conf.Positional[str | None] = None
     """`RUN/NAME`, as status --jobs lists them."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Of several hosts that are neither a TPU pod nor under Slurm: where process 0 is."""
+    """Address of process 0, for several hosts that are neither a TPU pod nor run under Slurm."""
     processes: int | None = None
-    """Their number."""
+    """Number of processes, with --coordinator."""
     process: int | None = None
-    """The number of this one, from 0."""
+    """Number of this process from 0, with --coordinator."""
 
 
 def launch(args: Launch) -> None:

@@ -294,7 +294,9 @@ def _read_folder(
 
 
 def _read_image(path: AnyPath) -> np.ndarray:
-    file = fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
+    file = fetched(
+        path
+    )  # outside of `try`: a bucket that does not answer says nothing about the file
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))

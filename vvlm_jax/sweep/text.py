@@ -18,7 +18,7 @@ _HEAD = (
 )
 _FITS = {True: "yes", False: "no", None: "?"}
 _SHOWN = 100
-"""Runs up to which a status shows all; of more, only running and failed ones."""
+"""A status of more runs than this shows only those that are running or have failed."""
 
 
 def plan_csv(rows: list[dict]) -> str:

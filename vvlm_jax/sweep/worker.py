@@ -86,7 +86,7 @@ class Context:
 
 Kinds = Mapping[str, Callable[[Context], dict]]
 """{kind of job: function that does one and returns its result, as JSON}. A function may be called
-again for a job that was begun before: it must continue or repeat the work, never spoil it."""
+again for a job that was begun before: it must continue or repeat the work."""
 
 
 @dataclass(frozen=True)

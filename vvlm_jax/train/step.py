@@ -80,7 +80,7 @@ def make_train_step(
         grad_norm = optax.tree.norm(grads)
         taken = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
         if config.spike_factor:
-            # loss_mean is inf before the first step, which is so never a spike.
+            # loss_mean is inf before the first step, so that the first is never a spike.
             taken &= loss <= config.spike_factor * state.loss_mean
         updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
         # The schedule multiplies the updates, after clipping and Adam, which it must not affect.

@@ -252,7 +252,7 @@ class Watch:
         """Show what has changed."""
         found = overview(self._store, states)
         ended = {r.run: r for r in found.runs if r.phase in ("done", "failed", "cancelled")}
-        if self._ended is None:  # what earlier launches did is no news
+        if self._ended is None:  # jobs of earlier launches are not reported again
             self._ended = {run: r.phase for run, r in ended.items()}
         for run, r in ended.items():
             if self._ended.get(run) != r.phase:

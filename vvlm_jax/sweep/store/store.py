@@ -28,9 +28,9 @@ from vvlm_jax.sweep.store.journal import Entry
 LEASE = 120.0
 """Seconds without a touch after which another worker may take a claim over."""
 MAX_DEATHS = 10
-"""Workers of one job that may die in a row, without recording an error, before it has failed."""
+"""A job fails once this many of its workers in a row have died without recording an error."""
 INDEX_AFTER = 200
-"""Results missing from the index at which it is written again."""
+"""The index is rewritten once it lacks this many results."""
 RETRIED = ("failed", "cancelled")
 """Phases that `Store.retry` ends."""
 CANCELLED = ("ready", "waiting", "blocked", "running")
@@ -200,7 +200,7 @@ class Store:
     def _newest(self) -> dict[str, tuple]:
         if self.in_bucket:
             return journal.newest(self.path / "jobs")
-        newest, runs = {}, str(self.path / "runs")  # text: thousands of Paths take seconds
+        newest, runs = {}, str(self.path / "runs")  # str, because thousands of Paths take seconds
         for run in dict.fromkeys(job.run for job in self.jobs.values()):
             for name, (number, file) in journal.newest(f"{runs}/{run}/jobs").items():
                 newest[f"{run}/{name}"] = number, file
