@@ -65,6 +65,7 @@ _FLAGS = {
     "temperature": "--temperature",
     "top_p": "--top-p",
     "seed": "--seed",
+    "model.dtype": "--dtype",
 }
 _OPTION = re.compile(rf"(?<![\w.])({'|'.join(_FLAGS)}) = ")
 """Options as `VideoVLM.generate` names them in errors, replaced by the flags that users gave."""

@@ -95,8 +95,8 @@ def _mixture(text: str):
     if function in names and file in ("", "mixtures"):
         return getattr(module, function)()
     raise ConfigError(
-        f"--mixture {text}: no such shipped mixture; {nearest(function, names)}; or give "
-        "FILE.py:FUNCTION, or a .yaml, .json or .jsonl file"
+        f"--mixture {text}: is neither a file (FILE.py:FUNCTION, .yaml, .json, .jsonl) nor a "
+        f"shipped mixture; {nearest(function, names)}"
     )
 
 

@@ -101,7 +101,8 @@ def launch(args: Launch) -> None:
         print("\n".join([*would, *missing]))
         return
     if missing:
-        raise ConfigError(missing[0])
+        more = f"; {len(missing) - 1} more are missing, see --dry-run" if len(missing) > 1 else ""
+        raise ConfigError(missing[0] + more)
     store = jobs.create(path, config)
     print(f"{len(store.runs)} runs, {len(store.jobs)} jobs in {path}", file=sys.stderr)
     if not local.drive(store, own_command("sweep", "work", str(store.path)), shares):

@@ -165,7 +165,7 @@ def test_mistakes_are_told_in_one_line(root, tmp_path, capsys):
     assert "did you mean 'webvid'?" in says(capsys, root, out, without=("webvids",))
     assert "no such mixture file" in says(capsys, root, out, mixture=str(tmp_path / "a.yaml"))
     line = says(capsys, root, out, mixture="papre")
-    assert "papre: no such shipped mixture; did you mean 'paper'?" in line
+    assert "nor a shipped mixture; did you mean 'paper'?" in line
     assert "must define nothing()" in says(capsys, root, out, mixture="configs/mixtures.py:nothing")
     assert "--workers -1: must be 0 or more" in says(capsys, root, out, workers=-1)
     assert "--seconds 0: must be above 0" in says(capsys, root, out, seconds=0)

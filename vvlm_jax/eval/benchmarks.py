@@ -232,7 +232,7 @@ def check(options: Options) -> None:
     if importlib.util.find_spec("lmms_eval") is None:
         raise ConfigError(
             "--tasks needs LMMs-Eval, which requires an older PyAV than vvlm: make a separate "
-            'environment and there pip install -e ".[lmms]"'
+            "environment and there pip install 'vvlm_jax[lmms]'"
         )
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: must be at least 1")
