@@ -250,6 +250,20 @@ def domain(study: StudyConfig):
     )
 
 
+def part_stages(study: StudyConfig, folder: str) -> dict[str, TrainConfig]:
+    """Return the stage that pretrains each part, by the name of its run.
+
+    These parts may ship as files: the study's seed changes none of what is taken from them.
+    """
+    found = {lm_run(llm): lm_stage(study, llm, folder) for llm in study.llms}
+    return found | {"vision": vision_stage(study, folder)}
+
+
+def parts_of(run: str) -> tuple[str, ...]:
+    """Return what is used of the model that a run of `part_stages` trains."""
+    return ("vision",) if run == "vision" else ("llm",)
+
+
 def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
     """Return the stage that pretrains a language model on text-only conversations."""
     depth_rate = {"study-s": 5e-3, "study-m": 4e-3}.get(llm, 3e-3)

@@ -26,6 +26,7 @@ _EXPORTS = {
         "frontier",
         "member_frontiers",
     ),
+    "intervals": ("prediction_interval", "run_noise", "run_spread"),
     "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
     "optimise.lanes": ("Solution",),
@@ -44,7 +45,7 @@ _EXPORTS = {
         "isoflop_sweep",
         "star_sweep",
     ),
-    "uncertainty": ("Decision", "decide", "prediction_interval", "run_noise"),
+    "uncertainty": ("Decision", "decide"),
     "verdict": ("Verdict",),
     "validation": ("compare", "cross_validate", "extrapolate", "score"),
 }

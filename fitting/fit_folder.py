@@ -5,7 +5,13 @@ from pathlib import Path
 
 from fitting.runs import RunTable
 
-STALE = ("report.html", "compare.csv", "ablate.csv")  # beside fit.json; made anew when asked for
+STALE = (
+    "report.html",
+    "compare.csv",
+    "ablate.csv",
+    "test.csv",
+    "profile.csv",
+)  # beside fit.json; made anew when asked for
 FIGURES = (".png", ".svg", ".csv")
 
 

@@ -14,7 +14,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting.bootstrap import fewest_levels, lost_levels, resample_weights, wild_targets
+from fitting import noise
+from fitting.bootstrap import (
+    fewest_levels,
+    freedom_of_clusters,
+    inflation_of,
+    lost_levels,
+    resample_weights,
+    wild_targets,
+)
 from fitting.config import FitConfig
 from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
@@ -86,9 +94,19 @@ def fit_many(
     layout, scale = cases[0].layout, cases[0].table.scale
     delta = config.huber_delta / _unit(config, scale) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
-    lower, upper = _bounds(layout, config)
+    lower, upper = bounds(layout, config)
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
     wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
+    if any(case.table.noise is not None for case in cases):
+        cases = [_weighted(case, whole, loss) for case, whole in zip(cases, wholes, strict=True)]
+        again = [
+            case.problem()._replace(starts=_begin(case, config, whole))
+            for case, whole in zip(cases, wholes, strict=True)
+        ]
+        wholes = bags = [
+            new._replace(arrivals=old.arrivals, basin_share=old.basin_share)
+            for new, old in zip(solve(again, **options), wholes, strict=True)
+        ]
     lost = [{}] * len(cases)
     if config.resampling != "none":
         resampled = [
@@ -144,7 +162,7 @@ def refit(law: BaggedFit, table: RunTable, targets=None) -> Refits:
         targets, theta = case.target[None], theta[:1]
     else:
         problem = Problem(case.log_z, targets, np.tile(weight_R, (len(targets), 1)), theta)
-        batch = Batch([problem], case.layout, *_bounds(case.layout, config), loss)
+        batch = Batch([problem], case.layout, *bounds(case.layout, config), loss)
         lanes = batch.descend(batch.rank(0, theta, REFIT_LANES), REFIT_STEPS)
         theta = lanes.best(1).theta
     fitted, jacobian = objective.residuals_and_jacobian(
@@ -231,33 +249,96 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
     return case._replace(starts=drawn)
 
 
+def _begin(case: _Case, config: FitConfig, whole) -> np.ndarray:
+    """Return starts [I, P] for other weights: with 'lm', where those of the fit to all arrived."""
+    if config.solver != "lm":
+        return case.starts
+    begin = np.concatenate([whole.theta, whole.arrivals])
+    return begin[np.isfinite(begin).all(axis=1)]
+
+
+def _weighted(case: _Case, whole, loss: Loss) -> _Case:
+    """Return the case with weights by the noise of each run and what trainings add to it.
+
+    The latter is estimated from the residuals of a fit in which all runs weigh alike.
+    """
+    table, rows = case.table, case.rows
+    if table.noise is None or not np.isfinite(whole.theta).all():
+        return case
+    fitted_R, jacobian_RP = _linearised(case, whole, loss)
+    noise_R = table.noise / table.scale
+    if loss.space == "log":
+        noise_R = noise_R / np.exp(fitted_R)
+    found = noise.scatter(
+        (case.target[: len(table)] - fitted_R)[rows],
+        jacobian_RP[rows],
+        noise_R[rows],
+        None if table.cluster is None else table.cluster[rows],
+    )
+    if np.isnan(found.training):  # no residuals left: the evaluation's noise is all that is known
+        found = found._replace(training=0.0)
+    weights_R = np.zeros(len(table))
+    weights_R[rows] = noise.weights_of(found, noise_R[rows])
+    return case._replace(weights=_padded(weights_R, len(case.weights)))
+
+
+def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
+    """Return the fitted values [R] and their Jacobian [R, P] at the fit to all runs."""
+    ones = np.ones((1, len(case.weights)))
+    fitted, jacobian = objective.residuals_and_jacobian(
+        whole.theta,
+        case.log_z.T[None],
+        0 * ones,
+        ones,
+        case.layout,
+        Loss(loss.space, None, loss.free_floor),
+    )
+    return fitted[0, : len(case.table)], jacobian[0].T[: len(case.table)]
+
+
 def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
     """Return the problem of all resamples, with the fit to all runs as row 0, and for each column
     how many resamples lost one of its levels.
     """
     size, table, kind = len(case.weights), case.table, config.resampling
     level_R = table.x[:, fewest_levels(table.x)]
+    if table.cluster is not None and len(np.unique(table.cluster[case.rows])) < 2:
+        raise ValueError(
+            f"{table.source}: the {case.rows.sum()} runs to fit are of one cluster; resampling "
+            "needs several"
+        )
     if kind == "wild":
         weights_BR = np.tile(case.weights, (config.resamples, 1))
-        ones = np.ones((1, size))
-        plain = Loss(loss.space, None, loss.free_floor)
-        fitted, jacobian = objective.residuals_and_jacobian(
-            whole.theta, case.log_z.T[None], 0 * ones, ones, case.layout, plain
-        )
-        target_BR = wild_targets(
-            fitted[0], case.target, jacobian[0].T, case.weights, config.resamples, config.seed
+        used = len(table)
+        target_BR = np.tile(case.target, (config.resamples, 1))
+        fitted_R, jacobian_RP = _linearised(case, whole, loss)
+        target_BR[:, :used] = wild_targets(
+            fitted_R,
+            case.target[:used],
+            jacobian_RP,
+            case.weights[:used],
+            config.resamples,
+            config.seed,
+            table.cluster,
         )
     else:
         strata = _strata(table, level_R, case.rows) if kind == "stratified" else None
+        inflation, draw = 1.0, "dirichlet" if kind == "bayesian" else "count"
+        if table.cluster is not None and np.isfinite(whole.theta).all():
+            jacobian_RP = _linearised(case, whole, loss)[1]
+            freedom = freedom_of_clusters(jacobian_RP, case.weights[: len(table)], table.cluster)
+            inflation = inflation_of(*freedom, draw)
         counts_BR = resample_weights(
             len(table),
             config.resamples,
             config.seed,
             rows=case.rows,
             strata=strata,
-            kind="dirichlet" if kind == "bayesian" else "count",
+            clusters=table.cluster,
+            kind=draw,
+            inflation=inflation,
         )
-        weights_BR = _padded((counts_BR * table.weights).T, size).T
+        weights_BR = _padded((counts_BR * case.weights[: len(table)]).T, size).T
         target_BR = np.tile(case.target, (config.resamples, 1))
     named = {**dict(zip(table.factors, table.x.T, strict=True)), table.examples: table.n}
     lost = {
@@ -265,15 +346,11 @@ def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Probl
         for name, column_R in named.items()
         if column_R is not None
     }
-    begin = case.starts
-    if config.solver == "lm":
-        begin = np.concatenate([whole.theta, whole.arrivals])
-        begin = begin[np.isfinite(begin).all(axis=1)]
     problem = Problem(
         case.log_z,
         np.concatenate([case.target[None], target_BR]),
         np.concatenate([case.weights[None], weights_BR]),
-        begin,
+        _begin(case, config, whole),
     )
     return problem, lost
 
@@ -308,7 +385,14 @@ def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) ->
         units=case.units,
         bag=Members(*(column[0 if alone else 1 :] for column in everyone)),
         whole=Members(*(column[:1] for column in everyone)),
-        runs=FittedRuns(table.run_id[rows], z[rows], table.error[rows], table.weights[rows]),
+        runs=FittedRuns(
+            table.run_id[rows],
+            z[rows],
+            table.error[rows],
+            case.weights[: len(table)][rows],
+            None if table.noise is None else table.noise[rows],
+            None if table.cluster is None else table.cluster[rows],
+        ),
         lost=lost,
         versions=_versions(),
     )
@@ -328,7 +412,7 @@ def _unit(config: FitConfig, scale: float) -> float:
     return 1.0 if config.space == "log" else scale
 
 
-def _bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
+def bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return bounds [P] of the solver's theta; at its lower bound a log coefficient's term is 0."""
     cap = np.inf if config.exponent_cap is None else config.exponent_cap
     gone = -1000.0 if config.exponent_cap is None else -60.0 - 10.0 * cap

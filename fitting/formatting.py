@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 from collections.abc import Iterable
 
 import numpy as np
@@ -18,6 +19,9 @@ SHORT = {
     "tokens_per_frame": "tokens",
     "num_examples": "examples",
 }
+_QUANTITY = re.compile(
+    r"([+-]?(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?)\s*([kmgbtp]?)\s*(?:flops?|tokens?)?", re.I
+)
 _COUNT = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 _FLOPS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
 
@@ -44,6 +48,15 @@ def count(value: float, digits: int = 3) -> str:
         return "-"
     size, prefix = _scale(value, _COUNT)
     return f"{_digits(value / size, digits)}{prefix}"
+
+
+def quantity(text) -> float:
+    """Return the number of a text such as 2e12, 500B, 1.5T, 15 TFLOPs; NaN where it is none."""
+    found = _QUANTITY.fullmatch(str(text).strip())
+    if not found:
+        return math.nan
+    prefixes = {name.upper(): size for size, name in (*_COUNT, *_FLOPS)}
+    return float(found[1]) * prefixes[found[2].upper()]
 
 
 def flops(value: float, digits: int = 3) -> str:

@@ -11,10 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from fitting import extent, law_file, summary
-from fitting.bootstrap import fewest_levels
+from fitting import noise as noise_parts
+from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
 from fitting.law_file import FittedRuns, Members
+from fitting.noise import Scatter
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
@@ -22,6 +24,7 @@ from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
+TINY_NOISE = 100.0  # residuals this many times a noise column: it may be in another unit
 BLOCK = 2048  # configurations predicted at once
 ROUNDING = 1e-9  # a value so close to the end of a range is inside it
 
@@ -129,7 +132,12 @@ class BaggedFit:
 
     @property
     def lost_levels(self) -> int:
-        """Return the number of resamples without any run of some level of `level_factor`."""
+        """Return the number of resamples without any run of some level of `level_factor`.
+
+        0 where most of its levels have a single run: every resample loses some of those.
+        """
+        if mostly_single(self.runs.z[:, self.factors.index(self.level_factor)]):
+            return 0
         return self.lost.get(self.level_factor, 0)
 
     @property
@@ -178,6 +186,44 @@ class BaggedFit:
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
         return float(likelihood + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
+
+    @cached_property
+    def scatter(self) -> Scatter:
+        """Return the variances of a run around the law, in the space it was fitted in.
+
+        Of the whole fit's residuals. Without a noise column and clusters it is one variance:
+        weighted, with a degree of freedom off for each parameter. NaN where parameters exhaust the
+        runs.
+        """
+        runs = self.runs
+        residual_R, jacobian_RP = summary.linearised(self)
+        if runs.noise is not None or runs.cluster is not None:
+            noise = None if runs.noise is None else self.in_fitted_space(runs.noise)
+            return noise_parts.scatter(residual_R, jacobian_RP, noise, runs.cluster)
+        spare = self.num_runs - self.theta.shape[1]
+        if spare <= 0:
+            return noise_parts.UNKNOWN
+        square = np.average(residual_R**2, weights=runs.weights)
+        return Scatter(float(square * self.num_runs / spare), 0.0, 1.0)
+
+    @property
+    def tiny_noise(self) -> str:
+        """Return a sentence where the known noise is a hundredth of the residuals, or ''."""
+        if self.runs.noise is None:
+            return ""
+        noise = float(np.median(self.runs.noise))
+        off = float(np.std(self.predict_whole(self.runs.z) - self.runs.error))
+        if off < TINY_NOISE * noise:
+            return ""
+        return (
+            f"{self.source}: the noise column ({noise:.3g} points, median) is {off / noise:.0f} "
+            "times smaller than the residuals: is it in the scores' unit? It hardly weighs runs"
+        )
+
+    def in_fitted_space(self, noise) -> np.ndarray:
+        """Return standard deviations [R] of the runs' scores as those of what was fitted."""
+        fitted = self.predict_whole(self.runs.z) if self.config.space == "log" else 1.0
+        return np.asarray(noise) / fitted
 
     @cached_property
     def degenerate(self) -> str | None:

@@ -27,12 +27,16 @@ class FittedRuns(NamedTuple):
       z: [R, C], the K factors and, with examples, n; in the CSV's units.
       error: [R], on the fitted scale.
       weights: [R].
+      noise: [R], standard deviations of the scores, on the fitted scale, or None.
+      cluster: [R], labels of runs that share a cause, or None.
     """
 
     run_id: np.ndarray
     z: np.ndarray
     error: np.ndarray
     weights: np.ndarray
+    noise: np.ndarray | None = None
+    cluster: np.ndarray | None = None
 
     @property
     def sha256(self) -> str:
@@ -91,7 +95,8 @@ def write(law, folder) -> Path:
             "sha256": law.runs.sha256,
             "columns": [*law.columns, "error", "weight"],
             "run_id": law.runs.run_id.tolist(),
-            "rows": np.column_stack(law.runs[1:]).tolist(),
+            "rows": np.column_stack([law.runs.z, law.runs.error, law.runs.weights]).tolist(),
+            **_optional(law.runs),
         },
         "versions": law.versions,
     }
@@ -143,7 +148,14 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
             units=np.array(list(fields["units"].values()), float),
             bag=from_rows(fields["members"]),
             whole=from_rows([fields["whole"]]),
-            runs=FittedRuns(np.array(data["run_id"]), rows[:, :-2], rows[:, -2], rows[:, -1]),
+            runs=FittedRuns(
+                np.array(data["run_id"]),
+                rows[:, :-2],
+                rows[:, -2],
+                rows[:, -1],
+                np.array(data["noise"], float) if "noise" in data else None,
+                np.array(data["cluster"]) if "cluster" in data else None,
+            ),
             lost=fields["lost_levels"],
             versions=fields["versions"],
             verdict=Verdict.from_json(fields.get("lack_of_fit")),
@@ -152,6 +164,12 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
     return path, kwargs, names
+
+
+def _optional(runs: FittedRuns) -> dict:
+    """Return noise and clusters where they are known, JSON-ready."""
+    named = {"noise": runs.noise, "cluster": runs.cluster}
+    return {name: values.tolist() for name, values in named.items() if values is not None}
 
 
 def to_rows(members: Members) -> list[dict]:

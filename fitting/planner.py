@@ -16,10 +16,11 @@ from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
 from fitting.frontiers import agreement, by_cost, frontier, member_frontiers
+from fitting.intervals import prediction_interval, run_noise
 from fitting.law import BaggedFit
 from fitting.planner_text import amount, describe, span
 from fitting.sweeps import PAPER_DOMAIN
-from fitting.uncertainty import decide, prediction_interval, run_noise
+from fitting.uncertainty import decide
 from fitting.verdict import DOUBTFUL, Verdict
 
 LEVEL = 0.9  # of every interval, and of the regret set

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting.intervals import prediction_interval
 from fitting.runs import RunTable
-from fitting.uncertainty import decide, prediction_interval
+from fitting.uncertainty import decide
 
 BEST = "x*"
 RULES = ("outside", "add", "largest", "neighbour", "random")

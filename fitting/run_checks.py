@@ -1,5 +1,6 @@
 """Checks of the columns of a table of runs; `table` is a `runs.RunTable`."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping
 
@@ -9,6 +10,7 @@ from fitting.config import FACTORS
 from fitting.formatting import nearest
 
 SCALES = (100.0, 1.0)
+FEW_CLUSTERS = 8
 MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
 
 
@@ -104,6 +106,47 @@ def check_optional(table, wheres: list[str]) -> None:
                     f"{table.source}, {wheres[texts.index(text)]}: column {name!r} is {text!r}; it "
                     f"must be {allowed}"
                 )
+
+
+def check_noise(table, column: str | None) -> None:
+    """Raise ValueError where most of the noise exceeds the spread of a metric's scores."""
+    for metric in table.metrics if column else ():
+        of_metric = table.metric == metric
+        noise, spread = np.median(table.noise[of_metric]), table.error[of_metric].std()
+        if noise > spread > 0:
+            raise ValueError(
+                f"{table.source}: column {column!r}: a noise of {noise:.3g} (median) exceeds the "
+                f"spread of the scores of {metric}, {spread:.3g}; it must be in the scores' unit"
+            )
+
+
+def without_single_clusters(table, column: str | None) -> tuple:
+    """Return the table and notes; clusters of a single run each are left out, with a note.
+
+    Raises:
+      ValueError: all runs are of one cluster.
+    """
+    if column is None:
+        return table, ()
+    few, notes = [], ()
+    for metric in table.metrics:
+        counts = np.unique(table.cluster[table.metric == metric], return_counts=True)[1]
+        few.append(len(counts))
+        if len(counts) == 1:
+            raise ValueError(
+                f"{table.source}: column {column!r} puts all runs of {metric} into one cluster; "
+                "resampling needs several"
+            )
+    pairs = np.char.add(np.char.add(table.metric.astype(str), "\n"), table.cluster)
+    if np.unique(pairs, return_counts=True)[1].max() == 1:
+        note = f"every run has a {column} of its own: clusters of one change nothing"
+        return dataclasses.replace(table, cluster=None), (f"{table.source}: {note}",)
+    if min(few) < FEW_CLUSTERS:
+        notes = (
+            f"{table.source}: {min(few)} clusters of {column} say little about how clusters "
+            f"differ; intervals may be too narrow below {FEW_CLUSTERS}",
+        )
+    return table, notes
 
 
 def check_texts(columns, wheres, source, names) -> None:

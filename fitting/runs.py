@@ -43,6 +43,8 @@ class RunTable:
       columns: the other columns as text [R] each, such as 'sweep'.
       source: the file's name, for messages.
       notes: warnings for the user, such as skipped lines or runs that look like duplicates.
+      noise: standard deviations [R] of the scores, on the table's scale, or None.
+      cluster: labels [R] of the runs that share a cause (a seed, a parent run), or None.
     """
 
     factors: tuple[str, ...]
@@ -57,6 +59,8 @@ class RunTable:
     columns: dict[str, np.ndarray]
     source: str
     notes: tuple[str, ...] = ()
+    noise: np.ndarray | None = None
+    cluster: np.ndarray | None = None
 
     @classmethod
     def from_rows(cls, rows: Iterable[Mapping], source="rows") -> "RunTable":
@@ -176,6 +180,8 @@ class RunTable:
             {name: values[rows] for name, values in self.columns.items()},
             self.source,
             self.notes,
+            None if self.noise is None else self.noise[rows],
+            None if self.cluster is None else self.cluster[rows],
         )
 
     def where(self, column: str, value) -> np.ndarray:
@@ -226,6 +232,8 @@ def read_runs(
     weights: str | None = None,
     scale: float | None = None,
     group: str | None = None,
+    noise: str | None = None,
+    cluster: str | None = None,
     skip_missing: bool = False,
     skip_duplicates: bool = False,
 ) -> RunTable:
@@ -245,6 +253,10 @@ def read_runs(
         value is above 1.
       group: column whose values take the place of metrics, 'metric' by default; a run may appear
         once in each group.
+      noise: column of the scores' standard deviations, in the unit of the scores, such as
+        'score_se'. Runs are weighted by it and by what trainings differ in beside.
+      cluster: column of labels; the runs of one label share a seed, a parent run or a data draw,
+        and are resampled and left out together.
       skip_missing: leave out rows without a score (or error), with a note.
       skip_duplicates: leave out rows that equal an earlier one in every column, with a note.
 
@@ -289,7 +301,20 @@ def read_runs(
                 f"there are {', '.join(there)}"
             )
         keep(kept)
-    table = _table(columns, wheres, source, factors, examples, score, error, weights, scale, group)
+    table = _table(
+        columns,
+        wheres,
+        source,
+        factors,
+        examples,
+        score,
+        error,
+        weights,
+        scale,
+        group,
+        noise,
+        cluster,
+    )
     return dataclasses.replace(table, notes=(*notes, *table.notes))
 
 
@@ -339,6 +364,8 @@ def _table(
     weights: str | None = None,
     scale: float | None = None,
     group: str | None = None,
+    noise: str | None = None,
+    cluster: str | None = None,
 ) -> RunTable:
     """Validate columns and return them as a `RunTable`; `wheres` name the rows in messages."""
     values_of = error or score or "score"
@@ -379,6 +406,14 @@ def _table(
         weight_R = numbers(weights, "0 or a positive number", lambda v: 0 <= v < math.inf)
         if not weight_R.any():
             raise ValueError(f"{source}: column {weights!r}: no run has a weight above 0")
+    run_checks.check_columns([name for name in (noise, cluster) if name], columns, source)
+    noise_R = None
+    if noise is not None:
+        if weights is not None:
+            raise ValueError(
+                f"{source}: weights follow from the noise {noise!r}; leave {weights!r} out"
+            )
+        noise_R = numbers(noise, "a positive number of score points", lambda v: 0 < v < math.inf)
     metric = group or "metric"
     taken = {*needed, "run_id", "metric"}
     table = RunTable(
@@ -393,8 +428,13 @@ def _table(
         metric=texts(metric, [values_of] * len(wheres)),
         columns={name: texts(name, []) for name in columns if name not in taken},
         source=source,
+        noise=noise_R,
+        cluster=None if cluster is None else texts(cluster, []),
     )
-    run_checks.check_texts(columns, wheres, source, [n for n in ("run_id", metric) if n in columns])
+    named = [name for name in ("run_id", metric, cluster) if name in columns]
+    run_checks.check_texts(columns, wheres, source, named)
+    run_checks.check_noise(table, noise)
+    table, alone = run_checks.without_single_clusters(table, cluster)
     run_checks.check_optional(table, wheres)
     run_checks.check_unique(table, columns, wheres)
-    return dataclasses.replace(table, notes=tuple(run_checks.warnings(table, value_R)))
+    return dataclasses.replace(table, notes=(*run_checks.warnings(table, value_R), *alone))

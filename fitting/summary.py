@@ -36,7 +36,9 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     Columns are scaled to length 1, so that a singular value near 0 is a combination of parameters
     that the runs do not see; its parameters get an infinite standard error.
     """
-    residual, jacobian = _linearised(law)
+    root = np.sqrt(law.runs.weights)
+    residual, jacobian = (root * part.T for part in linearised(law))
+    jacobian = jacobian.T
     length = np.linalg.norm(jacobian, axis=0)
     _, singular, rotation = np.linalg.svd(jacobian / np.maximum(length, 1e-300), False)
     freedom = max(len(residual) - jacobian.shape[1], 1)
@@ -68,14 +70,14 @@ def undetermined(law) -> np.ndarray:
     return wide & (absent_P < 1 - SELDOM)
 
 
-def _linearised(law) -> tuple[np.ndarray, np.ndarray]:
-    """Return the whole fit's weighted residuals [R] and Jacobian [R, P], in the fitted space."""
+def linearised(law) -> tuple[np.ndarray, np.ndarray]:
+    """Return the whole fit's residuals [R] and Jacobian [R, P], unweighted, in its space."""
     linear = law.config.space == "linear"
     loss = Loss(law.config.space, None, law.config.free_floor)
     target = law.runs.error if linear else np.log(law.runs.error)
     log_z = np.log(law.runs.z / law.units).T[None]
     residual, jacobian = objective.residuals_and_jacobian(
-        law.whole.theta, log_z, target[None], np.sqrt(law.runs.weights)[None], law.layout, loss
+        law.whole.theta, log_z, target[None], np.ones((1, len(target))), law.layout, loss
     )
     return residual[0], jacobian[0].T
 

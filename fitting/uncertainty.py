@@ -2,23 +2,17 @@
 
 Every member of a bag is a law that the runs might as well have given. So the share of members
 whose best configuration is x estimates P(x is optimal | budget, n), and what a member loses by x
-instead of its own best, f(x) - f(x*), is a draw of the regret. A new run misses a law by noise too:
-an interval for its error takes the members and the residuals of the whole fit together.
+instead of its own best, f(x) - f(x*), is a draw of the regret.
 """
 
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 
 from fitting.frontiers import by_cost
+from fitting.intervals import prediction_interval, run_noise  # noqa: F401  for those who ask here
 from fitting.law import BaggedFit
-from fitting.optimise.lanes import FAILED
 from fitting.verdict import Verdict
-
-# Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
-_NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
-_BLOCK = 256  # configurations whose members and noise are held at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,44 +84,3 @@ def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> De
         regret=(error_XB - error_XB.min(axis=0))[order],
         verdict=law.verdict,
     )
-
-
-def run_noise(law: BaggedFit) -> float:
-    """Return the standard deviation of a run around the law, in the space it was fitted in.
-
-    Of the whole fit's residuals, weighted, with a degree of freedom off for each parameter: log
-    error, so roughly relative, or points in linear space. NaN where parameters exhaust the runs.
-    """
-    spare = law.num_runs - law.theta.shape[1]
-    if spare <= 0:
-        return float("nan")
-    fitted, measured = law.predict_whole(law.runs.z), law.runs.error
-    if law.config.space == "log":
-        fitted, measured = np.log(fitted), np.log(measured)
-    square = np.average((fitted - measured) ** 2, weights=law.runs.weights)
-    return float(np.sqrt(square * law.num_runs / spare))
-
-
-def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9):
-    """Return the interval of the error of a new run: members and run noise together.
-
-    Args:
-      law: a `BaggedFit`.
-      x: [..., K]; num_examples: n, broadcast against [...], or None for a law without n.
-      level: share of new runs inside.
-
-    Returns:
-      (low [...], high [...]); NaN where the run noise is undefined.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level must lie between 0 and 1, got {level}")
-    members = law.predict_members(x, num_examples)[law.status != FAILED]
-    members_XB, noise = members.reshape(len(members), -1).T, run_noise(law) * _NORMAL
-    bounds_X2 = np.empty((len(members_XB), 2))
-    for start in range(0, len(members_XB), _BLOCK):
-        block = members_XB[start : start + _BLOCK, :, None]
-        runs = block * np.exp(noise) if law.config.space == "log" else block + noise
-        ends = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2], axis=(1, 2), method="hazen")
-        bounds_X2[start : start + _BLOCK] = ends.T
-    low, high = bounds_X2.T.reshape(2, *members.shape[1:])
-    return low, high

@@ -16,9 +16,12 @@ import numpy as np
 
 from fitting.config import FitConfig
 from fitting.fits import fit_many
+from fitting.intervals import prediction_interval
 from fitting.law import BaggedFit
 from fitting.runs import RunTable
-from fitting.splits import Split, column_split, leave_out_splits, random_folds
+from fitting.splits import Split, column_split, leave_out_splits, random_folds, rollout_splits
+
+LEVEL = 0.9  # of the intervals whose coverage is reported
 
 
 class Score(NamedTuple):
@@ -64,6 +67,8 @@ class Validation:
       error: [R], measured.
       train, test: bool [S, R], the split.
       fits: [S] fits.
+      low, high: [R], ends of the interval that should hold `LEVEL` of new runs; NaN where there is
+        none.
     """
 
     name: str
@@ -72,11 +77,40 @@ class Validation:
     train: np.ndarray
     test: np.ndarray
     fits: tuple[BaggedFit, ...]
+    low: np.ndarray
+    high: np.ndarray
 
     @property
     def score(self) -> Score:
         """Return the score of all held-out runs, pooled."""
         return score(self.predicted, self.error)
+
+    @property
+    def coverage(self) -> float:
+        """Return the share of held-out runs inside their intervals; NaN without intervals."""
+        known = ~np.isnan(self.low)
+        inside = (self.low <= self.error) & (self.error <= self.high)
+        return float(inside[known].mean()) if known.any() else float("nan")
+
+    def rows(self, table: RunTable) -> list[dict]:
+        """Return one mapping per held-out run: measured, predicted, and its 90% interval."""
+        inside = (self.low <= self.error) & (self.error <= self.high)
+        named = {
+            "run_id": table.run_id,
+            "error": self.error,
+            "predicted": self.predicted,
+            "low_90": self.low,
+            "high_90": self.high,
+            "inside": inside,
+        }
+        held = np.flatnonzero(self.test.any(axis=0))
+        return [{name: values[r].item() for name, values in named.items()} for r in held]
+
+    @property
+    def half_width(self) -> float:
+        """Return the median half-width of these intervals, on the fitted scale."""
+        known = ~np.isnan(self.low)
+        return float(np.median((self.high - self.low)[known]) / 2) if known.any() else float("nan")
 
 
 def validate(
@@ -105,7 +139,7 @@ def validate(
 
 
 def predict_split(
-    table: RunTable, split: Split, fits: Sequence[BaggedFit], predict=BaggedFit.predict
+    table: RunTable, split: Split, fits: Sequence[BaggedFit], predict=None
 ) -> Validation:
     """Return what fits [S] predict of the runs that they have not seen.
 
@@ -113,13 +147,20 @@ def predict_split(
       table: the runs.
       split: which runs each fit saw.
       fits: one for each part of the split.
-      predict: (fit, x, n) -> error.
+      predict: (fit, x, n) -> error; by default `fit.predict`, with the interval of a new run.
     """
-    predicted_R = np.full(len(table), np.nan)
+    predicted_R, low_R, high_R = np.full((3, len(table)), np.nan)
     for fit, rows_R in zip(fits, split.test, strict=True):
-        n = None if table.n is None else table.n[rows_R]
-        predicted_R[rows_R] = predict(fit, table.x[rows_R], n)
-    return Validation(split.name, predicted_R, table.error, split.train, split.test, fits)
+        x, n = table.x[rows_R], None if table.n is None else table.n[rows_R]
+        if predict is not None:
+            predicted_R[rows_R] = predict(fit, x, n)
+            continue
+        noise = None if table.noise is None else table.noise[rows_R]
+        predicted_R[rows_R] = fit.predict(x, n)
+        low_R[rows_R], high_R[rows_R] = prediction_interval(fit, x, n, LEVEL, noise)
+    return Validation(
+        split.name, predicted_R, table.error, split.train, split.test, fits, low_R, high_R
+    )
 
 
 def cross_validate(
@@ -245,13 +286,16 @@ class Comparison:
             for v in entry.validations:
                 above, spread = self.difference(entry.name, v.name)
                 cells = score_cells(v.name, int(v.test.sum()), v.score)
-                found.append(head | cells | {"mse_above_best": above, "standard_error": spread})
+                cells |= {"mse_above_best": above, "standard_error": spread}
+                cells |= {"coverage_90": v.coverage, "half_width_90": v.half_width}
+                found.append(head | cells)
         return found
 
 
 def score_cells(split: str, runs: int, scored: Score) -> dict:
     """Return the columns of one split in `Comparison.rows`, without a comparison to the best."""
-    empty = {"mse_above_best": float("nan"), "standard_error": float("nan")}
+    unknown = ("mse_above_best", "standard_error", "coverage_90", "half_width_90")
+    empty = dict.fromkeys(unknown, float("nan"))
     return {"split": split, "runs_predicted": runs, **scored._asdict(), **empty}
 
 
@@ -264,6 +308,7 @@ def compare(
     train=None,
     test=None,
     leave_out: bool = True,
+    cost=None,
     on_progress: Callable[[str, int, int], None] = lambda label, done, total: None,
 ) -> Comparison:
     """Compare configs on random folds, on a chosen split and on all runs (Table 2).
@@ -274,7 +319,8 @@ def compare(
       folds: of the cross-validation.
       seed: of the folds.
       train, test: the chosen split, as in `column_split`; none if both are None.
-      leave_out: whether `leave_out_splits` are scored too.
+      leave_out: whether `leave_out_splits` and `rollout_splits` are scored too.
+      cost: [R], of each run, for a rollout over cost; None for none.
       on_progress: called with ('2/4: add', done, total): 0 of 1 before each config, then as its
         `fit_many` goes on.
 
@@ -289,7 +335,7 @@ def compare(
             raise ValueError("a split needs both, the runs to train on and the runs to test on")
         chosen = column_split(table, train, test)
     splits = [random_folds(table, folds, seed), *([chosen] if chosen else [])]
-    splits += leave_out_splits(table) if leave_out else ()
+    splits += (*leave_out_splits(table), *rollout_splits(table, cost)) if leave_out else ()
     entries = []
     for index, (name, config) in enumerate(named.items(), start=1):
         say = functools.partial(on_progress, f"{index}/{len(named)}: {name}")

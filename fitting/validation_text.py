@@ -5,6 +5,8 @@ from fitting.ablations import Ablation
 from fitting.runs import RunTable
 from fitting.validation import Comparison, Score, Validation
 
+COVERAGE = ("% in 90%", "half-width")  # share of runs in their interval, which should be 90
+
 
 def forms_text(found: Comparison) -> str:
     """Return a comparison of forms under a heading."""
@@ -26,13 +28,14 @@ def ablation_text(ablation: Ablation) -> str:
 
 def test_text(test: Validation, table: RunTable) -> str:
     """Return how well one fit predicts runs it has not seen."""
-    scores = formatting.aligned(("MSE", "E%", "R²"), [_score_cells(test.score)])
+    heads = ("MSE", "E%", "R²", *COVERAGE)
+    scores = formatting.aligned(heads, [[*_score_cells(test.score), *_coverage_cells(test)]])
     predicts = f"{test.train.sum()} runs predict {test.test.sum()}"
     return f"{test.name}: {predicts}; {_scale(table)}.\n{scores}"
 
 
 def comparison_text(found: Comparison) -> str:
-    """Return two tables: one line per entry with folds, chosen split and AICc; MSE by split."""
+    """Return a line per entry with folds, chosen split and AICc; MSE and coverage by split."""
     folds, chosen, basis = found.splits[0], found.extrapolation, found.entries[0].law.config
     headers = ["", "params", "CV MSE", "E%", "R²", "above best ± s.e."]
     headers += ["split MSE", "E%", "R²"] if chosen else []
@@ -50,9 +53,15 @@ def comparison_text(found: Comparison) -> str:
         for split in found.splits
     ]
     names = [entry.name for entry in found.entries]
+    held = [
+        [split, *(" ".join(_coverage_cells(e.validation(split))) for e in found.entries)]
+        for split in found.splits
+    ]
+    what = "% of them in the 90% interval, ±"
     return (
         f"{formatting.aligned([*headers, 'AICc'], rows)}\n\n"
-        f"{formatting.aligned(['MSE on runs not seen', *names], others)}"
+        f"{formatting.aligned(['MSE on runs not seen', *names], others)}\n\n"
+        f"{formatting.aligned([what, *names], held)}"
     )
 
 
@@ -75,6 +84,11 @@ def _score_cells(score: Score) -> list[str]:
         formatting.number(score.percent),
         formatting.number(score.r2),
     ]
+
+
+def _coverage_cells(found: Validation) -> list[str]:
+    """Return the share of runs inside their 90% interval, and its median half-width."""
+    return [formatting.number(100 * found.coverage), f"±{formatting.number(found.half_width)}"]
 
 
 def _scale(table: RunTable) -> str:

@@ -23,7 +23,7 @@ from typing import Annotated
 
 import tyro
 
-from fitting.config import FitConfig
+from fitting.config import FACTORS, FitConfig
 from fitting.cost import PAPER, CostConstants
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
@@ -114,7 +114,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        fits.append((one, law, *validate(one, config, args, folder)))
+        check_noise(law)
+        fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
 
@@ -135,6 +136,12 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             )
 
 
+def check_noise(law) -> None:
+    """Print a warning where the noise column is next to nothing beside the residuals."""
+    if text := law.tiny_noise:
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
@@ -145,7 +152,7 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
         warn_if_few(one.source, len(one), config, one)
 
 
-def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
+def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost: CostConstants):
     """Print and write what --compare, --ablate, --train and --test ask for.
 
     Returns:
@@ -164,7 +171,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
         names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
         configs = {name: config.replace(form=name) for name in names}
         with live("compare") as say:
-            found = validation.compare(table, configs, on_progress=say, **asked)
+            price = cost(table.x) if table.factors == FACTORS else None
+            found = validation.compare(table, configs, cost=price, on_progress=say, **asked)
         print(f"\n{text.forms_text(found)}\n\n{folder / 'compare.csv'}")
         write_csv(folder / "compare.csv", found.rows())
     if args.ablate:
@@ -175,7 +183,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path):
     if not (args.compare or args.ablate):
         with live("test") as say:
             _, (test,) = validation.validate(table, config, [split], whole=False, on_progress=say)
-        print(f"\n{text.test_text(test, table)}")
+        print(f"\n{text.test_text(test, table)}\n\n{folder / 'test.csv'}")
+        write_csv(folder / "test.csv", test.rows(table))
     return found, ablation
 
 

@@ -67,6 +67,10 @@ class Data:
     """Fits each value of this column, such as 'metric': one batch, a folder OUT/VALUE each."""
     weights: Column = None
     """Column of the runs' weights."""
+    noise: Column = None
+    """Column of the scores' standard errors, in score points, such as score_se: weighs runs."""
+    cluster: Column = None
+    """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
 
 
 class FitFlags(FitConfig):

@@ -140,8 +140,9 @@ def _drawn(metric: str, mark: str, draw):
 
 def recommend(analysis, domain, most: int = MOST_BUDGETS) -> list[Recommendation]:
     """Choose the best configuration at round budgets that the runs span, with their largest n."""
+    from fitting.intervals import prediction_interval
     from fitting.planner import extrapolations
-    from fitting.uncertainty import decide, prediction_interval
+    from fitting.uncertainty import decide
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n = None if law.examples is None else float(table.n.max())

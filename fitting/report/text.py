@@ -356,11 +356,15 @@ def split_headers(compared) -> list[str]:
 def comparison_table(compared, what: str) -> tuple[tuple, list]:
     """Return headers and rows of Tables 2 and 8."""
     heads = [what, "parameters", *(f"CV {score}" for score in SCORES), *split_headers(compared)]
+    heads.insert(2 + len(SCORES), "CV in 90%, %")
+    heads += ["split in 90%, %"] * bool(compared.extrapolation)
     rows = []
     for entry in compared.entries:
-        scores = list(entry.cross_validation)
         split = compared.extrapolation
-        scores += compared.score(entry.name, split) if split else ()
+        scores = [*entry.cross_validation, 100 * entry.validations[0].coverage]
+        if split:
+            held = 100 * entry.validation(split).coverage
+            scores += [*compared.score(entry.name, split), held]
         rows.append([entry.name, entry.num_parameters, *map(formatting.number, scores)])
     return tuple(heads), rows
 

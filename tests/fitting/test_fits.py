@@ -482,3 +482,36 @@ def test_bad_options_are_refused(change, message):
 def test_options_survive_json():
     config = FitConfig(units={"n": 1e6, "a": 2}, exponent_cap=None, resampling="wild")
     assert FitConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def clustered():
+    """The twin's runs, every other one much noisier, with a label of every fourth. Synthetic."""
+    table = synthetic_table("add", PAPER_POINTS)
+    spread = np.where(np.arange(len(table)) % 2, 0.02, 2.0)
+    error = table.error + spread * np.random.default_rng(0).standard_normal(len(table))
+    label = np.array([f"seed {i // 4}" for i in range(len(table))])
+    return dataclasses.replace(table, error=error, noise=spread, cluster=label)
+
+
+@pytest.mark.parametrize("resampling", ["iid", "stratified", "wild", "bayesian"])
+def test_clusters_and_noise_are_fitted_saved_and_read_back(resampling, tmp_path):
+    table = clustered()
+    config = FitConfig(form="add", resamples=6, starts=8, resampling=resampling)
+    law = fit(table, config)
+    # A run's noise and its weight: the training's share is the same for all.
+    assert law.runs.weights[1] > law.runs.weights[0] > 0
+    assert law.runs.weights.mean() == pytest.approx(1)
+    assert np.isfinite(law.scatter).all()
+    law.save(tmp_path)
+    again = BaggedFit.load(tmp_path)
+    np.testing.assert_array_equal(again.runs.noise, table.noise)
+    assert again.runs.cluster.tolist() == table.cluster.tolist()
+    assert again.scatter == law.scatter
+    plain = fit(dataclasses.replace(table, noise=None, cluster=None), config)
+    assert not np.allclose(plain.theta, law.theta)
+
+
+def test_runs_of_a_single_cluster_cannot_be_resampled():
+    table = clustered()
+    with pytest.raises(ValueError, match="the 4 runs to fit are of one cluster"):
+        fit(table, FitConfig(form="add", resamples=2, starts=4), rows=table.cluster == "seed 0")

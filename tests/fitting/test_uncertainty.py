@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from fitting.cost import PAPER
 from fitting.frontiers import agreement, frontier, member_frontiers
+from fitting.intervals import prediction_interval, run_noise
 from fitting.sweeps import Domain
-from fitting.uncertainty import decide, prediction_interval, run_noise
+from fitting.uncertainty import decide
 from tests.fitting.laws import any_law, made_up_law
 
 DOMAIN = Domain((1e9, 2.8e9, 7.5e9), (1, 2, 4, 8, 16), (1, 9, 36, 144))

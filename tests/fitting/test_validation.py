@@ -10,10 +10,13 @@ from hypothesis import strategies as st
 import fitting
 from fitting.ablations import ablate, variations
 from fitting.config import FitConfig
+from fitting.cost import PAPER
 from fitting.fits import fit
-from fitting.splits import column_split, leave_out_splits, random_folds
+from fitting.intervals import prediction_interval
+from fitting.splits import column_split, leave_out_splits, random_folds, rollout_splits
 from fitting.sweeps import Domain, star_sweep
 from fitting.validation import compare, cross_validate, extrapolate, score
+from fitting.validation_text import forms_text
 from tests.fitting.synthetic import PAPER_POINTS, synthetic_table
 
 QUICK = FitConfig(form="add", resamples=3, starts=8)
@@ -220,3 +223,44 @@ def test_errors_that_differ_by_rounding_alone_have_no_r2():
     error = np.array([100 * (1 / 3), 100 / 3, 33.333333333333336, 33.33333333333333])
     assert np.isnan(score(error + 1, error).r2)
     assert score(np.array([1.0, 2.5]), np.array([1.0, 2.0])).r2 == 0.5
+
+
+def test_rollouts_fit_the_small_and_predict_the_next_larger(twin):
+    cost = PAPER(twin.x)
+    splits = {split.name: split for split in rollout_splits(twin, cost)}
+    names = ("num_frames", "tokens_per_frame", "cost")  # three sizes of lm_params are too few
+    assert list(splits) == [f"rollout over {name}" for name in names]
+    for name, values in zip(names, (*twin.x.T[1:], cost), strict=True):
+        split = splits[f"rollout over {name}"]
+        for train, test in zip(split.train, split.test, strict=True):
+            assert values[train].max() < values[test].min()
+            assert len(np.unique(values[train])) >= 3
+            assert train.sum() >= len(twin) / 3
+
+
+def test_budgets_are_sorted_as_numbers(twin):
+    names = np.array(["10T", "500B", "1T", "2.5T", "800B", "3T"])
+    table = dataclasses.replace(twin, columns={"budget": names[np.arange(88) % 6]})
+    split = next(s for s in leave_out_splits(table) if s.name == "without a budget")
+    groups = [sorted(set(table.columns["budget"][rows])) for rows in split.test]
+    assert groups == [["500B", "800B"], ["1T"], ["2.5T"], ["3T"], ["10T"]]
+
+
+def test_the_coverage_of_held_out_runs_stands_beside_the_errors(small):
+    found = compare(small, [QUICK.replace(form="mult")], leave_out=False, folds=3)
+    v = found.entries[0].validations[0]
+    held, law = v.test[0], v.fits[0]
+    x, n = small.x[held], small.n[held]
+    low, high = prediction_interval(law, x, n)
+    np.testing.assert_allclose([v.low[held], v.high[held]], [low, high])
+    inside = (v.low <= small.error) & (small.error <= v.high)
+    assert v.coverage == inside.mean()
+    assert v.half_width == pytest.approx(np.median(v.high - v.low) / 2)
+    row = found.rows()[1]
+    assert (row["coverage_90"], row["half_width_90"]) == (v.coverage, v.half_width)
+    assert np.isnan(found.rows()[0]["coverage_90"])  # runs that were fitted
+    text = forms_text(found)
+    assert "in the 90% interval" in text
+    assert f"{100 * v.coverage:.3g} ±{v.half_width:.3g}" in text
+    rows = v.rows(small)
+    assert [row["inside"] for row in rows] == inside.tolist()

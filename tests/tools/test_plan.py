@@ -15,9 +15,10 @@ import tyro
 from fitting.cost import PAPER, ActualFlops
 from fitting.elasticities import elasticity
 from fitting.frontiers import agreement, frontier, member_frontiers
+from fitting.intervals import prediction_interval
 from fitting.law import FittedRuns
 from fitting.sweeps import PAPER_DOMAIN
-from fitting.uncertainty import decide, prediction_interval
+from fitting.uncertainty import decide
 from tests.fitting.laws import any_law, made_up_law
 from tools import plan as command
 

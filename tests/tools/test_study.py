@@ -238,7 +238,8 @@ def test_time_left_follows_the_costs_of_the_jobs_left(store):
     def seconds(job):
         return 2 + job.cost / 1e9
 
-    done, rng = set(), np.random.default_rng(0)
+    done, rng = [], np.random.default_rng(0)
+    took_of = {id: seconds(job) * rng.uniform(0.9, 1.1) for id, job in store.jobs.items()}
     line = Progress(store, workers=2)
     everything = sum(map(seconds, store.jobs.values()))
     phases = (jobs.DATA, jobs.PARTS, jobs.SWEEP)
@@ -250,12 +251,12 @@ def test_time_left_follows_the_costs_of_the_jobs_left(store):
     for job in order:
         states = {id: State("ready", journal.NO_ENTRY) for id in store.jobs}
         for id in done:
-            body = {"seconds": seconds(store.job(id)) * rng.uniform(0.9, 1.1)}
+            body = {"seconds": took_of[id]}
             states[id] = State("done", journal.NO_ENTRY._replace(body=body))
         left = line.seconds_left(states)
         if took > everything / 4:
             assert left == pytest.approx((everything - took) / 2, rel=0.3)
-        done.add(job.id)
+        done.append(job.id)
         took += seconds(job)
     assert line(states).startswith("run 21 of 21 (21 trained)")
     assert "sweep and evaluation" in line(states)

@@ -153,7 +153,7 @@ def test_the_verdict_of_a_true_law_is_good_and_says_where_it_is_synthetic(made):
     assert 0 <= law["coverage"] <= 1
     assert law["half_width"] > 0
     assert law["without_chance"]["runs"] <= law["runs"] == 21
-    assert "lack_of_fit" in law
+    assert law["lack_of_fit"]["verdict"] in ("holds", "doubtful", "no law")
     assert said["run_noise"]["replicates"]["dof"] == 2
 
 

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+from configs import study as study_lib
 from configs import study_mini
 from tools import study as command
 from tools.common import die_in_one_line
@@ -24,7 +25,7 @@ STUDY = study_mini.config()
 
 def params(run, seed=0):
     rng = np.random.default_rng([seed, len(run)])
-    part = parts.part_of(run)
+    part = study_lib.parts_of(run)[0]
     tree = {"block": {"kernel": rng.standard_normal((3, 2)).astype(np.float32)}}
     return {part: tree, "projector": {"kernel": np.ones((2, 2), np.float32)}}
 
@@ -33,7 +34,7 @@ def params(run, seed=0):
 def packed(tmp_path_factory):
     """Parts of runs that were not trained, but look like it."""
     work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("parts")
-    for run in parts.stages(STUDY):
+    for run in study_lib.part_stages(STUDY, ""):
         model_dir.save_params(work / "runs" / run, params(run))
     parts.pack(STUDY, work, out)
     return work, out
@@ -43,15 +44,17 @@ def test_a_part_takes_the_place_of_its_training(packed, tmp_path):
     _, folder = packed
     found = parts.find(STUDY, folder)
     store = jobs.create(STUDY, tmp_path / "work", parts=found)
-    assert {store.job(f"{run}/train").kind for run in parts.stages(STUDY)} == {"part"}
+    assert {store.job(f"{run}/train").kind for run in study_lib.part_stages(STUDY, "")} == {"part"}
     assert "data/stories" not in store.jobs, "nothing reads them"
     assert "data/captions" in store.jobs, "stage 1 does"
     for run in ("vision", "lm-study-s"):
         assert run_job(store, f"{run}/train", kinds(), Stop())[0] == Exit.DONE
         held = model_dir.load_params(store.folder(run))
-        assert held.keys() == {parts.part_of(run)}, "the other parts of the run are not shipped"
-        wanted = params(run)[parts.part_of(run)]["block"]["kernel"]
-        np.testing.assert_array_equal(held[parts.part_of(run)]["block"]["kernel"], wanted)
+        assert held.keys() == {study_lib.parts_of(run)[0]}, (
+            "the other parts of the run are not shipped"
+        )
+        wanted = params(run)[study_lib.parts_of(run)[0]]["block"]["kernel"]
+        np.testing.assert_array_equal(held[study_lib.parts_of(run)[0]]["block"]["kernel"], wanted)
     assert jobs.phase_of(store.job("vision/train")) == jobs.PARTS
 
 

@@ -76,7 +76,7 @@ def main(args: Args) -> None:
 def covered(config: FitConfig, seeds) -> list[list[float]]:
     """Return [law at runs, law elsewhere, run at runs, run elsewhere, width ratio] per table."""
     from fitting.fits import fit_many
-    from fitting.uncertainty import prediction_interval
+    from fitting.intervals import prediction_interval
 
     tables = [twin(seed) for seed in seeds]
     laws = fit_many([(table, None) for table in tables], config)

@@ -196,7 +196,8 @@ def fit_and_check(table: RunTable, config):
 def answer(law, task: Task, budget: float, n: float) -> dict:
     """Return one answer of the plan, and what it is worth by the truth."""
     from fitting import planner
-    from fitting.uncertainty import decide, prediction_interval
+    from fitting.intervals import prediction_interval
+    from fitting.uncertainty import decide
 
     truth = TRUTHS[task["truth"]]
     offer = planner.make_offer(law)

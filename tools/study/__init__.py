@@ -1,11 +1,14 @@
-"""From video files to a compute-optimal frontier: the whole system on small synthetic clips.
+"""From video files to a decision that is put to the test: the whole system on synthetic clips.
 
 Example:
     vvlm study --out runs/study
     vvlm study --config study_mini --out runs/mini
 
-Writes clips, pretrains a small encoder and language models, trains and evaluates a star and an
-isoFLOP sweep, fits the scaling laws and writes OUT/runs.csv, OUT/report.html and OUT/figures.
+Writes clips, pretrains small models (or takes shipped ones), trains and evaluates a star and an
+isoFLOP sweep, and fits a law. The law names the best configuration at two budgets no run has seen;
+that and its rivals are then trained on new seeds and questions. OUT gets runs.csv, verdict.json
+(the outcome as numbers) and report.html, which opens with the outcome: confirmed, refuted or not
+resolved. The rule is fixed in the config, `--set decision.seeds=5` and the like change it.
 After an interruption the same command continues. Results depend on the study's options (--set
 seed=1), not on --workers. A study with other fits or further runs reuses what is trained.
 """

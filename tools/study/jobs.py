@@ -18,7 +18,7 @@ from vvlm_jax.sweep.config import SweepPoint
 from vvlm_jax.sweep.store.store import Job, State, Store
 
 from ..common import shipped
-from .parts import data_kinds, stages
+from .parts import data_kinds
 
 study_lib = shipped("study")
 StudyConfig = study_lib.StudyConfig
@@ -40,7 +40,7 @@ def create(study: StudyConfig, work: Path, tested=(), parts=None) -> Store:
 
     config = study_lib.sweep(study, str(work))
     points = {p.run_id: p for p in config.points}
-    prepared = stages(study, str(work))
+    prepared = study_lib.part_stages(study, str(work))
     shared = sweep_jobs.shared_by(config)
     shared |= {name: dataclasses.asdict(stage) for name, stage in prepared.items()}
     jobs = [
@@ -60,14 +60,17 @@ def create(study: StudyConfig, work: Path, tested=(), parts=None) -> Store:
 
 def preparing(study: StudyConfig, work: Path) -> Store:
     """Create the study's store with the jobs of its data and of its parts alone."""
-    shared = {name: dataclasses.asdict(stage) for name, stage in stages(study, str(work)).items()}
+    shared = {
+        name: dataclasses.asdict(stage)
+        for name, stage in study_lib.part_stages(study, str(work)).items()
+    }
     about = plan.encoder(study_lib.sweep(study, str(work)))
     return Store.renew(work, "study", _preparing(study, str(work), None), (), shared, encoder=about)
 
 
 def _preparing(study: StudyConfig, folder: str, parts) -> list[Job]:
     """Return the jobs of the data, and those that train the parts or put them in place."""
-    data, prepared = data_jobs(study), stages(study, folder)
+    data, prepared = data_jobs(study), study_lib.part_stages(study, folder)
     if parts is None:
         return [*data, *(_prepare(study, folder, name, one) for name, one in prepared.items())]
     # Stage 1 reads the pictures, too; what only the parts were trained on is not needed.
@@ -181,9 +184,8 @@ def phase_of(job: Job) -> str:
         return TEST
     if job.kind == "data":
         return DATA
-    if job.kind == "part":
-        return PARTS
-    return PARTS if job.kind == "train" and job.argument["stage"] != "finetune" else SWEEP
+    prepares = job.kind == "train" and job.argument["stage"] != "finetune"
+    return PARTS if prepares or job.kind == "part" else SWEEP
 
 
 def phase(store: Store, states: dict[str, State]) -> str | None:

@@ -8,12 +8,13 @@ import numpy as np
 
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
+from fitting.intervals import prediction_interval
+from fitting.lack_of_fit import judged
 from fitting.report.analysis import Analysis, examine
 from fitting.report.compute import run_here
 from fitting.report.jobs import comparison, entries_job
 from fitting.rivals import Choice, Tested, choose_rivals
 from fitting.runs import RunTable
-from fitting.uncertainty import prediction_interval
 from fitting.validation import Validation, score
 from vvlm_jax import atomic
 from vvlm_jax.data import synthetic
@@ -47,7 +48,7 @@ def configs(study, forms=PAPER_FORMS) -> list[FitConfig]:
 
 
 def law(study, table: RunTable, run=run_here, on_fit=lambda form: None, forms=PAPER_FORMS):
-    """Compare forms on the average over tasks; return the `Analysis` of the best.
+    """Compare forms on the average over tasks; return the `Analysis` of the best, its fit judged.
 
     Args:
       table: the runs of all sweeps.
@@ -66,10 +67,11 @@ def law(study, table: RunTable, run=run_here, on_fit=lambda form: None, forms=PA
     compared = comparison(mine, [entries[form]["avg"] for form in fits])
     if compared is None:
         raise ValueError(f"no law fits the runs: {entries[forms[0]]['avg']}")
+    best = run({"law": (judged, compared.entry(compared.best).law, mine)})["law"]
     reach = cost(domain.configurations())
     return examine(
         mine,
-        compared.entry(compared.best).law,
+        best,
         domain,
         cost,
         np.geomspace(reach.min() * 1.05, reach.max(), 60),
@@ -100,13 +102,8 @@ def quality(analysis: Analysis, level: float) -> dict:
         },
         "star_to_isoflop": None if reach is None else _accuracy(reach, table, reach.test[0], level),
     }
-    return found | {"lack_of_fit": lack_of_fit(analysis.law)}
-
-
-def lack_of_fit(law) -> dict | None:
-    """Return the law's own verdict on its fit; None for a law that was saved without one."""
-    found = getattr(law, "verdict", None)
-    return found if found is None else {"verdict": found.verdict, "reasons": list(found.reasons)}
+    verdict = analysis.law.verdict
+    return found | {"lack_of_fit": verdict and verdict.to_json()}
 
 
 def near_chance(table: RunTable) -> np.ndarray:

@@ -6,9 +6,9 @@ from fitting import formatting
 from fitting.figures import decision_points
 from fitting.figures.tested import Frontier, Point
 from fitting.frontiers import frontier
+from fitting.intervals import prediction_interval
 from fitting.report.analysis import Analysis
 from fitting.report.text import model_text
-from fitting.uncertainty import prediction_interval
 
 from .findings import DIFFERS, Finding
 

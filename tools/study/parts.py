@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vvlm_jax import atomic
-from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config import ConfigError
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep.store.store import Job
 
@@ -51,20 +51,11 @@ class Parts:
         return Job(f"{run}/train", "part", argument, cost=1e6)
 
 
-def stages(study: StudyConfig, folder: str = "") -> dict[str, TrainConfig]:
-    """Return the stage that makes each part, by the name of its run."""
-    found = {study_lib.lm_run(llm): study_lib.lm_stage(study, llm, folder) for llm in study.llms}
-    return found | {"vision": study_lib.vision_stage(study, folder)}
-
-
-def part_of(run: str) -> str:
-    """Return which part of a run's model is used: llm or vision."""
-    return "vision" if run == "vision" else "llm"
-
-
 def data_kinds(study: StudyConfig) -> list[str]:
     """Return the kinds of data that the parts are trained on."""
-    return sorted({Path(stage.data.annotations).stem for stage in stages(study).values()})
+    return sorted(
+        {Path(stage.data.annotations).stem for stage in study_lib.part_stages(study, "").values()}
+    )
 
 
 def digest(study: StudyConfig) -> str:
@@ -72,11 +63,11 @@ def digest(study: StudyConfig) -> str:
     from . import jobs
 
     study = dataclasses.replace(study, seed=0)
-    kinds = data_kinds(study)
+    kinds, stages = data_kinds(study), study_lib.part_stages(study, "")
     data = {job.argument["kind"]: job.argument for job in jobs.data_jobs(study)}
     sizes = {llm: dataclasses.asdict(LLAMA[llm]) for llm in study.llms}
     made_by = {
-        "stages": {run: dataclasses.asdict(stage) for run, stage in stages(study).items()},
+        "stages": {run: dataclasses.asdict(stage) for run, stage in stages.items()},
         "sizes": {**sizes, study.vision: dataclasses.asdict(VISION[study.vision])},
         "data": {kind: data[kind] for kind in kinds},
         "sample": {kind: _sample(data[kind]) for kind in kinds},
@@ -135,15 +126,15 @@ def pack(study: StudyConfig, work: Path, out: Path) -> Path:
 
     out.mkdir(parents=True, exist_ok=True)
     files = {}
-    for run in stages(study):
+    for run in study_lib.part_stages(study, ""):
         params = model_dir.load_params(work / "runs" / run)
-        part = part_of(run)
-        arrays = flatten_dict({part: params[part]}, sep="/")
+        parts = study_lib.parts_of(run)
+        arrays = flatten_dict({part: params[part] for part in parts}, sep="/")
         file = out / f"{run}.npz"
         with atomic.replacing(file) as partial, partial.open("wb") as f:
             np.savez(f, **{path: np.asarray(x) for path, x in sorted(arrays.items())})
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-        files[run] = {"name": file.name, "part": part, "sha256": sha256}
+        files[run] = {"name": file.name, "parts": list(parts), "sha256": sha256}
     manifest = {"made_by": digest(study), "synthetic": True, "seed": study.seed, "files": files}
     atomic.write_text(out / MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return out / MANIFEST

@@ -25,7 +25,9 @@ study_lib = shipped("study")
 EVERY = 20.0
 """Seconds between lines of a phase without jobs."""
 FEW = 4
-"""Jobs of a kind that give a rate of their own."""
+"""Jobs of a kind that give a rate of their own..."""
+SPREAD = 3.0
+"""...if the costliest costs so many times as much as the cheapest."""
 
 
 class Progress:
@@ -84,24 +86,32 @@ def estimate(store: Store, states: dict[str, State]):
             done.setdefault(_kind(job), []).append((job.cost, took))
     if not done:
         return None
-    lines = {kind: _line(np.array(pairs)) for kind, pairs in done.items()}
-    everything = np.array(
-        [pair for kind, pairs in done.items() if kind != "data" for pair in pairs]
-    )
-    other = _line(everything) if len(everything) else lines["data"]
+    pairs = {kind: np.array(some) for kind, some in done.items()}
+    trained = [some for kind, some in pairs.items() if kind != "data"]
+    shared = _line(np.concatenate(trained or list(pairs.values())))
+    lines = {kind: _own_line(some, shared) for kind, some in pairs.items()}
 
     def seconds(job: Job) -> float:
-        constant, rate = lines.get(_kind(job), other)
+        constant, rate = lines.get(_kind(job), shared)
         return constant + rate * job.cost
 
     return seconds
 
 
+def _own_line(pairs, shared: tuple[float, float]) -> tuple[float, float]:
+    """Return the line of a kind [J, 2]; where its costs differ little, the shared one, scaled."""
+    cost, seconds = pairs.T
+    if len(pairs) >= FEW and cost.max() >= SPREAD * cost.min():
+        return _line(pairs)
+    scale = float(seconds.sum() / (shared[0] + shared[1] * cost).sum())
+    return scale * shared[0], scale * shared[1]
+
+
 def _line(pairs) -> tuple[float, float]:
     """Return (constant, rate), both 0 or more, that fit seconds to costs [J, 2] best."""
     cost, seconds = pairs.T
-    through_zero = 0.0, seconds.sum() / cost.sum()
-    if len(pairs) < FEW or np.ptp(cost) < 0.1 * cost.max():
+    through_zero = 0.0, float(seconds.sum() / cost.sum())
+    if len(pairs) < FEW or cost.max() < SPREAD * cost.min():
         return through_zero
     rate, constant = np.polyfit(cost, seconds, 1, w=1 / seconds)  # by relative distances
     if rate < 0:

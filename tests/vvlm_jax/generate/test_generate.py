@@ -101,9 +101,8 @@ def test_prefill_and_decode_are_the_full_forward_pass(params, frames, visual, pr
         row[n : n + extra] = more
     full = np.asarray(all_logits(params, tokens, frames[VIDEO_OF]))
     rows, variables = np.arange(B), {"params": params}
-    logits, cache = MODEL.apply(
-        variables, prompts.tokens_BL, LENGTHS, visual, extra, method="prefill"
-    )
+    prefill = jax.jit(lambda v, *x: MODEL.apply(v, *x, extra, method="prefill"))
+    logits, cache = prefill(variables, prompts.tokens_BL, LENGTHS, visual)
     np.testing.assert_allclose(logits, full[rows, LENGTHS - 1], atol=1e-4)
     step = jax.jit(lambda v, t, c: MODEL.apply(v, t, c, method="decode_step"))
     for i in range(extra):

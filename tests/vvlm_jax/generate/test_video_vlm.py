@@ -312,7 +312,14 @@ def test_choices_are_the_only_replies(vlm):
         vlm.generate(CLIP, ASKED, max_tokens=4, choices=choices)
 
 
-@pytest.mark.parametrize("newline", ["per-video", "per-frame", "grid"])
+@pytest.mark.parametrize(
+    "newline",
+    [
+        *(pytest.param(x, marks=pytest.mark.slow(reason="compiles a third model"))
+          for x in ("per-video", "per-frame")),
+        "grid",
+    ],
+)  # fmt: skip
 def test_newlines_are_read_where_the_model_has_them(tmp_path, model_folder, newline):
     """The reply changes with the learnt newline and equals that of the parts."""
     values = json.loads((model_folder / "config.json").read_text())

@@ -115,7 +115,7 @@ def reference(params, x_BPD, layers, text_BE, side):
 @pytest.mark.torch
 @pytest.mark.parametrize(
     "side",
-    [1, 3, *(pytest.param(x, marks=pytest.mark.slow(reason="compiles QueCC")) for x in (2, 6))],
+    [3, *(pytest.param(x, marks=pytest.mark.slow(reason="compiles QueCC")) for x in (1, 2, 6))],
 )
 def test_the_same_as_its_torch_layers(side):
     rng = np.random.default_rng(side)
@@ -191,6 +191,7 @@ def test_no_gradient_passes_through_the_question(params, inputs):
             assert np.abs(grad).max() > 0, path
 
 
+@pytest.mark.slow(reason="compiles a train step; train/test_quecc.py trains")
 def test_a_few_steps_of_descent_learn(params, inputs):
     """Gradient descent on one batch reduces its loss."""
     tokens, frames = inputs

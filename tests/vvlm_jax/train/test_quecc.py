@@ -48,6 +48,7 @@ def test_examples_carry_their_questions(stage, tok):
     assert pipeline.Examples(config.data, config.model, vision, tok, 0)[0].query_Q is None
 
 
+@pytest.mark.slow(reason="models/test_quecc.py holds it for random parameters")
 def test_visual_tokens_depend_on_the_question(trained, world):
     model, params = open_model(trained)[0], load_params(trained)
     frames = np.random.default_rng(0).integers(0, 256, (2, 2, 48, 48, 3), dtype=np.uint8)
@@ -60,6 +61,7 @@ def test_visual_tokens_depend_on_the_question(trained, world):
     np.testing.assert_allclose(encode(frames, padded, lengths)[0], first, atol=1e-5)
 
 
+@pytest.mark.slow(reason="compiles QueCC's programs; test_sharded.py compares both ways in")
 def test_evaluation_and_generation_give_the_same_replies(trained, world, tmp_path):
     vlm = VideoVLM.load(trained)
     questions = [dict(q) for q in read_questions(world / "val.jsonl")]

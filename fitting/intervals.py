@@ -1,0 +1,67 @@
+"""Intervals for the error of a new run, which misses a law by noise too.
+
+They take the members of a bag and the scatter of the runs (`fitting.noise`) together.
+"""
+
+from statistics import NormalDist
+
+import numpy as np
+
+from fitting.law import BaggedFit
+from fitting.optimise.lanes import FAILED
+
+# Midpoints of 99 equal shares of a normal; "hazen" quantiles read them back without bias.
+_NORMAL = np.array([NormalDist().inv_cdf((i + 0.5) / 99) for i in range(99)])
+_BLOCK = 256  # configurations whose members and noise are held at a time
+
+
+def run_noise(law: BaggedFit) -> float:
+    """Return the standard deviation of a run around the law, in the space it was fitted in.
+
+    Log error, so roughly relative, or points in linear space. Where the noise of each run is known,
+    that of a run of typical noise; with clusters, of a run of a new cluster. NaN where parameters
+    exhaust the runs.
+    """
+    typical = 0.0
+    if law.runs.noise is not None:
+        typical = float(np.median(law.in_fitted_space(law.runs.noise)))
+    return float(law.scatter.spread(typical))
+
+
+def run_spread(law: BaggedFit) -> np.ndarray:
+    """Return the standard deviation [R] of each fitted run around the law, in the fitted space."""
+    known = law.runs.noise
+    noise = 0.0 if known is None else law.in_fitted_space(known)
+    return law.scatter.spread(noise) * np.ones(law.num_runs)
+
+
+def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9, noise=None):
+    """Return the interval of the error of a new run: members and run noise together.
+
+    Args:
+      law: a `BaggedFit`.
+      x: [..., K]; num_examples: n, broadcast against [...], or None for a law without n.
+      level: share of new runs inside.
+      noise: standard deviation of the new run's score, on the table's scale, broadcast against
+        [...]; by default the median of the fitted runs, where the law knows theirs.
+
+    Returns:
+      (low [...], high [...]); NaN where the run noise is undefined.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must lie between 0 and 1, got {level}")
+    if noise is None:
+        noise = 0.0 if law.runs.noise is None else np.median(law.runs.noise)
+    members = law.predict_members(x, num_examples)[law.status != FAILED]
+    members_XB, log = members.reshape(len(members), -1).T, law.config.space == "log"
+    noise_X = np.broadcast_to(np.asarray(noise, float), members.shape[1:]).reshape(-1, 1)
+    spread_XB = law.scatter.spread(noise_X / members_XB if log else noise_X + 0 * members_XB)
+    bounds_X2 = np.empty((len(members_XB), 2))
+    for start in range(0, len(members_XB), _BLOCK):
+        block = members_XB[start : start + _BLOCK, :, None]
+        draws = spread_XB[start : start + _BLOCK, :, None] * _NORMAL
+        runs = block * np.exp(draws) if log else block + draws
+        ends = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2], axis=(1, 2), method="hazen")
+        bounds_X2[start : start + _BLOCK] = ends.T
+    low, high = bounds_X2.T.reshape(2, *members.shape[1:])
+    return low, high
