@@ -29,6 +29,7 @@ _EXPORTS = {
     "intervals": ("prediction_interval", "run_noise", "run_spread"),
     "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
+    "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),

@@ -74,10 +74,7 @@ def make_offer(
     Raises:
       ValueError: the law lacks a factor that the cost needs, or as `read_costs`.
     """
-    equation_1 = CostConstants(
-        vision_params or PAPER.vision_params, features or PAPER.features_per_frame
-    )
-    actual = ActualFlops(features or ActualFlops.features_per_frame, text_tokens)
+    equation_1, actual = flops_models(vision_params, features, text_tokens)
     models = {"paper": equation_1, "actual": actual}
     if cost in models:
         missing = [name for name in FACTORS if name not in law.factors]
@@ -97,6 +94,16 @@ def make_offer(
         unit = function.column
     domain = configurations(law, function, levels or {})
     return Offer(domain, function, unit, equation_1, actual)
+
+
+def flops_models(
+    vision_params: float | None, features: int | None, text_tokens: int
+) -> tuple[CostConstants, ActualFlops]:
+    """Return equation 1 and the actual FLOPs, with the defaults of `make_offer` for None."""
+    return (
+        CostConstants(vision_params or PAPER.vision_params, features or PAPER.features_per_frame),
+        ActualFlops(features or ActualFlops.features_per_frame, text_tokens),
+    )
 
 
 def configurations(law: BaggedFit, cost: Callable, levels: dict) -> np.ndarray:

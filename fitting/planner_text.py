@@ -25,6 +25,8 @@ def as_text(answer: dict, law, unit: str) -> str:
         lines += ["", *elasticity_lines(answer["elasticity"], law, unit)]
     if "frontier" in answer:
         lines += ["", *frontier_lines(answer["frontier"])]
+    if "next" in answer:
+        lines += ["", *next_lines(answer["next"], law, unit)]
     return "\n".join(lines)
 
 
@@ -149,6 +151,71 @@ def elasticity_lines(change: dict, law, unit: str) -> list[str]:
             f"n plus the step lies outside the fitted {span(*change['fitted_examples'])}."
             for _ in range(min(1, change["sizes_outside"]))
         ),
+    ]
+
+
+def next_lines(found: dict, law, unit: str) -> list[str]:
+    """Return whether to stop, or the runs to train next and what each is worth."""
+    error = "{:.2f}" if law.scale == 100 else "{:.4f}"
+    bound = (
+        f"with {found['confidence']:.0%} of the members the choice loses at most "
+        f"{error.format(found['regret_bound'])} points"
+    )
+    if found["stop"]:
+        return [f"Stop: {bound}, within the tolerance of {found['tolerance']:g}. No run is needed."]
+    work = "FLOPs" if unit == "FLOPs" else f"{unit} x examples"
+    lines = [f"Go on: {bound}, more than the tolerance of {found['tolerance']:g}."]
+    if not found["runs"]:
+        return [*lines, "No run that can be paid for would change the choice."]
+    rows = [
+        [
+            str(i),
+            *(formatting.count(value, 4) for value in run["x"].values()),
+            *([] if run["examples"] is None else [formatting.count(run["examples"])]),
+            str(run["repeats"]),
+            f"{run['cost']:.3g}",
+            formatting.number(run["gain"]),
+        ]
+        for i, run in enumerate(found["runs"], start=1)
+    ]
+    examples = [] if law.examples is None else [law.examples]
+    headers = ["", *law.factors, *examples, "times", f"training {work}", "gain"]
+    spent = sum(run["cost"] for run in found["runs"])
+    return [
+        *lines,
+        f"Train next, for {spent:.3g} of {found['spend']:.3g} {work} (3 c n a run):",
+        formatting.aligned(headers, rows),
+        f"The expected regret is {formatting.number(found['expected_regret'])} points now, the "
+        f"mean over members and {found['questions']} pairs of budget and data size; 'gain' is what "
+        "a choice takes off it, after those above. Fit again with the new runs, and ask again.",
+    ]
+
+
+def design_lines(found: dict, out) -> list[str]:
+    """Return the designs of a first set of runs, the best first."""
+    rows = []
+    for i, one in enumerate(found["designs"], start=1):
+        star, curves = "-", "-"
+        if one["center"]:
+            star = " x ".join(formatting.count(value) for value in one["center"].values())
+            star += " at n " + ", ".join(formatting.count(n) for n in one["star_examples"])
+        if one["budgets"]:
+            curves = ", ".join(formatting.flops(budget) for budget in one["budgets"])
+            curves += f" at n {formatting.count(one['isoflop_examples'])}"
+        regret = f"{one['regret']:.2f} ± {one['standard_error']:.2f}"
+        rows.append([f"{i}", f"{one['runs']}", f"{one['cost']:.3g}", regret, star, curves])
+    headers = ["", "runs", "training FLOPs", "regret", "star: centre", "isoFLOP curves"]
+    return [
+        f"First designs for {found['spend']:.3g} FLOPs of training (3 c n a run), to decide within "
+        f"{formatting.flops(found['budget'])} and {formatting.count(found['examples'])} examples:",
+        "",
+        formatting.aligned(headers, rows),
+        "",
+        f"Nothing is measured: regret is what a fit to simulated runs loses, in points, on average "
+        f"over {found['laws']} laws drawn from a broad prior.",
+        f"{out}: the runs of design 1"
+        if out
+        else "With --out FILE.csv the runs of design 1 are written.",
     ]
 
 

@@ -51,7 +51,10 @@ FLOORS = {
         "validation frontiers lack_of_fit",
         "ablations",
         "elasticities uncertainty regret",
+        "next_runs",
+        "design",
         "planner planner_text validation_text rivals",
+        "planner_runs",
         "figures report",
     ],
 }

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import tyro
 
+from fitting import design
+from fitting.config import FACTORS
 from fitting.cost import PAPER, ActualFlops
 from fitting.elasticities import elasticity
 from fitting.frontiers import agreement, frontier, member_frontiers
@@ -279,3 +281,73 @@ def test_the_command_ends_with_one_line(tmp_path):
     assert done.stderr.startswith("error: ")
     assert "fit.json: no such file" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_next_names_runs_within_the_purse_or_says_stop(folder, capsys):
+    ask = (*QUESTION, *SMALL, "--next", 3, "--spend", 1e8)
+    found = answer(capsys, folder, *ask, "--tolerance", 0)["next"]
+    assert not found["stop"]
+    assert 0 < len(found["runs"]) <= 3
+    assert sum(run["cost"] for run in found["runs"]) <= 1e20
+    plan(folder, *ask, "--tolerance", 0)
+    page = capsys.readouterr().out
+    assert "Go on" in page
+    assert "Train next" in page
+    plan(folder, *ask, "--tolerance", 90)
+    assert "Stop" in capsys.readouterr().out
+    grid = (folder, *SMALL, "--frontier", "5:15:2", "--at", "1e6,2e6", "--next", 1, "--spend", 1e8)
+    assert answer(capsys, *grid, "--tolerance", 0)["next"]["questions"] == 4
+
+
+def test_next_without_examples(without_n, tmp_path, capsys):
+    costs = tmp_path / "costs.csv"
+    costs.write_text("x1,x2,ms\n" + "".join(f"{a},{b},{a * b}\n" for a in (1, 4) for b in (1, 8)))
+    ask = ("--cost", costs, "--budget", 8, "--next", 2, "--spend", 100, "--tolerance", 0)
+    assert answer(capsys, without_n, *ask)["next"]["questions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((*QUESTION, "--next", 3), "go together"),
+        ((*QUESTION, "--spend", 3), "go together"),
+        (("--elasticity", "--next", 3, "--spend", 1), "needs a budget"),
+        ((*QUESTION, "--next", 3, "--spend", 1e-9, "--tolerance", 0), "cheapest costs"),
+        ((*QUESTION, "--next", -1, "--spend", 1), "--next"),
+    ],
+)
+def test_next_refuses_in_one_line(folder, words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        plan(folder, *words, *SMALL)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_first_design_without_a_law(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(design, "LAWS", 2)
+    monkeypatch.setattr(design, "FIT", design.FIT.replace(starts=5))
+    out = tmp_path / "first.csv"
+    plan("--spend", 1e8, "--budget-tflops", 8, "--examples", 1e6, *SMALL, "--out", out)
+    assert "First designs for 1e+20 FLOPs" in capsys.readouterr().out
+    rows = read(out)
+    assert len(rows) >= 8
+    x = np.array([[float(row[name]) for name in FACTORS] for row in rows])
+    n = np.array([float(row["num_examples"]) for row in rows])
+    assert 3 * (PAPER(x) * n).sum() <= 1e20
+    assert {row["sweep"] for row in rows} <= {"star", "isoflop"}
+    assert all(bool(row["budget"]) == (row["sweep"] == "isoflop") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing to answer"),
+        (("--budget-tflops", 8), "give --spend, or DIR"),
+        (("--budget-tflops", 8, "--spend", 1), "give --examples"),
+        (("--budget-tflops", 8, "--spend", 1e-6, "--examples", 1e6), "can be trained"),
+        (("--budget-tflops", 8, "--spend", 1, "--examples", 1e6, "--next", 2), "needs DIR"),
+    ],
+)
+def test_a_first_design_refuses_in_one_line(words, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        plan(*words, *SMALL)
+    assert "\n" not in str(caught.value)
