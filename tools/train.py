@@ -123,8 +123,10 @@ def _exit_now(code: int) -> None:
 
 def cli() -> None:
     """Run the command with the options of the command line; exit promptly on Ctrl-C and errors."""
+    options = []
+    die_in_one_line(lambda: options.append(read_options(Args, __doc__)))
     try:
-        die_in_one_line(lambda: main(read_options(Args, __doc__)))
+        die_in_one_line(lambda: main(*options))
     except SystemExit as e:
         if e.code == 130:
             _exit_now(e.code)
