@@ -19,10 +19,13 @@ INSTALL = $(PY) -m uv pip install --python $(PY) $(QUIET)
 # more than there are cores, because some tests wait for processes that they start.
 PROCESSES = $(shell $(PY) -c 'import os; print(min(5, len(os.sched_getaffinity(0)) + 1))')
 PYTEST = $(PY) -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
-# Files of whole training runs in processes of their own; a second Python trains in the other files.
-LONG = $(addprefix tests/vvlm_jax/,train/test_survival.py train/test_other_mesh.py test_sharding.py)
+# Files with tests of a marker: every process collects the files that it is given, and all take 15 s.
+files_with = $(shell grep -rlE --include='test_*.py' 'mark\.$(1)\b' tests)
 SUPPORTED = import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
+# Container images set it, and uv compiles nothing: each of several hundred processes of the tests would
+# compile all that it imports (jax alone takes two seconds).
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -40,13 +43,14 @@ test: $(VENV)/.ready-torch  ## run the tests that are not slow, and name those l
 	$(PYTEST) -m 'not slow' $(ARGS)
 
 test-slow: $(VENV)/.ready-torch  ## run the slow tests: kills, clusters, larger compiles
-	$(PYTEST) -m slow $(ARGS)
+	$(PYTEST) -m slow $(call files_with,slow) $(ARGS)
 
-test-light: $(VENV)/.ready-tests  ## the first test of each file, without PyTorch: for a second Python
-	$(PYTEST) -m 'not slow and not torch' --first-tests=1 $(LONG:%=--ignore=%) $(ARGS)
+test-light: $(VENV)/.ready-tests  ## run a few tests of each room, without PyTorch: for a second Python
+	$(PYTEST) -m light $(call files_with,light) $(ARGS)
 
 test-tpu: $(VENV)/.ready-tpu  ## compile small programs for TPUs, without one (libtpu: 0.7 GB)
-	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu --dist load --maxschedchunk 1 $(ARGS)
+	PYTHONPATH=$(CURDIR)/$(VENV)/tpu $(PYTEST) -m tpu --numprocesses 2 --dist load --maxschedchunk 1 \
+	  $(call files_with,tpu) $(ARGS)
 
 test-lmms: $(VENV)-lmms/.ready-lmms  ## run LMMs-Eval end to end, in an environment of its own (3 GB)
 	$(VENV)-lmms/bin/python -m pytest tests/lmms $(ARGS)

@@ -31,6 +31,7 @@ _EXPORTS = {
     "law": ("BaggedFit",),
     "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
+    "profiles": ("Profile", "profile"),
     "report.analysis": ("Analysis", "analyse", "examine", "findings"),
     "report.html": ("Report",),
     "report.page": ("write_page",),

@@ -72,6 +72,10 @@ class FitConfig:
     """Units of the factors in starts and reported parameters: geomean, geometric means of the runs;
     or COLUMN=NUMBER. By default lm_params=1e9, num_examples=1e6, and 1 for other columns."""
 
+    fix: Mapping[str, float] | None = None
+    """Parameters held at a value, NAME=NUMBER: exponents, and coefficients in error points, in the
+    units of the report; such as epsilon=1.6."""
+
     start_coefficient: float = 30.0
     """Upper end of the uniform starts of coefficients (or their logs), in points of 100."""
 
@@ -104,6 +108,7 @@ class FitConfig:
                 "FitConfig.free_floor needs space='linear': a negative floor has no logarithm"
             )
         self._check_units()
+        self._check_fix()
 
     def _check_units(self):
         if isinstance(self.units, Mapping):
@@ -117,6 +122,18 @@ class FitConfig:
                 "FitConfig.units must be None, 'geomean' or a mapping {column: number}; got "
                 f"{self.units!r}"
             )
+
+    def _check_fix(self):
+        if self.fix is None:
+            return
+        if not isinstance(self.fix, Mapping) or not self.fix:
+            raise ValueError(f"FitConfig.fix must be None or NAME=NUMBER, got {self.fix!r}")
+        for name, value in self.fix.items():
+            number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not number or not math.isfinite(value):
+                raise ValueError(f"FitConfig.fix[{name!r}] must be a number, got {value!r}")
+        if self.solver != "lm":
+            raise ValueError("FitConfig.fix needs solver='lm'")
 
     def unit(self, column: str) -> float:
         """Return the unit of a column, where `units` is not 'geomean'."""
@@ -132,6 +149,10 @@ class FitConfig:
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(self.units, Mapping):
             fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}
+        if self.fix is None:  # as files of earlier versions have it
+            del fields["fix"]
+        else:
+            fields["fix"] = {name: float(value) for name, value in sorted(self.fix.items())}
         return fields
 
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting.expressions import Formula
+
 
 def inference_flops(
     lm_params, num_frames, tokens_per_frame, *, vision_params, features_per_frame
@@ -173,6 +175,39 @@ class ActualFlops:
             2.0 * num_frames * frame * width * (SOVIT.width + width),
             np.choose(shape_of, [shape.flops(length) for shape in LLAMA]),
         )
+
+
+# --- a formula ---
+
+
+@dataclass(frozen=True)
+class CostFormula:
+    """An arithmetic expression of the factors as a cost model, such as 6*N*D.
+
+    Attributes:
+      text: as `fitting.expressions.Formula` reads it; raises ValueError for anything else.
+      factors: names of the K factors, in the order of x.
+    """
+
+    text: str
+    factors: tuple[str, ...]
+
+    def __post_init__(self):
+        Formula(self.text, self.factors)
+
+    def __call__(self, x) -> np.ndarray:
+        """Return costs [...] of x [..., K]; ValueError names one that is not positive."""
+        x = np.asarray(x, np.float64)
+        value = Formula(self.text, self.factors)(x)
+        bad = ~(np.isfinite(value) & (value > 0))
+        if bad.any():
+            row = x[bad][0]
+            where = ", ".join(f"{k}={v:g}" for k, v in zip(self.factors, row, strict=True))
+            raise ValueError(
+                f"{self.text!r} costs {value[bad].flat[0]:g} for {where}; a cost must be "
+                "a positive number"
+            )
+        return value
 
 
 # --- a measured table ---

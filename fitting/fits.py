@@ -6,6 +6,7 @@ runs, which conditions the solver and changes no result.
 """
 
 import contextlib
+import math
 import platform
 from collections.abc import Callable, Sequence
 from importlib import metadata
@@ -14,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import noise
+from fitting import noise, own_forms
 from fitting.bootstrap import (
     fewest_levels,
     freedom_of_clusters,
@@ -87,14 +88,17 @@ def fit_many(
     if not problems:
         return []
     size = max(len(table) for table, _ in problems)
-    cases = [_case(table, rows, config, size) for table, rows in problems]
+    unit = max(table.reference for table, _ in problems)
+    cases = [_case(table, rows, config, size, unit) for table, rows in problems]
     kinds = {(case.layout, case.log_z.shape[1], case.table.scale) for case in cases}
     if len(kinds) > 1:
         raise ValueError("fit_many needs tables with as many factors, n in all or none, one scale")
-    layout, scale = cases[0].layout, cases[0].table.scale
-    delta = config.huber_delta / _unit(config, scale) if config.loss == "huber" else None
+    layout = cases[0].layout
+    delta = config.huber_delta / _unit(config, unit) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
     lower, upper = bounds(layout, config)
+    for p, value in cases[0].held.items():
+        lower[p] = upper[p] = max(value, lower[p])
     options = dict(layout=layout, loss=loss, solver=config.solver, lower=lower, upper=upper)
     wholes = bags = solve([case.problem() for case in cases], stages=SCREEN, **options)
     if any(case.table.noise is not None for case in cases):
@@ -151,8 +155,10 @@ def refit(law: BaggedFit, table: RunTable, targets=None) -> Refits:
         its own runs, without a step.
     """
     config = law.config
-    case = _case(table, None, config.replace(starts=1, init="coefficient"), len(table))
-    delta = config.huber_delta / _unit(config, table.scale) if config.loss == "huber" else None
+    case = _case(
+        table, None, config.replace(starts=1, init="coefficient"), len(table), table.reference
+    )
+    delta = config.huber_delta / _unit(config, table.reference) if config.loss == "huber" else None
     loss = Loss(config.space, delta, config.free_floor)
     plain, weight_R = Loss(config.space, None, config.free_floor), law.runs.weights
     root_R = np.sqrt(weight_R / weight_R.mean())
@@ -190,12 +196,14 @@ class _Case(NamedTuple):
     table: RunTable
     rows: np.ndarray  # bool [len(table)]
     layout: Layout
+    reference: float  # errors are divided by it
     units: np.ndarray  # [C], of starts and reports
     typical: np.ndarray  # [C], geometric means
     log_z: np.ndarray  # [R, C]
     target: np.ndarray  # [R]
     weights: np.ndarray  # [R]
     starts: np.ndarray  # [I, P]
+    held: dict  # parameter: the solver's value that it is fixed at
 
     def problem(self) -> Problem:
         """Return the fit to all runs from all starts."""
@@ -205,7 +213,7 @@ class _Case(NamedTuple):
         """Return the solver's theta [I, P] of theta in `units`, all coefficients as logs."""
         design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
         inner, terms = theta.copy(), self.layout.num_terms
-        inner[:, :terms] = theta @ design_MP.T - np.log(self.table.scale)
+        inner[:, :terms] = theta @ design_MP.T - np.log(self.reference)
         if free_floor:
             inner[:, self.layout.floor] = np.exp(inner[:, self.layout.floor])
         return inner
@@ -214,13 +222,13 @@ class _Case(NamedTuple):
         """Return theta in `units` of the solver's theta [B, P]."""
         design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
         outer, terms = theta.copy(), self.layout.num_terms
-        outer[:, :terms] = theta @ design_MP.T + np.log(self.table.scale)
+        outer[:, :terms] = theta @ design_MP.T + np.log(self.reference)
         if free_floor:
-            outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.table.scale
+            outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.reference
         return outer
 
 
-def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
+def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _Case:
     rows_R = np.ones(len(table), bool) if rows is None else np.asarray(rows, bool)
     _check(table, rows_R, config)
     rows_R = rows_R & (table.weights > 0)
@@ -229,24 +237,62 @@ def _case(table: RunTable, rows, config: FitConfig, size: int) -> _Case:
     columns = (*table.factors, *[table.examples] * with_n)
     z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
     typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
+    units = typical if config.units == "geomean" else _units(columns, config, table.source)
+    held = _held(table, layout, config, unit)
+    if any(p < layout.num_terms and p != layout.floor for p in held):
+        typical = units  # such a log coefficient is then a plain coordinate of the solver
     case = _Case(
         table=table,
         rows=rows_R,
         layout=layout,
-        units=typical if config.units == "geomean" else _units(columns, config, table.source),
+        reference=unit,
+        units=units,
         typical=typical,
         log_z=_padded(np.log(z_RC / typical), size),
-        target=_padded(_to_space(table.error / table.scale, rows_R, config.space), size),
+        target=_padded(_to_space(table.error / unit, rows_R, config.space), size),
         weights=_padded(np.where(rows_R, table.weights, 0.0), size),
         starts=np.empty(0),
+        held=held,
     )
-    drawn = case.to_inner(starts.draw(layout, config, table.scale), False)
+    drawn = case.to_inner(starts.draw(layout, config, unit), False)
     if config.init == "projected":
-        error = _padded(np.where(rows_R, table.error / table.scale, 1.0), size)
+        error = _padded(np.where(rows_R, table.error / unit, 1.0), size)
         drawn = starts.project(drawn, case.log_z, error, case.weights, layout)
     if config.free_floor:
         drawn[:, layout.floor] = np.exp(drawn[:, layout.floor])
+    drawn[:, list(held)] = list(held.values())
     return case._replace(starts=drawn)
+
+
+def _held(table: RunTable, layout: Layout, config: FitConfig, unit: float) -> dict[int, float]:
+    """Return the solver's value of each fixed parameter, by its number.
+
+    Raises:
+      ValueError: no such parameter, or a value outside its bounds.
+    """
+    names = get_form(config.form).parameters(len(table.factors), table.n is not None)
+    held, (lower, upper) = {}, bounds(layout, config)
+    for name, value in (config.fix or {}).items():
+        if name not in names:
+            raise ValueError(
+                f"{table.source}: fixed {name!r}{nearest(name, names)} is no parameter of "
+                f"{config.form!r}: {', '.join(names)}"
+            )
+        p = names.index(name)
+        low, high, inner = lower[p], upper[p], value
+        if p < layout.num_terms:
+            low, high = 0.0, table.scale
+            free = config.free_floor and p == layout.floor
+            low = -math.inf if free else low
+            with np.errstate(divide="ignore", invalid="ignore"):
+                inner = value / unit if free else float(np.log(value / unit))
+        if not low <= value <= high:
+            raise ValueError(
+                f"{table.source}: {name} fixed at {value:g} is outside its bounds, {low:g} to "
+                f"{high:g}"
+            )
+        held[p] = inner
+    return held
 
 
 def _begin(case: _Case, config: FitConfig, whole) -> np.ndarray:
@@ -266,7 +312,7 @@ def _weighted(case: _Case, whole, loss: Loss) -> _Case:
     if table.noise is None or not np.isfinite(whole.theta).all():
         return case
     fitted_R, jacobian_RP = _linearised(case, whole, loss)
-    noise_R = table.noise / table.scale
+    noise_R = table.noise / case.reference
     if loss.space == "log":
         noise_R = noise_R / np.exp(fitted_R)
     found = noise.scatter(
@@ -283,7 +329,9 @@ def _weighted(case: _Case, whole, loss: Loss) -> _Case:
 
 
 def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]:
-    """Return the fitted values [R] and their Jacobian [R, P] at the fit to all runs."""
+    """Return the fitted values [R] and their Jacobian [R, P], of the parameters that are not
+    fixed, at the fit to all runs.
+    """
     ones = np.ones((1, len(case.weights)))
     fitted, jacobian = objective.residuals_and_jacobian(
         whole.theta,
@@ -293,7 +341,8 @@ def _linearised(case: _Case, whole, loss: Loss) -> tuple[np.ndarray, np.ndarray]
         case.layout,
         Loss(loss.space, None, loss.free_floor),
     )
-    return fitted[0, : len(case.table)], jacobian[0].T[: len(case.table)]
+    free_RP = np.delete(jacobian[0].T[: len(case.table)], list(case.held), axis=1)
+    return fitted[0, : len(case.table)], free_RP
 
 
 def _resampled(case: _Case, config: FitConfig, whole, loss: Loss) -> tuple[Problem, dict]:
@@ -362,7 +411,7 @@ def _bagged(case: _Case, config: FitConfig, first, bag, lost: dict[str, int]) ->
         raise ValueError(
             f"{table.source}: form {config.form!r}: no descent stayed finite on {rows.sum()} runs"
         )
-    unit = _unit(config, table.scale) ** 2
+    unit = _unit(config, case.reference) ** 2
     share = bag.basin_share.copy()
     reached = first.objective[0] <= (1 + BASIN) * bag.objective[0] + EXACT
     share[0] = first.basin_share[0] if reached else 0.0
@@ -407,9 +456,9 @@ def _versions() -> dict[str, str]:
     return found
 
 
-def _unit(config: FitConfig, scale: float) -> float:
+def _unit(config: FitConfig, reference: float) -> float:
     """Return the size, outside the solver, of a residual of 1 inside."""
-    return 1.0 if config.space == "log" else scale
+    return 1.0 if config.space == "log" else reference
 
 
 def bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
@@ -473,11 +522,23 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
     perfect = np.flatnonzero((table.error <= 0) & rows_R & (table.weights > 0))
     if config.space == "log" and perfect.size:
         others = f" (and {perfect.size - 1} more)" if perfect.size > 1 else ""
+        if not np.isfinite(table.scale):
+            raise ValueError(
+                f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has a loss of "
+                f"{table.error[perfect[0]]:g}, which has no logarithm; fit in linear space "
+                "(--space linear --free-floor)"
+            )
         raise ValueError(
             f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has error 0, a score "
             f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
         )
     form = get_form(config.form)
+    own_forms.check_ties(
+        config.form,
+        get_form(config.form.partition("~")[0]),
+        len(table.factors),
+        table.n is not None,
+    )
     if table.n is not None and not form.has_n:
         raise ValueError(
             f"{table.source}: form {config.form!r} has no number of examples; leave out "

@@ -75,6 +75,15 @@ def flops_unit(values) -> tuple[float, str]:
     return size, f"{prefix}FLOPs"
 
 
+def decimals(values, least: float, most: int = 9) -> int:
+    """Return how many decimals show `least` with two digits and tell the distinct values apart."""
+    count = max(0, 1 - math.floor(math.log10(least))) if 0 < least < math.inf else 2
+    distinct = {value for value in values if math.isfinite(value)}
+    while count < most and len({f"{value:.{count}f}" for value in distinct}) < len(distinct):
+        count += 1
+    return min(count, most)
+
+
 def number(value: float, digits: int = 3) -> str:
     """Return a plain number with `digits` significant digits; '-' where undefined."""
     return f"{value:.{digits}g}" if math.isfinite(value) else "-"

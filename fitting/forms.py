@@ -10,6 +10,7 @@ form, write the function that lists its terms for K factors and enter it in `FOR
 names, starts, the fit, the form without n and the reports follow from the list.
 """
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -210,6 +211,9 @@ FORMS = {
 }
 """The paper's four forms (6, 9, 14 and 15 parameters with three factors) and Li et al.'s."""
 
+OWN: dict[str, Form] = {}
+"""Forms of users' files, by FILE.py:NAME#DIGEST; `fitting.own_forms` fills it."""
+
 PAPER_FORMS = ("mult", "add", "add-interact-s", "add-interact")
 
 
@@ -219,7 +223,31 @@ def usable_forms(names, with_n: bool) -> list[str]:
 
 
 def get_form(name: str) -> Form:
-    """Return the form of that name; ValueError names the nearest one."""
-    if name in FORMS:
-        return FORMS[name]
+    """Return the form of that name; ValueError names the nearest one.
+
+    `NAME~a_T=a_V` has two exponents tied, `FILE.py:NAME#…` is a user's (`fitting.own_forms`).
+    """
+    base, *ties = name.split("~")
+    if ties:
+        return _tied(get_form(base), tuple(ties))
+    if name in FORMS or name in OWN:
+        return FORMS.get(name) or OWN[name]
     raise ValueError(f"no form {name!r}{nearest(name, FORMS)}; there are {', '.join(FORMS)}")
+
+
+@cache
+def _tied(form: Form, ties: tuple[str, ...]) -> Form:
+    """Return the form in which the exponents of a tie are one parameter, called as its first."""
+    pairs = dict(reversed(tie.split("=")) for tie in ties)
+
+    def list_terms(labels):
+        return tuple(
+            Term(
+                term.coefficient,
+                tuple((pairs.get(name, name), sign, column) for name, sign, column in term.powers),
+            )
+            for term in form.list_terms(labels)
+        )
+
+    name = "~".join([form.name, *ties])
+    return dataclasses.replace(form, name=name, list_terms=list_terms)

@@ -32,6 +32,7 @@ LEVEL = 0.05  # share of right laws that are found significantly wrong
 SIMULATIONS = 199
 OF_WIDTH = 0.5  # of the law's 90% interval: a misfit below this is inside what it says
 OF_NOISE = 0.5  # of the run noise: such a misfit widens a new run's interval by a ninth
+HALF = 0.5  # of the weight of a law of several forms: it holds if forms of so much weight hold
 SPARE = 4  # runs beyond parameters below which nothing can be tested
 REPLICATED = 10  # degrees of freedom within configurations from which the F test is made
 SKILL = 0.2  # R^2 of leave-one-out below which there is no law
@@ -85,6 +86,12 @@ class Finding(NamedTuple):
         return self.p <= LEVEL
 
     @property
+    def holds(self) -> bool:
+        """Return whether the runs do not contradict the law, or by too little to matter."""
+        known = self.spare >= SPARE and not self.skill < SKILL
+        return known and not (self.significant and self.matters)
+
+    @property
     def matters(self) -> bool:
         """Return whether the misfit is more than the intervals allow for."""
         return self.misfit > OF_WIDTH * self.width and self.misfit > OF_NOISE * self.noise
@@ -92,6 +99,9 @@ class Finding(NamedTuple):
 
 def check(law: BaggedFit, table: RunTable, *, simulations: int = SIMULATIONS) -> Verdict:
     """Return whether the runs contradict the law.
+
+    A law of several forms holds if forms with half of its weight do; a misfit of one of them counts
+    against the interval of all.
 
     Args:
       law: fitted to all rows of the table that have a weight.
@@ -104,7 +114,18 @@ def check(law: BaggedFit, table: RunTable, *, simulations: int = SIMULATIONS) ->
     table = table.take(table.weights > 0)
     if not np.array_equal(table.error, law.runs.error):
         raise ValueError(f"{table.source}: these are not the runs that the law was fitted to")
-    return conclude(examine(law, table, simulations), law, table)
+    components = getattr(law, "components", (law,))
+    weights = getattr(law, "weights", (1.0,))
+    holding, found = 0.0, []
+    for one, weight in zip(components, weights, strict=True):
+        found.append(examine(one, table, simulations, whole=law))
+        holding += weight * found[-1].holds
+        if holding >= HALF or sum(weights[: len(found)]) - holding > HALF:
+            break
+    chosen = 0  # the component of most weight speaks, or, where the law holds, the first that does
+    if holding >= HALF:
+        chosen = next(i for i, one in enumerate(found) if one.holds)
+    return conclude(found[chosen], components[chosen], table)
 
 
 def judged(law: BaggedFit, table: RunTable) -> BaggedFit:
@@ -115,15 +136,22 @@ def judged(law: BaggedFit, table: RunTable) -> BaggedFit:
 # --- one law ---
 
 
-def examine(law: BaggedFit, table: RunTable, simulations: int = SIMULATIONS) -> Finding:
-    """Return what the tests say of one law and the runs it was fitted to."""
+def examine(
+    law: BaggedFit, table: RunTable, simulations: int = SIMULATIONS, *, whole=None
+) -> Finding:
+    """Return what the tests say of one law and the runs it was fitted to.
+
+    Args:
+      whole: the law of several forms that this one is part of: its interval counts.
+    """
     observed = refit(law, table)
     spare = len(table) - int(observed.rank[0])
     leverage_R = (observed.basis[0] ** 2).sum(axis=1)
     skill = _skill(observed, leverage_R)
     width_R = np.zeros(len(table))
-    if len(law.theta) - law.failures > 1:
-        low, high = law.interval(table.x, table.n)
+    whole = law if whole is None else whole
+    if len(whole.status) - whole.failures > 1:
+        low, high = whole.interval(table.x, table.n)
         width_R = high - low
     per_unit_R = _points(law, table)
     if spare < SPARE:
@@ -326,7 +354,7 @@ def _skill(fits: Refits, leverage_R) -> float:
 def _points(law: BaggedFit, table: RunTable) -> np.ndarray:
     """Return by how much the error [R] changes a unit of the fitted space, at the whole fit."""
     if law.config.space == "linear":
-        return np.full(len(table), law.scale)
+        return np.full(len(table), law.reference)
     return law.predict_whole(law.runs.z)
 
 
@@ -337,8 +365,8 @@ def conclude(found: Finding, law: BaggedFit, table: RunTable) -> Verdict:
     """Return the verdict on one law in words."""
     if found.spare < SPARE:
         reason = (
-            f"{len(table)} runs for {law.theta.shape[1]} parameters leave nothing to test the form "
-            "with."
+            f"{len(table)} runs for {len(law.parameters)} parameters leave nothing to test the "
+            "form with."
         )
         return Verdict(DOUBTFUL, (reason,), "More runs, or a form with fewer parameters.")
     notes = _chance_notes(law, table, found.noise)
@@ -355,7 +383,7 @@ def conclude(found: Finding, law: BaggedFit, table: RunTable) -> Verdict:
     if not found.significant:
         return Verdict(HOLDS, notes, "", found.tests)
     worst = found.tests[0]
-    seen = f"most of all as {_what(worst.name)} (p = {found.p:.2g} of all tests together)"
+    seen = f"most of all as {_what(worst.name)} (all tests together: p = {found.p:.2g})"
     size = f"{_number(found.misfit)} on the fitted scale"
     if not found.matters:
         reason = (

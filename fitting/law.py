@@ -20,6 +20,7 @@ from fitting.noise import Scatter
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
+from fitting.runs import reference
 from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
@@ -38,7 +39,7 @@ class BaggedFit:
       metric: what the error is of.
       factors: names of the K columns of a configuration.
       examples: name of the column of n; None for a law without n.
-      scale: 100 or 1, the error of a complete failure.
+      scale: the error of a complete failure, such as 100 or 1; infinite for a loss.
       source: name of the file of the runs.
       units: [C], what theta measures the factors and n in.
       bag: `Members`, one a resample.
@@ -91,6 +92,16 @@ class BaggedFit:
         return np.arange(self.layout.num_parameters) >= self.layout.num_terms
 
     @property
+    def fixed(self) -> np.ndarray:
+        """Return bool [P]: which parameters were held at a value."""
+        return np.isin(self.parameters, list(self.config.fix or ()))
+
+    @property
+    def num_free(self) -> int:
+        """Return the number of parameters that were fitted."""
+        return int((~self.fixed).sum())
+
+    @property
     def num_runs(self) -> int:
         """Return the number of fitted runs."""
         return len(self.runs.error)
@@ -99,6 +110,11 @@ class BaggedFit:
     def ranges(self) -> np.ndarray:
         """Return the least and largest fitted value of each column, [C, 2]."""
         return np.stack([self.runs.z.min(axis=0), self.runs.z.max(axis=0)], axis=1)
+
+    @property
+    def reference(self) -> float:
+        """Return the size that errors are measured by: the scale, or the largest loss."""
+        return reference(self.scale, self.runs.error)
 
     @property
     def theta(self) -> np.ndarray:
@@ -172,7 +188,7 @@ class BaggedFit:
         """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
-        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.scale
+        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.reference
         return absent
 
     @property
@@ -181,7 +197,7 @@ class BaggedFit:
 
         NaN with too few runs, and with the Huber loss, which is no likelihood.
         """
-        runs, free = self.num_runs, self.theta.shape[1] + 1  # + 1: the noise variance
+        runs, free = self.num_runs, self.num_free + 1  # + 1: the noise variance
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
@@ -200,7 +216,7 @@ class BaggedFit:
         if runs.noise is not None or runs.cluster is not None:
             noise = None if runs.noise is None else self.in_fitted_space(runs.noise)
             return noise_parts.scatter(residual_R, jacobian_RP, noise, runs.cluster)
-        spare = self.num_runs - self.theta.shape[1]
+        spare = self.num_runs - self.num_free
         if spare <= 0:
             return noise_parts.UNKNOWN
         square = np.average(residual_R**2, weights=runs.weights)
@@ -326,7 +342,12 @@ class BaggedFit:
         return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
 
     def off_scale(self, *errors) -> np.ndarray:
-        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be."""
+        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be.
+
+        A loss may be any number.
+        """
+        if not np.isfinite(self.scale):
+            return np.zeros(np.broadcast_shapes(*map(np.shape, errors)), bool)
         return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
 
     # --- report and file ---

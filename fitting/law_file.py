@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting import own_forms
 from fitting.atomic import replacing
 from fitting.config import FitConfig
 from fitting.optimise.lanes import FAILED, STATUSES
@@ -71,13 +72,15 @@ def write(law, folder) -> Path:
     kinds = ["exponent" if e else "log coefficient" for e in law.is_exponent]
     if law.config.free_floor:
         kinds[law.layout.floor] = "coefficient"
+    own = own_forms.to_json(law.form, len(law.factors))
     fields = {
         "format": FORMAT,
         "form": law.config.form,
+        **({"own_form": own} if own else {}),
         "metric": law.metric,
         "factors": list(law.factors),
         "examples": law.examples,
-        "scale": law.scale,
+        "scale": _finite(law.scale),
         "aggregate": law.config.aggregate,
         "parameters": [
             {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
@@ -136,6 +139,8 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
     if fields.pop("checksum", None) != _checksum(fields):
         raise ValueError(f"{path}: changed since it was written; fit again")
     try:
+        if "own_form" in fields:
+            own_forms.from_json(fields["own_form"], len(fields["factors"]))
         data = fields["data"]
         rows = np.array(data["rows"], float).reshape(len(data["run_id"]), -1)
         kwargs = dict(
@@ -143,7 +148,7 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
             metric=fields["metric"],
             factors=tuple(fields["factors"]),
             examples=fields["examples"],
-            scale=fields["scale"],
+            scale=float("inf") if fields["scale"] is None else fields["scale"],
             source=data["source"],
             units=np.array(list(fields["units"].values()), float),
             bag=from_rows(fields["members"]),

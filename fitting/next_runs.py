@@ -151,7 +151,7 @@ def next_runs(
     for _ in range(count):
         gain_RQ = beliefs.gains(rows)
         worth_RQ = gain_RQ / (price_RQ[:, rows] / spend + 1 / count)
-        worth_RQ[(price_RQ[:, rows] > left) | (gain_RQ <= _NOTHING * law.scale)] = -np.inf
+        worth_RQ[(price_RQ[:, rows] > left) | (gain_RQ <= _NOTHING * law.reference)] = -np.inf
         r, best = np.unravel_index(worth_RQ.argmax(), worth_RQ.shape)
         if worth_RQ[r, best] == -np.inf:
             break

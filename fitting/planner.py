@@ -6,6 +6,7 @@ numbers are NaN. `fitting.planner_text` prints the answers, `json_ready` makes t
 """
 
 import math
+import re
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -13,18 +14,18 @@ import numpy as np
 
 from fitting import extent, formatting
 from fitting.config import FACTORS
-from fitting.cost import PAPER, ActualFlops, CostConstants, CostTable, read_costs
+from fitting.cost import PAPER, ActualFlops, CostConstants, CostFormula, CostTable, read_costs
 from fitting.elasticities import Elasticity, elasticity
+from fitting.expressions import resolve
 from fitting.frontiers import agreement, by_cost, frontier, member_frontiers
 from fitting.intervals import prediction_interval, run_noise
 from fitting.law import BaggedFit
 from fitting.planner_text import amount, describe, span
 from fitting.sweeps import PAPER_DOMAIN
-from fitting.uncertainty import decide
+from fitting.uncertainty import decide, default_tolerance
 from fitting.verdict import DOUBTFUL, Verdict
 
 LEVEL = 0.9  # of every interval, and of the regret set
-HALF_A_POINT = 0.005  # of the scale: the default tolerance of the regret set
 FLOPS = "FLOPs"
 NOT_TESTED = Verdict(
     DOUBTFUL,
@@ -64,8 +65,8 @@ def make_offer(
 
     Args:
       law: the fitted law.
-      cost: 'paper', equation 1; 'actual', the actual FLOPs; or FILE.csv or FILE.csv:COLUMN, a
-        measured table.
+      cost: 'paper', equation 1; 'actual', the actual FLOPs; FILE.csv or FILE.csv:COLUMN, a
+        measured table; or a formula of the factors, such as 6*N*D.
       levels: factor -> its levels, as in `configurations`.
       vision_params: x_M of equation 1; the paper's by default.
       features: per frame; by default 768 in equation 1 and 729 in the actual FLOPs.
@@ -80,20 +81,29 @@ def make_offer(
         missing = [name for name in FACTORS if name not in law.factors]
         if missing:
             raise ValueError(
-                f"--cost {cost} needs the factor {missing[0]!r}; the law has "
-                f"{', '.join(law.factors)}: give --cost FILE.csv"
+                f"{cost} needs the factor {missing[0]!r}; the law has "
+                f"{', '.join(law.factors)}: give --cost FILE.csv or a formula"
             )
         unit = FLOPS
 
         def function(x):
             return models[cost](_paper_order(x, law.factors))
 
+    elif is_formula(cost):
+        if cost.isidentifier() and resolve(cost, law.factors) not in law.factors:
+            raise ValueError(f"{cost}: write paper, actual, FILE.csv[:COLUMN] or a formula")
+        function, unit = CostFormula(cost, law.factors), "units"
     else:
         path, ending, column = cost.partition(".csv")
         function = read_costs(path + ending, law.factors, column[1:] or None)
         unit = function.column
     domain = configurations(law, function, levels or {})
     return Offer(domain, function, unit, equation_1, actual)
+
+
+def is_formula(cost: str) -> bool:
+    """Return whether a cost is a formula: neither a name nor a file of measured costs."""
+    return cost not in ("paper", "actual") and not re.fullmatch(r".*\.csv(:.+)?", cost)
 
 
 def flops_models(
@@ -165,7 +175,8 @@ def choose(
       budget: of one example, in the offer's unit.
       num_examples: n; None for a law without n.
       alternatives: how many of the next-best configurations to list.
-      tolerance: error points of the regret set; half a point of 100 by default.
+      tolerance: error points of the regret set; by default half a point of 100, or, for a loss,
+        what a run scatters.
 
     Raises:
       ValueError: the budget is below the cheapest configuration, which is named.
@@ -176,7 +187,7 @@ def choose(
             f"a budget of {amount(budget, offer.unit)} is below the cheapest configuration, "
             f"{describe(law.factors, x_XK[0])}, which costs {amount(cost_X[0], offer.unit)}"
         )
-    tolerance = HALF_A_POINT * law.scale if tolerance is None else tolerance
+    tolerance = default_tolerance(law) if tolerance is None else tolerance
     decision = decide(law, x_XK, offer.cost, budget, num_examples)
     inside = decision.x[decision.regret_set(tolerance, LEVEL)]
     spans = zip(inside.min(axis=0), inside.max(axis=0), strict=True) if len(inside) else ()

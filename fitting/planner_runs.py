@@ -10,9 +10,9 @@ import numpy as np
 from fitting import design, next_runs
 from fitting.config import FACTORS
 from fitting.law import BaggedFit
-from fitting.planner import HALF_A_POINT, LEVEL, Offer
+from fitting.planner import LEVEL, Offer
 from fitting.sweeps import Domain
-from fitting.uncertainty import decide
+from fitting.uncertainty import decide, default_tolerance
 
 
 def next_step(
@@ -39,7 +39,7 @@ def next_step(
     Raises:
       ValueError: as `next_runs.next_runs` and `choose`.
     """
-    tolerance = HALF_A_POINT * law.scale if tolerance is None else tolerance
+    tolerance = default_tolerance(law) if tolerance is None else tolerance
     sizes = [None] if num_examples is None else list(num_examples)
     questions = [next_runs.Question(b, n) for b in budgets for n in sizes]
     regrets = [decide(law, offer.domain, offer.cost, *q).regret[0] for q in questions]

@@ -41,12 +41,12 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     """Return the lines of a decision for one budget."""
     best, regret, compute = plan["best"], plan["regret_set"], plan["flops"]
     with_n = f" and {formatting.count(plan['examples'])} examples" if plan["examples"] else ""
-    error = "{:.2f}" if law.scale == 100 else "{:.4f}"
+    error, what = error_pattern(law, plan), "error" if math.isfinite(law.scale) else "loss"
     noise = plan["run_noise"] * (100 if law.config.space == "log" else 1)
     lines = [
         f"Within {amount(plan['budget'], unit)}{with_n}, {plan['affordable']:,} affordable:",
         f"  {describe(law.factors, best['x'].values())}, which costs {amount(best['cost'], unit)}",
-        f"  predicted error {error.format(best['error'])}; 90% of runs fall in "
+        f"  predicted {what} {error.format(best['error'])}; 90% of runs fall in "
         f"{bounds(best['interval'], error)}, the law in {bounds(best['law_interval'], error)}",
         f"  run noise {formatting.number(noise)}{'%' if law.config.space == 'log' else ' points'}; "
         f"the best of all for {best['best_for']:.0%} of the members",
@@ -63,8 +63,9 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     rows = [[str(i), *cells] for i, cells in enumerate(table, start=1)]
     lines += [formatting.aligned(headers, rows), ""]
     ranges = ", ".join(f"{name} {span(*ends)}" for name, ends in regret["ranges"].items())
+    points = " points" * math.isfinite(law.scale)
     lines.append(
-        f"Regret at most {regret['tolerance']:g} points with {regret['confidence']:.0%} of the "
+        f"Regret at most {regret['tolerance']:.3g}{points} with {regret['confidence']:.0%} of the "
         f"members: {regret['configurations']:,} of {plan['affordable']:,} configurations"
         f"{': ' * bool(ranges)}{ranges}"
     )
@@ -73,6 +74,16 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     if "serving" in plan:
         lines += serving_lines(plan["serving"], best["cost"], plan["examples"], unit)
     return lines
+
+
+def error_pattern(law, plan: dict) -> str:
+    """Return the format of errors: on a scale of 100 two decimals, of 1 four; of losses as many as
+    tell the options apart, and the tolerance from 0.
+    """
+    if math.isfinite(law.scale):
+        return "{:.2f}" if law.scale >= 100 else "{:.4f}"
+    errors = [option["error"] for option in (plan["best"], *plan["next_best"])]
+    return f"{{:.{formatting.decimals(errors, plan['regret_set']['tolerance'])}f}}"
 
 
 def option_cells(option: dict, unit: str, error: str) -> list[str]:
@@ -156,15 +167,17 @@ def elasticity_lines(change: dict, law, unit: str) -> list[str]:
 
 def next_lines(found: dict, law, unit: str) -> list[str]:
     """Return whether to stop, or the runs to train next and what each is worth."""
-    error = "{:.2f}" if law.scale == 100 else "{:.4f}"
+    error = "{:.2f}" if 100 <= law.scale < math.inf else "{:.4f}"
     bound = (
         f"with {found['confidence']:.0%} of the members the choice loses at most "
         f"{error.format(found['regret_bound'])} points"
     )
     if found["stop"]:
-        return [f"Stop: {bound}, within the tolerance of {found['tolerance']:g}. No run is needed."]
+        return [
+            f"Stop: {bound}, within the tolerance of {found['tolerance']:.3g}. No run is needed."
+        ]
     work = "FLOPs" if unit == "FLOPs" else f"{unit} x examples"
-    lines = [f"Go on: {bound}, more than the tolerance of {found['tolerance']:g}."]
+    lines = [f"Go on: {bound}, more than the tolerance of {found['tolerance']:.3g}."]
     if not found["runs"]:
         return [*lines, "No run that can be paid for would change the choice."]
     rows = [

@@ -28,7 +28,8 @@ from fitting.summary import linearised, standard_errors
 LEVEL = 0.9
 STEPS = (0.3, 0.7, 1.2, 1.7, 2.5, 4.0, 7.0)  # of the first grid, in standard errors
 FLOORS = np.array([0.0, 0.2, 0.4, 0.6, 0.75, 0.85, 0.92, 0.97])  # of the least error
-CANDIDATES = 5  # members from which each value's fit begins
+CANDIDATES = 3  # members from which each value's fit begins
+ITERATIONS = 150
 FINE = 3  # values tried between the two that enclose an end
 
 
@@ -147,7 +148,7 @@ class _Task:
         log_z = np.log(runs.z)
         typical = log_z.mean(axis=0)
         self.log_z = (log_z - typical).T[None]
-        error = runs.error / law.scale
+        error = runs.error / law.reference
         self.target = (np.log(error) if config.space == "log" else error)[None]
         self.root = np.sqrt(runs.weights / runs.weights.sum())[None]
         design_MP = law.layout.design((typical - np.log(law.units))[None])[0]
@@ -155,7 +156,7 @@ class _Task:
         theta = theta[np.isfinite(theta).all(axis=1)]
         terms = law.layout.num_terms
         self.starts = theta.copy()
-        self.starts[:, :terms] = theta @ design_MP.T - np.log(law.scale)
+        self.starts[:, :terms] = theta @ design_MP.T - np.log(law.reference)
         if config.free_floor:
             self.starts[:, law.layout.floor] = np.exp(self.starts[:, law.layout.floor])
         self.lower, self.upper = bounds(law.layout, config)
@@ -163,7 +164,7 @@ class _Task:
         free = self.lower[None], self.upper[None]
         self.least = float(self.refit(self.starts[:1], *free)[1][0])
 
-    def refit(self, theta, lower, upper, iterations: int = 300):
+    def refit(self, theta, lower, upper, iterations: int = ITERATIONS):
         """Return (theta [L, P], objective [L]) of descents within bounds [L, P]."""
         shape = theta.shape
         theta, lower, upper = (np.broadcast_to(a, shape) for a in (theta, lower, upper))
@@ -194,12 +195,16 @@ class _Task:
         value = np.concatenate([part["objective"] for part in parts])[:count]
         return ends, np.where(np.isfinite(value), value, np.inf)
 
-    def held(self, p: int, at_G) -> tuple[np.ndarray, np.ndarray]:
-        """Return (theta [G, P], objective [G]) of the best fits with theta_p held at each value."""
+    def held(self, p: int, at_G, found=None) -> tuple[np.ndarray, np.ndarray]:
+        """Return (theta [G, P], objective [G]) of the best fits with theta_p held at each value.
+
+        They begin at members and, in place of one another's ends, at fits `found` nearby [I, P].
+        """
         count = len(at_G)
         lower, upper = (np.tile(bound, (count, 1)) for bound in (self.lower, self.upper))
         lower[:, p] = upper[:, p] = at_G
-        tried = np.repeat(self.starts[None], count, axis=0)
+        starts = self.starts if found is None else np.concatenate([self.starts, found])
+        tried = np.repeat(starts[None], count, axis=0)
         tried[..., p] = at_G[:, None]
         value_GC = np.stack([self.objective(some) for some in tried])
         best_GC = np.argsort(value_GC, axis=1)[:, :CANDIDATES]
@@ -214,7 +219,9 @@ class _Task:
         best = value.argmin(axis=1)
         theta = theta.reshape(count, kept, -1)[np.arange(count), best]
         value = value[np.arange(count), best]
-        for shift in (1, -1, 1, -1):  # from the neighbour's fit, which may lie in a deeper valley
+        for shift in (
+            (1, -1) if found is None else ()
+        ):  # from the neighbour's fit, which may lie in a deeper valley
             near = np.clip(np.arange(count) - shift, 0, count - 1)
             other = theta[near].copy()
             other[:, p] = at_G
@@ -242,15 +249,18 @@ class _Task:
         threshold = float(stats.f.ppf(LEVEL, 1, self.spare)) * _design_effect(law, p)
         for _ in range(2):
             finer = self.between(values, self.deviance(value), threshold)
-            more, reached = self.held(p, self.inner(finer, floor))
+            if not len(finer):
+                break
+            more, reached = self.held(p, self.inner(finer, floor), theta)
             order = np.argsort(np.concatenate([values, finer]), kind="stable")
+            theta = np.concatenate([theta, more])[order]
             values = np.concatenate([values, finer])[order]
             value = np.concatenate([value, reached])[order]
         self.least = min(self.least, float(value.min()))
         above = self.deviance(value)
         low, high = _ends(values, above, threshold)
         inside = above <= threshold
-        members = law.readable(law.theta)[np.isfinite(law.theta).all(axis=1), p]
+        members = np.where(law.absent, 0.0, law.values)[np.isfinite(law.theta).all(axis=1), p]
         alone = law.config.resampling == "none"
         bag = (np.nan, np.nan) if alone else np.quantile(members, [0.05, 0.95])
         return Profile(
@@ -276,7 +286,9 @@ class _Task:
         if not floor:
             return values
         with np.errstate(divide="ignore"):
-            return np.maximum(np.log(values / self.law.scale), self.lower[self.law.layout.floor])
+            return np.maximum(
+                np.log(values / self.law.reference), self.lower[self.law.layout.floor]
+            )
 
     def grid(self, p: int, floor: bool) -> np.ndarray:
         """Return the first values to hold the parameter at."""
@@ -290,7 +302,7 @@ class _Task:
         step = min(step if np.isfinite(step) else 1.0, max(spread, 0.02) * 3, 1.0)
         steps = step * np.array(STEPS)
         far = max(self.lower[p], at - 8), min(self.upper[p], at + 8)
-        between = np.linspace(*far, 9)
+        between = np.linspace(*far, 5)
         values = np.concatenate([at - steps, [at], at + steps, between])
         return np.unique(np.clip(values, *far))
 

@@ -9,7 +9,7 @@ import numpy as np
 from fitting.config import FACTORS
 from fitting.formatting import nearest
 
-SCALES = (100.0, 1.0)
+TARGETS = ("score", "error", "loss")
 FEW_CLUSTERS = 8
 MISSING = ("", "nan", "none", "null")  # texts of a missing value, in lower case
 
@@ -25,6 +25,7 @@ def check_roles(
     weights: str | None,
     scale: float | None,
     group: str | None,
+    target: str,
 ) -> list[str]:
     """Return the columns that a table is read from: factors, examples, score or error, weights.
 
@@ -34,9 +35,11 @@ def check_roles(
         raise ValueError(f"{source}: no runs; at least one row is needed")
     if score is not None and error is not None:
         raise ValueError(f"give a score column or an error column, not both ({score}, {error})")
-    if scale is not None and scale not in SCALES:
-        raise ValueError(f"scale must be 100 or 1, got {scale!r}")
-    values_of = error or score or "score"
+    if scale is not None and not 0 < scale < math.inf:
+        raise ValueError(f"scale must be a positive number, got {scale!r}")
+    if target == "loss" and scale is not None:
+        raise ValueError("scale is the best score or the worst error; a loss has neither")
+    values_of = error or score or target
     needed = [*factors, examples, values_of, weights]
     needed = [name for name in needed if name is not None]
     if not factors:
@@ -51,6 +54,20 @@ def check_roles(
             "choose one metric"
         )
     return needed
+
+
+def target_of(target: str | None, score: str | None, error: str | None) -> str:
+    """Return what the column of values holds: one of `TARGETS`.
+
+    Raises ValueError for another word, or one that the columns contradict.
+    """
+    if target is None:
+        return "error" if error else "score"
+    if target not in TARGETS:
+        raise ValueError(f"target must be one of {', '.join(TARGETS)}, got {target!r}")
+    if (target == "score" and error) or (target == "error" and score):
+        raise ValueError(f"target {target} contradicts the column {error or score!r}")
+    return target
 
 
 def warnings(table, value_R: np.ndarray) -> Iterator[str]:

@@ -14,7 +14,7 @@ from types import EllipsisType
 
 import numpy as np
 
-from fitting import readers, run_checks, run_files
+from fitting import expressions, readers, run_checks, run_files
 from fitting.atomic import replacing
 from fitting.config import FACTORS
 from fitting.formatting import nearest
@@ -35,8 +35,8 @@ class RunTable:
       x: configurations [R, K], in the file's units.
       examples: name of the column of data sizes; None for laws without n.
       n: data sizes [R], or None.
-      error: errors [R], 0 to `scale`.
-      scale: the error of a complete failure, 100 or 1.
+      error: errors [R], 0 to `scale`; losses, which may be any number, where that is infinite.
+      scale: the error of a complete failure, such as 100 or 1; infinite for a loss.
       weights: weights [R] in a fit, 1 by default.
       run_id: names [R]; 'row 7' where the file has none.
       metric: names [R] of the metrics.
@@ -143,6 +143,11 @@ class RunTable:
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
 
     @property
+    def reference(self) -> float:
+        """Return the size that errors are measured by: the scale, or the largest loss."""
+        return reference(self.scale, self.error)
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """Return the distinct metrics, sorted."""
         return self.levels("metric")
@@ -153,13 +158,18 @@ class RunTable:
         Raises:
           ValueError: no such column; names the nearest.
         """
-        named = dict(zip(self.factors, self.x.T, strict=True))
-        if self.examples is not None:
-            named[self.examples] = self.n
-        named |= {**self.columns, "run_id": self.run_id, "metric": self.metric}
+        named = self.named
         if name not in named:
             raise ValueError(f"{self.source}: {run_checks.no_column(name, named)}")
         return named[name]
+
+    @property
+    def named(self) -> dict[str, np.ndarray]:
+        """Return all columns by name: factors and n as numbers, the others as text."""
+        named = dict(zip(self.factors, self.x.T, strict=True))
+        if self.examples is not None:
+            named[self.examples] = self.n
+        return named | {**self.columns, "run_id": self.run_id, "metric": self.metric}
 
     def levels(self, column: str) -> tuple:
         """Return the distinct values of a column, sorted: floats for factors and n, else text."""
@@ -190,17 +200,10 @@ class RunTable:
         Raises:
           ValueError: no such column, or no such row; names the values that exist.
         """
-        values_R, number = self.column(column), run_checks.number(value)
-        same_R = values_R.astype(str) == str(value)
-        if not math.isnan(number):
-            same_R |= np.array([run_checks.number(v) == number for v in values_R])
+        values_R = self.column(column)
+        same_R = expressions.equal(values_R, value)
         if not same_R.any():
-            present = [readers.plain(level) for level in self.levels(column)]
-            shown = ", ".join(present[:12]) + ", …" * (len(present) > 12)
-            raise ValueError(
-                f"{self.source}: no runs with {column} {str(value)!r}"
-                f"{nearest(str(value), present)}; there are {shown}"
-            )
+            raise ValueError(f"{self.source}: {expressions.no_value(column, value, values_R)}")
         return same_R
 
     def select(self, **values) -> "RunTable":
@@ -221,6 +224,11 @@ class RunTable:
         return self.take(keep_R)
 
 
+def reference(scale: float, error) -> float:
+    """Return the scale, or for losses, which have none, the largest absolute one (1 for zeros)."""
+    return scale if math.isfinite(scale) else float(np.abs(error).max()) or 1.0
+
+
 def read_runs(
     source,
     *,
@@ -229,9 +237,11 @@ def read_runs(
     score: str | None = None,
     error: str | None = None,
     metric: str | None = None,
+    where: str | None = None,
     weights: str | None = None,
     scale: float | None = None,
     group: str | None = None,
+    target: str | None = None,
     noise: str | None = None,
     cluster: str | None = None,
     skip_missing: bool = False,
@@ -248,11 +258,16 @@ def read_runs(
       score: column of scores, 0 to `scale`, higher is better; 'score' if `error` is None too.
       error: column of errors, in place of scores.
       metric: keep only rows with this value in the column 'metric'.
+      where: keep only rows for which this condition holds, such as 'N<5e8 and protocol=questions';
+        see `fitting.expressions.rows`.
       weights: column of the runs' weights, 0 or more.
-      scale: 100 or 1, the error of a complete failure; 100 by default. It must be given when no
-        value is above 1.
+      scale: the best score, and so the error of a complete failure; 100 by default. It must be
+        given when no value is above 1, or when one is above 100, as CIDEr is.
       group: column whose values take the place of metrics, 'metric' by default; a run may appear
         once in each group.
+      target: what the column of values holds: 'score'; 'error'; or 'loss', lower is better and
+        without a ceiling, in the column `error` (or `score`, or one named 'loss'). By default what
+        the column was named as. A perplexity is a loss; its logarithm follows these laws better.
       noise: column of the scores' standard deviations, in the unit of the scores, such as
         'score_se'. Runs are weighted by it and by what trainings differ in beside.
       cluster: column of labels; the runs of one label share a seed, a parent run or a data draw,
@@ -270,13 +285,19 @@ def read_runs(
     if examples is ...:
         has_n = "num_examples" in columns or factors == FACTORS
         examples = "num_examples" if has_n and "num_examples" not in factors else None
-    values_of = error or score or "score"
+    target = run_checks.target_of(target, score, error)
+    values_of = error or score or target
 
     def keep(rows: list[int]) -> None:
         nonlocal wheres, columns
         wheres = [wheres[i] for i in rows]
         columns = {name: [values[i] for i in rows] for name, values in columns.items()}
 
+    if where is not None:
+        chosen_R = expressions.rows(where, columns, source)
+        if not chosen_R.any():
+            raise ValueError(f"{source}: no run is left where {where}")
+        keep(np.flatnonzero(chosen_R).tolist())
     if skip_missing and values_of in columns:
         there = [v.lower() not in run_checks.MISSING for v in columns[values_of]]
         if not all(there):
@@ -314,6 +335,7 @@ def read_runs(
         group,
         noise,
         cluster,
+        target,
     )
     return dataclasses.replace(table, notes=(*notes, *table.notes))
 
@@ -366,11 +388,12 @@ def _table(
     group: str | None = None,
     noise: str | None = None,
     cluster: str | None = None,
+    target: str = "score",
 ) -> RunTable:
     """Validate columns and return them as a `RunTable`; `wheres` name the rows in messages."""
-    values_of = error or score or "score"
+    values_of = error or score or target
     needed = run_checks.check_roles(
-        columns, wheres, source, factors, examples, score, error, weights, scale, group
+        columns, wheres, source, factors, examples, score, error, weights, scale, group, target
     )
 
     def numbers(name: str, allowed: str, good) -> np.ndarray:
@@ -378,7 +401,9 @@ def _table(
         for where, value, number in zip(wheres, columns[name], found, strict=True):
             if not good(number):
                 remedy = ""
-                if name == values_of and str(value).strip().lower() in run_checks.MISSING:
+                if name == values_of and math.isfinite(number):
+                    remedy = "; --target loss has no ceiling, --scale names another best score"
+                elif name == values_of and str(value).strip().lower() in run_checks.MISSING:
                     remedy = "; skip_missing (--skip-missing) leaves out rows without one"
                 raise ValueError(
                     f"{source}, {where}: column {name!r} is {str(value)!r}; it must be {allowed}"
@@ -394,9 +419,12 @@ def _table(
 
     x_RK = np.stack([positive(name) for name in factors], axis=1)
     n_R = None if examples is None else positive(examples)
-    top = scale or 100.0
-    value_R = numbers(values_of, f"a number from 0 to {top:g}", lambda v: 0 <= v <= top)
-    if scale is None and value_R.max() <= 1:
+    top = math.inf if target == "loss" else scale or 100.0
+    if target == "loss":
+        value_R = numbers(values_of, "a number", math.isfinite)
+    else:
+        value_R = numbers(values_of, f"a number from 0 to {top:g}", lambda v: 0 <= v <= top)
+    if scale is None and target != "loss" and value_R.max() <= 1:
         raise ValueError(
             f"{source}: column {values_of!r} has values from {value_R.min():g} to "
             f"{value_R.max():g}, never above 1; say scale 1 if 1 is the best score, else scale 100"
@@ -421,7 +449,7 @@ def _table(
         x=x_RK,
         examples=examples,
         n=n_R,
-        error=value_R if error else top - value_R,
+        error=top - value_R if target == "score" else value_R,
         scale=float(top),
         weights=weight_R,
         run_id=texts("run_id", [where.split(" (")[0] for where in wheres]),

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting import expressions
 from fitting.formatting import quantity
 from fitting.runs import RunTable
 
@@ -51,12 +52,12 @@ def random_folds(table: RunTable, folds: int = 5, seed: int = 0) -> Split:
 
 
 def column_split(table: RunTable, train, test) -> Split:
-    """Return a split by columns: fit 'sweep=star' and predict 'sweep=isoflop', for example.
+    """Return a split by columns: fit 'N<5e8' and predict 'N>=5e8', for example.
 
     Args:
       table: the runs.
-      train, test: 'column=value', a mapping {column: value} whose entries hold together, or a
-        mask [R].
+      train, test: a condition of `fitting.expressions.rows`, such as 'sweep=star and N<5e8'; a
+        mapping {column: value} whose entries hold together; or a mask [R].
 
     Raises:
       ValueError: no such column or value, or a run on both sides.
@@ -155,11 +156,8 @@ def _parts(values_R) -> np.ndarray:
 def _rows(table: RunTable, which) -> tuple[np.ndarray, str]:
     """Return bool [R] and a name for it."""
     if isinstance(which, str):
-        column, equals, value = which.partition("=")
-        if not equals:
-            raise ValueError(f"a split is said as column=value, got {which!r}")
-        which = {column.strip(): value.strip()}
-    if isinstance(which, Mapping):
+        rows_R, name = expressions.rows(which, table.named, table.source), which.strip()
+    elif isinstance(which, Mapping):
         rows_R = np.logical_and.reduce([table.where(k, v) for k, v in which.items()])
         name = " & ".join(f"{k}={v}" for k, v in which.items())
     else:

@@ -9,7 +9,11 @@ from fitting.forms import factor_labels
 from fitting.optimise import objective
 from fitting.optimise.objective import Loss
 
-WIDE = 2.0  # 90% range of an exponent or a log coefficient from which it counts as undetermined
+WIDE = 2.0  # 90% range of a log coefficient from which it counts as undetermined: a factor e^2
+WIDE_EXPONENT = 1.0  # the same of an exponent, as a multiple of its size: half of it to either side
+ZERO = 0.1  # |exponent| below which a range this wide is small: over a decade of x, a quarter
+WIDE_FLOOR = 0.25  # the same of the floor, as a share of the least error of the runs
+Z90 = 3.29  # width of a 90% interval in standard errors
 SELDOM = 0.05  # share of members: a term absent in fewer is there, in all but so few is not
 CORRELATED = 0.95  # |correlation| over members worth a line
 SHOWN_TESTS = 3  # of the lack of fit
@@ -38,7 +42,8 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     """
     root = np.sqrt(law.runs.weights)
     residual, jacobian = (root * part.T for part in linearised(law))
-    jacobian = jacobian.T
+    free_P = ~law.fixed
+    jacobian = jacobian.T[:, free_P]
     length = np.linalg.norm(jacobian, axis=0)
     _, singular, rotation = np.linalg.svd(jacobian / np.maximum(length, 1e-300), False)
     freedom = max(len(residual) - jacobian.shape[1], 1)
@@ -48,26 +53,44 @@ def standard_errors(law) -> tuple[np.ndarray, np.ndarray]:
     unseen = (length < 1e-9) | ((blind**2).sum(axis=0) > 1e-2)
     unseen |= len(residual) < jacobian.shape[1]
     error = np.sqrt(variance * (residual**2).sum() / freedom) / np.maximum(length, 1e-300)
-    return np.where(unseen, np.inf, error), singular
+    error_P = np.zeros(len(free_P))
+    error_P[free_P] = np.where(unseen, np.inf, error)
+    return error_P, singular
 
 
 def undetermined(law) -> np.ndarray:
     """Return bool [P]: parameters that the runs do not determine.
 
-    The 90% range of the members is wider than `WIDE` (a factor e^2 of a coefficient), or the whole
-    fit's standard error is above a quarter of that, or the members do not agree on whether the term
-    is there at all. A coefficient that is 0 in nearly all of them is an answer.
+    The 90% range of the members, or that of the whole fit's standard error, is wider than the
+    parameter's own measure: a factor of e^2 for a coefficient; for an exponent its own size, so
+    that a range which leaves its sign open is always too wide (`ZERO` where it is next to none);
+    for the floor a quarter of the least error. Or the members do not agree on whether the term is
+    there at all. A coefficient that is 0 in nearly all of them is an answer.
     """
     good_B = np.isfinite(law.theta).all(axis=1)
     good_BP, absent_BP = law.theta[good_B], law.absent[good_B]
     absent_P = absent_BP.mean(axis=0)
     good_BP = np.where(absent_BP, np.median(good_BP, axis=0), good_BP)  # its log is arbitrary
-    low, high = np.quantile(good_BP, [0.05, 0.95], axis=0)
-    wide = (high - low > WIDE) | (standard_errors(law)[0] > WIDE / 4)
-    if law.config.free_floor:  # not a log: an error points' worth of doubt
-        wide[law.layout.floor] = high[law.layout.floor] - low[law.layout.floor] > law.scale / 10
+    low, mid, high = np.quantile(good_BP, [0.05, 0.5, 0.95], axis=0)
+    most = np.where(law.is_exponent, np.maximum(WIDE_EXPONENT * np.abs(mid), ZERO), WIDE)
+    wide = np.maximum(high - low, Z90 * standard_errors(law)[0]) > most
     wide |= absent_P > SELDOM  # a range from 0 up
-    return wide & (absent_P < 1 - SELDOM)
+    wide &= absent_P < 1 - SELDOM
+    floor = law.layout.floor
+    if floor is not None:  # 0 is one of its values
+        value_B = np.where(law.absent, 0.0, law.values)[good_B, floor]
+        low, high = np.quantile(value_B, [0.05, 0.95])
+        least = WIDE_FLOOR * law.runs.error.min()
+        wide[floor] = high - low > (law.reference / 10 if law.config.free_floor else least)
+    return wide
+
+
+def excluded(law) -> np.ndarray:
+    """Return bool [P]: exponents whose 90% range ends at a bound, which then cuts it off.
+
+    What lies beyond is excluded by the bound, not by the runs.
+    """
+    return law.at_cap > SELDOM * max(1, int(np.isfinite(law.theta).all(axis=1).sum()))
 
 
 def linearised(law) -> tuple[np.ndarray, np.ndarray]:
@@ -84,13 +107,17 @@ def linearised(law) -> tuple[np.ndarray, np.ndarray]:
 
 def _notes(law) -> list[str]:
     size = int(np.isfinite(law.theta).all(axis=1).sum())
-    absent_P, unknown_P = law.absent.sum(axis=0), undetermined(law)
+    absent_P, unknown_P, excluded_P = law.absent.sum(axis=0), undetermined(law), excluded(law)
     notes = []
-    for capped, absent, unknown in zip(law.at_cap, absent_P, unknown_P, strict=True):
+    columns = law.at_cap, absent_P, unknown_P, excluded_P, law.fixed
+    for capped, absent, unknown, more, fixed in zip(*columns, strict=True):
         note = [f"at its bound{_of(capped, size)}"] * bool(capped)
         note += [f"at its bound 0 (absent){_of(absent, size)}"] * bool(absent)
-        note += ["not determined by the data"] * bool(unknown)
-        notes.append(", ".join(note))
+        if more:
+            note.append("the bound excludes values that the runs allow")
+        elif unknown:
+            note.append("not determined by the data")
+        notes.append("fixed" if fixed else ", ".join(note))
     return notes
 
 
@@ -120,6 +147,10 @@ def _card(law) -> str:
         ("bag", bag),
         ("units", units),
     ]
+    if law.runs.noise is not None or law.runs.cluster is not None:
+        rows.insert(3, ("noise", _scatter(law)))
+    if law.tiny_noise:
+        rows.append(("warning", law.tiny_noise))
     if law.num_runs <= len(law.parameters):
         rows.append(("warning", "no more runs than parameters: nothing is left to check the law"))
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
@@ -137,6 +168,22 @@ def _verdict(law) -> str:
     return "\n  ".join(lines)
 
 
+def _scatter(law) -> str:
+    """Return the parts of the runs' scatter: evaluation, training, clusters."""
+    found, log = law.scatter, law.config.space == "log"
+    unit, size = ("% of the error", 100.0) if log else (" points", 1.0)
+    parts = []
+    if law.runs.noise is not None:
+        known = np.median(law.in_fitted_space(law.runs.noise))
+        shared = f", {found.share:.0%} of its square between runs" * (found.share < 1)
+        parts.append(f"evaluation {size * known:.2g}{unit} (median{shared})")
+    parts.append(f"training {size * np.sqrt(found.training):.2g}{unit}")
+    if law.runs.cluster is not None:
+        count = len(np.unique(law.runs.cluster))
+        parts.append(f"between {count} clusters {size * np.sqrt(found.cluster):.2g}{unit}")
+    return ", ".join(parts)
+
+
 def _exponents(config) -> str:
     low = "0 <= " if config.bound_exponents else ""
     if config.exponent_cap is None:
@@ -152,7 +199,8 @@ def _values(law) -> str:
         )
     shown = 1 if law.config.resampling == "none" else 4  # without a bag there is no spread
     heads = ("all runs", "median", "5%", "95%")[:shown]
-    lines = [f"coefficients in error points (of {law.scale:g}) where each factor is one unit"]
+    points = f"error points (of {law.scale:g})" if np.isfinite(law.scale) else "units of the loss"
+    lines = [f"coefficients in {points} where each factor is one unit"]
     lines.append(" " * 10 + "".join(f" {head:>10}" for head in heads))
     for name, *values, note in law.parameter_rows():
         cells = "".join(f" {value:>10.4g}" for value in values[:shown])

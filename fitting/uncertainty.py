@@ -14,6 +14,8 @@ from fitting.intervals import prediction_interval, run_noise  # noqa: F401  for 
 from fitting.law import BaggedFit
 from fitting.verdict import Verdict
 
+HALF_A_POINT = 0.005  # of the scale: two configurations closer than this are alike
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -84,3 +86,15 @@ def decide(law: BaggedFit, domain, cost, budget: float, num_examples=None) -> De
         regret=(error_XB - error_XB.min(axis=0))[order],
         verdict=law.verdict,
     )
+
+
+def default_tolerance(law) -> float:
+    """Return the error points within which configurations count as alike unless said.
+
+    Half a point of a scale of 100; without a ceiling, what a run scatters at the median loss, or a
+    hundredth of the runs' range where that is not known.
+    """
+    if np.isfinite(law.scale):
+        return HALF_A_POINT * law.scale
+    noise = run_noise(law) * (np.median(law.runs.error) if law.config.space == "log" else 1.0)
+    return float(noise if np.isfinite(noise) and noise > 0 else np.ptp(law.runs.error) / 100)

@@ -224,7 +224,7 @@ class Entry(NamedTuple):
     @property
     def num_parameters(self) -> int:
         """Return the number of parameters, P."""
-        return self.law.theta.shape[1]
+        return self.law.num_free
 
 
 @dataclass(frozen=True, eq=False)

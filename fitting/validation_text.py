@@ -1,5 +1,7 @@
 """Format comparisons and ablations of fits as tables of text."""
 
+import math
+
 from fitting import formatting
 from fitting.ablations import Ablation
 from fitting.runs import RunTable
@@ -92,4 +94,6 @@ def _coverage_cells(found: Validation) -> list[str]:
 
 
 def _scale(table: RunTable) -> str:
+    if not math.isfinite(table.scale):
+        return "MSE in squared units of the loss"
     return f"MSE on the scale 0 to {table.scale:g}"

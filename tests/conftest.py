@@ -34,10 +34,10 @@ HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
 HAS_LMMS = importlib.util.find_spec("lmms_eval") is not None
 COMPILED_QUICKLY = (
     *(f"vvlm_jax/{room}" for room in ("data", "eval", "generate", "models", "train", "weights")),
-    "tools/test_bench_train.py",
+    *(f"tools/test_{name}.py" for name in ("bench_train", "evaluate", "generate", "train")),
+    "tools/convert",
 )
 LEFT_OUT = pytest.StashKey[dict[str, str]]()
-MORE_TESTS = pytest.StashKey[int]()
 
 # The same examples every time (others with --hypothesis-profile=others), however long they take:
 # the first one compiles.
@@ -55,18 +55,10 @@ def _machine():
     return hashlib.sha256(repr((platform.machine(), sorted(kinds))).encode()).hexdigest()[:12]
 
 
-def pytest_addoption(parser):
-    parser.addoption(
-        "--first-tests", type=int, metavar="N",
-        help="of each file only the first N tests that are neither slow nor need PyTorch, and of a "
-        "parametrized test its first case",
-    )  # fmt: skip
-
-
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # of background jobs; children inherit it
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.stash[LEFT_OUT], config.stash[MORE_TESTS] = {}, 0
+    config.stash[LEFT_OUT] = {}
     if hasattr(config, "cache"):
         # By config and not by environment: child processes, which some tests kill, write none.
         cache = config.cache.mkdir(f"jax-{jax.__version__}-{_machine()}")
@@ -89,24 +81,6 @@ def pytest_collection_modifyitems(config, items):
     # Files with slow tests first: with what is short at the end no process waits for another.
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-    if config.option.first_tests:
-        _keep_first_tests(config, items, config.option.first_tests)
-
-
-def _keep_first_tests(config, items, limit):
-    kept, more, seen = [], [], {}
-    for item in items:
-        if _why_left_out(item) is None:
-            names = seen.setdefault(item.path, set())
-            name = item.nodeid.partition("[")[0]
-            (more if name in names or len(names) == limit else kept).append(item)
-            if len(names) < limit:
-                names.add(name)
-        else:
-            kept.append(item)
-    items[:] = kept
-    config.stash[MORE_TESTS] = len(more)
-    config.hook.pytest_deselected(items=more)
 
 
 def pytest_deselected(items):
@@ -126,26 +100,22 @@ def pytest_sessionfinish(session):
     """Pass on which tests were left out; with `pytest -n` every worker leaves out the same."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
-        session.config.workeroutput["more_tests"] = session.config.stash[MORE_TESTS]
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     output = getattr(node, "workeroutput", {})
     node.config.stash[LEFT_OUT].update(output.get("left_out", {}))
-    node.config.stash[MORE_TESTS] = output.get("more_tests", 0)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter, config):
-    """Name every test that a marker kept out, and why."""
+    """Name every test that `-m 'not …'` left out, and why."""
     left_out = config.stash[LEFT_OUT]
-    if left_out and config.option.markexpr:
+    if left_out and "not " in config.option.markexpr:
         terminalreporter.section(f"{len(left_out)} not run, by -m {config.option.markexpr!r}")
         for name, why in sorted(left_out.items()):
             terminalreporter.write_line(f"NOT RUN {name} - {why}")
-    if more := config.stash[MORE_TESTS]:
-        terminalreporter.write_line(f"NOT RUN {more} further tests, by --first-tests")
 
 
 @pytest.fixture(autouse=True, scope="module")

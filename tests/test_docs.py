@@ -72,6 +72,7 @@ def help_of(*words):
     return shown
 
 
+@pytest.mark.light
 def test_every_documented_line_has_flags_that_exist():
     seen, wrong = set(), []
     for page, line in vvlm_lines():

@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,11 +54,27 @@ def test_help_answers_at_once_without_jax_and_shows_a_line_to_copy(name):
     assert seconds < SECONDS, f"vvlm {name} --help took {seconds:.1f} s"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_checkout_answers_as_python_m_tools(name):
-    done, seconds = ask_for_help(f"tools.{name}")
+RUN_ALL = """
+import contextlib, io, runpy, sys
+sys.modules['jax'] = None
+for name in sys.argv[1:]:
+    sys.argv, shown = [name, '--help'], io.StringIO()
+    with contextlib.suppress(SystemExit), contextlib.redirect_stdout(shown):
+        runpy.run_module(f'tools.{name}', run_name='__main__', alter_sys=True)
+    print(' '.join(shown.getvalue().split()[:4]))
+"""
+
+
+def test_a_checkout_answers_as_python_m_tools():
+    """In one process without jax, one command after the other, benches too."""
+    benches = sorted(file.stem for file in (ROOT / "tools" / "bench").glob("bench_*.py"))
+    names = [*COMMANDS, *(f"bench.{bench}" for bench in benches)]
+    command = [sys.executable, "-W", "ignore", "-c", RUN_ALL, *names]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
-    assert seconds < SECONDS, f"python -m tools.{name} --help took {seconds:.1f} s"
+    found = dict(zip(names, done.stdout.splitlines(), strict=True))
+    for name, shown in found.items():
+        assert re.match(rf"usage: .*\b{name.split('.')[-1]}\b", shown), found
 
 
 def test_the_list_names_every_command_and_what_it_does():

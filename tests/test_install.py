@@ -19,13 +19,15 @@ INSTALLED_AS = {
     "configs": "vvlm/configs",
 }
 NOT_INSTALLED = "tools/bench"
+PROBE = "vvlm/configs/parts/probe.npz"  # stands for pretrained parts, which may or may not ship
 
 
 def sources():
     """Return {path in a wheel: path in the tree} of every Python file and every table."""
     files = {}
     for tree, name in INSTALLED_AS.items():
-        for file in sorted([*(ROOT / tree).rglob("*.py"), *(ROOT / tree).rglob("*.csv")]):
+        kinds = ("*.py", "*.csv", "parts/*.npz", "parts/*.json")
+        for file in sorted(file for kind in kinds for file in (ROOT / tree).rglob(kind)):
             if not file.is_relative_to(ROOT / NOT_INSTALLED):
                 files[f"{name}/{file.relative_to(ROOT / tree).as_posix()}"] = file
     return files
@@ -33,7 +35,7 @@ def sources():
 
 def pip(*words):
     command = [sys.executable, "-m", "pip", "--no-input", "--no-cache-dir", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -45,6 +47,8 @@ def wheel(tmp_path_factory):
         shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
+    (copy / PROBE.replace("vvlm/", "")).parent.mkdir(exist_ok=True)
+    (copy / PROBE.replace("vvlm/", "")).write_bytes(b"a part")
     pip("wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", out, copy)
     (wheel,) = out.glob("*.whl")
     return wheel
@@ -69,7 +73,7 @@ def ask(installed, tmp_path):
             env={**os.environ, "PYTHONPATH": str(installed)},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -83,13 +87,13 @@ def test_every_folder_with_python_files_is_a_package_of_pyproject():
     }
     assert set(SETUPTOOLS["packages"]) == folders
     without = [str(p.parent) for p in sources().values() if not (p.parent / "__init__.py").exists()]
-    assert [path for path in without if not path.endswith("/data")] == []
+    assert [path for path in without if not path.endswith(("/data", "/parts"))] == []
 
 
 def test_a_wheel_holds_every_module_and_no_general_names(wheel):
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-    assert names == set(sources())
+    assert names == {*sources(), PROBE}
     assert {name.split("/")[0] for name in names} == {"vvlm", "vvlm_jax", "fitting"}
 
 
@@ -115,6 +119,12 @@ def test_a_law_is_fitted_in_an_empty_folder(ask, installed, tmp_path):
     )  # fmt: skip
     assert "runs/fit/fit.json" in shown
     assert (tmp_path / "runs" / "fit" / "fit.json").is_file()
+
+
+def test_pretrained_parts_are_looked_for_where_they_are_installed(ask, installed):
+    shown = ask("-c", "from vvlm.study import parts; print(parts.SHIPPED)")
+    assert Path(shown.strip()) == (installed / PROBE).parent
+    assert (installed / PROBE).read_bytes() == b"a part"
 
 
 def test_a_shipped_config_is_found_by_name(ask, installed):

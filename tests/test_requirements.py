@@ -70,6 +70,7 @@ def locked(python, extra):
     return {name: version for name, (version,) in found.items()}
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("python", PYTHONS)
 @pytest.mark.parametrize(("file", "extra"), EXTRAS_OF.items())
 def test_a_requirement_file_pins_what_the_lock_holds(file, extra, python):

@@ -8,7 +8,8 @@ Examples:
 RUNS is a CSV (or .csv.gz, .parquet, .xlsx) with a header and one line a run; lines that start with
 # are comments. Name the columns that make up a configuration (--factors), the number of training
 examples if there is one (--examples), and a score (higher is better) or an error; a law describes
-the error, scale - score. Other columns can select runs (--train, --test, --group).
+the error, scale - score; a loss (--target loss) has no scale. --where, --train and --test select
+runs by conditions such as "N<5e8 and sweep=star" (N, T, V, n are the default columns).
 
 Prints the fit report and writes OUT/fit.json, which holds all that is needed to predict and to
 audit; `vvlm plan OUT` and `fitting.BaggedFit.load(OUT)` read it. --compare asks which
@@ -24,33 +25,24 @@ from typing import Annotated
 import tyro
 
 from fitting.config import FACTORS, FitConfig
-from fitting.cost import PAPER, CostConstants
+from fitting.cost import PAPER
 from fitting.fit_folder import folder_of_each, prepare, remove_stale
 from fitting.forms import PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
+from . import fit_checks, fit_flags
 from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
-from .fit_flags import (
-    READERS,
-    Data,
-    FitFlags,
-    Flag,
-    Rows,
-    check_enough,
-    fit_config,
-    read_table,
-    warn_if_few,
-)
+from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows, Ties
+from .fit_profile import write_profiles
 
 FOLDS = 5
-Split = Annotated[str | None, tyro.conf.arg(metavar="COLUMN=VALUE")]
 
 
 @dataclasses.dataclass(frozen=True)
 class Page:
-    """A page with figures; its costs are those of equation 1."""
+    """A page with figures; its costs are those of equation 1 unless said."""
 
     report: Flag = False
     """Write OUT/report.html and OUT/figures: the runs, the law, its frontier, where to doubt."""
@@ -58,6 +50,8 @@ class Page:
     """x_M, parameters of the vision model."""
     features: int = PAPER.features_per_frame
     """x_W, features the vision model computes per frame."""
+    cost: Cost = None
+    """FLOPs of an example in place of equation 1, such as "2*T*V*N"."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +61,7 @@ class Args:
     data: Data
     rows: Rows
     fit: tyro.conf.FlagCreatePairsOff[FitFlags]
+    ties: Ties
     page: Page
     out: Path = Path("runs/fit")
     """Folder for fit.json, compare.csv, ablate.csv and report.html."""
@@ -74,25 +69,30 @@ class Args:
     """Which form? Table 2: random folds, --train and --test, a level or the largest n left out."""
     ablate: Flag = False
     """What is each option worth? Tables 8 and 9: the same for one changed at a time."""
-    train: Split = None
-    """Runs to fit when the --test runs are predicted, such as sweep=star."""
-    test: Split = None
-    """Runs to predict from the --train runs, such as sweep=isoflop."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="NAME,...|all")] = None
+    """Profile-likelihood intervals of these exponents, and of the floor: text, CSV, figure."""
+    train: Condition = None
+    """Runs to fit when the --test runs are predicted, such as "N<5e8"."""
+    test: Condition = None
+    """Runs to predict from the --train runs, such as "N>=5e8 and sweep=isoflop"."""
 
 
 def main(args: Args) -> None:
     """Read the runs, fit the laws, print and write what was found."""
     check_is_here("--out", args.out)
-    table, config = read_table(args.data, args.rows), fit_config(args.fit)
+    table, config = (
+        fit_flags.read_table(args.data, args.rows),
+        fit_flags.fit_config(args.fit, args.ties.tie),
+    )
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")
     check_positive(args.page, "vision_params", "features")
-    cost = CostConstants(args.page.vision_params, args.page.features)
+    cost = fit_flags.page_cost(args.page.cost, args.page.vision_params, args.page.features)
     check_runs(config, table, args)
     with flag(f"--group {args.data.group}:"):
         tables = folder_of_each(args.out, table, bool(args.data.group))
     for one in tables.values():
-        check_enough(one, config)
+        fit_checks.check_enough(one, config)
     folders = {args.out, *tables}
     for folder in folders:
         prepare(folder)
@@ -114,7 +114,8 @@ def main(args: Args) -> None:
         print(law.report())
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
-        check_noise(law)
+        if args.profile:
+            write_profiles(folder, law, args.profile)
         fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
@@ -136,12 +137,6 @@ def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
             )
 
 
-def check_noise(law) -> None:
-    """Print a warning where the noise column is next to nothing beside the residuals."""
-    if text := law.tiny_noise:
-        print(f"warning: {text}", file=sys.stderr)
-
-
 def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> None:
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
@@ -149,10 +144,10 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
     if "num_examples" in table.columns and get_form(config.form).has_n:
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
-        warn_if_few(one.source, len(one), config, one)
+        fit_checks.warn_if_few(one.source, len(one), config, one)
 
 
-def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost: CostConstants):
+def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost):
     """Print and write what --compare, --ablate, --train and --test ask for.
 
     Returns:
@@ -166,7 +161,7 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost:
     found, ablation, asked = None, None, dict(seed=config.seed, train=args.train, test=args.test)
     if args.train:
         split = validation.column_split(table, args.train, args.test)
-        warn_if_few(args.train, int(split.train.sum()), config, table)
+        fit_checks.warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
         names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
         configs = {name: config.replace(form=name) for name in names}
@@ -190,9 +185,9 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost:
 
 def cli() -> None:
     """Read the command line and run the command."""
+    kind = tyro.conf.OmitArgPrefixes[Args]
     die_in_one_line(
-        lambda: main(read_options(tyro.conf.OmitArgPrefixes[Args], __doc__, registry=READERS)),
-        continues=False,
+        lambda: main(read_options(kind, __doc__, registry=fit_flags.READERS)), continues=False
     )
 
 

@@ -2,18 +2,23 @@
 
 import dataclasses
 import re
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from fitting import run_checks
+from fitting import own_forms, run_checks
 from fitting.config import FACTORS, FitConfig
-from fitting.forms import FORMS, get_form, usable_forms
+from fitting.cost import CostConstants, CostFormula
+from fitting.forms import get_form
 from fitting.runs import RunTable, read_runs
 
+from .common import flag
+
 Column = Annotated[str | None, tyro.conf.arg(metavar="COLUMN")]
+Condition = Annotated[str | None, tyro.conf.arg(metavar="CONDITION")]
+"""Comparisons of columns with values, joined by and, or: `fitting.expressions.rows`."""
+Cost = Annotated[str | None, tyro.conf.arg(metavar="FORMULA")]
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
@@ -21,6 +26,8 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 class Rows:
     """The rows of the table that take part."""
 
+    where: Condition = None
+    """Keeps the rows for which this holds, such as "N<5e8 and protocol=questions"."""
     skip_missing: Flag = False
     """Leaves out rows without a score; otherwise such a row is an error."""
     skip_duplicates: Flag = False
@@ -30,7 +37,7 @@ class Rows:
 
     def read(self, path, **options) -> RunTable:
         """Return the runs; ValueError as `read_runs`, or where protocols are mixed unasked."""
-        names = ("skip_missing", "skip_duplicates")
+        names = ("where", "skip_missing", "skip_duplicates")
         table = read_runs(path, **{name: getattr(self, name) for name in names}, **options)
         self.check(table)
         return table
@@ -56,11 +63,14 @@ class Data:
     examples: Column = None
     """Column of the number of training examples n; left out, the law has no n."""
     score: Column = None
-    """Column of scores, 0 to --scale, higher is better; 'score' if there is no --error."""
+    """Column of scores, 0 to --scale, higher is better; 'score' unless said."""
     error: Column = None
     """Column of errors, in place of a score."""
-    scale: Literal["100", "1"] | None = None
-    """The error of a complete failure; 100, but values never above 1 need it said."""
+    target: Literal["score", "error", "loss"] | None = None
+    """loss: lower is better, no ceiling (nats; a perplexity, better its logarithm); in --error, or
+    a column 'loss'. By default what the column was named as."""
+    scale: Annotated[float | None, tyro.conf.arg(metavar="NUMBER")] = None
+    """The best score, 100 unless said (1, 5, or for CIDEr a ceiling that no model will reach)."""
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Keeps the rows with this value in the column 'metric'."""
     group: Column = None
@@ -71,6 +81,14 @@ class Data:
     """Column of the scores' standard errors, in score points, such as score_se: weighs runs."""
     cluster: Column = None
     """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Ties:
+    """Parameters that share a value; --fix holds one at a value of yours."""
+
+    tie: Annotated[tuple[str, ...], tyro.conf.arg(metavar="EXPONENT=EXPONENT ...")] = ()
+    """Exponents that are one parameter, such as a_T=a_V."""
 
 
 class FitFlags(FitConfig):
@@ -92,6 +110,8 @@ def read_cap_or_units(kind: tyro.constructors.PrimitiveTypeInfo):
     types = {field.name: field.type for field in dataclasses.fields(FitConfig)}
     if kind.type == types["exponent_cap"]:
         return _reader("NUMBER|none", _number_or_none)
+    if kind.type == types["fix"]:
+        return _reader("NAME=NUMBER,...", _units)
     if kind.type == types["units"]:
         return _reader("geomean|COLUMN=NUMBER,...", _units)
     return None
@@ -123,14 +143,16 @@ def _units(text: str):
     return {name.strip(): _number_or_none(unit) for name, _, unit in pairs}
 
 
-def fit_config(flags: FitFlags) -> FitConfig:
+def fit_config(flags: FitFlags, tie: tuple[str, ...] = ()) -> FitConfig:
     """Return the checked options of the fit; ValueError names the flag."""
-    get_form(flags.form)
+    form = own_forms.resolve(flags.form, tie)
+    get_form(form)
     try:
-        return FitConfig(**vars(flags))
+        return FitConfig(**vars(flags) | {"form": form})
     except ValueError as e:
         text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
         text = text.replace("space='linear'", "--space linear").replace("None", "none")
+        text = text.replace("solver='lm'", "--solver lm")
         raise ValueError(text.replace("a mapping {column: number}", "COLUMN=NUMBER,...")) from None
 
 
@@ -138,7 +160,6 @@ def read_table(data: Data, rows: Rows) -> RunTable:
     """Return the runs that the options name; raise ValueError where a metric must be chosen."""
     options = vars(data) | {
         "factors": tuple(name.strip() for name in data.factors.split(",") if name.strip()),
-        "scale": None if data.scale is None else float(data.scale),
     }
     table = rows.read(options.pop("runs"), **options)
     if len(table.metrics) > 1 and not data.group:
@@ -149,27 +170,9 @@ def read_table(data: Data, rows: Rows) -> RunTable:
     return table
 
 
-def check_enough(table: RunTable, config: FitConfig) -> None:
-    """Raise ValueError for fewer runs than parameters; names the forms that would do."""
-    runs, with_n = len(table), table.n is not None
-
-    def count(name: str) -> int:
-        return len(get_form(name).parameters(len(table.factors), with_n))
-
-    if runs >= count(config.form):
-        return
-    smaller = [f"{n} ({count(n)})" for n in usable_forms(FORMS, with_n) if count(n) < runs]
-    remedy = f"or choose a --form of fewer: {', '.join(smaller)}" if smaller else "no form does"
-    of = f" of {table.metrics[0]}" * bool(table.metrics[0])
-    raise ValueError(
-        f"{table.source}: {runs} run{'s' * (runs > 1)}{of} cannot determine the "
-        f"{count(config.form)} parameters of {config.form!r}; add runs, {remedy}"
-    )
-
-
-def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
-    """Print a warning where runs do not outnumber parameters."""
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
-    if runs <= count:
-        why = "nothing is left to check the law" if runs == count else "they are not determined"
-        print(f"warning: {what}: {runs} runs for {count} parameters: {why}", file=sys.stderr)
+def page_cost(formula: str | None, vision_params: float, features: int):
+    """Return the cost of a page: a formula of the default factors in FLOPs, or equation 1."""
+    if formula is None:
+        return CostConstants(vision_params, features)
+    with flag("--cost"):
+        return CostFormula(formula, FACTORS)

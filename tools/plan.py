@@ -7,6 +7,7 @@ Examples:
     vvlm plan runs/law --elasticity
     vvlm plan runs/law --budget-tflops 15 --examples 2e6 --next 5 --spend 2e8
     vvlm plan runs/law --cost latency.csv:ms --budget 120 --examples 2e6
+    vvlm plan runs/law --cost "2*T*(0.43e9*768+N*V)" --budget 1.5e13 --examples 2e6
     vvlm plan --spend 1e9 --budget-tflops 15 --examples 2e6 --out first.csv
 
 The best configuration of a discrete domain, exactly: the one of least predicted error that the
@@ -44,7 +45,8 @@ def main(args: Args) -> None:
     with flag("--domain"):
         levels = parse_domain(offered.domain, law.factors)
     counts = offered.vision_params, offered.features, offered.text_tokens
-    offer = planner.make_offer(law, offered.cost, levels, *counts)
+    with flag("--cost"):
+        offer = planner.make_offer(law, offered.cost, levels, *counts)
     answer = {"lack_of_fit": planner.lack_of_fit(law), "law": planner.describe_law(law)}
     answer["offer"] = {"configurations": len(offer.domain), "cost": offered.cost}
     budget = ask.budget if ask.budget_tflops is None else ask.budget_tflops * TERA

@@ -1,7 +1,6 @@
 """The flags of `vvlm plan`, and which of them go together."""
 
 import dataclasses
-import re
 from pathlib import Path
 from typing import Annotated
 
@@ -66,8 +65,9 @@ class Offered:
     domain: Annotated[tuple[str, ...], tyro.conf.arg(metavar="FACTOR=LEVELS ...")] = ()
     """Such as lm_params=1e9,7.5e9 num_frames=1:128 tokens_per_frame=squares:27; the latter two by
     default, and the fitted levels of any other factor."""
-    cost: Annotated[str, tyro.conf.arg(metavar="paper|actual|FILE.csv[:COLUMN]")] = "paper"
-    """Equation 1; the actual FLOPs; or a measured table with the factors' columns."""
+    cost: Annotated[str, tyro.conf.arg(metavar="paper|actual|FILE.csv[:COLUMN]|FORMULA")] = "paper"
+    """Equation 1; the actual FLOPs; a measured table with the factors' columns; or a formula of the
+    factors, such as "6*N*D", in a unit of its own."""
     vision_params: Number = None
     """Of equation 1; 0.43e9 unless said."""
     features: Annotated[int | None, tyro.conf.arg(metavar="NUMBER")] = None
@@ -87,7 +87,7 @@ class Args:
 def check_flags(ask: Question, offer: Offered) -> None:
     """Raise ValueError for flags that need or exclude each other, before any work."""
     cost, grid = offer.cost, ask.frontier or ask.elasticity
-    measured, named = cost not in ("paper", "actual"), re.fullmatch(r".*\.csv(:.+)?", cost)
+    measured = cost not in ("paper", "actual")
     flops, own, served = (v is not None for v in (ask.budget_tflops, ask.budget, ask.days))
     nothing, no_budgets = not (flops or own or grid), ask.elasticity and not ask.frontier
 
@@ -95,7 +95,6 @@ def check_flags(ask: Question, offer: Offered) -> None:
         if wrong:
             raise ValueError(message)
 
-    refuse(measured and not named, f"--cost {cost}: write paper, actual or FILE.csv[:COLUMN]")
     refuse(nothing, "nothing to answer: give --budget-tflops, --frontier or --elasticity")
     own_unit = f"--cost {cost} has its own unit: give --budget, not --budget-tflops"
     refuse(measured and flops, own_unit)

@@ -6,9 +6,8 @@ Examples:
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet if pyarrow is installed), a folder with runs.csv, or the store of a
-sweep (a folder, or gs://BUCKET/FOLDER, s3://…), finished or not: the scores so far are collected
-into OUT/runs.csv. Costs follow equation 1 with the encoder of the sweep, if RUNS is a store, else
-of the paper, unless --vision-params and --features name another.
+sweep (or gs://BUCKET/FOLDER, s3://…), finished or not: its scores so far go into OUT/runs.csv.
+Costs follow equation 1 with the store's encoder, else the paper's, or --vision-params, --features.
 Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
 how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, one metric at a time. OUT/figures and
 OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws, which the same command uses again
@@ -31,7 +30,7 @@ from vvlm_jax.progress import Progress, printable
 
 from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line
-from .fit_flags import FitFlags, Flag, Rows, fit_config
+from .fit_flags import Cost, FitFlags, Flag, Rows, fit_config, page_cost
 
 QUICK = {"resampling": "none", "starts": 50}  # Tables 2 and 8: single fits
 QUICK_BAG = {"resamples": 20, "starts": 50}  # Table 9
@@ -68,6 +67,8 @@ class Args:
     """x_M of equation 1, parameters of the vision model; by default the store's, else 4.3e8."""
     features: int | None = None
     """x_W of equation 1, features the vision model computes per frame; else 768."""
+    cost: Cost = None
+    """FLOPs of an example in place of equation 1, such as "2*T*V*N"."""
     workers: int = 0
     """Processes; 0 means one per core."""
 
@@ -147,10 +148,9 @@ def settings_of(args: Args, encoder: dict | None):
     }[args.appendix]
     known = CostConstants(**encoder) if encoder else PAPER
     check_positive(args, "vision_params", "features")
-    cost = CostConstants(
-        known.vision_params if args.vision_params is None else args.vision_params,
-        known.features_per_frame if args.features is None else args.features,
-    )
+    vision = known.vision_params if args.vision_params is None else args.vision_params
+    features = known.features_per_frame if args.features is None else args.features
+    cost = page_cost(args.cost, vision, features)
     return Settings(law, check, bag, cost, skipped="Left out by --appendix none.")
 
 

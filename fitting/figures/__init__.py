@@ -24,6 +24,7 @@ _EXPORTS = {
     "fit": ("errors_by_task", "parameter_boxes", "predicted_vs_actual"),
     "frontier": ("elasticity_by_task", "frontier_paths"),
     "groups": ("along", "center", "cost_groups", "curve_costs"),
+    "profile": ("draw_profiles",),
     "runs": ("all_runs",),
     "tested": ("decision_points",),
 }

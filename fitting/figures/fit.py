@@ -65,9 +65,12 @@ def parameter_boxes(law: BaggedFit) -> Figure:
         keep_parameters(axis, at, [rows[p] for p in where], unknown_P[part], law.metric)
         axis.set_xticks(at, [_symbol(law.parameters[p]) for p in where])
         axis.grid(axis="x", visible=False)
-    axes[0].set(title="coefficients", ylabel=f"error (of {law.scale:g})")
+    axes[0].set(
+        title="coefficients",
+        ylabel=f"error (of {law.scale:g})" if np.isfinite(law.scale) else "loss",
+    )
     ends = [row[1:5] for row in rows[: shares[0]]]  # whole fit, median, 5%, 95%
-    _room_for(axes[0], np.array(ends), LINEAR_BELOW * law.scale / 100)
+    _room_for(axes[0], np.array(ends), LINEAR_BELOW * law.reference / 100)
     cap, title = law.config.exponent_cap, "exponents"
     axes[1].axhline(0, color=GREY, linewidth=0.8)
     if law.at_cap.any() and cap is not None:

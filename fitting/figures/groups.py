@@ -101,7 +101,7 @@ def keep_law(axis, law: BaggedFit, z, predicted, **columns) -> None:
 
 
 def _run_text(runs: RunTable, own: dict, row: int, columns: dict) -> str:
-    digits = 1 if runs.scale == 100 else 3
+    digits = 3 if runs.scale < 100 else 1 if np.isfinite(runs.scale) else 4
     lines = [str(runs.run_id[row]), f"{runs.metric[row]}: error {runs.error[row]:.{digits}f}"]
     if runs.score_se is not None and np.isfinite(runs.score_se[row]):
         lines[1] += f" ± {runs.score_se[row]:.{digits}f}"

@@ -9,7 +9,7 @@ TOP = 3.0  # thresholds shown
 
 
 @styled
-def profiles(found):
+def draw_profiles(found):
     """Return a figure of `fitting.profiles.Profile`s, one panel each.
 
     The curve is the deviance with the parameter held, the dotted line its 90% threshold, the bar

@@ -47,7 +47,7 @@ def styled(draw):
 
 def error_label(scale: float) -> str:
     """Return the label of an axis of errors."""
-    return f"error (0 to {scale:g})"
+    return f"error (0 to {scale:g})" if np.isfinite(scale) else "loss"
 
 
 def plain(text: str) -> str:

@@ -218,8 +218,12 @@ def _fit_health(law: BaggedFit) -> list[str]:
         if count > OFTEN * size
     ]
     if capped:
-        found.append(f"Exponents at a bound: {_few(capped)}. The runs do not determine them.")
+        found.append(
+            f"Exponents at a bound: {_few(capped)}. The bound excludes more: values beyond it were "
+            "not tried. A larger exponent_cap shows whether the runs want them."
+        )
     unknown = summary.undetermined(law)
+    unknown &= ~summary.excluded(law)  # named above
     if unknown.any():
         names = _few([name for name, no in zip(law.parameters, unknown, strict=True) if no])
         found.append(

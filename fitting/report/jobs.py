@@ -142,7 +142,7 @@ def recommend(analysis, domain, most: int = MOST_BUDGETS) -> list[Recommendation
     """Choose the best configuration at round budgets that the runs span, with their largest n."""
     from fitting.intervals import prediction_interval
     from fitting.planner import extrapolations
-    from fitting.uncertainty import decide
+    from fitting.uncertainty import decide, default_tolerance
 
     law, table, cost = analysis.law, analysis.table, analysis.cost
     n = None if law.examples is None else float(table.n.max())
@@ -161,7 +161,7 @@ def recommend(analysis, domain, most: int = MOST_BUDGETS) -> list[Recommendation
                 high=float(high[0]),
                 probability=float(decision.probability[0]),
                 regret=float(np.quantile(decision.regret[0], 0.9)),
-                alike=int(decision.regret_set(0.005 * law.scale).sum()),
+                alike=int(decision.regret_set(default_tolerance(law)).sum()),
                 affordable=len(decision.x),
                 outside=extrapolations(law, decision.x[0], n),
             )

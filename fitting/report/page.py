@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from fitting import formatting
-from fitting.cost import CostConstants
+from fitting.cost import CostConstants, CostFormula
 from fitting.figures.style import Drawn, drawn, stacked
 from fitting.forms import factor_labels
 from fitting.report import appendix
@@ -173,7 +173,8 @@ class Page:
         with self.report.folded("The values of all runs, as a table"):
             headers, rows = run_rows(table, self.settings.cost)
             spread = " ± one standard error, where it is known" * (table.score_se is not None)
-            caption = f"Errors, 0 to {table.scale:g}{spread}."
+            bound = f", 0 to {table.scale:g}" if np.isfinite(table.scale) else ""
+            caption = f"Errors{bound}{spread}."
             self.report.table(headers, rows, caption, name="runs")
 
     def equal_error(self) -> None:
@@ -330,6 +331,8 @@ class Page:
                 f"{formatting.count(cost.features_per_frame)} features a frame. Text and decoding "
                 "are not counted, and FLOPs are not seconds."
             )
+        if isinstance(cost, CostFormula):
+            texts.append(f"Costs: {cost.text}, taken as FLOPs of an example.")
         if check is not None and check.resampling == "none":
             texts.append(
                 "Forms, ablations and predictions of unseen runs are single fits, not bagged, for "

@@ -80,7 +80,9 @@ def is_synthetic(path: Path, table: RunTable) -> bool:
 
 
 def in_percent(table: RunTable) -> RunTable:
-    """Return the table with errors and standard errors from 0 to 100."""
+    """Return the table with errors and standard errors from 0 to 100; a loss stays as it is."""
+    if not np.isfinite(table.scale):
+        return table
     factor, columns = 100 / table.scale, dict(table.columns)
     if table.score_se is not None:
         columns["score_se"] = (factor * table.score_se).astype(str)

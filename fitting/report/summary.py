@@ -13,6 +13,7 @@ from fitting.report.text import (
     choice_text,
     path_text,
 )
+from fitting.uncertainty import default_tolerance
 from fitting.verdict import HOLDS
 
 
@@ -73,7 +74,7 @@ def _add_answer(page, subject: Subject, found: MetricResults) -> None:
             "The same in numbers. Best for: share of the bootstrap members whose own best "
             "configuration it is. Regret: error points that 90% of the members lose at most by "
             "choosing it. Alike: configurations within the budget that lose at most "
-            f"{0.005 * law.scale:g} points with 90% of the members.",
+            f"{default_tolerance(law):.3g} points with 90% of the members.",
             name=f"choice-{page.slugs[subject.metric]}",
         )
     if doubts := findings(found.analysis):

@@ -12,12 +12,13 @@ from fitting.planner_text import describe
 from fitting.report.analysis import Analysis, elasticity_extrapolates, extrapolates, findings
 from fitting.report.results import MetricResults, Recommendation, Subject
 from fitting.runs import FACTORS, RunTable
+from fitting.uncertainty import default_tolerance
 
 SYNTHETIC = "Synthetic data: made up by a program, not measured."
 STAR_TO_ISOFLOP = "sweep=star → sweep=isoflop"
 ALMOST = 0.98  # from this share of the members on, "nearly all"
 SHAKY = 0.5  # below this share a recommendation is a near tie or unsure
-TIE = 0.02  # of the scale: a near tie costs 90% of the members no more than this
+TIE = 4.0  # tolerances: a near tie costs 90% of the members no more than this
 SCORES = ("MSE", "E%", "R²")
 MOST_SEEDS = 6  # more seeds are counted, not listed
 
@@ -51,13 +52,19 @@ def error_text(error: float, scale: float) -> str:
     """Format a predicted error; outside the scale only say on which side, and '-' for NaN."""
     if np.isnan(error):
         return "-"
+    if np.isinf(scale):
+        return f"{error:.5g}"
     if not 0 <= error <= scale:
         return f">{scale:g}" if error > scale else "<0"
-    return f"{error:.1f}" if scale == 100 else f"{error:.3f}"
+    return f"{error:.1f}" if scale >= 100 else f"{error:.3f}"
 
 
-def points(value: float) -> str:
-    """Format error points to a hundredth; a small positive value is not shown as 0."""
+def points(value: float, scale: float) -> str:
+    """Format error points to a hundredth; a small positive value is not shown as 0. Of a loss,
+    three digits.
+    """
+    if np.isinf(scale):
+        return f"{value:.3g}"
     return "0.01" if 0 < value < 0.01 else f"{value:.2f}"
 
 
@@ -108,21 +115,23 @@ def choice_text(choice: Recommendation, law: BaggedFit) -> str:
         text += f"; 90% of such runs would have an error from {low} to {high}"
     text += "."
     if law.config.resampling != "none":
-        text += f" {_sure_text(choice, law.scale)}"
+        text += f" {_sure_text(choice, law)}"
     return f"{text} This extrapolates: {'; '.join(choice.outside)}." if choice.outside else text
 
 
-def _sure_text(choice: Recommendation, scale: float) -> str:
+def _sure_text(choice: Recommendation, law: BaggedFit) -> str:
     share = f"{choice.probability:.0%} of the bootstrap members choose it"
     if choice.probability >= ALMOST:
         return "Nearly all bootstrap members choose it."
     if choice.probability >= SHAKY:
         return f"{share}."
-    near = choice.regret <= TIE * scale
+    near = choice.regret <= TIE * default_tolerance(law)
     share = share if choice.probability else "it is the best configuration of no bootstrap member"
+    unit = " points" if np.isfinite(law.scale) else ""
     return (
         f"{'A near tie' if near else 'Unsure'}: {share}, {'but' if near else 'and'} for 90% of "
-        f"them it is at most {points(choice.regret)} points worse than their own best."
+        f"them it is at most {points(choice.regret, law.scale)}{unit} worse "
+        "than their own best."
     )
 
 
@@ -145,7 +154,7 @@ def choice_row(choice: Recommendation, law: BaggedFit) -> list[str]:
         ends[0],
         f"{ends[1]} to {ends[2]}",
         f"{choice.probability:.0%}",
-        points(choice.regret),
+        points(choice.regret, law.scale),
         f"{choice.alike:,} of {choice.affordable:,}",
         "outside" if choice.outside else "fitted",
     ]
@@ -279,8 +288,8 @@ def runs_text(table: RunTable) -> list[str]:
         low, middle, high = (f"{value:.2g}" for value in np.quantile(known, (0, 0.5, 1)))
         spread = middle if low == high else f"{low} to {high}, median {middle}"
         texts.append(
-            f"Standard errors, known for {len(known)} of {len(table)} scores: {spread} points "
-            f"of {table.scale:g}."
+            f"Standard errors, known for {len(known)} of {len(table)} scores: {spread}"
+            + (f" points of {table.scale:g}." if np.isfinite(table.scale) else ".")
         )
     return texts
 
@@ -322,7 +331,7 @@ def frontier_alt(found: MetricResults) -> str:
 def run_rows(table: RunTable, cost) -> tuple[list[str], list[list]]:
     """Return headers and a row per run, each metric's error a column; '-' for a missing score."""
     metrics = sorted(set(table.metric))
-    swept, keys, digits = "sweep" in table.columns, {}, 2 if table.scale == 100 else 4
+    swept, keys, digits = "sweep" in table.columns, {}, 2 if 100 <= table.scale < np.inf else 4
     others = {"seed": table.seed, "protocol": table.protocol}
     others = {k: v.astype(str) for k, v in others.items() if v is not None and len(set(v)) > 1}
     spread_R = np.full(len(table), np.nan) if table.score_se is None else table.score_se

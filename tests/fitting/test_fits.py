@@ -52,10 +52,23 @@ def test_recovers_a_known_law_on_and_off_the_design(name):
     np.testing.assert_allclose(law.predict(x, n), true_error(name, x, n), rtol=1e-6)
 
 
-@pytest.mark.parametrize("num_factors", [1, 4])  # three: the test above
+# Three factors: the test above.
+ANY_NUMBER = [("mult", True, 1), ("add-interact-s", True, 4), ("li", False, 1), ("add", False, 4)]
+OTHERS = [
+    case
+    for form in [
+        *((name, True) for name in PAPER_FORMS),
+        *((f, False) for f in ("mult", "add", "li")),
+    ]
+    for case in ((*form, 1), (*form, 4))
+    if case not in ANY_NUMBER
+]
+MORE = pytest.mark.slow(reason="compiles a fit; other forms have as many factors")
+
+
 @pytest.mark.parametrize(
-    ("name", "with_n"),
-    [*((name, True) for name in PAPER_FORMS), ("mult", False), ("add", False), ("li", False)],
+    ("name", "with_n", "num_factors"),
+    [*ANY_NUMBER, *(pytest.param(*case, marks=MORE) for case in OTHERS)],
 )
 def test_recovers_any_number_of_factors(name, num_factors, with_n):
     form = get_form(name)

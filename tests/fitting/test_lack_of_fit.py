@@ -103,6 +103,18 @@ def test_scores_without_an_effect_are_no_law():
     assert "left-out runs" in found.reasons[0]
 
 
+def test_losses_have_no_ceiling_and_no_logarithm():
+    """In linear space and without a scale, the misfit is in the units of the loss."""
+    tables = [
+        dataclasses.replace(grid(error, noise=0.002), scale=np.inf) for error in (right, wrong)
+    ]
+    laws = fit_many([(table, None) for table in tables], SMALL.replace(space="linear"))
+    found = [examine(law, table) for law, table in zip(laws, tables, strict=True)]
+    assert [one.holds for one in found] == [True, False]
+    residual = tables[1].error - laws[1].predict_whole(tables[1].x)
+    assert found[1].misfit == pytest.approx(np.sqrt(np.mean(residual**2)), rel=0.4)
+
+
 def test_too_few_runs_are_doubtful():
     table = grid(right).take(np.arange(0, 36, 6))
     found = check(fit(table, SMALL), table)

@@ -273,8 +273,8 @@ def test_options_that_do_not_fit_the_file(tmp_path, options, message):
 def test_options_that_fit_no_file(tmp_path):
     with pytest.raises(ValueError, match="not both"):
         mine(tmp_path, error="loss", score="acc")
-    with pytest.raises(ValueError, match="scale must be 100 or 1, got 10"):
-        mine(tmp_path, error="loss", scale=10)
+    with pytest.raises(ValueError, match="scale must be a positive number, got 0"):
+        mine(tmp_path, error="loss", scale=0)
 
 
 def test_errors_of_at_most_one_are_points_when_that_is_said(tmp_path):

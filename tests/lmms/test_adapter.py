@@ -69,7 +69,7 @@ def test_space_around_a_reply_is_cut(adapter, monkeypatch):
 def test_a_video_is_read_once_for_its_questions(adapter, vlm, monkeypatch):
     read, plain = [], FrameReader.video
     monkeypatch.setattr(FrameReader, "video", lambda s, name: read.append(name) or plain(s, name))
-    vlm._encoded.clear()
+    vlm.encoded.clear()
     adapter(batch_size=1).generate_until(REQUESTS)
     assert sorted(read) == sorted([CLIP, OTHER])
 

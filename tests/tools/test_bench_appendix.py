@@ -1,8 +1,4 @@
-"""`tools.bench.bench_appendix` and `tools.bench.bench_coverage`: help without jax, small runs."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""`tools.bench.bench_appendix` and `tools.bench.bench_coverage`: small runs."""
 
 import numpy as np
 import pytest
@@ -11,19 +7,6 @@ from fitting.config import FitConfig
 from fitting.report.results import is_synthetic
 from fitting.runs import read_runs
 from tools.bench import bench_appendix, bench_coverage, bench_report
-
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.mark.parametrize("name", ["bench_appendix", "bench_coverage", "bench_report"])
-def test_help_needs_no_jax(name):
-    code = (
-        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['bench', '--help']\n"
-        f"runpy.run_module('tools.bench.{name}', run_name='__main__', alter_sys=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert f"python -m tools.bench.{name}" in done.stdout
 
 
 def test_the_reports_table_is_the_papers_design_for_each_metric(tmp_path):

@@ -1,26 +1,11 @@
-"""`python -m tools.bench.bench_fit`: --help without jax, scipy's own gradient, one small run."""
-
-import subprocess
-import sys
-from pathlib import Path
+"""`python -m tools.bench.bench_fit`: scipy's own gradient, one small run."""
 
 import numpy as np
+import pytest
 import scipy.optimize
 
 from fitting.config import FitConfig
 from tools.bench import bench_fit as bench
-
-ROOT = Path(__file__).parents[2]
-
-
-def test_help_needs_no_jax():
-    code = (
-        "import runpy, sys; sys.modules['jax'] = None; sys.argv = ['bench', '--help']\n"
-        "runpy.run_module('tools.bench.bench_fit', run_name='__main__', alter_sys=True)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "python -m tools.bench.bench_fit" in done.stdout
 
 
 def test_scipys_gradient_is_right(monkeypatch):
@@ -42,6 +27,7 @@ def test_scipys_gradient_is_right(monkeypatch):
         np.testing.assert_allclose(gradient[p], (up - down) / 2e-6, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow(reason="times both sides, and starts a process")
 def test_a_small_run_prints_every_comparison(capsys):
     config = FitConfig(form="mult", resamples=2, starts=4)
     bench.speed(config, bench.Args(repeats=1, reference_starts=8, scipy_resamples=1))

@@ -3,6 +3,7 @@ real programs compiled for TPUs.
 """
 
 import dataclasses
+import json
 import math
 import os
 import re
@@ -43,7 +44,7 @@ def config():
 
 
 def ask(capsys, *arguments, code=2):
-    """Return (stdout, stderr) of a command that must end with `code`."""
+    """(stdout, stderr) of a command that must end with `code`."""
     import tyro
 
     def run():
@@ -309,31 +310,53 @@ def small(tmp_path_factory):
     return file
 
 
-def compile_small(small, *arguments):
-    """Return a process of its own: libtpu is loaded once a process, and here JAX is at work
-    already.
-    """
-    return subprocess.run(
-        [sys.executable, "-m", "tools.compile", "--config", str(small), *arguments],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"},
-        capture_output=True,
+COMMANDS = """
+import contextlib, io, json, sys
+import tyro
+from tools import compile as command
+from tools.common import die_in_one_line
+
+for arguments in json.loads(sys.argv[1]):
+    shown, code = [io.StringIO(), io.StringIO()], 0
+    with contextlib.redirect_stdout(shown[0]), contextlib.redirect_stderr(shown[1]):
+        try:
+            die_in_one_line(lambda: command.main(tyro.cli(command.Args, args=arguments)))
+        except SystemExit as e:
+            code = e.code
+    print(json.dumps([code, *(text.getvalue() for text in shown)]))
+"""
+
+
+def in_a_process(code, *arguments):
+    """Run code in a process of its own: libtpu loads once a process, and here jax is at work."""
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environ = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {"PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], cwd=ROOT, env=environ, capture_output=True,
         text=True,
-    )
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def compile_small(small, *commands):
+    """Return (exit code, stdout, stderr) of `vvlm compile` with each command's arguments."""
+    asked = [["--config", str(small), *arguments] for arguments in commands]
+    return [json.loads(line) for line in in_a_process(COMMANDS, json.dumps(asked)).splitlines()]
 
 
 @pytest.mark.tpu
 def test_a_train_step_fits_and_holds_kernels_in_place_of_scores(small):
-    done = compile_small(small, "--topology", "v5e:2x2")
-    assert (done.returncode, done.stderr) == (0, "")
-    lines = done.stdout.splitlines()
+    [(code, out, err)] = compile_small(small, ("--topology", "v5e:2x2"))
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
     assert "in 2 microbatches of 8" in lines[0]
     assert lines[-1].startswith("fits: ")
     for kind in ("arguments", "temporaries", "code", "HBM", "all-gather", "all-reduce"):
-        assert re.search(rf"^{kind} .*\d", done.stdout, re.MULTILINE), kind
+        assert re.search(rf"^{kind} .*\d", out, re.MULTILINE), kind
     # Forward, forward again, and two backward: for the encoder's 289 patches and for the LM.
-    assert "8 Pallas kernels" in done.stdout
-    assert "written out" not in done.stdout
+    assert "8 Pallas kernels" in out
+    assert "written out" not in out
 
 
 KNOWN = """
@@ -373,55 +396,41 @@ assert measure("train", All(), "microbatches=1").digest != step
 
 @pytest.mark.tpu
 def test_a_program_that_is_known_is_not_compiled_again(small):
-    done = subprocess.run(
-        [sys.executable, "-c", KNOWN, str(small)], cwd=ROOT, capture_output=True, text=True,
-        env={k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"} | {"PYTHONPATH": str(ROOT)
-        + os.pathsep + os.environ.get("PYTHONPATH", "")},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    in_a_process(KNOWN, str(small))
+
+
+TOO_LARGE = ("--topology", "v5e:2x2", "--set", "batch_size=16384", "microbatches=1")
+IMPOSSIBLE = [
+    (("--topology", "v5p:9x9x9"), "--topology v5p:9x9x9: .*; known: v5p:2x2x1"),
+    (
+        ("--topology", "v5e:2x2", "--set", 'mesh=[["data",3],["fsdp",-1],["tensor",1]]'),
+        "mesh .*does not divide the 4 devices",
+    ),
+    (("--topology", "v5e:4x4"), "batch_size = 8.*: must be divisible by"),
+]
 
 
 @pytest.mark.tpu
-def test_scores_that_are_written_out_are_told(small):
-    done = compile_small(
-        small, "--topology", "v5e:2x2", "--program", "encode", "--set", "model.attention=reference"
+def test_what_does_not_fit_and_what_a_topology_cannot_do_is_told(small):
+    """Decoding's arguments are what prefill gives: both are compiled."""
+    decode = ("--topology", "v6e:2x2", "--program", "decode", "--hbm", "1")
+    encode = ("--topology", "v5e:2x2", "--program", "encode", "--hbm", "0.0001")
+    reference = (*encode, "--set", "model.attention=reference")
+    impossible = [arguments for arguments, _ in IMPOSSIBLE]
+    large, fits, small_hbm, *refused = compile_small(
+        small, TOO_LARGE, decode, reference, *impossible
     )
-    assert "0 Pallas kernels in the program; attention scores written out: " in done.stdout
-    assert re.search(r"\[\d+,\d+,289,289\]", done.stdout), done.stdout
-
-
-@pytest.mark.tpu
-def test_a_step_that_is_too_large_is_refused_by_the_compiler(small):
-    done = compile_small(
-        small, "--topology", "v5e:2x2", "--set", "batch_size=16384", "microbatches=1"
-    )
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "RESOURCE_EXHAUSTED" in done.stdout
-    needed = re.match(r"does not fit: ([\d.]+) of 15.75 GiB", done.stdout.splitlines()[-1])
+    code, out, err = large
+    assert (code, err) == (1, "")
+    assert "RESOURCE_EXHAUSTED" in out  # by the compiler
+    needed = re.match(r"does not fit: ([\d.]+) of 15.75 GiB", out.splitlines()[-1])
     assert float(needed[1]) > 15.75
-
-
-@pytest.mark.tpu
-def test_what_fits_does_not_fit_less_memory(small):
-    """Decoding takes what prefill returns, so both are compiled."""
-    arguments = ("--topology", "v6e:2x2", "--program", "decode", "--hbm")
-    assert [compile_small(small, *arguments, hbm).returncode for hbm in ("1", "0.0001")] == [0, 1]
-
-
-@pytest.mark.tpu
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (("--topology", "v5p:9x9x9"), "--topology v5p:9x9x9: .*; known: v5p:2x2x1"),
-        (
-            ("--topology", "v5e:2x2", "--set", 'mesh=[["data",3],["fsdp",-1],["tensor",1]]'),
-            "mesh .*does not divide the 4 devices",
-        ),
-        (("--topology", "v5e:4x4"), "batch_size = 8.*: must be divisible by"),
-    ],
-)
-def test_what_the_topology_cannot_do_is_one_line(small, arguments, message):
-    done = compile_small(small, *arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert re.search(message, line), line
+    assert fits[0] == 0
+    code, out, _ = small_hbm
+    assert code == 1
+    assert "0 Pallas kernels in the program; attention scores written out: " in out
+    assert re.search(r"\[\d+,\d+,289,289\]", out), out
+    for (code, out, err), (_, message) in zip(refused, IMPOSSIBLE, strict=True):
+        assert (code, out) == (2, "")
+        (line,) = err.splitlines()
+        assert re.search(message, line), line

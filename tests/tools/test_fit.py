@@ -41,6 +41,7 @@ def fit(*words):
     command.main(tyro.cli(tyro.conf.OmitArgPrefixes[command.Args], args=args, registry=READERS))
 
 
+@pytest.mark.light
 def test_a_fit_is_printed_written_and_read_back(runs, table, tmp_path, capsys):
     fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
     shown = capsys.readouterr()
@@ -129,9 +130,9 @@ def test_compare_and_ablate_print_and_write_tables(runs, tmp_path, capsys, monke
 
 
 def test_a_split_alone_is_scored(runs, tmp_path, capsys):
-    split = ("--train", "num_examples=100000", "--test", "num_examples=1000000")
+    split = ("--train", "n<=1e5", "--test", "num_examples>1e5")
     fit(runs, "--examples", "num_examples", *QUICK, "--out", tmp_path, *split)
-    assert "num_examples=100000 → num_examples=1000000: 6 runs predict 6" in capsys.readouterr().out
+    assert "n<=1e5 → num_examples>1e5: 6 runs predict 6" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -274,13 +275,41 @@ def test_fewer_runs_than_parameters_are_refused(runs, tmp_path, rows, message):
 
 
 def test_scores_of_several_protocols_need_a_word(runs, tmp_path, table):
-    rows = [row | {"protocol": f"p{i % 2}"} for i, row in enumerate(table.rows())]
+    rows = [row | {"protocol": f"p{int(i > 9)}"} for i, row in enumerate(table.rows())]
     write_runs(runs, rows)
     words = (runs, "--examples", "num_examples", *QUICK, "--out", tmp_path / "law")
+    fit(*words, "--where", "protocol=p0 and N>0")
+    assert fitting.BaggedFit.load(tmp_path / "law").num_runs == 10
+    with pytest.raises(ValueError, match="no run is left where N<1"):
+        fit(*words, "--where", "N<1")
     with pytest.raises(ValueError, match="2 protocols .*--where protocol=p0.*--mixed-protocols"):
         fit(*words)
     fit(*words, "--mixed-protocols")
     assert (tmp_path / "law" / "fit.json").is_file()
+
+
+def test_a_form_of_a_file_with_ties_and_fixed_values(runs, tmp_path, capsys):
+    (tmp_path / "own.py").write_text(
+        "from fitting.forms import N, Term\n"
+        "def mine(labels):\n"
+        "    falls = (Term(f'c_{s}', ((f'p_{s}', -1, k),)) for k, s in enumerate(labels))\n"
+        "    return (*falls, Term('data', (('d', -1, N),)), Term('floor'))\n"
+    )
+    words = (runs, "--examples", "num_examples", *QUICK[:4], "--out", tmp_path / "law")
+    more = ("--tie", "p_T=p_V", "--fix", "floor=20", "--report")
+    fit(*words, "--form", f"{tmp_path / 'own.py'}:mine", *more)
+    law = fitting.BaggedFit.load(tmp_path / "law")
+    assert law.parameters == ("c_N", "c_T", "c_V", "data", "floor", "p_N", "p_T", "d")
+    np.testing.assert_allclose(law.values[:, 4], 20)
+    assert "own.py:mine#" in (tmp_path / "law" / "report.html").read_text()
+    for flags, message in (
+        (("--form", "own.py:gone"), "own.py:gone: No such file"),
+        (("--form", "add", "--fix", "epsilon"), "--fix must be none or NAME=NUMBER"),
+        (("--form", "add", "--fix", "epsilon=200"), "epsilon fixed at 200 is outside its bounds"),
+        (("--form", "add", "--tie", "a_T=alpha_V"), "'alpha_V' is no exponent of 'add'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            fit(*words, *flags)
 
 
 def test_a_comparison_needs_its_folds(runs, tmp_path):

@@ -134,6 +134,10 @@ def test_other_costs(folder, capsys, tmp_path):
     assert found["plan"]["serving"]["serving_flops"] is None
     plan(*words, "--budget", "50")
     assert "Within 50 ms and 2M examples, 1 affordable" in capsys.readouterr().out
+    product = answer(capsys, *words[:3], "--cost", "6*N*T*tokens_per_frame", "--budget", "3e12")
+    x, cost = product["plan"]["best"]["x"].values(), product["plan"]["best"]["cost"]
+    assert cost == pytest.approx(6 * np.prod(list(x)))
+    assert cost <= 3e12
     with pytest.raises(ValueError, match="latency.csv: no ms for lm_params=1e.09, num_frames=9"):
         plan(*words, "--budget", "50", "--domain", "num_frames=9")
 
@@ -230,7 +234,13 @@ MISTAKES = [
     (("--budget-tflops", "15"), "--examples: the law depends on num_examples"),
     (("--frontier", "1:2:3", "--out", "a.csv"), "--frontier: the law depends on num_examples"),
     (("--budget", "3", "--cost", "gone.csv"), "gone.csv: no such file of costs"),
-    (("--budget", "3", "--cost", "papr"), "--cost papr: write paper, actual or FILE.csv"),
+    (("--budget", "3", "--cost", "papr"), "--cost papr: write paper, actual, FILE.csv"),
+    (("--budget", "3", "--cost", "6*N*D"), "--cost '6*N*D': no column 'D'; a formula may use"),
+    (
+        ("--budget", "3", "--cost", "f(N)"),
+        "--cost 'f(N)' calls a function, which a formula may not",
+    ),
+    ((*QUESTION[2:], "--budget", "3", "--cost", "N-1e99"), "a cost must be a positive number"),
     ((*QUESTION, "--domain", "frames=2"), "(the nearest is 'num_frames')"),
     ((*QUESTION, "--domain", "num_frames=x"), "--domain num_frames=x: 'x' is no level"),
     ((*QUESTION, "--tolerance", "-1"), "--tolerance must be 0 or more, got -1"),

@@ -45,6 +45,7 @@ def says(capsys, *args, **options):
     return line
 
 
+@pytest.mark.light
 def test_the_card_counts_every_subset(root, tmp_path, capsys):
     card = run(root, tmp_path / "out")
     paper = mixtures.paper()
@@ -129,7 +130,7 @@ def test_archives_are_named_and_extracted(tmp_path, capsys):
 
 
 def test_an_interrupted_call_goes_on_and_a_finished_one_stays(root, tmp_path, monkeypatch, capsys):
-    seen, real = [], check_media._look
+    seen, real = [], check_media.look_at
 
     def look(path, *rest):
         if len(seen) == 20:
@@ -137,12 +138,12 @@ def test_an_interrupted_call_goes_on_and_a_finished_one_stays(root, tmp_path, mo
         seen.append(path)
         return real(path, *rest)
 
-    monkeypatch.setattr(check_media, "_look", look)
+    monkeypatch.setattr(check_media, "look_at", look)
     with pytest.raises(KeyboardInterrupt):
         run(root, tmp_path / "out")
     known = {*seen}
     seen.clear()
-    monkeypatch.setattr(check_media, "_look", lambda p, *rest: seen.append(p) or real(p, *rest))
+    monkeypatch.setattr(check_media, "look_at", lambda p, *rest: seen.append(p) or real(p, *rest))
     card = run(root, tmp_path / "out")
     assert not known & {*seen}
     assert len(known) + len(seen) == 29 * ROWS

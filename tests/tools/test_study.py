@@ -266,7 +266,9 @@ def test_runs_that_the_law_has_not_named_yet_are_counted(store):
     mini = study_mini.config()
     ahead = jobs_ahead(mini, str(store.path))
     line = Progress(store, 2, ahead)
-    assert line.total == 21 + 2 * 3 * 2 + 2
+    runs = {job.run for job in ahead if job.kind == "train"}
+    assert line.total == 21 + len(runs)
+    assert 3 * 2 + 2 <= len(runs) <= 2 * 3 * 2 + 2, "the same one may be tested at both budgets"
     with_all = jobs.create(mini, store.path, [(54000, 4, 4), (147904, 2, 16), (24736, 4, 16)])
     assert {job.kind for job in ahead} == {"data", "train", "evaluate"}
     assert "data/test" in with_all.jobs

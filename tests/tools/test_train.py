@@ -74,7 +74,11 @@ MISTAKES = [
     (("optim.eps=-1",), r"optim\.eps = -1\.0: must be above 0"),
     (("data.max_unreadable=-1",), r"data\.max_unreadable = -1\.0: must be a share from 0 to 1"),
     (('optim.learning_rates=[["(",1]]',), r"optim\.learning_rates: '\(' is no regex"),
-    (("data.max_text_tokens=3",), r"stories\.json: example 'story-\d': .*data\.max_text_tokens"),
+    pytest.param(
+        ("data.max_text_tokens=3",),
+        r"stories\.json: example 'story-\d': .*data\.max_text_tokens",
+        marks=pytest.mark.slow(reason="found while training; data/test_pipeline.py has it, too"),
+    ),
 ]
 
 
@@ -177,13 +181,8 @@ def command(*args):
     )  # fmt: skip
 
 
-def test_the_real_command_trains_and_dies_in_one_line(config_file, tmp_path):
+def test_the_real_command_trains(config_file, tmp_path):
     overrides = [f"out_dir={tmp_path / 'run'}", "log_every=1"]
-    bad = command("--config", str(config_file), "--set", *overrides, "data.num_examples=9")
-    assert (bad.returncode, bad.stdout) == (2, "")
-    assert (
-        bad.stderr == "error: data.num_examples = 9: must be from 1 to 8, the number of examples\n"
-    )
     good = command("--config", str(config_file), "--set", *overrides)
     assert good.returncode == 0, good.stderr
     assert good.stdout.startswith(f"{tmp_path / 'run'}: 2 steps, loss ")

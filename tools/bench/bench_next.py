@@ -20,7 +20,6 @@ import numpy as np
 from fitting import formatting, next_runs
 from fitting.config import FACTORS, FitConfig
 from fitting.cost import PAPER
-from fitting.fits import fit_many
 from fitting.forms import get_form
 from fitting.runs import RunTable
 from fitting.sweeps import PAPER_DOMAIN, PAPER_ISOFLOP, PAPER_LM_PARAMS, Domain, star_sweep
@@ -127,6 +126,8 @@ def spend_at_random(runs: list, cost, purse: float, rng) -> list:
 
 def measure(args: Args, seeds) -> list[dict]:
     """Return one row a twin: the regret after each arm, the share of the purse spent."""
+    from fitting.fits import fit_many
+
     domain = PAPER_DOMAIN.configurations()
     offered = next_runs.candidates(domain, PAPER, SIZES)
     isoflop = [(point.x, point.num_examples) for point in PAPER_ISOFLOP]

@@ -16,6 +16,7 @@ verdict other than "holds", or an answer marked impossible.
 """
 
 import dataclasses
+import itertools
 import json
 import math
 import multiprocessing
@@ -31,7 +32,6 @@ import tyro
 
 from fitting import formatting
 from fitting.cost import PAPER
-from fitting.runs import RunTable
 from fitting.sweeps import PAPER_DOMAIN
 from tools.arguments import read_options
 from tools.bench.truths import TRUTHS, make_table
@@ -70,6 +70,8 @@ class Args:
     """Members of each fit."""
     starts: int = 60
     """Random starts of each fit."""
+    batch: int = 5
+    """Tables of a truth fitted at once, which fills the solver's chunks."""
     workers: int = 2
     """Processes, one core each."""
     out: Path = Path("runs/trust.jsonl")
@@ -129,16 +131,27 @@ def work(tasks: list[Task], args: Args) -> None:
     writer, begin, said = JsonlWriter(args.out), time.monotonic(), time.monotonic()
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(args.workers, context, initializer=one_core) as pool:
-        waiting = {pool.submit(ask, task) for task in left}
+        waiting = {pool.submit(ask, group) for group in grouped(left, args.batch)}
+        groups = len(waiting)
         while waiting:
             ended, waiting = wait(waiting, timeout=SAY_EVERY, return_when=FIRST_COMPLETED)
             for future in ended:
-                writer.write(**future.result())
-            if time.monotonic() - said > SAY_EVERY and len(waiting) < len(left):
-                said, count = time.monotonic(), len(left) - len(waiting)
-                rest = (said - begin) / count * len(waiting)
-                print(f"{count}/{len(left)} tables · {duration(rest)} left", file=sys.stderr)
+                for row in future.result():
+                    writer.write(**row)
+            if time.monotonic() - said > SAY_EVERY and len(waiting) < groups:
+                said, count = time.monotonic(), groups - len(waiting)
+                rest = duration((said - begin) / count * len(waiting))
+                print(f"{count}/{groups} x {args.batch} tables · {rest} left", file=sys.stderr)
     writer.close()
+
+
+def grouped(tasks: list[Task], size: int) -> list[list[Task]]:
+    """Return the tasks in groups that differ in the seed alone."""
+    groups = {}
+    for task in tasks:
+        groups.setdefault((task["truth"], *task.key[2:]), []).append(task)
+    parts = [[own[i : i + size] for i in range(0, len(own), size)] for own in groups.values()]
+    return [group for turn in itertools.zip_longest(*parts) for group in turn if group]
 
 
 def one_core() -> None:
@@ -146,7 +159,6 @@ def one_core() -> None:
     cores = sorted(os.sched_getaffinity(0))
     identity = multiprocessing.current_process()._identity or (0,)
     os.sched_setaffinity(0, {cores[identity[-1] % len(cores)]})
-    os.nice(5)
 
 
 def read(path: Path) -> dict[tuple, dict]:
@@ -161,36 +173,41 @@ def read(path: Path) -> dict[tuple, dict]:
     return found
 
 
-def ask(task: Task) -> dict:
-    """Return the line of one table: the verdict and the answers to all questions."""
-    table = make_table(task["truth"], task["seed"])
-    flags = FitFlags(**{name: task[name] for name in ("form", "resamples", "starts")})
-    config = fit_config(flags)
-    start = time.perf_counter()
-    law, seconds = fit_and_check(table, config)
-    planned = time.perf_counter()
-    answers = [answer(law, task, *question) for question in QUESTIONS]
-    verdict = law.verdict
-    return {
-        **task,
-        "verdict": verdict.verdict if verdict else "holds",
-        "reasons": list(verdict.reasons) if verdict else [],
-        "tests": [list(test) for test in verdict.tests] if verdict else [],
-        "answers": answers,
-        "seconds": {**seconds, "plan": time.perf_counter() - planned, "all": planned - start},
-    }
+def ask(tasks: list[Task]) -> list[dict]:
+    """Return the lines of tables that are fitted at once: verdicts, and answers to all questions.
 
-
-def fit_and_check(table: RunTable, config):
-    """Return the law with its verdict, and the seconds of both."""
-    from fitting.fits import fit
+    Seconds are those of the batch, shared out.
+    """
+    from fitting.fits import fit_many
     from fitting.lack_of_fit import judged
 
-    start = time.perf_counter()
-    law = fit(table, config)
+    tables = [make_table(task["truth"], task["seed"]) for task in tasks]
+    flags = {name: tasks[0][name] for name in ("form", "resamples", "starts")}
+    begin = time.perf_counter()
+    laws = fit_many([(table, None) for table in tables], fit_config(FitFlags(**flags)))
     fitted = time.perf_counter()
-    law = judged(law, table)
-    return law, {"fit": fitted - start, "check": time.perf_counter() - fitted}
+    laws = [judged(law, table) for law, table in zip(laws, tables, strict=True)]
+    checked = time.perf_counter()
+    answers = [
+        [answer(law, task, *question) for question in QUESTIONS]
+        for law, task in zip(laws, tasks, strict=True)
+    ]
+    spans = {
+        "fit": fitted - begin,
+        "check": checked - fitted,
+        "plan": time.perf_counter() - checked,
+    }
+    return [
+        {
+            **task,
+            "verdict": law.verdict.verdict,
+            "reasons": law.verdict.reasons,
+            "tests": law.verdict.tests,
+            "answers": given,
+            "seconds": {name: span / len(tasks) for name, span in spans.items()},
+        }
+        for task, law, given in zip(tasks, laws, answers, strict=True)
+    ]
 
 
 def answer(law, task: Task, budget: float, n: float) -> dict:
@@ -287,7 +304,7 @@ def print_summary(rows: list[dict], truths: list[str]) -> None:
         open_ = [one for row, one in every if not is_flagged(row, one)]
         widths = [one["high"] - one["low"] for one in open_]
         regret = [one["regret"] for one in open_]
-        seconds = np.median([row["seconds"]["all"] for row in own])
+        seconds = np.median([sum(row["seconds"].values()) for row in own])
         ends = [f"{np.median(v):.2f}" if v else "-" for v in (widths,)]
         ends += [f"{np.mean(regret):.2f}" if regret else "-", f"{seconds:.1f}"]
         lines.append([truth, str(len(own)), *cells, *ends])

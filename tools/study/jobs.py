@@ -22,7 +22,6 @@ from .parts import data_kinds
 
 study_lib = shipped("study")
 StudyConfig = study_lib.StudyConfig
-
 UNTRAINED = 3
 """Random projectors of the untrained control. A single one may happen to prefer wrong answers."""
 
@@ -73,7 +72,7 @@ def _preparing(study: StudyConfig, folder: str, parts) -> list[Job]:
     data, prepared = data_jobs(study), study_lib.part_stages(study, folder)
     if parts is None:
         return [*data, *(_prepare(study, folder, name, one) for name, one in prepared.items())]
-    # Stage 1 reads the pictures, too; what only the parts were trained on is not needed.
+    # Stage 1 reads the pictures, too; the rest of what the parts learn from is not needed.
     read = Path(study_lib.projector_stage(study, study.llms[0], "").data.annotations).stem
     unused = {kind for kind in data_kinds(study) if kind != read}
     kept = [job for job in data if job.argument["kind"] not in unused]
@@ -113,35 +112,33 @@ def data_jobs(study: StudyConfig) -> list[Job]:
 def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> Job:
     """Return the job that pretrains a language model, or the encoder with a language model."""
     # All data come first: they are quick, and the phase then has an end that can be timed.
-    init, after, tokens = (), tuple(job.id for job in data_jobs(study)), 100
+    init, after, tokens, frames = (), tuple(job.id for job in data_jobs(study)), 100, 0
     if name == "vision":
-        lm, tokens = study_lib.lm_run(study_lib.caption_llm(study)), 32
+        lm, tokens, frames = study_lib.lm_run(study_lib.caption_llm(study)), 32, 1
         init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train", "data/captions")
     n = stage.data.num_examples
     argument = dict(stage=name, model={}, init=init, steps=sweep_config.num_steps(stage, n))
-    cost = _cost(stage.model.llm, n * stage.epochs, tokens)
+    cost = _cost(study, stage.model.llm, n * stage.epochs, tokens, frames)
     return Job(f"{name}/train", "train", argument, after, cost)
 
 
 def complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
-    """Return a job of the sweep with the jobs whose files it reads, and a cost for small models.
-
-    With small models a token takes longer than its FLOPs say.
-    """
+    """Return a job of the sweep with the jobs whose files it reads, and a cost for small models."""
     if point is None:  # stage 1
         llm = job.argument["model"]["llm"]
         examples = study.captions * study_lib.projector_stage(study, llm, "").epochs
         before = ("vision/train", f"{study_lib.lm_run(llm)}/train", "data/captions")
-        return dataclasses.replace(job, after=before, cost=_cost(llm, examples, 32, passes=2))
+        return dataclasses.replace(job, after=before, cost=_cost(study, llm, examples, 32, 1, 2))
     if job.kind == "evaluate":
         asked = job.argument["evaluation"]
         count = study.val_videos if asked == "val" else study_lib.quiz_videos(study)
         cost = _asking(study, point, count)
         return dataclasses.replace(job, after=(*job.after, f"data/{asked}"), cost=cost)
     llm = job.argument["model"]["llm"]
-    tokens = point.num_frames * point.tokens_per_frame + study_lib.TEXT_TOKENS
+    frames, n = point.num_frames, point.num_examples
+    tokens = frames * point.tokens_per_frame + study_lib.TEXT_TOKENS
     before = (*job.after, "vision/train", f"{study_lib.lm_run(llm)}/train", "data/train")
-    return dataclasses.replace(job, after=before, cost=_cost(llm, point.num_examples, tokens))
+    return dataclasses.replace(job, after=before, cost=_cost(study, llm, n, tokens, frames))
 
 
 def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
@@ -161,12 +158,15 @@ def _controls(study: StudyConfig, center: SweepPoint) -> list[Job]:
 def _asking(study: StudyConfig, point: SweepPoint, videos: int) -> float:
     """Return the cost of an evaluation; a video is encoded once and asked one question a task."""
     tokens = point.num_frames * point.tokens_per_frame + 50
-    return _cost(study_lib.language_models(study)[point.lm_params], videos, tokens)
+    llm = study_lib.language_models(study)[point.lm_params]
+    return _cost(study, llm, videos, tokens, point.num_frames, 2)
 
 
-def _cost(llm: str, examples: int, tokens: int, passes: int = 3) -> float:
-    """Return a relative cost; part of a step costs the same for every language model."""
-    return passes * examples * tokens * (llm_params(LLAMA[llm]) + 3e4)
+def _cost(study, llm: str, examples: int, tokens: int, frames: int, passes: int = 3) -> float:
+    """Return FLOPs; part of a step costs the same for every language model."""
+    encoder = study_lib.inference_cost(study)
+    seen = frames * encoder.vision_params * encoder.features_per_frame
+    return 2 * passes * examples * (seen + tokens * (llm_params(LLAMA[llm]) + 3e4))
 
 
 DATA, PARTS, SWEEP, TEST = (

@@ -128,7 +128,7 @@ class Examples:
         the same one, without reading media.
         """
         room = self._room(places_B)
-        return _stack([self._at(place, room) for place in places_B[share]])
+        return stack_examples([self._at(place, room) for place in places_B[share]])
 
     def _room(self, places_B) -> int:
         """Return the text bucket of a batch.
@@ -280,7 +280,8 @@ def global_order(
     return order[:usable].repeat(epochs).batch(batch_size, drop_remainder=True)
 
 
-def _stack(examples) -> Batch:
+def stack_examples(examples) -> Batch:
+    """Return the batch of these examples: every field stacked, rows first."""
     columns = zip(*examples, strict=True)
     return Batch(*(None if column[0] is None else np.stack(column) for column in columns))
 

@@ -206,7 +206,7 @@ def _askable(rng, num_frames, flash_lengths):
             return scene
 
 
-def _quizzes(rng, count, num_frames, flash_lengths):
+def quizzes(rng, count, num_frames, flash_lengths):
     """Yield `count` scenes with one question a task, every answer equally often (to within one).
 
     A model that always gives the same answer then scores exactly `CHANCE`.
@@ -308,7 +308,7 @@ def write_videos(
     if split == "train":
         scenes = ((_askable(rng, num_frames, flash_lengths), []) for _ in range(count))
     else:
-        scenes = _quizzes(rng, count, num_frames, flash_lengths)
+        scenes = quizzes(rng, count, num_frames, flash_lengths)
     for i, (scene, questions) in enumerate(scenes):
         name = f"{split}/{i:06d}.mp4"
         if not (folder / name).exists():

@@ -73,7 +73,7 @@ class VideoVLM:
     ):
         self.model, self.params, self.tokenizer, self.config = model, params, tokenizer, config
         self.mesh = mesh
-        self._encoded: OrderedDict = OrderedDict()
+        self.encoded: OrderedDict = OrderedDict()  # visual tokens of the last videos, by file
 
     @classmethod
     def load(
@@ -354,15 +354,15 @@ class VideoVLM:
         else:
             content = medium, os.stat(medium).st_mtime_ns if os.path.exists(medium) else None
         key = content, num_frames, num_tokens, tuple(query)
-        if key not in self._encoded:
+        if key not in self.encoded:
             frames_THWC = medium
             if not isinstance(medium, np.ndarray):
                 frames_THWC = self._read(medium, num_frames)
-            self._encoded[key] = medium, self._run_encoder(frames_THWC, num_tokens, query)
-        self._encoded.move_to_end(key)
-        while len(self._encoded) > _KEPT_VIDEOS:
-            self._encoded.popitem(last=False)
-        return self._encoded[key][1]
+            self.encoded[key] = medium, self._run_encoder(frames_THWC, num_tokens, query)
+        self.encoded.move_to_end(key)
+        while len(self.encoded) > _KEPT_VIDEOS:
+            self.encoded.popitem(last=False)
+        return self.encoded[key][1]
 
     def _read(self, path: str, num_frames: int) -> np.ndarray:
         size, sampling = self.model.vision_config.image_size, self.config.data.frame_sampling

@@ -43,9 +43,18 @@ def initial_state(config: TrainConfig, model: vlm.VLM, mesh) -> TrainState:
             else model_dir.load_params(folder, {part: like[part]})[part]
         )
     trainable, frozen = optim.split(params, config.optim)
-    tx = optim.make(config.optim, trainable)
-    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(trainable)
+    opt_state = _first_moments(model, config.optim, mesh)(trainable)
     return jax.device_put(first_state(trainable, frozen, opt_state), shardings)
+
+
+@functools.lru_cache(maxsize=8)
+def _first_moments(model: vlm.VLM, optim_config, mesh):
+    """Return the jitted function from trainable parameters to the optimiser's first state; cached,
+    as `_random_init` is.
+    """
+    trainable, _ = optim.split(vlm.shapes(model), optim_config)
+    tx = optim.make(optim_config, trainable)
+    return jax.jit(tx.init, out_shardings=state_shardings(model, optim_config, mesh).opt_state)
 
 
 @functools.lru_cache(maxsize=8)
@@ -71,6 +80,7 @@ def _struct(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDt
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
+@functools.lru_cache(maxsize=8)
 def state_shardings(model: vlm.VLM, optim_config, mesh) -> TrainState:
     """Return the sharding of every leaf of a train state.
 

@@ -70,6 +70,7 @@ def two_metrics():
     return type(one).from_rows(rows)
 
 
+@pytest.mark.light
 def test_all_runs_shows_the_star_by_factor_and_the_rest_by_cost(table):
     figure = figures.all_runs(table, PAPER)
     *arms, last = figure.axes

@@ -51,8 +51,8 @@ def test_gradient_and_hessian_match_finite_differences(space, delta):
 
 
 def test_both_solvers_and_scipys_lbfgs_reach_one_optimum_from_the_same_starts(monkeypatch):
-    monkeypatch.setattr(batch, "CPU_LANES", 8)  # no slow lanes of L-BFGS for padding
-    given, layout = problem(resamples=2, count=4)
+    monkeypatch.setattr(batch, "CPU_LANES", 4)  # no slow lanes of L-BFGS for padding
+    given, layout = problem(resamples=1, count=4)
     found = {
         name: search.solve([given], layout, *free(layout), solver=name)[0]
         for name in ("lm", "lbfgs")
@@ -114,6 +114,7 @@ def test_no_worse_than_scipy_on_a_law_with_many_minima():
     )
 
 
+@pytest.mark.light
 def test_a_bound_that_binds_is_met_exactly_and_counts_as_converged():
     given, layout = problem()
     lower, upper = free(layout)

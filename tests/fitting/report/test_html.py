@@ -11,6 +11,7 @@ from fitting.report.html import Report
 from tests.fitting.laws import made_up_law
 
 
+@pytest.mark.light
 def test_a_page_stands_alone_and_escapes(tmp_path):
     report = Report("<b>Title</b>", "a & b", mark="made up: <i>all</i>")
     report.section("One & only", "<script>text</script>")

@@ -1,9 +1,7 @@
 """One line for each mistake, and what is there stays."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,13 +9,12 @@ import numpy as np
 import pytest
 
 from tests.tools.convert.folders import run
+from tools import convert as command
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data.tokenizer import NEWLINE, VIDEO
 from vvlm_jax.train import model_dir
 from vvlm_jax.train.model_dir import CheckpointError
 from vvlm_jax.weights.mapping import WeightsError
-
-ROOT = Path(__file__).parents[3]
 
 
 def test_an_existing_folder_is_not_overwritten(npz, tmp_path):
@@ -188,20 +185,18 @@ def test_a_source_of_another_model_is_refused(llama, npz, tmp_path):
             run(tmp_path / "ours", tmp_path / "out", to="hf", source=tmp_path / "hf")
 
 
-def test_the_command_lists_what_does_not_fit_and_ends_with_one_line(npz, tmp_path):
+def test_the_command_lists_what_does_not_fit_and_ends_with_one_line(
+    npz, tmp_path, monkeypatch, capsys
+):
     with np.load(npz) as arrays:
         wrong = dict(arrays) | {"params/img/extra": np.ones(3, np.float32)}
     del wrong["params/img/MAPHead_0/LayerNorm_0/bias"]
     np.savez(tmp_path / "wrong.npz", **wrong)
-    done = subprocess.run(
-        [sys.executable, "-m", "tools.convert", str(tmp_path / "wrong.npz"), str(tmp_path / "x")],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    lines = done.stderr.rstrip().split("\n")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "wrong.npz"), str(tmp_path / "x")])
+    with pytest.raises(SystemExit) as e:
+        command.cli()
+    assert e.value.code == 2
+    lines = capsys.readouterr().err.rstrip().split("\n")
     assert "  unmapped: params/img/extra [3]" in lines
     assert "  missing: params/img/MAPHead_0/LayerNorm_0/bias [48]" in lines
     assert len(lines) == 3

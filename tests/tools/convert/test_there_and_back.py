@@ -20,6 +20,7 @@ from vvlm_jax.weights.files import Safetensors
 from vvlm_jax.weights.mapping import WeightsError
 
 
+@pytest.mark.light
 def test_npz_to_folder_and_back(npz, tower, tmp_path, capsys):
     run(npz, tmp_path / "ours")
     assert capsys.readouterr().out == f"{tmp_path / 'ours'}: 36 parameters, 97,440 numbers\n"

@@ -2,7 +2,9 @@
 
 # ruff: noqa: E501 lines of XLA are as long as they are
 
-from vvlm_jax.compile import hlo as hlo
+import pytest
+
+from vvlm_jax.compile import hlo
 
 TEXT = """
 HloModule jit_step, is_scheduled=true
@@ -78,6 +80,7 @@ def test_collectives_count_as_often_as_the_loops_around_them_run():
     }
 
 
+@pytest.mark.light
 def test_kernels_stand_once_and_scores_are_told_from_weights():
     assert hlo.kernels(TEXT) == 1
     assert hlo.squares(TEXT, 729) == {"f32[2,729,768]"}

@@ -63,6 +63,7 @@ def names(source, batch_size, epochs):
 # Order.
 
 
+@pytest.mark.light
 def test_a_batch_is_its_examples_stacked(examples, world):
     source = examples()
     first = next(iter(batches(source, 4, 1, 0)))

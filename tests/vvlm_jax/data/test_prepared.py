@@ -87,6 +87,7 @@ def assert_same(a, b):
             np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
 
 
+@pytest.mark.light
 def test_tfds_reads_it_by_name_and_by_folder(folder, rows):
     for builder in (
         tfds.builder("paper", data_dir=folder.parents[1]),

@@ -244,7 +244,7 @@ def test_answers_are_balanced(task):
 
 def test_always_saying_the_same_scores_chance():
     """Every answer of the questions to be scored appears equally often, to within one."""
-    quizzes = list(synthetic._quizzes(np.random.default_rng(3), 50, 6, (1, 2)))
+    quizzes = list(synthetic.quizzes(np.random.default_rng(3), 50, 6, (1, 2)))
     for task, questions in zip(TASKS, zip(*(q for _, q in quizzes), strict=True), strict=True):
         assert {q["task"] for q in questions} == {task}
         answers = [q["answer"].split()[-1] for q in questions]

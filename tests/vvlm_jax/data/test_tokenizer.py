@@ -11,6 +11,7 @@ def save(backend, folder):
     return folder
 
 
+@pytest.mark.light
 def test_ids_follow_the_words_in_order_after_the_special_tokens(tmp_path):
     tok = tokenizer.load(save(tokenizer.word_level(["red", "blue", "?"]), tmp_path))
     assert [tok.special[t] for t in SPECIAL] == [0, 1, 2, 3, 4]

@@ -64,6 +64,7 @@ def test_ffmpeg_saw_them_in_order_and_upright(name):
     assert SEEN[name][2] == list(range(first, first + len(SEEN[name][2])))
 
 
+@pytest.mark.light
 @every_file
 def test_any_index_alone_equals_straight_decoding(name):
     straight = read_frames(VIDEOS / name, everything)

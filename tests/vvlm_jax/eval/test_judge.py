@@ -57,6 +57,7 @@ def assert_apart(server, start, seconds):
 # Asking.
 
 
+@pytest.mark.light
 def test_every_request_has_its_own_reply_in_order(judge):
     ask, server = judge(lambda body, number: reply_of_model(body))
     assert [r.text for r in ask.ask(ASKED)] == [f"reply {i}" for i in range(12)]

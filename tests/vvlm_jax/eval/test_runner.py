@@ -74,6 +74,7 @@ def replies(setup, questions, world, tmp_path_factory):
 # Answers.
 
 
+@pytest.mark.light
 def test_replies_differ_by_video_and_question(replies, questions):
     videos = {}
     for q in questions:
@@ -82,7 +83,10 @@ def test_replies_differ_by_video_and_question(replies, questions):
     assert max(map(len, videos.values())) > 1
 
 
-@pytest.mark.parametrize("prompts_per_batch", [1, 7, 16])
+@pytest.mark.parametrize(
+    "prompts_per_batch",
+    [7, *(pytest.param(x, marks=pytest.mark.slow(reason="compiles again")) for x in (1, 16))],
+)
 def test_replies_do_not_depend_on_how_questions_are_batched(
     ask, asked, questions, replies, tmp_path, prompts_per_batch
 ):
@@ -103,7 +107,7 @@ def test_many_questions_about_one_video_among_others_are_bounded_batches(
         {**questions[0], "id": f"{i}", "video": video, "question": f"what {i % 3} ?"}
         for i, video in enumerate(videos)
     ]
-    setup._encoded.clear()
+    setup.encoded.clear()
     rows, frames = [], []
     run = video_vlm.programs(setup.model, setup.tokenizer.stop_ids, setup.mesh)
 

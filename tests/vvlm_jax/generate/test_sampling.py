@@ -31,6 +31,7 @@ def test_temperature_raises_the_probabilities_to_a_power(temperature):
     np.testing.assert_allclose(drawn(20_000, temperature), expected / expected.sum(), atol=0.015)
 
 
+@pytest.mark.light
 @pytest.mark.parametrize(
     ("top_p", "kept"),
     [(1.0, 5), (0.96, 5), (0.9, 4), (0.84, 3), (0.72, 3), (0.65, 2), (0.3, 1), (1e-9, 1)],

@@ -1,4 +1,4 @@
-"""64 greedy tokens of ragged prompts, token for token as transformers' Llama and Qwen2."""
+"""Greedy tokens of ragged prompts, token for token as transformers' Llama and Qwen2."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.torch
 
 VISION = VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=8)
 LENGTHS = np.array([23, 7, 16, 1], np.int32)
-NEW = 64
+NEW = 32
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_greedy_tokens_are_transformers(tied, scaling, qwen):
     import torch
 
     config = LlamaConfig(
-        vocab=199, width=48, depth=3, mlp_dim=80, num_heads=6, num_kv_heads=2, head_dim=8,
+        vocab=199, width=48, depth=2, mlp_dim=80, num_heads=6, num_kv_heads=2, head_dim=8,
         tie_embeddings=tied, rope_theta=1e4, rope_scaling=scaling, qkv_bias=qwen,
     )  # fmt: skip
     model = VLM(VISION, config, 1, 198, jnp.float32)
@@ -44,11 +44,9 @@ def test_greedy_tokens_are_transformers(tied, scaling, qwen):
     never = config.vocab
     reference = llama(params["llm"], config)
     reference.generation_config.eos_token_id = None
-    asked = (prompts, jnp.zeros((4, 0, 1)), NEW)
-    [(stacked, _)] = write(programs(model, (never,)), params, *asked)
-    [(ours, ended)] = write(programs(model, (never,)), laid_apart(params), *asked)
+    run = programs(model, (never,))
+    [(ours, ended)] = write(run, laid_apart(params), prompts, jnp.zeros((4, 0, 1)), NEW)
     assert not ended.any()
-    np.testing.assert_array_equal(ours, stacked)
     for row, tokens_L, length in zip(ours, tokens, LENGTHS, strict=True):
         prompt = torch.from_numpy(tokens_L[:length].astype(np.int64))[None]
         with torch.inference_mode():

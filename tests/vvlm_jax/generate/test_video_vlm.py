@@ -107,7 +107,7 @@ def encodes(monkeypatch):
 
 
 def test_a_video_is_read_and_encoded_once(vlm, reads, encodes):
-    vlm._encoded.clear()
+    vlm.encoded.clear()
     vlm.generate([CLIP, OTHER, CLIP, str(CLIP)], ["a", "b", "c", "d"], max_tokens=2)
     assert reads == [CLIP.name, OTHER.name]
     vlm.generate(CLIP, ["e", "f"], max_tokens=2)
@@ -127,7 +127,7 @@ def test_a_changed_file_is_read_again_and_old_videos_are_let_go(vlm, reads, tmp_
     for i in range(9):
         shutil.copy(CLIP, tmp_path / f"{i}.mp4")
         vlm.generate(tmp_path / f"{i}.mp4", "?", max_tokens=1)
-    assert len(vlm._encoded) == 8
+    assert len(vlm.encoded) == 8
     assert reads == ["a.mp4", "a.mp4", *(f"{i}.mp4" for i in range(9))]
 
 
@@ -294,7 +294,7 @@ def test_parameters_in_memory_answer_as_those_in_a_folder(vlm, model_folder):
 
 
 def test_decoded_frames_are_a_video_encoded_once(vlm, encodes):
-    vlm._encoded.clear()
+    vlm.encoded.clear()
     frames = FrameReader("", 3, 16).video(CLIP)
     replies = vlm.generate(frames, ASKED, max_tokens=8)
     assert encodes == [(1, 3, 16, 16, 3)]

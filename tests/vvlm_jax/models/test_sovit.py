@@ -67,6 +67,7 @@ def test_the_pooling_head_is_that_of_siglip():
     assert_close(encoded, out.last_hidden_state)
 
 
+@pytest.mark.light
 def test_parameters_have_big_visions_names():
     """Names and shapes are those of big_vision's `vit.py` with scan and pool_type "map"."""
     config = dataclasses.replace(variants.VISION["so400m/14-384"], feature_layer=-1, head="map")

@@ -55,6 +55,7 @@ def assert_close(x, y):
     np.testing.assert_allclose(x, y, atol=1e-5 * max(1, np.abs(y).max()), rtol=0)
 
 
+@pytest.mark.light
 def test_splice_puts_every_visual_token_in_its_place(params):
     """Give token v of frame t the value 100 · (t · V + v + 1) in its whole embedding."""
     tokens = np.full((3, 13), 9, np.int32)

@@ -115,6 +115,7 @@ def test_a_store_that_gives_no_answer_is_left_in_time(url, server, monkeypatch):
     assert str(e.value.filename) == f"{url.partition(':')[0]}://bucket"
 
 
+@pytest.mark.light
 def test_a_listing_of_several_pages_has_all_and_a_name_that_begins_another(url):
     folder = Key.of(url)
     names = [f"{i:04d}" for i in range(30)]

@@ -38,6 +38,7 @@ def test_scores_that_are_missing_stay_missing_and_are_listed(store):
     assert {row["score_se"] for row in found.rows} == {None}
 
 
+@pytest.mark.light
 def test_rows_have_the_seed_the_protocol_and_the_standard_error(store):
     prepare(store)
     done(store, f"{A}/train")

@@ -93,6 +93,7 @@ def claims(store):
     return sum(1 for _ in files)
 
 
+@pytest.mark.light
 def test_drivers_that_race_do_every_job_once(tmp_path):
     store = squares(tmp_path / "s", 40)
     drivers = [start("drive", store.path, 2) for _ in range(2)]

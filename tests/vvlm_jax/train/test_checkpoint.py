@@ -87,6 +87,7 @@ def copy(two, tmp_path):
 # What comes back.
 
 
+@pytest.mark.light
 def test_a_state_is_restored_bit_by_bit(two):
     saves = Saves(two)
     found = saves.latest()

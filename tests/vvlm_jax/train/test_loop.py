@@ -86,6 +86,7 @@ def state_of(config, tok):
 # A whole run.
 
 
+@pytest.mark.light
 def test_every_step_is_a_line_of_metrics(whole):
     rows = lines(whole)
     assert [row["step"] for row in rows] == list(range(1, 13))
@@ -173,7 +174,7 @@ def poison(monkeypatch):
     """Return poison(rows), after which batches with any of these rows (None: all) have NaN loss."""
 
     def those_with(rows):
-        stack = pipeline._stack
+        stack = pipeline.stack_examples
 
         def stacked(examples):
             batch = stack(examples)
@@ -181,7 +182,7 @@ def poison(monkeypatch):
                 batch.target_weight_BM[:] = math.nan
             return batch
 
-        monkeypatch.setattr(pipeline, "_stack", stacked)
+        monkeypatch.setattr(pipeline, "stack_examples", stacked)
 
     return those_with
 

@@ -207,8 +207,19 @@ def test_a_run_killed_at_any_instant_ends_as_an_uninterrupted_one(
 # SIGTERM and Ctrl-C.
 
 
-def test_sigterm_saves_the_step_and_has_an_exit_code_of_its_own(children, job, straight, tmp_path):
-    options = ("checkpoint_every=0",)  # so that what is there was saved because of the signal
+def test_signals_lose_nothing_and_have_exit_codes_of_their_own(children, job, straight, tmp_path):
+    """One run: SIGTERM before its first step, SIGTERM in a step, Ctrl-C, and then to its end."""
+    options = ("checkpoint_every=0",)  # so that what is there was saved because of a signal
+    pid = children.start(**job(tmp_path, *options, hold=hold(tmp_path, 0)))
+    wait_until(lambda: (tmp_path / "run" / "config.json").exists(), children)
+    os.kill(pid, signal.SIGTERM)
+    open_gate(tmp_path)  # where it was on the way into the first step
+    assert children.end() == 75
+    begun = len(records(tmp_path))
+    assert len(whole_steps(tmp_path)) == begun <= 1
+
+    (tmp_path / "gate").unlink()
+    (tmp_path / "stderr").unlink()
     pid = children.start(**job(tmp_path, *options, hold=hold(tmp_path, 4)))
     wait_until(lambda: len(records(tmp_path)) == 5, children)
     os.kill(pid, signal.SIGTERM)
@@ -216,29 +227,15 @@ def test_sigterm_saves_the_step_and_has_an_exit_code_of_its_own(children, job, s
     os.kill(pid, signal.SIGTERM)  # changes nothing
     open_gate(tmp_path)
     assert children.end() == 75
-    (step,) = whole_steps(tmp_path)
+    step = whole_steps(tmp_path)[-1]
     assert step == len(records(tmp_path)) == 5  # the step that was begun is saved
     (line,) = (tmp_path / "stderr").read_text().splitlines()
     assert line.endswith(f"stopped on request, with {step} steps saved; run the same command again "
                          "to continue")  # fmt: skip
-    children.start(**job(tmp_path, *options))
-    assert children.end() == 0, (tmp_path / "stderr").read_text()
-    assert len(records(tmp_path)) == STEPS  # nothing was done twice
-    assert_ends_alike(tmp_path, straight)
 
-
-def test_sigterm_before_the_first_step_saves_nothing_new(children, job, tmp_path):
-    pid = children.start(**job(tmp_path, hold=hold(tmp_path, 0)))
-    wait_until(lambda: (tmp_path / "run" / "config.json").exists(), children)
-    os.kill(pid, signal.SIGTERM)
-    open_gate(tmp_path)  # where it was on the way into the first step
-    assert children.end() == 75
-    assert len(whole_steps(tmp_path)) == len(records(tmp_path)) <= 1
-
-
-def test_ctrl_c_is_prompt_and_loses_nothing_that_was_saved(children, job, straight, tmp_path):
-    pid = children.start(**job(tmp_path, hold=hold(tmp_path, 4)))
-    wait_until(lambda: len(whole_steps(tmp_path)) >= 2, children)
+    (tmp_path / "gate").unlink()
+    pid = children.start(**job(tmp_path, hold=hold(tmp_path, 8)))
+    wait_until(lambda: whole_steps(tmp_path)[-1] >= 7, children)
     saved = whole_steps(tmp_path)[-1]
     start = time.monotonic()
     os.kill(pid, signal.SIGINT)
@@ -247,8 +244,10 @@ def test_ctrl_c_is_prompt_and_loses_nothing_that_was_saved(children, job, straig
     assert whole_steps(tmp_path)[-1] >= saved
     (line,) = (tmp_path / "stderr").read_text().split("\n")[-2:-1]
     assert line == "interrupted; run the same command again to continue"
+
     children.start(**job(tmp_path))
-    assert children.end() == 0
+    assert children.end() == 0, (tmp_path / "stderr").read_text()
+    assert len(records(tmp_path)) <= STEPS + 2  # only what Ctrl-C cut off was done twice
     assert_ends_alike(tmp_path, straight)
 
 

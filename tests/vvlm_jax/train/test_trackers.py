@@ -27,6 +27,7 @@ def scalars(folder):
     return found
 
 
+@pytest.mark.light
 def test_tensorboard_gets_every_scalar(stage, tmp_path):
     config = stage(tmp_path, trackers=("tensorboard",))
     for start in (0, 2):  # a run and its continuation
@@ -37,6 +38,7 @@ def test_tensorboard_gets_every_scalar(stage, tmp_path):
     assert scalars(tmp_path / "tensorboard") == [*expected, *((3, *x[1:]) for x in expected)]
 
 
+@pytest.mark.slow(reason="starts W&B's own processes")
 def test_wandb_continues_one_run(stage, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")

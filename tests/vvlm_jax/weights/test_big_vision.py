@@ -55,6 +55,7 @@ def load(path, **options):
     return source, sources.load(source, sources.like(source))
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("layout", [looped, scanned])
 @pytest.mark.parametrize("prefix", ["params/img/", "img/", "params/", "", "opt/target/img/"])
 def test_every_layout_gives_the_same_tower(params, tmp_path, layout, prefix):

@@ -97,7 +97,9 @@ def ours(source, params, batch, videos):
     ("kind", "options"),
     [
         ("onevision", {"vision_feature_layer": -2}),
-        ("onevision-qwen2", {}),
+        pytest.param(
+            "onevision-qwen2", {}, marks=pytest.mark.slow(reason="compiles a third model")
+        ),
         ("qwen2", {"tie_word_embeddings": False}),
     ],
 )

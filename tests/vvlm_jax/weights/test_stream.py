@@ -68,6 +68,7 @@ def example(dtype=np.float32):
     return entries, Arrays(arrays), expected
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("piece_bytes", [1, 60, 10**6])
 @pytest.mark.parametrize("target", ["float32", "bfloat16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

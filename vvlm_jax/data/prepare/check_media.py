@@ -187,14 +187,15 @@ def _check(root: Path, one: tuple[str, str], seconds: float) -> Checked:
     if not mark:
         return Checked(name, problem=f"{path}: no such file")
     try:
-        return within(seconds, str(path), _look, path, name, mark, kind)
+        return within(seconds, str(path), look_at, path, name, mark, kind)
     except TooLate as e:
         return Checked(name, problem=str(e))
     except VideoError as e:
         return Checked(name, mark, problem=str(e))
 
 
-def _look(path: Path, name: str, mark: str, kind: str) -> Checked:
+def look_at(path: Path, name: str, mark: str, kind: str) -> Checked:
+    """Return frames, seconds and size of a video or an image. Raise VideoError if unreadable."""
     if kind == "video":
         info = probe(path)
         return Checked(name, mark, info.num_frames, info.duration_s, info.height, info.width)

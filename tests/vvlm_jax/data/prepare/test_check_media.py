@@ -41,6 +41,7 @@ def media():
     return [*(("video", name) for name in (*GOOD, *BAD, "frames")), *pictures]
 
 
+@pytest.mark.light
 @pytest.mark.parametrize("workers", [0, 2])
 def test_every_file_is_measured_or_says_what_is_wrong(root, tmp_path, workers):
     shown = []
@@ -67,9 +68,9 @@ def test_every_file_is_measured_or_says_what_is_wrong(root, tmp_path, workers):
 
 
 def opened(monkeypatch):
-    seen, real = [], check_media._look
+    seen, real = [], check_media.look_at
     monkeypatch.setattr(
-        check_media, "_look", lambda path, *rest: seen.append(path) or real(path, *rest)
+        check_media, "look_at", lambda path, *rest: seen.append(path) or real(path, *rest)
     )
     return seen
 
@@ -106,7 +107,7 @@ def test_a_file_that_changed_is_opened_again(root, tmp_path, monkeypatch):
 
 def test_a_file_that_takes_too_long_is_broken(root, tmp_path, monkeypatch):
     stop = threading.Event()
-    monkeypatch.setattr(check_media, "_look", lambda *_: stop.wait(LONG))
+    monkeypatch.setattr(check_media, "look_at", lambda *_: stop.wait(LONG))
     found = check_media.check_media(root, media()[:1], tmp_path / "j.jsonl", seconds=0.05)
     stop.set()
     assert "not read within 0.05 s" in found["hevc.mp4"].problem
@@ -147,14 +148,14 @@ from tools.common import die_in_one_line
 from vvlm_jax.data.prepare import check_media as check
 
 root, journal, last = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-look = check._look
+look = check.look_at
 
 def some(path, *rest):
     while int(path.stem) >= last:  # however long nobody stops it, it does not come to an end
         time.sleep(1)
     return look(path, *rest)
 
-check._look = some  # in its workers, too, which import this file
+check.look_at = some  # in its workers, too, which import this file
 if __name__ == "__main__":
     paths = [("video", f"{i}.mp4") for i in range(400)]
     die_in_one_line(lambda: check.check_media(root, paths, journal, workers=2))

@@ -44,6 +44,7 @@ def mine(root, *rows, name="a.json", media=(".",)):
     return MixtureConfig("mine", (SubsetConfig("a", (SourceConfig(name, media),)),))
 
 
+@pytest.mark.light
 def test_every_layout_gives_its_rows_in_order(root):
     rows = list(sources.rows_of(mixtures.paper(), root))
     assert not [r.problem for r in rows if r.problem]

@@ -408,6 +408,7 @@ def test_options_that_cannot_be(options, says):
         SlurmOptions(**options)
 
 
+@pytest.mark.light
 @needs_submitit
 def test_a_script_asks_for_what_the_options_say_and_needs_no_slurm(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))

@@ -293,6 +293,7 @@ def jobset_schema():
     return schema
 
 
+@pytest.mark.light
 @pytest.mark.parametrize(
     "options",
     [ALL, TpuOptions(image="i"), TpuOptions(image="i", slices=2, topology="v5e:1x1")],

@@ -36,6 +36,7 @@ def claim_elsewhere(sweep, job_id, monkeypatch):
         return sweep.claim(job_id)
 
 
+@pytest.mark.light
 def test_a_job_goes_from_ready_to_done(sweep):
     assert phases(sweep) == {"a/train": "ready", "a/evaluate": "waiting", "b/train": "ready"}
     claim = sweep.claim("a/train")
