@@ -57,8 +57,8 @@ def plan_text(rows: list[dict], stage_1: list[dict], totals: dict, assumed: dict
             f"{r['train_flops']:.3g}",
             f"{r['steps']:,}",
             f"{r['device_hours']:,.4g}",
-            *[_money(r["cost"])] * (price is not None),
-            *[_FITS[r["fits"]]] * (topology is not None),
+            *([] if price is None else [_money(r["cost"])]),
+            *([] if topology is None else [_FITS[r["fits"]]]),
         )
         for r in rows
     ]
