@@ -26,7 +26,7 @@ _EXPORTS = {
         "frontier",
         "member_frontiers",
     ),
-    "intervals": ("prediction_interval", "run_noise", "run_spread"),
+    "intervals": ("law_interval", "prediction_interval", "run_noise", "run_spread"),
     "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
     "next_runs": ("Question", "Run", "candidates"),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fitting import noise, own_forms
+from fitting import naming, noise, own_forms
 from fitting.bootstrap import (
     fewest_levels,
     freedom_of_clusters,
@@ -34,7 +34,7 @@ from fitting.optimise.lanes import FAILED, Problem
 from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
 from fitting.optimise.search import SCREEN, solve
-from fitting.runs import RunTable
+from fitting.runs import RunTable, read_runs
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
 REFIT_LANES, REFIT_STEPS = 3, 40  # of a simulated table: the law's own optima are near
@@ -51,7 +51,8 @@ def fit(
     """Fit the law of `config.form` to the errors of one metric.
 
     Args:
-      table: runs of a single metric.
+      table: runs of a single metric: a `RunTable`, or what `read_runs` takes with the default
+        columns, such as a data frame.
       config: options, the defaults if None; its seed decides resamples and starts, so the fit is
         deterministic.
       rows: bool [R], the runs to use; all by default.
@@ -87,6 +88,10 @@ def fit_many(
     problems = list(problems)
     if not problems:
         return []
+    problems = [
+        (table if isinstance(table, RunTable) else read_runs(table), rows)
+        for table, rows in problems
+    ]
     size = max(len(table) for table, _ in problems)
     unit = max(table.reference for table, _ in problems)
     cases = [_case(table, rows, config, size, unit) for table, rows in problems]
@@ -273,12 +278,14 @@ def _held(table: RunTable, layout: Layout, config: FitConfig, unit: float) -> di
     names = get_form(config.form).parameters(len(table.factors), table.n is not None)
     held, (lower, upper) = {}, bounds(layout, config)
     for name, value in (config.fix or {}).items():
-        if name not in names:
+        own = naming.in_form(name, table.factors)
+        if own not in names:
+            names = naming.parameters(get_form(config.form), table.factors, table.n is not None)
             raise ValueError(
                 f"{table.source}: fixed {name!r}{nearest(name, names)} is no parameter of "
                 f"{config.form!r}: {', '.join(names)}"
             )
-        p = names.index(name)
+        p = names.index(own)
         low, high, inner = lower[p], upper[p], value
         if p < layout.num_terms:
             low, high = 0.0, table.scale

@@ -35,6 +35,27 @@ def run_spread(law: BaggedFit) -> np.ndarray:
     return law.scatter.spread(noise) * np.ones(law.num_runs)
 
 
+def law_interval(law, x, num_examples=None, level: float = 0.9):
+    """Return the interval of the law's own error: its members, and what its form misses.
+
+    Members know the noise and not the form. What the form misses on the runs (`Verdict.misfit`)
+    widens each side as a further normal error would; a law that was not tested has none.
+
+    Args:
+      law, x, num_examples, level: as of `prediction_interval`.
+
+    Returns:
+      (low [...], high [...]).
+    """
+    low, high = law.interval(x, num_examples, level)
+    if law.verdict is None or not law.verdict.misfit:
+        return low, high
+    middle = law.predict(x, num_examples)
+    more = NormalDist().inv_cdf((1 + level) / 2) * law.verdict.misfit
+    below, above = (np.maximum(side, 0.0) for side in (middle - low, high - middle))
+    return middle - np.hypot(below, more), middle + np.hypot(above, more)
+
+
 def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9, noise=None):
     """Return the interval of the error of a new run: members and run noise together.
 

@@ -125,7 +125,8 @@ def check(law: BaggedFit, table: RunTable, *, simulations: int = SIMULATIONS) ->
     chosen = 0  # the component of most weight speaks, or, where the law holds, the first that does
     if holding >= HALF:
         chosen = next(i for i, one in enumerate(found) if one.holds)
-    return conclude(found[chosen], components[chosen], table)
+    verdict = conclude(found[chosen], components[chosen], table)
+    return verdict._replace(misfit=found[chosen].misfit)
 
 
 def judged(law: BaggedFit, table: RunTable) -> BaggedFit:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import extent, law_file, summary
+from fitting import extent, law_file, naming, summary, views
 from fitting import noise as noise_parts
 from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
@@ -84,7 +84,7 @@ class BaggedFit:
     @property
     def parameters(self) -> tuple[str, ...]:
         """Return the names of theta's columns; coefficients are stored as their logs."""
-        return self.form.parameters(len(self.factors), self.examples is not None)
+        return naming.parameters(self.form, self.factors, self.examples is not None)
 
     @property
     def is_exponent(self) -> np.ndarray:
@@ -94,7 +94,9 @@ class BaggedFit:
     @property
     def fixed(self) -> np.ndarray:
         """Return bool [P]: which parameters were held at a value."""
-        return np.isin(self.parameters, list(self.config.fix or ()))
+        held = [naming.in_form(name, self.factors) for name in self.config.fix or ()]
+        names = self.form.parameters(len(self.factors), self.examples is not None)
+        return np.isin(names, held)
 
     @property
     def num_free(self) -> int:
@@ -360,6 +362,16 @@ class BaggedFit:
         """Return (name, whole fit, median, 5%, 95%, note) of each parameter, as in `readable`."""
         return summary.parameter_rows(self)
 
+    def to_frame(self):
+        """Return the parameters as a pandas data frame: all_runs, median, low, high, note."""
+        return views.law_frame(self)
+
+    def __repr__(self) -> str:
+        return views.law_text(self)
+
+    def _repr_html_(self) -> str:
+        return views.law_html(self)
+
     def save(self, folder) -> Path:
         """Write `fit.json` into the folder and return its path; the same fit, the same bytes."""
         return law_file.write(self, folder)
@@ -374,7 +386,8 @@ class BaggedFit:
         """
         path, fields, names = law_file.read(folder)
         fit = cls(**fields)
-        if fit.parameters != names:
+        plain = fit.form.parameters(len(fit.factors), fit.examples is not None)
+        if names not in (fit.parameters, plain):  # plain in files of earlier versions
             raise ValueError(f"{path}: parameters {names} are not those of {fit.config.form!r} now")
         return fit
 

@@ -18,7 +18,7 @@ from fitting.cost import PAPER, ActualFlops, CostConstants, CostFormula, CostTab
 from fitting.elasticities import Elasticity, elasticity
 from fitting.expressions import resolve
 from fitting.frontiers import agreement, by_cost, frontier, member_frontiers
-from fitting.intervals import prediction_interval, run_noise
+from fitting.intervals import law_interval, prediction_interval, run_noise
 from fitting.law import BaggedFit
 from fitting.planner_text import amount, describe, span
 from fitting.sweeps import PAPER_DOMAIN
@@ -218,7 +218,7 @@ def _option(law: BaggedFit, decision, i: int, n) -> dict:
         "x": dict(zip(law.factors, x, strict=True)),
         "error": decision.error[i],
         "interval": interval,
-        "law_interval": law.interval(x, n, LEVEL),
+        "law_interval": law_interval(law, x, n, LEVEL),
         "cost": decision.cost[i],
         "best_for": decision.probability[i],
         "regret": np.quantile(decision.regret[i], LEVEL),

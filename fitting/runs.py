@@ -14,7 +14,7 @@ from types import EllipsisType
 
 import numpy as np
 
-from fitting import expressions, readers, run_checks, run_files
+from fitting import expressions, readers, run_checks, run_files, views
 from fitting.atomic import replacing
 from fitting.config import FACTORS
 from fitting.formatting import nearest
@@ -141,6 +141,13 @@ class RunTable:
             "score_se": score_se,
         }
         return [dict(zip(values, row, strict=True)) for row in zip(*values.values(), strict=True)]
+
+    def __repr__(self) -> str:
+        return views.table_text(self)
+
+    def to_frame(self):
+        """Return the runs as a pandas data frame: all columns, the error and the weight."""
+        return views.table_frame(self)
 
     @property
     def reference(self) -> float:

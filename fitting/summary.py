@@ -5,7 +5,7 @@ Takes a `fitting.fits.BaggedFit`; pure text, no computation that the fit does no
 
 import numpy as np
 
-from fitting.forms import factor_labels
+from fitting.naming import labels as labels_of
 from fitting.optimise import objective
 from fitting.optimise.objective import Loss
 
@@ -136,11 +136,11 @@ def _card(law) -> str:
     if config.resampling == "none":
         bag = "no resampling: one fit, no spread"
     units = ", ".join(f"{u:g} {name}" for name, u in zip(law.columns, law.units, strict=True))
-    labels = zip(factor_labels(len(law.factors)), law.factors, strict=True)
+    labels = zip(labels_of(law.factors), law.factors, strict=True)
     weighted = ", weighted" * bool(np.ptp(law.runs.weights))
     rows = [
         ("law", f"{config.form}, {len(law.parameters)} parameters, of {law.metric}"),
-        ("factors", ", ".join(f"{label} = {name}" for label, name in labels)),
+        ("factors", ", ".join(k if k == name else f"{k} = {name}" for k, name in labels)),
         ("runs", f"{law.num_runs} from {law.source}{weighted}, sha256 {law.runs.sha256[:12]}"),
         ("loss", f"{loss} of {space}; {_exponents(config)}"),
         ("search", f"{starts}, {config.solver}, seed {config.seed}"),
@@ -201,10 +201,11 @@ def _values(law) -> str:
     heads = ("all runs", "median", "5%", "95%")[:shown]
     points = f"error points (of {law.scale:g})" if np.isfinite(law.scale) else "units of the loss"
     lines = [f"coefficients in {points} where each factor is one unit"]
-    lines.append(" " * 10 + "".join(f" {head:>10}" for head in heads))
+    width = max(10, *map(len, law.parameters))
+    lines.append(" " * width + "".join(f" {head:>10}" for head in heads))
     for name, *values, note in law.parameter_rows():
         cells = "".join(f" {value:>10.4g}" for value in values[:shown])
-        lines.append(f"{name:<10}{cells}  {note}".rstrip())
+        lines.append(f"{name:<{width}}{cells}  {note}".rstrip())
     return "\n".join(lines)
 
 

@@ -28,12 +28,15 @@ class Verdict(NamedTuple):
       reasons: sentences; for a law that holds, notes.
       help: a sentence, what would help; '' where nothing needs to.
       tests: the statistics behind it.
+      misfit: root mean square error that the form adds on the runs, in the table's unit, beyond
+        what noise would seem to add; an estimate, 0 where nothing shows.
     """
 
     verdict: str
     reasons: tuple[str, ...] = ()
     help: str = ""
     tests: tuple[Test, ...] = ()
+    misfit: float = 0.0
 
     @property
     def text(self) -> str:
@@ -47,7 +50,8 @@ class Verdict(NamedTuple):
 
     def to_json(self) -> dict:
         """Return the record as JSON-ready values."""
-        return {**self.answer(), "tests": [test._asdict() for test in self.tests]}
+        tests = [test._asdict() for test in self.tests]
+        return {**self.answer(), "tests": tests, "misfit": self.misfit}
 
     @classmethod
     def from_json(cls, fields: dict | None) -> "Verdict | None":
@@ -55,4 +59,5 @@ class Verdict(NamedTuple):
         if fields is None:
             return None
         tests = tuple(Test(**test) for test in fields["tests"])
-        return cls(fields["verdict"], tuple(fields["reasons"]), fields["help"], tests)
+        reasons, misfit = tuple(fields["reasons"]), fields.get("misfit", 0.0)
+        return cls(fields["verdict"], reasons, fields["help"], tests, misfit)

@@ -48,7 +48,7 @@ hypothesis.settings.load_profile("fixed")
 
 
 def _machine():
-    """Return a short name for this kind of CPU; code compiled for one may not run on another."""
+    """Return a short name of this kind of CPU: compiled code is not shared with another kind."""
     cpuinfo = Path("/proc/cpuinfo")
     text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
     kinds = {line for line in text.splitlines() if line.startswith(("model name", "flags"))}
@@ -130,7 +130,7 @@ def _no_silent_broadcast(request):
 
 @pytest.fixture(autouse=True, scope="module")
 def _few_optimisations(request):
-    """Compile quickly where compiling takes most time; comparisons with other implementations
+    """Compile quickly where compiling takes most time. Comparisons with other implementations
     are compiled as users' programs are.
     """
     path = request.path

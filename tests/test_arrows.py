@@ -43,7 +43,8 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost expressions readers run_files run_checks forms own_forms grids extent",
+        "sweeps cost expressions readers run_files run_checks views grids extent "
+        "forms naming own_forms",
         "runs",
         "optimise bootstrap noise summary splits fit_folder law_file",
         "fits law",
@@ -120,7 +121,7 @@ class Import:
 
 
 def _targets(node, package):
-    """Return dotted names that one syntax node imports; `package` resolves leading dots."""
+    """Return the dotted names that one syntax node imports; `package` resolves leading dots."""
     if isinstance(node, ast.Import):
         return [alias.name for alias in node.names]
     if isinstance(node, ast.ImportFrom):
@@ -169,7 +170,7 @@ def _complaint_about(imported, module):
 
 
 def violations(source, module, is_package=False):
-    """Return what is wrong with one module, as 'module:line: …' in the order of the file."""
+    """Return what is wrong with one module as 'module:line: …', in the order of the file."""
     found = []
     for imported in imports_of(source, module, is_package):
         complaint = _complaint_about(imported, module)
@@ -185,7 +186,7 @@ def violations(source, module, is_package=False):
 
 
 def circle_of_rooms(sources, packages, library):
-    """Return a cycle of imports among the rooms of a library as a list of names, or None."""
+    """Return a circle among the rooms of a library as a list of their names, or None."""
     graph = {}
     for module, source in sources.items():
         tree, *rest = module.split(".")
@@ -301,7 +302,7 @@ def test_loading_jax_is_noticed():
 
 
 def read_tree():
-    """Return all modules of the checkout: {dotted name: source}, and which of them are packages."""
+    """Return all modules of the checkout, {dotted name: source}, and which are packages."""
     sources, packages = {}, set()
     for tree in TREES:
         for path in sorted((ROOT / tree).rglob("*.py")):
@@ -347,7 +348,7 @@ def test_every_imported_package_is_a_declared_dependency():
     with (ROOT / "pyproject.toml").open("rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    optional = ("lmms", "trackers", "slurm", "parquet", "excel", "gs", "s3")
+    optional = ("lmms", "trackers", "slurm", "parquet", "excel", "frames", "gs", "s3")
     optional = [line for name in optional for line in extras[name]]
     needed = project["dependencies"] + optional
     declared = {re.match(r"[\w-]+", requirement)[0] for requirement in needed}

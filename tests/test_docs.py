@@ -51,7 +51,7 @@ def vvlm_lines():
 
 
 def vvlm(*words):
-    """Run a command in this process; (exit code, standard output)."""
+    """Run a command in this process; return (exit code, standard output)."""
     out = io.StringIO()
     with (
         mock.patch.object(sys, "argv", ["vvlm", *words]),

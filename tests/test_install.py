@@ -41,7 +41,7 @@ def pip(*words):
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory):
-    """Return a wheel of this tree, built without network from a copy that no build has touched."""
+    """Build a wheel of this tree without network, from a copy without leftovers of other builds."""
     copy, out = tmp_path_factory.mktemp("copy"), tmp_path_factory.mktemp("wheel")
     for tree in INSTALLED_AS:
         shutil.copytree(ROOT / tree, copy / tree, ignore=shutil.ignore_patterns("__pycache__"))
@@ -64,7 +64,7 @@ def installed(wheel, tmp_path_factory):
 
 @pytest.fixture
 def ask(installed, tmp_path):
-    """Return ask(program, …) -> standard output of an installed program, run in an empty folder."""
+    """Return ask(program, …), which runs an installed program in an empty folder -> its output."""
 
     def run(*words):
         done = subprocess.run(

@@ -82,7 +82,7 @@ def main(args: Args) -> None:
     check_is_here("--out", args.out)
     table, config = (
         fit_flags.read_table(args.data, args.rows),
-        fit_flags.fit_config(args.fit, args.ties.tie),
+        fit_flags.fit_config(args.fit, args.ties.tie, args.data.columns),
     )
     if (args.train is None) != (args.test is None):
         raise ValueError("--train and --test go together, such as --train sweep=star --test ...")

@@ -82,6 +82,11 @@ class Data:
     cluster: Column = None
     """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the factors' names."""
+        return tuple(name.strip() for name in self.factors.split(",") if name.strip())
+
 
 @dataclasses.dataclass(frozen=True)
 class Ties:
@@ -143,9 +148,9 @@ def _units(text: str):
     return {name.strip(): _number_or_none(unit) for name, _, unit in pairs}
 
 
-def fit_config(flags: FitFlags, tie: tuple[str, ...] = ()) -> FitConfig:
+def fit_config(flags: FitFlags, tie: tuple[str, ...] = (), factors=FACTORS) -> FitConfig:
     """Return the checked options of the fit; ValueError names the flag."""
-    form = own_forms.resolve(flags.form, tie)
+    form = own_forms.resolve(flags.form, tie, factors)
     get_form(form)
     try:
         return FitConfig(**vars(flags) | {"form": form})
@@ -158,9 +163,7 @@ def fit_config(flags: FitFlags, tie: tuple[str, ...] = ()) -> FitConfig:
 
 def read_table(data: Data, rows: Rows) -> RunTable:
     """Return the runs that the options name; raise ValueError where a metric must be chosen."""
-    options = vars(data) | {
-        "factors": tuple(name.strip() for name in data.factors.split(",") if name.strip()),
-    }
+    options = vars(data) | {"factors": data.columns}
     table = rows.read(options.pop("runs"), **options)
     if len(table.metrics) > 1 and not data.group:
         raise ValueError(

@@ -119,6 +119,8 @@ def _symbol(name: str) -> str:
     """Return the mathtext of a parameter, such as alpha_N."""
     symbol, _, index = name.partition("_")
     symbol = "\\" + symbol if len(symbol) > 1 else symbol
+    if len(index) > 1:  # a column of the user: no formula
+        return f"{name.partition('_')[0]} {plain(index)}"
     return f"${symbol}_{{{index}}}$" if index else f"${symbol}$"
 
 

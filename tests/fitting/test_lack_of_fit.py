@@ -8,6 +8,7 @@ import pytest
 from fitting import lack_of_fit, planner
 from fitting.config import FitConfig
 from fitting.fits import fit, fit_many
+from fitting.intervals import law_interval
 from fitting.lack_of_fit import check, examine, judged
 from fitting.law import BaggedFit
 from fitting.runs import RunTable
@@ -176,3 +177,16 @@ def test_level_and_power_on_the_paper_s_design(truth, low, high):
     pairs = zip(laws, tables, strict=True)
     flagged = np.mean([check(law, table).verdict != HOLDS for law, table in pairs])
     assert low <= flagged <= high
+
+
+def test_what_the_form_misses_widens_the_law_s_interval():
+    table = grid(wrong)
+    law = judged(fit(table, SMALL), table)
+    x = table.x[:3]
+    narrow, wide, middle = law.interval(x), law_interval(law, x), law.predict(x)
+    more = 1.6449 * law.verdict.misfit
+    assert more > 0
+    np.testing.assert_allclose((wide[1] - middle) ** 2, (narrow[1] - middle) ** 2 + more**2, 1e-4)
+    np.testing.assert_allclose((middle - wide[0]) ** 2, (middle - narrow[0]) ** 2 + more**2, 1e-4)
+    untested = dataclasses.replace(law, verdict=None)
+    np.testing.assert_array_equal(law_interval(untested, x), narrow)

@@ -44,7 +44,7 @@ def config():
 
 
 def ask(capsys, *arguments, code=2):
-    """(stdout, stderr) of a command that must end with `code`."""
+    """Run a command that must end with `code`; return (stdout, stderr)."""
     import tyro
 
     def run():

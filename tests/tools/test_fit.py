@@ -317,3 +317,29 @@ def test_a_comparison_needs_its_folds(runs, tmp_path):
     few.write_text("\n".join(runs.read_text().splitlines()[:4]) + "\n")
     with pytest.raises(ValueError, match=r"few\.csv: 3 runs of avg; --compare and --ablate need 5"):
         fit(few, "--examples", "num_examples", *QUICK, "--compare", "--out", tmp_path / "law")
+
+
+def test_noise_clusters_and_profiles_are_flags(runs, tmp_path, capsys):
+    with runs.open() as file:
+        rows = list(csv.DictReader(file))
+    path = tmp_path / "noisy.csv"
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, [*rows[0], "draw"])
+        writer.writeheader()
+        for i, row in enumerate(rows):
+            writer.writerow(row | {"score_se": 0.4 + 0.1 * (i % 3), "draw": f"draw {i // 2}"})
+    words = ("--examples", "num_examples", "--out", tmp_path / "law", "--resamples", "4")
+    words += ("--starts", "8", "--form", "mult", "--noise", "score_se", "--cluster", "draw")
+    split = ("--train", "num_examples=1e5", "--test", "num_examples=1e6")
+    fit(path, *words, "--profile", "d", *split)
+    shown = capsys.readouterr().out
+    assert "clusters " in shown
+    assert "profile low" in shown
+    assert "half-width" in shown
+    law = fitting.BaggedFit.load(tmp_path / "law")
+    np.testing.assert_allclose(law.runs.noise[:3], [0.4, 0.5, 0.6])
+    assert len(set(law.runs.cluster)) > 3
+    header = (tmp_path / "law" / "profile.csv").read_text().splitlines()[0]
+    assert header.startswith("parameter,value,deviance")
+    assert "low_90" in (tmp_path / "law" / "test.csv").read_text()
+    assert (tmp_path / "law" / "figures" / "profile.svg").stat().st_size > 1000

@@ -209,7 +209,7 @@ def test_elasticity_with_intervals(folder, law, capsys, tmp_path):
 
 def test_undefined_is_a_dash_and_null(capsys, tmp_path):
     law = made_up_law(members=3)
-    few = FittedRuns(*(column[:9] for column in law.runs))
+    few = FittedRuns(*(None if column is None else column[:9] for column in law.runs))
     dataclasses.replace(law, runs=few).save(tmp_path)
     words = (tmp_path, *QUESTION, *SMALL)
     assert answer(capsys, *words)["plan"]["best"]["interval"] == [None, None]

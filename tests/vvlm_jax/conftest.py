@@ -16,9 +16,7 @@ CLIP = dict(num_frames=8, flash_lengths=(2,), size=48, seed=0)
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """Return a folder with tokenizer, 24 training clips, 6 clips to ask about, stories and
-    captions.
-    """
+    """Return a folder: tokenizer, 24 training clips, 6 clips to ask about, stories, captions."""
     folder = tmp_path_factory.mktemp("world")
     synthetic.write_tokenizer(folder)
     synthetic.write_videos(folder, "train", 24, TURNS, **CLIP)

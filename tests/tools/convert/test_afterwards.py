@@ -1,4 +1,4 @@
-"""What training and generation make of a converted folder."""
+"""Training and generation start from a converted folder."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from vvlm_jax.weights.mapping import WeightsError
 
 
 def start(stage_config, part, folder):
-    """Return initial parameters of a run that takes one part from elsewhere."""
+    """Return the initial parameters of a run that takes one part from elsewhere."""
     config = override(stage_config, [f"init={json.dumps([[part, str(folder)]])}"])
     model = vlm.build(config.model, 4)
     state = compiled.initial_state(config, model, make_mesh(config.mesh))

@@ -32,7 +32,7 @@ TEXTS = [f"{'x' * n}?" for n in (1, 9, 4, 30, 2)]
 
 
 def answers(folder, num_devices):
-    """Return replies, likelihoods, and how parameters and cache lie on the devices."""
+    """Return replies, likelihoods, and where parameters and cache are on the devices."""
     vlm = VideoVLM.load(folder, jax.devices()[:num_devices])
     replies = vlm.generate(CLIP, TEXTS, max_tokens=20)
     likely = vlm.loglikelihoods(CLIP, TEXTS, [["A", "B"]] * len(TEXTS))
@@ -87,7 +87,7 @@ def evaluated(vlm):
 
 
 def bytes_on_devices(params):
-    """Return bytes of the parameters' shards, device by device."""
+    """Return the bytes of the parameters' shards, device by device."""
     held = {}
     for x in jax.tree.leaves(params):
         for shard in x.addressable_shards:
@@ -96,7 +96,7 @@ def bytes_on_devices(params):
 
 
 def on_2x2x2(folder):
-    """Return replies where rows, weights and heads are all shared out; and programs for 8 TPUs."""
+    """Return replies where rows, weights and heads are all sharded, and kernels for 8 TPUs."""
     model, tok, config = open_model(folder)
     params = load_params(folder)
     mesh = make_mesh(tuple((axis, 2) for axis in AXES[1:]))
@@ -111,9 +111,7 @@ def on_2x2x2(folder):
 
 
 def kernels_for_tpus(mesh):
-    """Return types of the queries that a TPU's attention kernels take, in bfloat16 from 256
-    positions.
-    """
+    """Return the types of the queries that a TPU's attention kernels take, in bfloat16."""
     vision = VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=64)
     llama = LlamaConfig(
         vocab=40, width=32, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2, head_dim=16,
