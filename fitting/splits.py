@@ -89,6 +89,24 @@ def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
     return tuple(split for split in splits if len(split.train) and _can_be_fitted(table, split))
 
 
+def random_parts(rows_R, parts: int, seed: int = 0, cluster_R=None) -> np.ndarray:
+    """Return bool [S, R]: the rows dealt at random into at most `parts` parts of equal size.
+
+    Args:
+      rows_R: bool [R], the runs to deal out; the others are in no part.
+      parts: how many.
+      seed: of the parts.
+      cluster_R: labels of runs that stay together.
+    """
+    used, part_R = np.flatnonzero(rows_R), np.full(len(rows_R), -1)
+    unit = used if cluster_R is None else np.asarray(cluster_R)[used]
+    names, unit = np.unique(unit, return_inverse=True)
+    parts = min(parts, len(names))
+    dealt = np.random.default_rng([seed, 2]).permutation(np.arange(len(names)) % parts)
+    part_R[used] = dealt[unit]
+    return part_R == np.arange(parts)[:, None]
+
+
 def rollout_splits(table: RunTable, cost=None) -> tuple[Split, ...]:
     """Return splits that fit the small and predict the next larger, as a law is used.
 

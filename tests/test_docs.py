@@ -112,7 +112,8 @@ def execute(line, folder):
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     else:
         assert words[0] == "vvlm", line
-        code, shown = vvlm(*words[1:], *LESS.get(words[1], []))
+        one_form = ["--form", "add-interact"] * (words[1] in LESS and "--form" not in words)
+        code, shown = vvlm(*words[1:], *LESS.get(words[1], []), *one_form)
         assert code == 0, f"{line}\n{shown}"
         assert shown, line
     for out in re.findall(r"--out (\S+)", line):

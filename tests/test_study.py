@@ -24,6 +24,7 @@ COLUMNS = [
     *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples"),
     *("seed", "protocol", "metric", "score", "score_se"),
 ]
+SWEEPS = ("star-", "isoflop-", "decision-", "replicate-")
 pytestmark = pytest.mark.slow(reason="trains a miniature study: minutes")
 
 # The driver fits laws, which takes three times as long when little is optimised.
@@ -67,7 +68,10 @@ def trained(out):
     found = {}
     for file in out.glob("work/*/runs/*/jobs/train.*.json"):
         run = file.parts[-3]
-        if run.startswith(("star-", "isoflop-")) and '"event": "done"' in file.read_text():
+        if (
+            run.startswith(("star-", "isoflop-", "decision-", "replicate-"))
+            and '"event": "done"' in file.read_text()
+        ):
             found[run] = file.stat().st_mtime_ns
     return found
 

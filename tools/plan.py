@@ -36,10 +36,10 @@ def main(args: Args) -> None:
     if ask.law is None:
         return first_design(ask, offered)
     from fitting import planner
-    from fitting.law import BaggedFit
+    from fitting.mixture import load_law
     from fitting.planner_text import as_text
 
-    law = BaggedFit.load(ask.law)
+    law = load_law(ask.law)
     if ask.examples is not None and law.examples is None:
         raise ValueError("--examples: the law has no number of examples; leave it out")
     with flag("--domain"):

@@ -72,7 +72,7 @@ def drop_negligible_terms(batch: Batch, lanes: Lanes) -> Lanes:
     towards minus infinity for ever. Objective and slope of the lanes are left to the next descent.
     """
     layout = batch.layout
-    logs = slice(0, layout.num_terms)
+    logs = slice(0, layout.num_coefficients)
     log_z, target = batch.log_z[batch.problem_of_fit[lanes.fit]], batch.target[lanes.fit]
     data = target, batch.root[lanes.fit], layout, batch.loss
     r, jac = objective.residuals_and_jacobian(lanes.theta, log_z, *data)

@@ -70,7 +70,7 @@ def test_any_number_of_factors(name):
     form = get_form(name)
     for count in (1, 2, 5):
         theta = np.zeros(len(form.parameters(count)))
-        terms = len(form.coefficients(count))
+        terms = form.layout(count).num_terms
         log_x = np.zeros((4, count))
         np.testing.assert_allclose(form.log_error(theta, log_x, np.zeros(4)), np.log(terms))
 
