@@ -13,7 +13,9 @@ import traceback
 from dataclasses import dataclass
 from pathlib import Path
 
+from fitting.config import FACTORS
 from fitting.forms import OWN, Form, N, Term, factor_labels
+from fitting.naming import in_form
 
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<name>\w+)")
 
@@ -36,22 +38,27 @@ class OwnForm(Form):
         return self.uses_n
 
 
-def resolve(form: str, ties: tuple[str, ...] = ()) -> str:
+def resolve(form: str, ties: tuple[str, ...] = (), factors: tuple[str, ...] = FACTORS) -> str:
     """Return the name that `FitConfig.form` takes for a form as a user writes it.
 
     Args:
       form: a name, or FILE.py:NAME of a `Form` or a function of factor labels that lists terms.
       ties: EXPONENT=EXPONENT each.
+      factors: columns, after which the exponents may be named.
 
     Raises:
       ValueError: one line; the file does not load, holds no such name, or lists no terms.
     """
-    if found := _FILE.fullmatch(form):
-        form = load(found["path"], found["name"]).name
+    entries = [entry.strip() for entry in form.split(",")]
+    for i, entry in enumerate(entries):
+        if found := _FILE.fullmatch(entry):
+            entries[i] = load(found["path"], found["name"]).name
+    form = ",".join(entries)
     for tie in ties:
-        if not re.fullmatch(r"\w+=\w+", tie) or len(set(tie.split("="))) < 2:
+        if not re.fullmatch(r"[^=~,@]+=[^=~,@]+", tie) or len(set(tie.split("="))) < 2:
             raise ValueError(f"--tie {tie}: write EXPONENT=EXPONENT, such as a_T=a_V")
-    return "~".join([form, *ties])
+    both = (tie.split("=") for tie in ties)
+    return "~".join([form, *("=".join(in_form(n, factors) for n in names) for names in both)])
 
 
 def load(path, name: str) -> Form:

@@ -43,10 +43,12 @@ FLOORS = {
     "fitting": [
         "config atomic",
         "formatting verdict",
-        "sweeps cost expressions readers run_files run_checks views forms own_forms grids extent",
+        "sweeps cost expressions readers run_files run_checks views grids extent "
+        "forms naming own_forms link",
         "runs",
-        "optimise bootstrap noise summary splits fit_folder law_file",
-        "fits law",
+        "optimise bootstrap noise summary splits fit_folder law_file predictions",
+        "law mixture mixing",
+        "fits",
         "intervals profiles",
         "validation frontiers lack_of_fit",
         "ablations",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fitting import own_forms, run_checks
-from fitting.config import FACTORS, FitConfig
+from fitting.config import AUTO, FACTORS, FitConfig
 from fitting.cost import CostConstants, CostFormula
 from fitting.forms import get_form
 from fitting.runs import RunTable, read_runs
@@ -82,6 +82,11 @@ class Data:
     cluster: Column = None
     """Column that is equal for runs of one seed, parent run or data draw: resampled together."""
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the factors' names."""
+        return tuple(name.strip() for name in self.factors.split(",") if name.strip())
+
 
 @dataclasses.dataclass(frozen=True)
 class Ties:
@@ -91,8 +96,13 @@ class Ties:
     """Exponents that are one parameter, such as a_T=a_V."""
 
 
+@dataclasses.dataclass(frozen=True)
 class FitFlags(FitConfig):
-    """How the law is fitted; the defaults are the paper's but for the cap and the solver."""
+    """How the law is fitted; defaults are the paper's but for the forms, the cap and the solver."""
+
+    form: str = AUTO
+    """auto, several forms in one bag, weighted by their predictions of held-out runs; or NAME,
+    NAME@LINK, or a list: mult, add, add-interact (equation 3), others of fitting/forms.py."""
 
     def __post_init__(self):
         """Leave the check to `fit_config`, which names the flag in one line."""
@@ -143,12 +153,14 @@ def _units(text: str):
     return {name.strip(): _number_or_none(unit) for name, _, unit in pairs}
 
 
-def fit_config(flags: FitFlags, tie: tuple[str, ...] = ()) -> FitConfig:
+def fit_config(flags: FitFlags, tie: tuple[str, ...] = (), factors=FACTORS) -> FitConfig:
     """Return the checked options of the fit; ValueError names the flag."""
-    form = own_forms.resolve(flags.form, tie)
-    get_form(form)
+    form = own_forms.resolve(flags.form, tie, factors)
     try:
-        return FitConfig(**vars(flags) | {"form": form})
+        config = FitConfig(**vars(flags) | {"form": form})
+        for one in config.forms:
+            get_form(one.form)
+        return config
     except ValueError as e:
         text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
         text = text.replace("space='linear'", "--space linear").replace("None", "none")
@@ -158,9 +170,7 @@ def fit_config(flags: FitFlags, tie: tuple[str, ...] = ()) -> FitConfig:
 
 def read_table(data: Data, rows: Rows) -> RunTable:
     """Return the runs that the options name; raise ValueError where a metric must be chosen."""
-    options = vars(data) | {
-        "factors": tuple(name.strip() for name in data.factors.split(",") if name.strip()),
-    }
+    options = vars(data) | {"factors": data.columns}
     table = rows.read(options.pop("runs"), **options)
     if len(table.metrics) > 1 and not data.group:
         raise ValueError(

@@ -19,7 +19,7 @@ from fitting.figures.style import (
     shades,
     styled,
 )
-from fitting.forms import factor_labels
+from fitting.naming import labels as labels_of
 
 ZERO_SPAN = 0.05  # an axis of elasticities spans at least this to either side of 0
 
@@ -81,7 +81,7 @@ def _draw_elasticity(axis, change, factors, fitted_n) -> None:
     order = np.argsort(change.num_examples)
     n_M, lines_MK = change.num_examples[order], lines_MK[order]
     inside_M = (n_M >= fitted_n[0] * (1 - 1e-9)) & (n_M + change.delta <= fitted_n[1] * (1 + 1e-9))
-    for k, label in enumerate(factor_labels(len(factors))):
+    for k, label in enumerate(labels_of(factors)):
         colour, marker, mean = PALETTE[k % 6], MARKERS[k % 6], change.mean[k]
         number = f"{mean:+.2f}".replace("-", "−")
         text = f"{label}: mean {number}" if np.isfinite(mean) else f"{label}: undefined"

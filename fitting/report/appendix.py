@@ -1,7 +1,7 @@
 """The page's last sections: which form to trust, and what each option of a fit changes."""
 
 from fitting import formatting
-from fitting.forms import factor_labels
+from fitting.naming import labels as labels_of
 from fitting.report.results import Appendix, Subject
 from fitting.report.text import absent_forms, bagging_table, comparison_table, named, signed
 
@@ -76,7 +76,7 @@ def add_appendix(page, tables: Appendix) -> None:
 
 
 def _table10(ten, subject: Subject) -> tuple[tuple, list]:
-    heads = ("changed", "to", *factor_labels(len(subject.table.factors)))
+    heads = ("changed", "to", *labels_of(subject.table.factors))
     return heads, [(what, formatting.count(v), *map(signed, e)) for what, v, e in ten[2]]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from fitting import formatting
 from fitting.cost import CostConstants, CostFormula
 from fitting.figures.style import Drawn, drawn, stacked
-from fitting.forms import factor_labels
+from fitting.naming import labels as labels_of
 from fitting.report import appendix
 from fitting.report.analysis import elasticity_extrapolates
 from fitting.report.html import Report
@@ -345,7 +345,7 @@ class Page:
 
 def add_elasticity(report: Report, change, law) -> None:
     """Add the mean elasticity of each factor, and elasticities by data size."""
-    labels = factor_labels(len(law.factors))
+    labels = labels_of(law.factors)
     outside = elasticity_extrapolates(law, change).sum()
     report.table(
         ("factor", "elasticity to n", "90% of members", "within the runs"),

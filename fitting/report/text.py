@@ -6,8 +6,8 @@ import re
 import numpy as np
 
 from fitting import formatting
-from fitting.forms import factor_labels
 from fitting.law import BaggedFit
+from fitting.naming import labels as labels_of
 from fitting.planner_text import describe
 from fitting.report.analysis import Analysis, elasticity_extrapolates, extrapolates, findings
 from fitting.report.results import MetricResults, Recommendation, Subject
@@ -233,7 +233,7 @@ def elasticity_rows(change, law: BaggedFit) -> list[tuple]:
     within = dataclasses.replace(
         change, num_examples=change.num_examples[~outside_M], values=change.values[:, ~outside_M]
     )
-    labels = factor_labels(len(law.factors))
+    labels = labels_of(law.factors)
     columns = zip(labels, law.factors, change.mean, ends, within.mean, strict=True)
     return [
         (

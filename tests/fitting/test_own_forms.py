@@ -49,7 +49,7 @@ def test_a_form_of_a_file_is_fitted_saved_and_planned_with(file, table, tmp_path
     name = own_forms.resolve(f"{file}:mine")
     assert re.fullmatch(r"my\.py:mine#[0-9a-f]{8}", name)
     law = fitting.fit(table, QUICK.replace(form=name))
-    assert law.parameters == ("c_1", "c_2", "floor", "p_1", "p_2")
+    assert law.parameters == ("c_x", "c_y", "floor", "p_x", "p_y")
     assert law.values[0][2] == pytest.approx(1.6, abs=0.1)
     saved = law.save(tmp_path / "law")
     kept = json.loads(saved.read_text())["own_form"]
@@ -101,8 +101,8 @@ def test_files_that_do_not_load(file):
 
 
 def test_tied_exponents_are_one_parameter(table, tmp_path):
-    law = fitting.fit(table, QUICK.replace(form=own_forms.resolve("add", ("a_1=a_2",))))
-    assert law.parameters == ("alpha_1", "alpha_2", "epsilon", "a_1")
+    law = fitting.fit(table, QUICK.replace(form=own_forms.resolve("add", ("a_x=a_y",), ("x", "y"))))
+    assert law.parameters == ("alpha_x", "alpha_y", "epsilon", "a_x")
     np.testing.assert_allclose(law.predict(table.x), table.error, rtol=0.01)
     assert law.values[0][3] == pytest.approx(0.5, abs=0.03)
     law.save(tmp_path)
@@ -116,7 +116,7 @@ def test_tied_exponents_are_one_parameter(table, tmp_path):
 
 @pytest.mark.parametrize("units", [None, "geomean"])
 def test_fixed_parameters_stay_and_count_as_known(table, tmp_path, units):
-    fix = {"epsilon": 1.6, "a_1": 0.5, "alpha_2": 3.0} if units is None else {"epsilon": 1.5}
+    fix = {"epsilon": 1.6, "a_x": 0.5, "alpha_y": 3.0} if units is None else {"epsilon": 1.5}
     law = fitting.fit(table, QUICK.replace(fix=fix, units=units))
     for name, value in fix.items():
         np.testing.assert_allclose(law.values[:, law.parameters.index(name)], value, rtol=1e-12)
@@ -132,7 +132,7 @@ def test_fixed_parameters_stay_and_count_as_known(table, tmp_path, units):
     ("fix", "message"),
     [
         ({"epsilom": 1}, r"fixed 'epsilom' \(the nearest is 'epsilon'\) is no parameter of 'add'"),
-        ({"a_1": 5.0}, "a_1 fixed at 5 is outside its bounds, -4 to 4"),
+        ({"a_x": 5.0}, "a_x fixed at 5 is outside its bounds, -4 to 4"),
         ({"epsilon": -1.0}, "epsilon fixed at -1 is outside its bounds, 0 to"),
     ],
 )
