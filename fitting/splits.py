@@ -73,8 +73,9 @@ def column_split(table: RunTable, train, test) -> Split:
 
 
 def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
-    """Return splits that hold out whole levels: on a star, random folds leak.
+    """Return splits that hold out whole levels of a factor.
 
+    On a star random folds would test on levels that they trained on, which is too easy.
     Leave-one-level-out of each factor, the budgets of a column 'budget' likewise, and the largest
     n. More than `MOST_PARTS` levels go in groups of neighbours. What is fitted shares no cluster
     with what is held out; a split that leaves nothing to fit is none.

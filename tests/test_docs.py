@@ -132,7 +132,7 @@ def folder(tmp_path_factory):
     ("page", "lines"), [pytest.param(p, lines, id=f"{p}-{n}") for p, n, lines in runnable(False)]
 )
 def test_blocks_marked_run_work(page, lines, folder, monkeypatch):
-    """In the order of the pages: planning.md reads the law that fitting.md fits."""
+    """Blocks run in the order of the pages: planning.md reads the law that fitting.md fits."""
     monkeypatch.chdir(folder)
     for line in lines:
         execute(line, folder)

@@ -32,6 +32,7 @@ from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
 from . import fit_checks, fit_flags
+from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows, Ties
 from .fit_profile import write_profiles
@@ -185,10 +186,9 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost)
 
 def cli() -> None:
     """Read the command line and run the command."""
-    read = tyro.conf.OmitArgPrefixes[Args]
+    kind = tyro.conf.OmitArgPrefixes[Args]
     die_in_one_line(
-        lambda: main(tyro.cli(read, description=__doc__, registry=fit_flags.READERS)),
-        continues=False,
+        lambda: main(read_options(kind, __doc__, registry=fit_flags.READERS)), continues=False
     )
 
 

@@ -24,6 +24,7 @@ from fitting.elasticities import BUDGETS, NUM_EXAMPLES
 from fitting.grids import parse_domain, parse_grid
 from fitting.sweeps import PAPER_DOMAIN, Domain
 
+from .arguments import read_options
 from .common import die_in_one_line, flag, write_csv
 from .plan_flags import TERA, Args, Offered, Question, check_flags
 
@@ -138,10 +139,8 @@ def grid_examples(law, ask: Question) -> np.ndarray | None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(
-        lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)),
-        continues=False,
-    )
+    kind = tyro.conf.OmitArgPrefixes[Args]
+    die_in_one_line(lambda: main(read_options(kind, __doc__)), continues=False)
 
 
 if __name__ == "__main__":

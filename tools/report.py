@@ -6,9 +6,8 @@ Examples:
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet if pyarrow is installed), a folder with runs.csv, or the store of a
-sweep (a folder, or gs://BUCKET/FOLDER, s3://…), finished or not: the scores so far are collected
-into OUT/runs.csv. Costs follow equation 1 with the encoder of the sweep, if RUNS is a store, else
-of the paper, unless --vision-params and --features name another.
+sweep (or gs://BUCKET/FOLDER, s3://…), finished or not: its scores so far go into OUT/runs.csv.
+Costs follow equation 1 with the store's encoder, else the paper's, or --vision-params, --features.
 Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
 how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, one metric at a time. OUT/figures and
 OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws, which the same command uses again
@@ -29,6 +28,7 @@ from fitting.forms import FORMS, PAPER_FORMS, get_form
 from fitting.runs import RunTable, write_runs
 from vvlm_jax.progress import Progress, printable
 
+from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line
 from .fit_flags import Cost, FitFlags, Flag, Rows, fit_config, page_cost
 
@@ -193,7 +193,7 @@ def make_folder(folder: Path) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

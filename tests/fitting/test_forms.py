@@ -22,7 +22,7 @@ LOSSES = [
 
 
 def by_hand(name: str, p: dict) -> np.ndarray:
-    """Appendix D's table, written out."""
+    """Return appendix D's table, written out."""
     if name == "mult":
         product = np.prod([X[:, k] ** -p[f"a_{s}"] for k, s in enumerate("NTV")], axis=0)
         return p["alpha"] * product * N ** -p["d"] + p["epsilon"]

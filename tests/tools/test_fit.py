@@ -36,7 +36,7 @@ def runs(tmp_path, table):
 
 
 def fit(*words):
-    """The command, in this process."""
+    """Run the command in this process."""
     args = [str(word) for word in words]
     command.main(tyro.cli(tyro.conf.OmitArgPrefixes[command.Args], args=args, registry=READERS))
 

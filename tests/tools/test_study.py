@@ -55,7 +55,7 @@ MISTAKES = [
 
 @pytest.fixture(autouse=True)
 def _environment_stays(monkeypatch):
-    """What the command tells its workers is not for the processes of other tests."""
+    """Restore the environment, which the command sets for its workers."""
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -251,7 +251,7 @@ def test_the_whole_study_repeats_enough_runs_for_ten_degrees_of_freedom():
 
 
 def test_time_left_follows_the_costs_of_the_jobs_left(store):
-    """With seconds that are 2 + cost / 1e9, the estimate is right from a few jobs on."""
+    """If seconds are 2 + cost / 1e9, the estimate is right after a few jobs."""
     import numpy as np
 
     def seconds(job):

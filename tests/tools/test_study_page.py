@@ -76,8 +76,8 @@ def answer(work, points, videos=300):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder, points, results, study, verdict): a miniature whose scores follow a law; training
-    read no file that was damaged but one.
+    """Return (folder, points, results, study, verdict): a miniature whose scores follow a law;
+    training read no file that was damaged but one.
     """
     work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("out")
     study = study_mini.config()
