@@ -250,7 +250,15 @@ def comparison(table, law, factor):
             name,
             law,
             tuple(
-                Validation(split, table.error * (1 + off), table.error, everything, everything, ())
+                Validation(
+                    split,
+                    table.error * (1 + off),
+                    table.error,
+                    everything,
+                    everything,
+                    (),
+                    *(np.full(len(table), np.nan),) * 2,
+                )
                 for split in ("5-fold", "there")
             ),
         )
