@@ -1,6 +1,6 @@
 """Mixtures of public data sets, in the layouts in which they are published.
 
-vvlm prepare --mixture configs/mixtures.py:paper --source ROOT --out DIR
+vvlm prepare --mixture paper --source ROOT --out DIR
 
 ROOT holds a folder a repository, named as the repository is: `LLaVA-Pretrain`, `LLaVA-Video-178K`,
 `VideoGPT-plus_Training_Dataset`. Counts are those of the paper's Table 3.
@@ -15,7 +15,7 @@ _PLACES = ("{folder}", _LLAVA_VIDEO)
 
 
 def lcs() -> MixtureConfig:
-    """LCS-558k, the captioned images of stage 1."""
+    """Return LCS-558k, the captioned images of stage 1."""
     source = SourceConfig(
         "LLaVA-Pretrain/blip_laion_cc_sbu_558k.json",
         ("LLaVA-Pretrain/images", "LLaVA-Pretrain"),

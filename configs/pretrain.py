@@ -7,7 +7,7 @@ from vvlm_jax.config import DataConfig, ModelConfig, OptimConfig, TrainConfig
 
 
 def config() -> TrainConfig:
-    """LCS-558k captions, batch 512, peak rate 1e-3."""
+    """Return stage 1 on LCS-558k captions: batch 512, peak rate 1e-3."""
     return TrainConfig(
         model=ModelConfig(
             vision="so400m/14-384", llm="llama3.2-1b", num_frames=1, tokens_per_frame=729

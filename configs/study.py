@@ -15,6 +15,8 @@ from vvlm_jax.flops import llm_params, vision_params
 from vvlm_jax.models.variants import LLAMA, VISION
 from vvlm_jax.sweep.config import Evaluation, LmSize, SweepConfig
 
+from . import graded_stages
+
 TEXT_TOKENS = 200
 """Text tokens of a training conversation; they cost about as much as visual ones."""
 
@@ -63,6 +65,9 @@ class StudyConfig:
     """The options of a study."""
 
     seed: int = 0
+    world: str = "board"
+    """What the clips and questions are: `board` (`vvlm_jax/data/synthetic.py`) or `graded`
+    (`vvlm_jax/data/graded.py`, with the stages of `graded_stages.py`)."""
     num_frames: int = 16
     """Frames of a clip, one a second."""
     flash_lengths: tuple[int, ...] = (1, 2, 4, 8)
@@ -75,9 +80,10 @@ class StudyConfig:
     turns: tuple[tuple[str, int], ...] = (("flash", 1), ("cell", 3), ("most", 1))
     """Questions of each task in a training conversation."""
     captions: int = 6000
-    """Pictures with captions, to pretrain the encoder and the projectors."""
+    """Pictures with captions, to pretrain the encoder and the projectors; in the graded world clips
+    of two frames, to pretrain the language models as well."""
     stories: int = 40000
-    """Text-only descriptions with questions, to pretrain the language models."""
+    """Text-only descriptions with questions, to pretrain the language models (board)."""
 
     vision: str = "study/12"
     llms: tuple[str, ...] = ("study-s", "study-m", "study-l")
@@ -85,6 +91,9 @@ class StudyConfig:
     """x_T of the star."""
     tokens_levels: tuple[int, ...] = (1, 4, 9, 16)
     """x_V of the star."""
+    center: tuple[int, int] | None = None
+    """x_T and x_V of the star's centre; None takes the largest. Its language model is the largest.
+    """
     num_examples: tuple[int, ...] = (750, 1500, 3000)
     """n of the star."""
     isoflop_examples: int = 4000
@@ -138,7 +147,8 @@ def sweep(study: StudyConfig, folder: str) -> SweepConfig:
 
     llms = language_models(study)
     measured = sweeps.Domain(tuple(llms), study.num_frames_levels, study.tokens_levels)
-    center = max(llms), max(study.num_frames_levels), max(study.tokens_levels)
+    at = study.center or (max(study.num_frames_levels), max(study.tokens_levels))
+    center = (max(llms), *at)
     points = [
         *sweeps.star_sweep(center, measured, study.num_examples),
         *sweeps.isoflop_sweep(
@@ -160,7 +170,7 @@ def sweep(study: StudyConfig, folder: str) -> SweepConfig:
         ),
         finetune=finetune_stage(study, folder),
         pretrain=projector_stage(study, study.llms[-1], folder),
-        evaluations=(Evaluation("val", f"{folder}/val.jsonl", folder, max_new_tokens=4),),
+        evaluations=(_asked(study, "val", folder),),
         data_size=study.train_videos,
         text_tokens=TEXT_TOKENS,
     )
@@ -201,8 +211,13 @@ def decision_sweep(study: StudyConfig, folder: str, tested) -> SweepConfig:
         for x in dict.fromkeys(map(tuple, tested))
         for seed in seeds
     ]
-    asked = Evaluation("test", f"{folder}/test.jsonl", folder, max_new_tokens=4)
+    asked = _asked(study, "test", folder)
     return replace(sweep(study, folder), points=tuple(points), evaluations=(asked,))
+
+
+def _asked(study: StudyConfig, name: str, folder: str) -> Evaluation:
+    most = 1 if study.world == "graded" else 4  # tokens of a reply
+    return Evaluation(name, f"{folder}/{name}.jsonl", folder, max_new_tokens=most)
 
 
 def replicate_sweep(study: StudyConfig, folder: str) -> SweepConfig | None:
@@ -250,6 +265,13 @@ def domain(study: StudyConfig):
     )
 
 
+def world(study: StudyConfig):
+    """Return the module of the study's world, with its tasks and their chance."""
+    from vvlm_jax.data import graded, synthetic
+
+    return {"board": synthetic, "graded": graded}[study.world]
+
+
 def part_stages(study: StudyConfig, folder: str) -> dict[str, TrainConfig]:
     """Return the stage that pretrains each part, by the name of its run.
 
@@ -264,8 +286,17 @@ def parts_of(run: str) -> tuple[str, ...]:
     return ("vision",) if run == "vision" else ("llm",)
 
 
+def part_starts(study: StudyConfig, run: str) -> dict[str, str]:
+    """Return {part: run of `part_stages`} of the weights that such a run starts from."""
+    if study.world == "graded":
+        return {} if run == "vision" else {"vision": "vision"}
+    return {"llm": lm_run(caption_llm(study))} if run == "vision" else {}
+
+
 def lm_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
     """Return the stage that pretrains a language model on text-only conversations."""
+    if study.world == "graded":
+        return graded_stages.lm_stage(study, llm, folder)
     depth_rate = {"study-s": 5e-3, "study-m": 4e-3}.get(llm, 3e-3)
     return TrainConfig(
         model=_model(study, llm, 1, 16),
@@ -286,6 +317,8 @@ def vision_stage(study: StudyConfig, folder: str) -> TrainConfig:
 
     The projector and the language model that train with it are not used afterwards.
     """
+    if study.world == "graded":
+        return graded_stages.vision_stage(study, folder)
     return TrainConfig(
         model=_model(study, caption_llm(study), 1, 16),
         data=_captions(study, folder),
@@ -302,6 +335,8 @@ def caption_llm(study: StudyConfig) -> str:
 
 def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
     """Return stage 1 of Table 4: the projector alone, on pictures, with unpooled features."""
+    if study.world == "graded":
+        return graded_stages.projector_stage(study, llm, folder)
     return TrainConfig(
         model=_model(study, llm, 1, 16),
         data=_captions(study, folder),
@@ -313,6 +348,8 @@ def projector_stage(study: StudyConfig, llm: str, folder: str) -> TrainConfig:
 
 def finetune_stage(study: StudyConfig, folder: str) -> TrainConfig:
     """Return stage 2 of Table 4: all parts train on video conversations; a sweep sets x and n."""
+    if study.world == "graded":
+        return graded_stages.finetune_stage(study, folder)
     return TrainConfig(
         model=_model(study, study.llms[-1], 8, 16),
         data=DataConfig(

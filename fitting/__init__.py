@@ -29,6 +29,7 @@ _EXPORTS = {
     "intervals": ("law_interval", "prediction_interval", "run_noise", "run_spread"),
     "lack_of_fit": ("check", "judged"),
     "law": ("BaggedFit",),
+    "mixture": ("MixedLaw", "load_law"),
     "next_runs": ("Question", "Run", "candidates"),
     "optimise.lanes": ("Solution",),
     "profiles": ("Profile", "profile"),

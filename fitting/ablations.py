@@ -79,13 +79,14 @@ def ablate(table: RunTable, config: FitConfig | None = None, **options) -> Ablat
 
     Args:
       table: runs of one metric.
-      config: the defaults if None.
+      config: the defaults if None; of several forms, the first.
       options: as in `compare`.
 
     Raises:
       ValueError: as `compare`.
     """
-    compared = compare(table, variations(config or FitConfig()), **options)
+    config = (config or FitConfig()).forms[0]
+    compared = compare(table, variations(config), **options)
     return Ablation(compared, bagging(compared))
 
 

@@ -9,6 +9,17 @@ FACTORS = ("lm_params", "num_frames", "tokens_per_frame")
 """The paper's factors x_N, x_T, x_V: columns of a table of runs unless others are named."""
 
 AGGREGATES = ("median", "mean")
+LINKS = ("none", "logit", "log-accuracy")
+AUTO = "auto"
+AUTO_FORMS = (
+    "add-interact",
+    "add-interact-cross",
+    "add",
+    "mult-plateau",
+    "mult-plateau@logit",
+    "mult-break@logit",
+)
+"""What `auto` stands for: forms that are weighed by their predictions of held-out runs."""
 INITS = ("coefficient", "log-coefficient", "zero", "projected")
 LOSSES = ("mse", "huber")
 RESAMPLINGS = ("iid", "stratified", "wild", "bayesian", "none")
@@ -22,7 +33,9 @@ class FitConfig:
     """How to fit a law; the defaults are the paper's (Appendix D) except the cap and the solver."""
 
     form: str = "add-interact"
-    """mult, add, add-interact-s, add-interact (equation 3), or another of fitting/forms.py."""
+    """mult, add, add-interact-s, add-interact (equation 3), or another of fitting/forms.py;
+    NAME@LINK for a link of its own. Several with commas, or auto, share one bag, weighted by how
+    well each predicts the same held-out runs."""
 
     resamples: int = 100
     """Bootstrap resamples of the runs; each gives one member of the bag."""
@@ -47,6 +60,13 @@ class FitConfig:
 
     space: str = "log"
     """Residuals of the log error (log, equation 7) or of the error itself (linear)."""
+
+    link: str = "none"
+    """What the terms add up to: none, the error; logit, e / (1 - e), or log-accuracy,
+    -log(1 - e), of e = error / (scale - chance), for scores that cannot leave their scale."""
+
+    chance: float = 0.0
+    """Score of guessing, such as 25 with four choices; used by a link."""
 
     loss: str = "mse"
     """mse, squared residuals, or huber."""
@@ -107,8 +127,29 @@ class FitConfig:
             raise ValueError(
                 "FitConfig.free_floor needs space='linear': a negative floor has no logarithm"
             )
+        self._check_link()
         self._check_units()
         self._check_fix()
+        if self.is_mixed or "@" in self.form:
+            _ = self.forms  # each entry is checked by itself
+
+    def _check_link(self):
+        chance = self.chance
+        if (
+            isinstance(chance, bool)
+            or not isinstance(chance, (int, float))
+            or not 0 <= chance < math.inf
+        ):
+            raise ValueError(f"FitConfig.chance must be a number >= 0, got {chance!r}")
+        if self.link != "none" and self.space != "log":
+            raise ValueError(
+                f"FitConfig.link={self.link!r} has a space of its own: leave space='log'"
+            )
+        if self.link == "none" and chance and not self.is_mixed and "@" not in self.form:
+            raise ValueError(
+                "FitConfig.chance is for a link, 'logit' or 'log-accuracy'; without one the law "
+                "has no chance level"
+            )
 
     def _check_units(self):
         if isinstance(self.units, Mapping):
@@ -122,6 +163,44 @@ class FitConfig:
                 "FitConfig.units must be None, 'geomean' or a mapping {column: number}; got "
                 f"{self.units!r}"
             )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Return whether several forms share the bag."""
+        return self.is_auto or "," in self.form
+
+    @property
+    def is_auto(self) -> bool:
+        """Return whether the forms are those of `AUTO_FORMS`."""
+        return self.form.partition("~")[0] == AUTO
+
+    @property
+    def forms(self) -> tuple["FitConfig", ...]:
+        """Return the options of each form, with NAME@LINK taken apart; of one form, itself.
+
+        Raises:
+          ValueError: an entry without a name, or with an unknown link.
+        """
+        if not self.is_mixed and "@" not in self.form:
+            return (self,)
+        names, tilde, ties = self.form.partition("~")  # ties hold in all forms
+        found = {}
+        for entry in AUTO_FORMS if self.is_auto else names.split(","):
+            name, at, link = (part.strip() for part in entry.partition("@"))
+            link = link if at else self.link
+            if self.is_auto and at and self.space != "log":
+                continue  # a link has a space of its own
+            if not name or name == AUTO:
+                raise ValueError(f"FitConfig.form {self.form!r}: {entry!r} names no form")
+            chance = 0.0 if link == "none" else self.chance
+            one = self.replace(form=name + tilde + ties, link=link, chance=chance)
+            found[one.label] = one
+        return tuple(found.values())
+
+    @property
+    def label(self) -> str:
+        """Return the form as it is written in a list: NAME or NAME@LINK."""
+        return self.form if self.link == "none" or self.is_mixed else f"{self.form}@{self.link}"
 
     def _check_fix(self):
         if self.fix is None:
@@ -145,10 +224,15 @@ class FitConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict:
-        """Return the fields as JSON-ready values; `FitConfig(**d)` reads them back."""
+        """Return the fields as JSON-ready values; `FitConfig(**d)` reads them back.
+
+        The link is left out where there is none, as files of earlier versions have it.
+        """
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         if isinstance(self.units, Mapping):
             fields["units"] = {name: float(value) for name, value in sorted(self.units.items())}
+        if self.link == "none" and not self.chance:
+            del fields["link"], fields["chance"]
         if self.fix is None:  # as files of earlier versions have it
             del fields["fix"]
         else:
@@ -159,6 +243,7 @@ class FitConfig:
 _CHOICES = {
     "aggregate": AGGREGATES,
     "init": INITS,
+    "link": LINKS,
     "loss": LOSSES,
     "resampling": RESAMPLINGS,
     "solver": SOLVERS,

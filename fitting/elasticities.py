@@ -97,7 +97,7 @@ def elasticity(
     best = frontier(model, domain, cost, budgets, both)
     values = differences(best.x)
     means = np.empty((0, values.shape[-1]))
-    if members and hasattr(model, "theta"):
+    if members and hasattr(model, "pooled"):
         paths = member_frontiers(model, domain, cost, budgets, both)
         means = np.stack([_mean(differences(path), axis=(0, 1)) for path in paths])
     return Elasticity(best.budgets, n_M, float(delta), values, means)

@@ -28,12 +28,14 @@ from fitting.config import FitConfig
 from fitting.formatting import nearest
 from fitting.forms import Layout, get_form
 from fitting.law import BaggedFit, FittedRuns, Members
+from fitting.link import Space
 from fitting.optimise import objective, starts
 from fitting.optimise.batch import BASIN, Batch
 from fitting.optimise.lanes import FAILED, Problem
 from fitting.optimise.levenberg_marquardt import EXACT
 from fitting.optimise.objective import Loss
 from fitting.optimise.search import SCREEN, solve
+from fitting.predictions import Law
 from fitting.runs import RunTable, read_runs
 
 FLOOR = 100.0  # of the scale: the largest |free floor|; beyond it the law is degenerate anyway
@@ -47,8 +49,10 @@ def fit(
     *,
     rows=None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> BaggedFit:
+) -> Law:
     """Fit the law of `config.form` to the errors of one metric.
+
+    Returns a `BaggedFit`, or a `MixedLaw` where the config names several forms.
 
     Args:
       table: runs of a single metric: a `RunTable`, or what `read_runs` takes with the default
@@ -70,7 +74,7 @@ def fit_many(
     config: FitConfig | None = None,
     *,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[BaggedFit]:
+) -> list[Law]:
     """Fit several tables or subsets with one config, as lanes of one batch.
 
     Each is the fit that `fit` gives alone (to rounding, where tables differ in length); together
@@ -92,6 +96,11 @@ def fit_many(
         (table if isinstance(table, RunTable) else read_runs(table), rows)
         for table, rows in problems
     ]
+    if config.is_mixed:
+        from fitting.mixing import fit_mixed
+
+        return fit_mixed(problems, config, fit_many, on_progress=on_progress)
+    (config,) = config.forms
     size = max(len(table) for table, _ in problems)
     unit = max(table.reference for table, _ in problems)
     cases = [_case(table, rows, config, size, unit) for table, rows in problems]
@@ -201,7 +210,8 @@ class _Case(NamedTuple):
     table: RunTable
     rows: np.ndarray  # bool [len(table)]
     layout: Layout
-    reference: float  # errors are divided by it
+    space: Space
+    reference: float  # errors, or y of a link, are divided by it
     units: np.ndarray  # [C], of starts and reports
     typical: np.ndarray  # [C], geometric means
     log_z: np.ndarray  # [R, C]
@@ -217,8 +227,8 @@ class _Case(NamedTuple):
     def to_inner(self, theta, free_floor: bool) -> np.ndarray:
         """Return the solver's theta [I, P] of theta in `units`, all coefficients as logs."""
         design_MP = self.layout.design(np.log(self.typical / self.units)[None])[0]
-        inner, terms = theta.copy(), self.layout.num_terms
-        inner[:, :terms] = theta @ design_MP.T - np.log(self.reference)
+        inner, logs = theta.copy(), theta @ design_MP.T - np.log(self.reference)
+        inner[:, : self.layout.num_coefficients] = self.layout.solve_coefficients(logs)
         if free_floor:
             inner[:, self.layout.floor] = np.exp(inner[:, self.layout.floor])
         return inner
@@ -226,8 +236,8 @@ class _Case(NamedTuple):
     def to_outer(self, theta, free_floor: bool) -> np.ndarray:
         """Return theta in `units` of the solver's theta [B, P]."""
         design_MP = self.layout.design(np.log(self.units / self.typical)[None])[0]
-        outer, terms = theta.copy(), self.layout.num_terms
-        outer[:, :terms] = theta @ design_MP.T + np.log(self.reference)
+        outer, logs = theta.copy(), theta @ design_MP.T + np.log(self.reference)
+        outer[:, : self.layout.num_coefficients] = self.layout.solve_coefficients(logs)
         if free_floor:
             outer[:, self.layout.floor] = theta[:, self.layout.floor] * self.reference
         return outer
@@ -242,34 +252,38 @@ def _case(table: RunTable, rows, config: FitConfig, size: int, unit: float) -> _
     columns = (*table.factors, *[table.examples] * with_n)
     z_RC = np.column_stack([table.x, table.n]) if with_n else np.asarray(table.x, float)
     typical = np.exp(np.log(z_RC[rows_R]).mean(axis=0))
+    space = Space.of(config, table.scale, unit)
     units = typical if config.units == "geomean" else _units(columns, config, table.source)
-    held = _held(table, layout, config, unit)
-    if any(p < layout.num_terms and p != layout.floor for p in held):
+    held = _held(table, layout, config, space)
+    if any(p < layout.num_coefficients and p != layout.floor for p in held):
         typical = units  # such a log coefficient is then a plain coordinate of the solver
     case = _Case(
         table=table,
         rows=rows_R,
         layout=layout,
-        reference=unit,
+        space=space,
+        reference=space.unit,
         units=units,
         typical=typical,
         log_z=_padded(np.log(z_RC / typical), size),
-        target=_padded(_to_space(table.error / unit, rows_R, config.space), size),
+        target=_padded(_targets(table.error, rows_R, space), size),
         weights=_padded(np.where(rows_R, table.weights, 0.0), size),
         starts=np.empty(0),
         held=held,
     )
-    drawn = case.to_inner(starts.draw(layout, config, unit), False)
-    if config.init == "projected":
-        error = _padded(np.where(rows_R, table.error / unit, 1.0), size)
-        drawn = starts.project(drawn, case.log_z, error, case.weights, layout)
+    drawn = case.to_inner(starts.draw(layout, config, space.unit), False)
+    if config.init == "projected" and layout.shared is None:
+        targets = _targets(table.error, rows_R, space)
+        sums = np.exp(targets) if space.linked else table.error / unit
+        value = _padded(np.where(rows_R, sums, 1.0), size)
+        drawn = starts.project(drawn, case.log_z, value, case.weights, layout)
     if config.free_floor:
         drawn[:, layout.floor] = np.exp(drawn[:, layout.floor])
     drawn[:, list(held)] = list(held.values())
     return case._replace(starts=drawn)
 
 
-def _held(table: RunTable, layout: Layout, config: FitConfig, unit: float) -> dict[int, float]:
+def _held(table: RunTable, layout: Layout, config: FitConfig, space: Space) -> dict[int, float]:
     """Return the solver's value of each fixed parameter, by its number.
 
     Raises:
@@ -287,12 +301,12 @@ def _held(table: RunTable, layout: Layout, config: FitConfig, unit: float) -> di
             )
         p = names.index(own)
         low, high, inner = lower[p], upper[p], value
-        if p < layout.num_terms:
-            low, high = 0.0, table.scale
+        if p < layout.num_coefficients:
+            low, high = 0.0, math.inf if space.linked or layout.shared else table.scale
             free = config.free_floor and p == layout.floor
             low = -math.inf if free else low
             with np.errstate(divide="ignore", invalid="ignore"):
-                inner = value / unit if free else float(np.log(value / unit))
+                inner = value / space.unit if free else float(np.log(value / space.unit))
         if not low <= value <= high:
             raise ValueError(
                 f"{table.source}: {name} fixed at {value:g} is outside its bounds, {low:g} to "
@@ -320,7 +334,9 @@ def _weighted(case: _Case, whole, loss: Loss) -> _Case:
         return case
     fitted_R, jacobian_RP = _linearised(case, whole, loss)
     noise_R = table.noise / case.reference
-    if loss.space == "log":
+    if case.space.linked:
+        noise_R = table.noise * case.space.slope(case.space.back(fitted_R))
+    elif loss.space == "log":
         noise_R = noise_R / np.exp(fitted_R)
     found = noise.scatter(
         (case.target[: len(table)] - fitted_R)[rows],
@@ -474,7 +490,8 @@ def bounds(layout: Layout, config: FitConfig) -> tuple[np.ndarray, np.ndarray]:
     gone = -1000.0 if config.exponent_cap is None else -60.0 - 10.0 * cap
     lower = np.full(layout.num_parameters, 0.0 if config.bound_exponents else -cap)
     upper = np.full(layout.num_parameters, cap)
-    lower[: layout.num_terms], upper[: layout.num_terms] = gone, np.inf
+    logs = slice(0, layout.num_coefficients)
+    lower[logs], upper[logs] = gone, np.inf
     if config.free_floor:
         lower[layout.floor], upper[layout.floor] = -FLOOR, FLOOR
     return lower, upper
@@ -490,8 +507,12 @@ def _units(columns: tuple[str, ...], config: FitConfig, source: str) -> np.ndarr
     return np.array([config.unit(name) for name in columns])
 
 
-def _to_space(error, rows, space: str) -> np.ndarray:
-    return np.log(np.where(rows, error, 1.0)) if space == "log" else np.where(rows, error, 0.0)
+def _targets(error, rows, space: Space) -> np.ndarray:
+    """Return the solver's targets [R]: of errors as shares of the scale, or of y of a link."""
+    if space.linked:
+        return space.forward(np.where(rows, error, space.ceiling / 2))
+    share = np.where(rows, error / space.unit, 1.0)
+    return np.log(share) if space.kind == "log" else np.where(rows, share, 0.0)
 
 
 def _padded(values, size: int) -> np.ndarray:
@@ -539,6 +560,19 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
             f"{table.source}: run {str(table.run_id[perfect[0]])!r}{others} has error 0, a score "
             f"of {table.scale:g}, which has no logarithm; leave it out or fit in linear space"
         )
+    space = Space.of(config, table.scale, table.reference)
+    guessed = np.flatnonzero((table.error >= space.ceiling) & rows_R & (table.weights > 0))
+    if space.linked and not np.isfinite(table.scale):
+        raise ValueError(
+            f"{table.source}: link {config.link!r} is for scores with a best value; a loss has none"
+        )
+    if space.linked and guessed.size:
+        worst = guessed[np.argmax(table.error[guessed])]
+        raise ValueError(
+            f"{table.source}: link {config.link!r} with chance {config.chance:g}: run "
+            f"{str(table.run_id[worst])!r} has a score of {table.scale - table.error[worst]:.6g}, "
+            "which is not above it; lower the chance, leave the run out, or fit without a link"
+        )
     form = get_form(config.form)
     own_forms.check_ties(
         config.form,
@@ -546,6 +580,8 @@ def _check(table: RunTable, rows_R, config: FitConfig) -> None:
         len(table.factors),
         table.n is not None,
     )
+    if config.free_floor and form.layout(len(table.factors), table.n is not None).floor is None:
+        raise ValueError(f"{table.source}: form {config.form!r} has no floor to be free")
     if table.n is not None and not form.has_n:
         raise ValueError(
             f"{table.source}: form {config.form!r} has no number of examples; leave out "

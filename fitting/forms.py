@@ -8,9 +8,14 @@ In log space a term is linear in (log coefficient, exponents), so a form is a lo
 functions: log f = logsumexp_m (A theta)_m, where A [R, M, P] depends on the runs alone. To add a
 form, write the function that lists its terms for K factors and enter it in `FORMS`; parameter
 names, starts, the fit, the form without n and the reports follow from the list.
+
+Several powers of one factor make a break, and a term without a factor a plateau, as long as both
+bend upwards in logs: gains may shrink along a factor, never grow. A product of sums is the sum of
+its terms multiplied out, whose coefficients are products of fewer parameters (`mult-plateau`).
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fitting.config import FitConfig
 from fitting.formatting import nearest
 
 N = -1  # the column of num_examples, after the K factors
@@ -28,34 +34,69 @@ class Term:
     """One term of a form: coefficient x product of base^(sign x exponent).
 
     Attributes:
-      coefficient: its name; the parameter is its log, so that the coefficient is positive.
+      coefficient: its name; the parameter is its log, so that the coefficient is positive. Several
+        names are a product, shared with other terms.
       powers: (exponent name, +1 or -1, column of the factor, or `N`) for every power.
     """
 
-    coefficient: str
+    coefficient: str | tuple[str, ...]
     powers: tuple[tuple[str, int, int], ...] = ()
+
+    @property
+    def coefficients(self) -> tuple[str, ...]:
+        """Return the names whose product is the coefficient."""
+        return (self.coefficient,) if isinstance(self.coefficient, str) else self.coefficient
 
 
 class Layout(NamedTuple):
     """A form as plain indices: a hashable argument of compiled programs.
 
     Attributes:
-      num_terms: M; theta's first M entries are the terms' log coefficients.
+      num_terms: M; theta's first Q entries are log coefficients, of which each term has its own
+        (Q = M) unless they are shared.
       num_parameters: P.
       powers: (term, parameter, +1 or -1, column of log z) for every power.
       floor: index of the term without powers, or None.
+      shared: for each term, the log coefficients that add up to its own; None where it has its own.
     """
 
     num_terms: int
     num_parameters: int
     powers: tuple[tuple[int, int, int, int], ...]
     floor: int | None
+    shared: tuple[tuple[int, ...], ...] | None = None
+
+    @property
+    def num_coefficients(self) -> int:
+        """Return Q, the number of log coefficients, which come first in theta."""
+        return self.num_terms if self.shared is None else 1 + max(map(max, self.shared))
+
+    def coefficients_of(self, m: int) -> tuple[int, ...]:
+        """Return which log coefficients add up to that of term m."""
+        return (m,) if self.shared is None else self.shared[m]
+
+    @property
+    def sharing(self) -> np.ndarray:
+        """Return [M, Q]: 1 where a term has a coefficient."""
+        sharing_MQ = np.zeros((self.num_terms, self.num_coefficients))
+        for m in range(self.num_terms):
+            sharing_MQ[m, list(self.coefficients_of(m))] = 1.0
+        return sharing_MQ
+
+    def solve_coefficients(self, log_terms) -> np.ndarray:
+        """Return the log coefficients [..., Q] that give the terms these logs [..., M].
+
+        Least squares, where coefficients are shared.
+        """
+        if self.shared is None:
+            return log_terms
+        return log_terms @ np.linalg.pinv(self.sharing).T
 
     def design(self, log_z) -> np.ndarray:
         """Return A [R, M, P] with log terms = A theta, from log_z [R, K] or, with n, [R, K + 1]."""
         design_RMP = np.zeros((len(log_z), self.num_terms, self.num_parameters))
         for m in range(self.num_terms):
-            design_RMP[:, m, m] = 1.0
+            design_RMP[:, m, list(self.coefficients_of(m))] = 1.0
         for m, p, sign, column in self.powers:
             design_RMP[:, m, p] += sign * np.asarray(log_z)[:, column]
         return design_RMP
@@ -96,7 +137,7 @@ class Form:
         kept = []
         for term in terms:
             powers = tuple(power for power in term.powers if power[2] != N)
-            if powers or not term.powers:
+            if powers or not term.powers or len(term.coefficients) > 1:
                 kept.append(Term(term.coefficient, powers))
         return tuple(kept)
 
@@ -116,8 +157,9 @@ class Form:
             raise ValueError(f"{self.name!r} has no number of examples; leave --examples out")
 
     def coefficients(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
-        """Return the names of the first M parameters, one log coefficient per term."""
-        return tuple(term.coefficient for term in self.terms(num_factors, with_n))
+        """Return the names of the first Q parameters, the log coefficients."""
+        terms = self.terms(num_factors, with_n)
+        return tuple(dict.fromkeys(name for term in terms for name in term.coefficients))
 
     def exponents(self, num_factors: int, with_n: bool = True) -> tuple[str, ...]:
         """Return the names of the other parameters, exponents; that of n comes last."""
@@ -131,12 +173,15 @@ class Form:
     def is_exponent(self, num_factors: int, with_n: bool = True) -> np.ndarray:
         """Return bool [P]: True where theta holds an exponent, False for a log coefficient."""
         layout = self.layout(num_factors, with_n)
-        return np.arange(layout.num_parameters) >= layout.num_terms
+        return np.arange(layout.num_parameters) >= layout.num_coefficients
 
     @cache  # noqa: B019
     def layout(self, num_factors: int, with_n: bool = True) -> Layout:
         """Return the form as indices."""
         terms, names = self.terms(num_factors, with_n), self.parameters(num_factors, with_n)
+        shared = tuple(tuple(map(names.index, term.coefficients)) for term in terms)
+        alone = shared == tuple((m,) for m in range(len(terms)))
+        floors = () if not alone else (m for m, term in enumerate(terms) if not term.powers)
         return Layout(
             len(terms),
             len(names),
@@ -145,7 +190,8 @@ class Form:
                 for m, term in enumerate(terms)
                 for name, sign, column in term.powers
             ),
-            next((m for m, term in enumerate(terms) if not term.powers), None),
+            next(iter(floors), None),
+            None if alone else shared,
         )
 
     def design(self, log_x, log_n=None) -> np.ndarray:
@@ -195,6 +241,55 @@ def _li(labels):
     return (Term("A", tuple((names[k], -1, k) for k in range(len(labels)))), Term("D"))
 
 
+def _multiplied(labels, slow) -> tuple[Term, ...]:
+    """List the terms of alpha Π_k (x_k^-a_k + gamma_k slow(k)) n^-d, multiplied out.
+
+    Args:
+      labels: of the factors.
+      slow: (label, column) -> powers of the second part of a factor's sum.
+    """
+    sides = [
+        (((), ((f"a_{s}", -1, k),)), ((f"gamma_{s}",), slow(s, k))) for k, s in enumerate(labels)
+    ]
+    terms = []
+    for chosen in itertools.product(*sides):
+        names = sum((names for names, _ in chosen), ("alpha",))
+        terms.append(Term(names, (*sum((powers for _, powers in chosen), ()), ("d", -1, N))))
+    return tuple(terms)
+
+
+def _plateau(labels):
+    """List the terms of alpha Π_k (x_k^-a_k + gamma_k) n^-d.
+
+    Each factor's gain levels off by itself, whatever the others are: main effects in log space, as
+    `add` has them in the error.
+    """
+    return _multiplied(labels, lambda s, k: ())
+
+
+def _product_break(labels):
+    """List the terms of alpha Π_k (x_k^-a_k + gamma_k x_k^-g_k) n^-d: two powers of each factor."""
+    return _multiplied(labels, lambda s, k: ((f"g_{s}", -1, k),))
+
+
+def _break(labels):
+    """List the terms of `add` with two powers of each factor and of n, fast and slow.
+
+    Where the slow one is absent, the factor's gain is a single power.
+    """
+    slow = tuple(Term(f"gamma_{s}", ((f"g_{s}", -1, k),)) for k, s in enumerate(labels))
+    return (*_fall(labels), *slow, _DATA, Term("zeta", (("h", -1, N),)), _FLOOR)
+
+
+def _cross(labels):
+    """List the terms of `add-interact` and the product of the falls of each pair of factors."""
+    pairs = itertools.combinations(enumerate(labels), 2)
+    cross = tuple(
+        Term(f"gamma_{s}{t}", ((f"a_{s}", -1, j), (f"a_{t}", -1, k))) for (j, s), (k, t) in pairs
+    )
+    return (*_fall(labels), *cross, *_interact(labels), _DATA, _FLOOR)
+
+
 FORMS = {
     form.name: form
     for form in (
@@ -206,10 +301,15 @@ FORMS = {
             lambda s: (*_fall(s), *_interact(s), _DATA, _FLOOR),
             frontier_moves=True,
         ),
+        Form("add-break", _break, frontier_moves=False),
+        Form("add-interact-cross", _cross, frontier_moves=True),
+        Form("mult-plateau", _plateau, frontier_moves=False),
+        Form("mult-break", _product_break, frontier_moves=False),
         Form("li", _li, frontier_moves=False),
     )
 }
-"""The paper's four forms (6, 9, 14 and 15 parameters with three factors) and Li et al.'s."""
+"""The paper's four forms (6, 9, 14 and 15 parameters with three factors), four that go beyond
+them (17, 18, 8 and 11), and Li et al.'s."""
 
 OWN: dict[str, Form] = {}
 """Forms of users' files, by FILE.py:NAME#DIGEST; `fitting.own_forms` fills it."""
@@ -219,7 +319,7 @@ PAPER_FORMS = ("mult", "add", "add-interact-s", "add-interact")
 
 def usable_forms(names, with_n: bool) -> list[str]:
     """Return the forms among `names` that can be fitted to runs with or without n."""
-    return [name for name in names if with_n or not FORMS[name].frontier_moves]
+    return [name for name in names if with_n or not get_form(name).frontier_moves]
 
 
 def get_form(name: str) -> Form:
@@ -251,3 +351,13 @@ def _tied(form: Form, ties: tuple[str, ...]) -> Form:
 
     name = "~".join([form.name, *ties])
     return dataclasses.replace(form, name=name, list_terms=list_terms)
+
+
+def decisive_form(config: FitConfig, num_factors: int, with_n: bool) -> tuple[str, int]:
+    """Return the form of most parameters, and how many; of `auto`, which drops forms, of fewest."""
+    names = [one.form for one in config.forms]
+    if config.is_auto:
+        names = usable_forms(names, with_n)
+    sizes = {name: len(get_form(name).parameters(num_factors, with_n)) for name in names}
+    name = (min if config.is_auto else max)(sizes, key=sizes.get)
+    return name, sizes[name]

@@ -105,6 +105,12 @@ def member_frontiers(fit, domain, cost, budgets, num_examples=None) -> np.ndarra
     """Return x* [B', C, M, K] of every member that did not fail; NaN where none is affordable."""
     budgets, n_M = _vector(budgets, "budgets"), _data_sizes(fit, num_examples)
     x_XK, cost_X = by_cost(domain, cost, budgets.max())
+    found = [_best_of_members(one, x_XK, cost_X, budgets, n_M) for one in fit.pooled]
+    return _pick(x_XK, np.concatenate(found))
+
+
+def _best_of_members(fit, x_XK, cost_X, budgets, n_M) -> np.ndarray:
+    """Return the index [B', C, M] of each member's x*, of a law of one form."""
     powers = _Powers.of(fit)
     best_BCM = np.empty((powers.size, len(budgets), len(n_M)), np.int32)
 
@@ -113,10 +119,11 @@ def member_frontiers(fit, domain, cost, budgets, num_examples=None) -> np.ndarra
         for m, n in enumerate(n_M):
             factors_GB = powers.factors(n, members)
             error_BX = _sum_of_products(parts_GBX, factors_GB[..., None])
+            # A link is increasing, so the sum of terms has its minimum where the error has it.
             best_BCM[members, :, m] = _best_within(error_BX, cost_X, budgets)
 
     _in_pieces(search, powers.size, max(1, 4 * _PIECE // max(1, len(x_XK))))
-    return _pick(x_XK, best_BCM)
+    return best_BCM
 
 
 def agreement(best: Frontier, members_x) -> np.ndarray:
@@ -182,7 +189,7 @@ def _best_within(error_LX, cost_X, budgets) -> np.ndarray:
 
 
 class _Powers(NamedTuple):
-    """A law as f = sum over g of part_g(x) n^slope_g: terms with equal powers of n are grouped.
+    """A law as f (y of a link) = sum over g of part_g(x) n^slope_g, g terms of one power of n.
 
     Members that failed are left out. Attributes: the law, theta [B', P] of the others, and for
     every group g its terms and its powers of n, (parameter, sign) each.
@@ -218,7 +225,8 @@ class _Powers(NamedTuple):
                 if law.config.free_floor and m == law.layout.floor:
                     part_XB += theta_PB[m]  # the floor itself, which may be negative
                     continue
-                log_part_XB = theta_PB[m] + sum(
+                own = sum(theta_PB[q] for q in law.layout.coefficients_of(m))
+                log_part_XB = own + sum(
                     sign * log_x[:, column, None] * theta_PB[p] for p, sign, column in powers
                 )
                 part_XB += np.exp(log_part_XB)
@@ -237,21 +245,26 @@ class _Powers(NamedTuple):
 
 def _bag_errors(law, x_XK, n_M) -> np.ndarray:
     """Return `law.predict` [M, X]."""
-    powers = _Powers.of(law)
+    pooled = [_Powers.of(one) for one in law.pooled]
+    size = sum(powers.size for powers in pooled)
     error_MX = np.empty((len(n_M), len(x_XK)))
-    half = powers.size // 2
+    half = size // 2
 
     def predict(rows):
-        parts_GXB = powers.parts(x_XK[rows])
+        parts = [powers.parts(x_XK[rows]) for powers in pooled]
         for m, n in enumerate(n_M):
-            error_XB = _sum_of_products(parts_GXB, powers.factors(n)[:, None])
+            errors = [
+                powers.law.space.of_sum(_sum_of_products(parts_GXB, powers.factors(n)[:, None]))
+                for powers, parts_GXB in zip(pooled, parts, strict=True)
+            ]
+            error_XB = errors[0] if len(errors) == 1 else np.concatenate(errors, axis=1)
             if law.config.aggregate == "mean":
                 error_MX[m, rows] = error_XB.mean(axis=1)
             else:  # a sort is several times faster than np.median
                 error_XB.sort(axis=1)
                 error_MX[m, rows] = (error_XB[:, half] + error_XB[:, -1 - half]) / 2
 
-    _in_pieces(predict, len(x_XK), max(1, _PIECE // powers.size))
+    _in_pieces(predict, len(x_XK), max(1, _PIECE // size))
     return error_MX
 
 
@@ -282,7 +295,7 @@ def _pick(values, index, *rest) -> np.ndarray:
 
 
 def _is_law(model) -> bool:
-    return hasattr(model, "theta")
+    return hasattr(model, "pooled")
 
 
 def _data_sizes(model, num_examples) -> np.ndarray:

@@ -18,9 +18,9 @@ _BLOCK = 256  # configurations whose members and noise are held at a time
 def run_noise(law: BaggedFit) -> float:
     """Return the standard deviation of a run around the law, in the space it was fitted in.
 
-    Log error, so roughly relative, or points in linear space. Where the noise of each run is known,
-    that of a run of typical noise; with clusters, of a run of a new cluster. NaN where parameters
-    exhaust the runs.
+    Log error, so roughly relative, points in linear space, or the units of a link. Where the noise
+    of each run is known, that of a run of typical noise; with clusters, of a run of a new cluster.
+    NaN where parameters exhaust the runs.
     """
     typical = 0.0
     if law.runs.noise is not None:
@@ -73,16 +73,29 @@ def prediction_interval(law: BaggedFit, x, num_examples=None, level: float = 0.9
         raise ValueError(f"level must lie between 0 and 1, got {level}")
     if noise is None:
         noise = 0.0 if law.runs.noise is None else np.median(law.runs.noise)
-    members = law.predict_members(x, num_examples)[law.status != FAILED]
-    members_XB, log = members.reshape(len(members), -1).T, law.config.space == "log"
-    noise_X = np.broadcast_to(np.asarray(noise, float), members.shape[1:]).reshape(-1, 1)
-    spread_XB = law.scatter.spread(noise_X / members_XB if log else noise_X + 0 * members_XB)
-    bounds_X2 = np.empty((len(members_XB), 2))
-    for start in range(0, len(members_XB), _BLOCK):
-        block = members_XB[start : start + _BLOCK, :, None]
-        draws = spread_XB[start : start + _BLOCK, :, None] * _NORMAL
-        runs = block * np.exp(draws) if log else block + draws
-        ends = np.quantile(runs, [(1 - level) / 2, (1 + level) / 2], axis=(1, 2), method="hazen")
+    shape = np.shape(law.outside(x, num_examples))[:-1]
+    noise_X = np.broadcast_to(np.asarray(noise, float), shape).reshape(-1, 1)
+    parts = [_members_and_spread(one, x, num_examples, noise_X) for one in law.pooled]
+    bounds_X2 = np.empty((len(noise_X), 2))
+    for start in range(0, len(noise_X), _BLOCK):
+        runs = []
+        for space, members_XB, spread_XB in parts:
+            block = members_XB[start : start + _BLOCK, :, None]
+            draws = spread_XB[start : start + _BLOCK, :, None] * _NORMAL
+            runs.append(space.shifted(block, draws).reshape(len(block), -1))
+        runs_XD = runs[0] if len(runs) == 1 else np.concatenate(runs, axis=1)
+        ends = np.quantile(runs_XD, [(1 - level) / 2, (1 + level) / 2], axis=1, method="hazen")
         bounds_X2[start : start + _BLOCK] = ends.T
-    low, high = bounds_X2.T.reshape(2, *members.shape[1:])
+    low, high = bounds_X2.T.reshape(2, *shape)
     return low, high
+
+
+def _members_and_spread(law: BaggedFit, x, num_examples, noise_X) -> tuple:
+    """Return the space of one form, its members' errors [X, B'] and the spread of a run there."""
+    members = law.predict_members(x, num_examples)[law.status != FAILED]
+    members_XB = members.reshape(len(members), -1).T
+    if law.space.linked:
+        noise_XB = noise_X * law.space.slope(members_XB)
+    else:
+        noise_XB = noise_X / members_XB if law.space.kind == "log" else noise_X + 0 * members_XB
+    return law.space, members_XB, law.scatter.spread(noise_XB)

@@ -353,10 +353,11 @@ def _skill(fits: Refits, leverage_R) -> float:
 
 
 def _points(law: BaggedFit, table: RunTable) -> np.ndarray:
-    """Return by how much the error [R] changes a unit of the fitted space, at the whole fit."""
+    """Return by how much the error [R] changes a unit of the solver's space, at the whole fit."""
     if law.config.space == "linear":
         return np.full(len(table), law.reference)
-    return law.predict_whole(law.runs.z)
+    fitted = law.predict_whole(law.runs.z)
+    return 1 / law.space.slope(fitted) if law.space.linked else fitted
 
 
 # --- words ---

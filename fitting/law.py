@@ -10,28 +10,27 @@ from pathlib import Path
 
 import numpy as np
 
-from fitting import extent, law_file, naming, summary, views
+from fitting import law_file, naming, summary, views
 from fitting import noise as noise_parts
 from fitting.bootstrap import fewest_levels, mostly_single
 from fitting.config import FitConfig
 from fitting.forms import Form, Layout, get_form
 from fitting.law_file import FittedRuns, Members
+from fitting.link import Space
 from fitting.noise import Scatter
 from fitting.optimise import objective
 from fitting.optimise.lanes import FAILED, STATUSES
 from fitting.optimise.objective import Loss
-from fitting.runs import reference
+from fitting.predictions import BLOCK, Law
 from fitting.verdict import Verdict
 
 ABSENT = 1e-6  # of the scale: a term that stays below it on every fitted run does nothing
 CANCELS = 20.0  # terms this many times their sum cancel: the law is degenerate
 TINY_NOISE = 100.0  # residuals this many times a noise column: it may be in another unit
-BLOCK = 2048  # configurations predicted at once
-ROUNDING = 1e-9  # a value so close to the end of a range is inside it
 
 
 @dataclass(frozen=True, eq=False)
-class BaggedFit:
+class BaggedFit(Law):
     """A fitted law with its members. Predictions are errors on the fitted scale.
 
     Attributes:
@@ -77,9 +76,9 @@ class BaggedFit:
         return self.form.layout(len(self.factors), self.examples is not None)
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Return the names of the factors and of n, in the order of `units` and `ranges`."""
-        return self.factors if self.examples is None else (*self.factors, self.examples)
+    def space(self) -> Space:
+        """Return the space of the fit: residuals, run noise and the sum of terms live there."""
+        return Space.of(self.config, self.scale, self.reference)
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -89,7 +88,7 @@ class BaggedFit:
     @property
     def is_exponent(self) -> np.ndarray:
         """Return bool [P]: which parameters are exponents."""
-        return np.arange(self.layout.num_parameters) >= self.layout.num_terms
+        return np.arange(self.layout.num_parameters) >= self.layout.num_coefficients
 
     @property
     def fixed(self) -> np.ndarray:
@@ -102,21 +101,6 @@ class BaggedFit:
     def num_free(self) -> int:
         """Return the number of parameters that were fitted."""
         return int((~self.fixed).sum())
-
-    @property
-    def num_runs(self) -> int:
-        """Return the number of fitted runs."""
-        return len(self.runs.error)
-
-    @property
-    def ranges(self) -> np.ndarray:
-        """Return the least and largest fitted value of each column, [C, 2]."""
-        return np.stack([self.runs.z.min(axis=0), self.runs.z.max(axis=0)], axis=1)
-
-    @property
-    def reference(self) -> float:
-        """Return the size that errors are measured by: the scale, or the largest loss."""
-        return reference(self.scale, self.runs.error)
 
     @property
     def theta(self) -> np.ndarray:
@@ -190,7 +174,11 @@ class BaggedFit:
         """Return `absent` for any theta [B, P]."""
         absent = np.zeros(theta.shape, bool)
         largest_BM = np.abs(self._terms(theta)).max(axis=-1)
-        absent[:, : self.layout.num_terms] = largest_BM < ABSENT * self.reference
+        for q in range(self.layout.num_coefficients):
+            holding = [
+                m for m in range(self.layout.num_terms) if q in self.layout.coefficients_of(m)
+            ]
+            absent[:, q] = (largest_BM[:, holding] < ABSENT * self.space.unit).all(axis=1)
         return absent
 
     @property
@@ -203,6 +191,8 @@ class BaggedFit:
         if runs <= free + 1 or self.config.loss == "huber":
             return float("nan")
         likelihood = runs * np.log(max(float(self.whole.objective[0]), 1e-300))
+        if self.space.linked:  # of the log error, as without a link
+            likelihood -= 2 * np.log(self.space.slope(self.runs.error) * self.runs.error).sum()
         return float(likelihood + 2 * free + 2 * free * (free + 1) / (runs - free - 1))
 
     @cached_property
@@ -240,6 +230,8 @@ class BaggedFit:
 
     def in_fitted_space(self, noise) -> np.ndarray:
         """Return standard deviations [R] of the runs' scores as those of what was fitted."""
+        if self.space.linked:
+            return np.asarray(noise) * self.space.slope(self.predict_whole(self.runs.z))
         fitted = self.predict_whole(self.runs.z) if self.config.space == "log" else 1.0
         return np.asarray(noise) / fitted
 
@@ -251,6 +243,8 @@ class BaggedFit:
         the optimum lies at infinity (Li et al.'s law with a free floor).
         """
         terms_M = np.abs(self._terms(self.whole.theta)[0]).mean(axis=-1)
+        if self.space.linked:
+            return None  # terms >= 0 cannot cancel
         ratio = terms_M.sum() / np.abs(self.predict_whole(self.runs.z)).mean()
         if ratio <= CANCELS:
             return None
@@ -262,36 +256,34 @@ class BaggedFit:
 
     # --- predictions ---
 
-    def predict(self, x, n=None) -> np.ndarray:
-        """Return the error on the fitted scale, aggregated over members.
+    @property
+    def pooled(self) -> tuple["BaggedFit", ...]:
+        """Return the fits of one form each whose members are those of the law: itself."""
+        return (self,)
 
-        Args:
-          x: configurations [..., K] in the order of `factors`, in the CSV's units.
-          n: data sizes, broadcast against [...]; None for a law without n.
+    @property
+    def components(self) -> tuple["BaggedFit", ...]:
+        """Return the fits of one form each, as `MixedLaw` has them: itself."""
+        return (self,)
 
-        Returns:
-          [...] float64.
+    @property
+    def weights(self) -> np.ndarray:
+        """Return the weights of `components`."""
+        return np.ones(1)
 
-        Raises:
-          ValueError: another number of factors, n missing or not wanted, a value not positive.
-        """
-        return self._reduce(x, n, self._aggregate)
+    @property
+    def lead(self) -> "BaggedFit":
+        """Return the fit whose parameters are reported: itself."""
+        return self
 
-    def quantiles(self, x, n=None, q=(0.05, 0.5, 0.95)) -> np.ndarray:
-        """Return quantiles [Q, ...] of the members' errors at x [..., K], n, without run noise."""
-        q = np.atleast_1d(np.asarray(q, float))
-        if not ((q >= 0) & (q <= 1)).all():
-            raise ValueError(f"quantiles lie between 0 and 1, got {q.tolist()}")
-        return np.moveaxis(
-            self._reduce(x, n, lambda m: np.moveaxis(np.quantile(m, q, axis=-1), 0, -1)), -1, 0
-        )
+    @property
+    def label(self) -> str:
+        """Return the form in words."""
+        return self.config.label
 
-    def interval(self, x, n=None, level: float = 0.9) -> tuple[np.ndarray, np.ndarray]:
-        """Return the members' central interval, (low [...], high [...]), without run noise."""
-        if not 0 < level < 1:
-            raise ValueError(f"level must lie between 0 and 1, got {level}")
-        low, high = self.quantiles(x, n, [(1 - level) / 2, (1 + level) / 2])
-        return low, high
+    def member_errors(self, z) -> np.ndarray:
+        """Return the error [B', X] at z [X, C] of the members that did not fail."""
+        return self._predict(z, self.theta[self.status != FAILED])
 
     def predict_members(self, x, n=None) -> np.ndarray:
         """Return the error [B, ...] of every member; NaN for those that failed."""
@@ -301,14 +293,6 @@ class BaggedFit:
     def predict_whole(self, z) -> np.ndarray:
         """Return the error [X] of the whole fit at z [X, C]: the factors and, with examples, n."""
         return self._predict(np.asarray(z, float), self.whole.theta)[0]
-
-    def predict_grid(self, x, n) -> np.ndarray:
-        """Return `predict` [X, M] at every x [X, K] and every n [M], at the price of one n.
-
-        A term is a function of x times a power of n, so the first is computed once.
-        """
-        members_XBM = self.predict_members_grid(x, n)
-        return np.stack([self._aggregate(members_XB) for members_XB in members_XBM], axis=1)
 
     def predict_members_grid(self, x, n):
         """Yield errors [X, B'] of the members that did not fail, for one n [M] at a time."""
@@ -322,35 +306,7 @@ class BaggedFit:
         slopes_BT = theta_BP @ by_n_MP.T
         for value in np.atleast_1d(np.asarray(n, float)):
             growth_BT = np.exp(slopes_BT * np.log(value / self.units[-1]))
-            yield np.einsum("xbt,bt->xb", terms_XBT, growth_BT)
-
-    def outside(self, x, n=None) -> np.ndarray:
-        """Return bool [..., C]: which of x [..., K] and n lie outside the range of the runs."""
-        z, shape = self._inputs(x, n)
-        return self._is_outside(z).reshape(*shape, -1)
-
-    def distance(self, x, n=None) -> np.ndarray:
-        """Return `extent.distance` [...] of x [..., K] and n from the hull of the runs."""
-        z, shape = self._inputs(x, n)
-        return extent.distance(self.runs.z, z).reshape(shape)
-
-    def extrapolates(self, x, n=None) -> np.ndarray:
-        """Return bool [...]: a value is out of its range, or all are `extent.FAR` off the hull."""
-        return self.outside(x, n).any(axis=-1) | (self.distance(x, n) > extent.FAR)
-
-    def step_extrapolates(self, num_examples, delta: float) -> np.ndarray:
-        """Return bool [M]: n [M], or the n + delta that equation 9 compares it with, is outside."""
-        both = np.stack([num_examples, num_examples + delta])
-        return self._is_outside(both[..., None], slice(-1, None))[..., 0].any(axis=0)
-
-    def off_scale(self, *errors) -> np.ndarray:
-        """Return bool [...]: one of the errors is below 0 or above the scale; no run can be.
-
-        A loss may be any number.
-        """
-        if not np.isfinite(self.scale):
-            return np.zeros(np.broadcast_shapes(*map(np.shape, errors)), bool)
-        return np.any([(error < 0) | (error > self.scale) for error in errors], axis=0)
+            yield self.space.of_sum(np.einsum("xbt,bt->xb", terms_XBT, growth_BT))
 
     # --- report and file ---
 
@@ -361,6 +317,10 @@ class BaggedFit:
     def parameter_rows(self) -> list[tuple]:
         """Return (name, whole fit, median, 5%, 95%, note) of each parameter, as in `readable`."""
         return summary.parameter_rows(self)
+
+    def to_fields(self) -> dict:
+        """Return the fit as JSON-ready fields, of which `from_fields` makes it again."""
+        return law_file.to_fields(self)
 
     def to_frame(self):
         """Return the parameters as a pandas data frame: all_runs, median, low, high, note."""
@@ -384,7 +344,15 @@ class BaggedFit:
           FileNotFoundError, ValueError: one line; no fit there, not one, one that was changed by
             hand or cut short, or of a form that has other parameters by now.
         """
-        path, fields, names = law_file.read(folder)
+        path, fields = law_file.read(folder)
+        if "components" in fields:
+            raise ValueError(f"{path}: a law of several forms; read it with fitting.load_law")
+        return cls.from_fields(path, fields)
+
+    @classmethod
+    def from_fields(cls, path, fields: dict) -> "BaggedFit":
+        """Return the fit of what `law_file.to_fields` gave; as `load`."""
+        fields, names = law_file.from_fields(path, fields)
         fit = cls(**fields)
         plain = fit.form.parameters(len(fit.factors), fit.examples is not None)
         if names not in (fit.parameters, plain):  # plain in files of earlier versions
@@ -392,32 +360,6 @@ class BaggedFit:
         return fit
 
     # --- helpers ---
-
-    def _inputs(self, x, n) -> tuple[np.ndarray, tuple]:
-        """Return z [X, C], checked, and the shape of the answer."""
-        x = np.asarray(x, float)
-        if x.ndim == 0 or x.shape[-1] != len(self.factors):
-            got = "a single number" if x.ndim == 0 else f"{x.shape[-1]} values"
-            raise ValueError(f"x needs the factors {', '.join(self.factors)} last, got {got}")
-        if (n is None) != (self.examples is None):
-            wants = "has no n" if self.examples is None else f"needs n, the {self.examples}"
-            raise ValueError(f"this law {wants}")
-        shape = x.shape[:-1]
-        columns = [x[..., k] for k in range(len(self.factors))]
-        if n is not None:
-            n = np.asarray(n, float)
-            shape = np.broadcast_shapes(shape, n.shape)
-            columns.append(n)
-        z = np.stack([np.broadcast_to(c, shape).reshape(-1) for c in columns], axis=-1)
-        bad = ~(z > 0) | ~np.isfinite(z)
-        if bad.any():
-            row, column = np.argwhere(bad)[0]
-            raise ValueError(f"{self.columns[column]} must be positive, got {z[row, column]}")
-        return z, shape
-
-    def _is_outside(self, z, columns=slice(None)) -> np.ndarray:
-        low, high = self.ranges[columns].T
-        return (z < low * (1 - ROUNDING)) | (z > high * (1 + ROUNDING))
 
     def _loss(self) -> Loss:
         return Loss("linear" if self.config.free_floor else "log", None, self.config.free_floor)
@@ -428,10 +370,10 @@ class BaggedFit:
         blocks = [log_z[..., i : i + BLOCK] for i in range(0, max(1, len(z)), BLOCK)]
         values = [objective.model(theta, block, self.layout, loss)[0] for block in blocks]
         value = np.concatenate(values, axis=1)
-        return np.exp(value) if loss.space == "log" else value
+        return self.space.of_sum(np.exp(value)) if loss.space == "log" else value
 
     def _terms(self, theta, z=None) -> np.ndarray:
-        """Return every term in error points, [B, M, X], at z [X, C] or the fitted runs."""
+        """Return every term, [B, M, X], in error points or y, at z [X, C] or the fitted runs."""
         z = self.runs.z if z is None else z
         loss = Loss("linear", None, self.config.free_floor)
         terms = objective.model(theta, np.log(z / self.units).T[None], self.layout, loss)[1]
@@ -448,20 +390,3 @@ class BaggedFit:
         if self.config.bound_exponents:
             pressed |= theta <= 0
         return pressed & self.is_exponent
-
-    def _reduce(self, x, n, reduce) -> np.ndarray:
-        z, shape = self._inputs(x, n)
-        theta_BP = self.theta[self.status != FAILED]
-        parts = [
-            reduce(self._predict(z[i : i + BLOCK], theta_BP).T)
-            for i in range(0, max(1, len(z)), BLOCK)
-        ]
-        out = np.concatenate(parts)
-        return out.reshape((*shape, *out.shape[1:]))
-
-    def _aggregate(self, members) -> np.ndarray:
-        """Reduce [..., B] to [...]; a sort is far faster than np.median on a long last axis."""
-        if self.config.aggregate == "mean":
-            return members.mean(axis=-1)
-        ordered, half = np.sort(members, axis=-1), members.shape[-1] // 2
-        return (ordered[..., half] + ordered[..., -1 - half]) / 2

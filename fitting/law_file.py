@@ -66,9 +66,19 @@ class Members(NamedTuple):
 
 
 def write(law, folder) -> Path:
-    """Write `fit.json` of a `BaggedFit` into the folder and return its path."""
+    """Write `fit.json` of a law into the folder and return its path."""
     path = Path(folder) / "fit.json"
     path.parent.mkdir(parents=True, exist_ok=True)
+    fields = law.to_fields()
+    fields["checksum"] = _checksum(fields)
+    text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+    return path
+
+
+def to_fields(law) -> dict:
+    """Return a `BaggedFit` as JSON-ready fields."""
     kinds = ["exponent" if e else "log coefficient" for e in law.is_exponent]
     if law.config.free_floor:
         kinds[law.layout.floor] = "coefficient"
@@ -80,13 +90,13 @@ def write(law, folder) -> Path:
         "metric": law.metric,
         "factors": list(law.factors),
         "examples": law.examples,
-        "scale": _finite(law.scale),
+        "scale": finite(law.scale),
         "aggregate": law.config.aggregate,
         "parameters": [
             {"name": name, "kind": kind} for name, kind in zip(law.parameters, kinds, strict=True)
         ],
         "units": dict(zip(law.columns, law.units.tolist(), strict=True)),
-        "normalisation": "theta describes error(column / unit); no other",
+        "normalisation": f"theta describes {_described(law)}(column / unit); no other",
         "settings": law.config.to_dict(),
         "whole": to_rows(law.whole)[0],
         "members": law.members,
@@ -105,15 +115,17 @@ def write(law, folder) -> Path:
     }
     if law.verdict is not None:
         fields["lack_of_fit"] = law.verdict.to_json()
-    fields["checksum"] = _checksum(fields)
-    text = json.dumps(fields, indent=1, allow_nan=False) + "\n"
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-    return path
+    return fields
 
 
-def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
-    """Return (path, fields of the `BaggedFit`, names of its parameters) from a folder or a file.
+def _described(law) -> str:
+    if not law.space.linked:
+        return "error"
+    return f"{law.space.kind} of error / {law.space.ceiling:g}, as a sum of terms "
+
+
+def read(folder) -> tuple[Path, dict]:
+    """Return (path, fields as written) from a folder or a file.
 
     Raises:
       FileNotFoundError, ValueError: one line; no fit there, not one, or one that was changed by
@@ -138,6 +150,15 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
         )
     if fields.pop("checksum", None) != _checksum(fields):
         raise ValueError(f"{path}: changed since it was written; fit again")
+    return path, fields
+
+
+def from_fields(path, fields: dict) -> tuple[dict, tuple[str, ...]]:
+    """Return (arguments of `BaggedFit`, names of its parameters) of what `to_fields` gave.
+
+    Raises:
+      ValueError: one line; not of this version.
+    """
     try:
         if "own_form" in fields:
             own_forms.from_json(fields["own_form"], len(fields["factors"]))
@@ -168,7 +189,7 @@ def read(folder) -> tuple[Path, dict, tuple[str, ...]]:
         names = tuple(parameter["name"] for parameter in fields["parameters"])
     except (ValueError, KeyError, TypeError) as e:
         raise ValueError(f"{path}: not a fit of this version: {type(e).__name__} {e}") from None
-    return path, kwargs, names
+    return kwargs, names
 
 
 def _optional(runs: FittedRuns) -> dict:
@@ -182,8 +203,8 @@ def to_rows(members: Members) -> list[dict]:
     return [
         {
             "theta": None if status == FAILED else theta.tolist(),
-            "objective": _finite(value),
-            "gradient_norm": _finite(norm),
+            "objective": finite(value),
+            "gradient_norm": finite(norm),
             "status": STATUSES[status],
             "basin_share": float(share),
         }
@@ -197,8 +218,8 @@ def from_rows(rows: list[dict]) -> Members:
     missing = [float("nan")] * width
     return Members(
         np.array([row["theta"] or missing for row in rows], float),
-        np.array([_number(row["objective"]) for row in rows]),
-        np.array([_number(row["gradient_norm"]) for row in rows]),
+        np.array([number(row["objective"]) for row in rows]),
+        np.array([number(row["gradient_norm"]) for row in rows]),
         np.array([STATUSES.index(row["status"]) for row in rows]),
         np.array([row["basin_share"] for row in rows], float),
     )
@@ -210,9 +231,11 @@ def _checksum(fields: dict) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _finite(value):
+def finite(value):
+    """Return a number for JSON; None for NaN and infinity."""
     return float(value) if np.isfinite(value) else None
 
 
-def _number(value) -> float:
+def number(value) -> float:
+    """Return what `finite` was given; NaN for None."""
     return float("nan") if value is None else value

@@ -197,7 +197,7 @@ class _Beliefs(NamedTuple):
             contenders.append(_contenders(members(x, question.num_examples)))
         runs_QB = members(offered.x, offered.num_examples)
         noise = run_noise(law)
-        spread_Q = noise * (runs_QB.mean(axis=1) if law.config.space == "log" else 1.0)
+        spread_Q = noise / law.space.slope(runs_QB.mean(axis=1))
         return cls(tuple(contenders), runs_QB, np.nan_to_num(spread_Q) ** 2 + 1e-12)
 
     def gains(self, rows) -> np.ndarray:

@@ -49,8 +49,11 @@ def resolve(form: str, ties: tuple[str, ...] = (), factors: tuple[str, ...] = FA
     Raises:
       ValueError: one line; the file does not load, holds no such name, or lists no terms.
     """
-    if found := _FILE.fullmatch(form):
-        form = load(found["path"], found["name"]).name
+    entries = [entry.strip() for entry in form.split(",")]
+    for i, entry in enumerate(entries):
+        if found := _FILE.fullmatch(entry):
+            entries[i] = load(found["path"], found["name"]).name
+    form = ",".join(entries)
     for tie in ties:
         if not re.fullmatch(r"[^=~,@]+=[^=~,@]+", tie) or len(set(tie.split("="))) < 2:
             raise ValueError(f"--tie {tie}: write EXPONENT=EXPONENT, such as a_T=a_V")

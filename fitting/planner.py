@@ -142,14 +142,14 @@ def lack_of_fit(law: BaggedFit) -> dict:
 
 def describe_law(law: BaggedFit) -> dict:
     """Return which law answers, and the reasons to doubt it."""
-    members = len(law.theta) - law.failures
+    members = law.num_members - law.failures
     doubts = [law.degenerate] if law.degenerate else []
     if law.failures:
-        doubts.append(f"{law.failures} of {len(law.theta)} members failed and were left out")
+        doubts.append(f"{law.failures} of {law.num_members} members failed and were left out")
     if members == 1:
         doubts.append("a single member has no spread: intervals hold run noise alone")
     return {
-        "form": law.config.form,
+        "form": law.label,
         "metric": law.metric,
         "runs": law.num_runs,
         "members": members,

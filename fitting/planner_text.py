@@ -30,6 +30,13 @@ def as_text(answer: dict, law, unit: str) -> str:
     return "\n".join(lines)
 
 
+def noise_text(noise: float, law) -> str:
+    """Return a run's noise with its unit: percent of the error, points, or that of the link."""
+    kind = law.space.kind
+    unit = {"log": "%", "linear": " points"}.get(kind, f" in {law.space.name}")
+    return formatting.number(noise * (100 if kind == "log" else 1)) + unit
+
+
 def fit_line(found: dict) -> str:
     """Return the verdict on the law in one line, with what would help."""
     words = " ".join([*found["reasons"], *[found["help"]] * bool(found["help"])])
@@ -42,13 +49,12 @@ def plan_lines(plan: dict, law, unit: str) -> list[str]:
     best, regret, compute = plan["best"], plan["regret_set"], plan["flops"]
     with_n = f" and {formatting.count(plan['examples'])} examples" if plan["examples"] else ""
     error, what = error_pattern(law, plan), "error" if math.isfinite(law.scale) else "loss"
-    noise = plan["run_noise"] * (100 if law.config.space == "log" else 1)
     lines = [
         f"Within {amount(plan['budget'], unit)}{with_n}, {plan['affordable']:,} affordable:",
         f"  {describe(law.factors, best['x'].values())}, which costs {amount(best['cost'], unit)}",
         f"  predicted {what} {error.format(best['error'])}; 90% of runs fall in "
         f"{bounds(best['interval'], error)}, the law in {bounds(best['law_interval'], error)}",
-        f"  run noise {formatting.number(noise)}{'%' if law.config.space == 'log' else ' points'}; "
+        f"  run noise {noise_text(plan['run_noise'], law)}; "
         f"the best of all for {best['best_for']:.0%} of the members",
         *(f"  Extrapolates: {text}." for text in best["extrapolates"]),
         *(

@@ -148,15 +148,18 @@ class _Task:
         log_z = np.log(runs.z)
         typical = log_z.mean(axis=0)
         self.log_z = (log_z - typical).T[None]
-        error = runs.error / law.reference
-        self.target = (np.log(error) if config.space == "log" else error)[None]
+        share = runs.error / law.reference
+        if law.space.linked:
+            self.target = law.space.forward(runs.error)[None]
+        else:
+            self.target = (np.log(share) if config.space == "log" else share)[None]
         self.root = np.sqrt(runs.weights / runs.weights.sum())[None]
         design_MP = law.layout.design((typical - np.log(law.units))[None])[0]
         theta = np.concatenate([law.whole.theta, law.theta])
         theta = theta[np.isfinite(theta).all(axis=1)]
-        terms = law.layout.num_terms
+        logs = law.layout.solve_coefficients(theta @ design_MP.T - np.log(law.space.unit))
         self.starts = theta.copy()
-        self.starts[:, :terms] = theta @ design_MP.T - np.log(law.reference)
+        self.starts[:, : law.layout.num_coefficients] = logs
         if config.free_floor:
             self.starts[:, law.layout.floor] = np.exp(self.starts[:, law.layout.floor])
         self.lower, self.upper = bounds(law.layout, config)
@@ -286,9 +289,8 @@ class _Task:
         if not floor:
             return values
         with np.errstate(divide="ignore"):
-            return np.maximum(
-                np.log(values / self.law.reference), self.lower[self.law.layout.floor]
-            )
+            logs = np.log(values / self.law.space.unit)
+        return np.maximum(logs, self.lower[self.law.layout.floor])
 
     def grid(self, p: int, floor: bool) -> np.ndarray:
         """Return the first values to hold the parameter at."""

@@ -73,8 +73,9 @@ def column_split(table: RunTable, train, test) -> Split:
 
 
 def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
-    """Return splits that hold out whole levels: on a star, random folds leak.
+    """Return splits that hold out whole levels of a factor.
 
+    On a star random folds would test on levels that they trained on, which is too easy.
     Leave-one-level-out of each factor, the budgets of a column 'budget' likewise, and the largest
     n. More than `MOST_PARTS` levels go in groups of neighbours. What is fitted shares no cluster
     with what is held out; a split that leaves nothing to fit is none.
@@ -86,6 +87,24 @@ def leave_out_splits(table: RunTable) -> tuple[Split, ...]:
         parts["without the largest n"] = np.where(table.n == table.n.max(), 0, -1)
     splits = [_without(name, part_R, table.cluster) for name, part_R in parts.items()]
     return tuple(split for split in splits if len(split.train) and _can_be_fitted(table, split))
+
+
+def random_parts(rows_R, parts: int, seed: int = 0, cluster_R=None) -> np.ndarray:
+    """Return bool [S, R]: the rows dealt at random into at most `parts` parts of equal size.
+
+    Args:
+      rows_R: bool [R], the runs to deal out; the others are in no part.
+      parts: how many.
+      seed: of the parts.
+      cluster_R: labels of runs that stay together.
+    """
+    used, part_R = np.flatnonzero(rows_R), np.full(len(rows_R), -1)
+    unit = used if cluster_R is None else np.asarray(cluster_R)[used]
+    names, unit = np.unique(unit, return_inverse=True)
+    parts = min(parts, len(names))
+    dealt = np.random.default_rng([seed, 2]).permutation(np.arange(len(names)) % parts)
+    part_R[used] = dealt[unit]
+    return part_R == np.arange(parts)[:, None]
 
 
 def rollout_splits(table: RunTable, cost=None) -> tuple[Split, ...]:

@@ -95,9 +95,8 @@ def excluded(law) -> np.ndarray:
 
 def linearised(law) -> tuple[np.ndarray, np.ndarray]:
     """Return the whole fit's residuals [R] and Jacobian [R, P], unweighted, in its space."""
-    linear = law.config.space == "linear"
     loss = Loss(law.config.space, None, law.config.free_floor)
-    target = law.runs.error if linear else np.log(law.runs.error)
+    target = law.space.forward(law.runs.error)
     log_z = np.log(law.runs.z / law.units).T[None]
     residual, jacobian = objective.residuals_and_jacobian(
         law.whole.theta, log_z, target[None], np.ones((1, len(target))), law.layout, loss
@@ -128,7 +127,6 @@ def _of(count: int, size: int) -> str:
 def _card(law) -> str:
     config = law.config
     loss = "squares" if config.loss == "mse" else f"Huber (delta {config.huber_delta:g})"
-    space = "log error" if config.space == "log" else "error"
     starts = f"{config.starts} starts ({config.init})"
     if config.init == "zero":
         starts = "one start at zero"
@@ -142,7 +140,8 @@ def _card(law) -> str:
         ("law", f"{config.form}, {len(law.parameters)} parameters, of {law.metric}"),
         ("factors", ", ".join(k if k == name else f"{k} = {name}" for k, name in labels)),
         ("runs", f"{law.num_runs} from {law.source}{weighted}, sha256 {law.runs.sha256[:12]}"),
-        ("loss", f"{loss} of {space}; {_exponents(config)}"),
+        ("loss", f"{loss} of {law.space.name}; {_exponents(config)}"),
+        *[("link", _link(law))] * law.space.linked,
         ("search", f"{starts}, {config.solver}, seed {config.seed}"),
         ("bag", bag),
         ("units", units),
@@ -154,6 +153,12 @@ def _card(law) -> str:
     if law.num_runs <= len(law.parameters):
         rows.append(("warning", "no more runs than parameters: nothing is left to check the law"))
     return "\n".join(f"{name:<8} {text}" for name, text in rows)
+
+
+def _link(law) -> str:
+    share = f"e = error / {law.space.ceiling:g}"
+    terms = "e / (1 - e)" if law.space.kind == "logit" else "-log(1 - e)"
+    return f"{law.space.kind}: terms add up to {terms}, {share}; chance {law.config.chance:g}"
 
 
 def _verdict(law) -> str:
@@ -199,8 +204,10 @@ def _values(law) -> str:
         )
     shown = 1 if law.config.resampling == "none" else 4  # without a bag there is no spread
     heads = ("all runs", "median", "5%", "95%")[:shown]
-    points = f"error points (of {law.scale:g})" if np.isfinite(law.scale) else "units of the loss"
-    lines = [f"coefficients in {points} where each factor is one unit"]
+    measure = f"error points (of {law.scale:g})" if np.isfinite(law.scale) else "units of the loss"
+    if law.space.linked:
+        measure = "odds" if law.space.kind == "logit" else "-log accuracy"
+    lines = [f"coefficients in {measure} where each factor is one unit"]
     width = max(10, *map(len, law.parameters))
     lines.append(" " * width + "".join(f" {head:>10}" for head in heads))
     for name, *values, note in law.parameter_rows():

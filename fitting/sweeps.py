@@ -6,6 +6,7 @@ each curve has an optimum. Both are deterministic and return `Point`s.
 """
 
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -99,6 +100,8 @@ def star_sweep(center, levels: Domain, num_examples, seeds=(None,)) -> tuple[Poi
       len(seeds) x len(num_examples) x (1 + levels off the centre) points, none twice.
     """
     seeds = _distinct(seeds)
+    if not isinstance(num_examples, Iterable):
+        raise ValueError(f"num_examples must be one or more data sizes, got {num_examples}")
     center = tuple(center)
     if len(center) != len(FACTORS):
         raise ValueError(f"the centre of a star has {len(FACTORS)} values {FACTORS}, got {center}")
@@ -205,10 +208,10 @@ def _well_spaced(curve: list, size: int) -> list:
 
 
 def _distinct(seeds) -> tuple[int | None, ...]:
-    seeds = tuple(seeds)
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise ValueError(f"seeds must be one or more different seeds, got {seeds}")
-    return seeds
+    found = tuple(seeds) if isinstance(seeds, Iterable) else ()
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"seeds must be one or more different seeds, as (0, 1, 2), got {seeds}")
+    return found
 
 
 def _exact(value) -> str:

@@ -223,8 +223,8 @@ class Entry(NamedTuple):
 
     @property
     def num_parameters(self) -> int:
-        """Return the number of parameters, P."""
-        return self.law.num_free
+        """Return the number of parameters, P; of several forms, that of the weightiest."""
+        return self.law.lead.num_free
 
 
 @dataclass(frozen=True, eq=False)
@@ -281,7 +281,7 @@ class Comparison:
         for entry in self.entries:
             law = entry.law
             whole = score(law.predict(self.table.x, self.table.n), self.table.error)
-            head = {"name": entry.name, "parameters": entry.num_parameters, "aicc": law.aicc}
+            head = {"name": entry.name, "parameters": entry.num_parameters, "aicc": law.lead.aicc}
             found.append(head | score_cells("all runs", len(self.table), whole))
             for v in entry.validations:
                 above, spread = self.difference(entry.name, v.name)
@@ -349,7 +349,7 @@ def _named(configs) -> dict[str, FitConfig]:
     if isinstance(configs, Mapping):
         return dict(configs)
     configs = [FitConfig(form=c) if isinstance(c, str) else c for c in configs]
-    named = {config.form: config for config in configs}
+    named = {config.label: config for config in configs}
     if not configs or len(named) != len(configs):
         raise ValueError("a comparison needs one or more configs, each of a different form")
     return named

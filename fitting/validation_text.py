@@ -38,7 +38,7 @@ def test_text(test: Validation, table: RunTable) -> str:
 
 def comparison_text(found: Comparison) -> str:
     """Return a line per entry with folds, chosen split and AICc; MSE and coverage by split."""
-    folds, chosen, basis = found.splits[0], found.extrapolation, found.entries[0].law.config
+    folds, chosen, basis = found.splits[0], found.extrapolation, found.entries[0].law
     headers = ["", "params", "CV MSE", "E%", "R²", "above best ± s.e."]
     headers += ["split MSE", "E%", "R²"] if chosen else []
     rows = []
@@ -47,8 +47,8 @@ def comparison_text(found: Comparison) -> str:
         cells = [entry.name, str(entry.num_parameters), *_score_cells(entry.cross_validation)]
         cells.append("best" if entry.name == found.best else f"{above:.2g} ± {spread:.2g}")
         cells += _score_cells(found.score(entry.name, chosen)) if chosen else []
-        alike = (entry.law.config.space, entry.law.config.loss) == (basis.space, basis.loss)
-        rows.append([*cells, formatting.number(entry.law.aicc, 4) if alike else "-"])
+        alike = _likelihood(entry.law) == _likelihood(basis)
+        rows.append([*cells, formatting.number(entry.law.lead.aicc, 4) if alike else "-"])
     others = [
         [f"{split}, {found.entries[0].validation(split).test.sum()} runs"]
         + [formatting.number(found.score(entry.name, split).mse) for entry in found.entries]
@@ -65,6 +65,11 @@ def comparison_text(found: Comparison) -> str:
         f"{formatting.aligned(['MSE on runs not seen', *names], others)}\n\n"
         f"{formatting.aligned([what, *names], held)}"
     )
+
+
+def _likelihood(law) -> tuple[bool, str]:
+    """Return what two laws must share for their AICc to be comparable."""
+    return law.lead.space.kind == "linear", law.lead.config.loss
 
 
 def bagging_text(ablation: Ablation) -> str:

@@ -33,7 +33,7 @@ class Browser:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **params) -> dict:
-        """Sends a command and waits for its answer; events on the way are noted."""
+        """Send a command, wait for its answer, and record the events before it."""
         self._count += 1
         message = {"id": self._count, "method": method, "params": params}
         if self._session:
@@ -64,7 +64,7 @@ class Browser:
         return event
 
     def open(self, path: Path, width: int, height: int = 900, *, fragment="", phone=False) -> None:
-        """Shows a file in a window of this size, and waits until it has loaded."""
+        """Show a file in a window of this size, and wait until it has loaded."""
         size = dict(width=width, height=height, deviceScaleFactor=1, mobile=phone)
         self.call("Emulation.setDeviceMetricsOverride", **size)
         self.call("Page.navigate", url=path.resolve().as_uri() + fragment)
@@ -74,14 +74,14 @@ class Browser:
             time.sleep(0.05)
 
     def ask(self, script: str):
-        """The value of an expression in the page."""
+        """Return the value of an expression in the page."""
         how = dict(returnByValue=True, awaitPromise=True)
         answer = self.call("Runtime.evaluate", expression=script, **how)
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
     def point(self, selector: str) -> None:
-        """Scrolls to the first visible match and moves the pointer over its middle."""
+        """Scroll to the first visible match and move the pointer over its middle."""
         quoted = json.dumps(selector)
         x, y = self.ask(
             f"(() => {{ const all = [...document.querySelectorAll({quoted})];"
@@ -97,18 +97,18 @@ class Browser:
             self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x + step, y=y + step)
 
     def screenshot(self, path: Path, *, whole: bool = False) -> None:
-        """Saves what the window shows, or the whole page, as PNG."""
+        """Save what the window shows, or the whole page, as PNG."""
         found = self.call("Page.captureScreenshot", captureBeyondViewport=whole)
         path.write_bytes(base64.b64decode(found["data"]))
 
     def pdf(self, path: Path) -> None:
-        """Saves the page as it is printed."""
+        """Save the page as it is printed."""
         path.write_bytes(base64.b64decode(self.call("Page.printToPDF")["data"]))
 
 
 @contextlib.contextmanager
 def browser(folder: Path):
-    """A `Browser` with an empty profile in the folder."""
+    """Yield a `Browser` with an empty profile in the folder."""
     read_commands, write_commands = os.pipe()
     read_answers, write_answers = os.pipe()
     quiet = ["--disable-gpu", "--disable-sync", "--no-first-run", "--disable-component-update"]

@@ -97,7 +97,7 @@ def _why_left_out(item):
 
 
 def pytest_sessionfinish(session):
-    """With several processes (`pytest -n`) each worker leaves out the same tests."""
+    """Pass on which tests were left out; with `pytest -n` every worker leaves out the same."""
     if hasattr(session.config, "workeroutput"):
         session.config.workeroutput["left_out"] = session.config.stash[LEFT_OUT]
 
@@ -120,7 +120,7 @@ def pytest_terminal_summary(terminalreporter, config):
 
 @pytest.fixture(autouse=True, scope="module")
 def _no_silent_broadcast(request):
-    """In the tests of vvlm_jax, adding arrays of different rank is an error: name the new axes."""
+    """Make it an error, in the tests of vvlm_jax, to add arrays of different rank."""
     if TESTS / "vvlm_jax" in request.path.parents:
         with jax.numpy_rank_promotion("raise"):
             yield
@@ -156,30 +156,13 @@ def collected():
 def model_folder(tmp_path_factory):
     """Return the folder of a model with random parameters and a byte-level tokenizer."""
     from tests.vvlm_jax.byte_level import save_byte_level
-    from vvlm_jax.config import DataConfig, LlamaConfig, ModelConfig, TrainConfig, VisionConfig
+    from tests.vvlm_jax.random_model import random_model
     from vvlm_jax.data import tokenizer
-    from vvlm_jax.models import vlm
-    from vvlm_jax.override import to_json
     from vvlm_jax.train.model_dir import save_params
 
     folder = tmp_path_factory.mktemp("model")
     save_byte_level(folder, tokenizer.FAMILIES["llama3"].values())
-    tok = tokenizer.load(folder)
-    config = TrainConfig(
-        model=ModelConfig(
-            VisionConfig(width=16, depth=2, mlp_dim=24, num_heads=2, patch_size=4, image_size=16),
-            LlamaConfig(
-                vocab=tok.vocab, width=24, depth=2, mlp_dim=40, num_heads=4, num_kv_heads=2,
-                head_dim=8, tie_embeddings=False, rope_theta=100.0, max_position=512,
-            ),
-            num_frames=3, tokens_per_frame=4, dtype="float32", remat="none",
-        ),
-        data=DataConfig(tokenizer=str(folder)),
-    )  # fmt: skip
-    model = vlm.build(config.model, tok.special[tokenizer.VIDEO], tok.vocab)
-    params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(1))
-    save_params(folder, jax.tree.map(lambda x: 3 * x, params))
-    (folder / "config.json").write_text(to_json(config))
+    save_params(folder, random_model(folder, tokenizer.load(folder)))
     return folder
 
 

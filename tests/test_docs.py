@@ -112,7 +112,8 @@ def execute(line, folder):
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     else:
         assert words[0] == "vvlm", line
-        code, shown = vvlm(*words[1:], *LESS.get(words[1], []))
+        one_form = ["--form", "add-interact"] * (words[1] in LESS and "--form" not in words)
+        code, shown = vvlm(*words[1:], *LESS.get(words[1], []), *one_form)
         assert code == 0, f"{line}\n{shown}"
         assert shown, line
     for out in re.findall(r"--out (\S+)", line):
@@ -131,7 +132,7 @@ def folder(tmp_path_factory):
     ("page", "lines"), [pytest.param(p, lines, id=f"{p}-{n}") for p, n, lines in runnable(False)]
 )
 def test_blocks_marked_run_work(page, lines, folder, monkeypatch):
-    """In the order of the pages: planning.md reads the law that fitting.md fits."""
+    """Blocks run in the order of the pages: planning.md reads the law that fitting.md fits."""
     monkeypatch.chdir(folder)
     for line in lines:
         execute(line, folder)

@@ -23,7 +23,7 @@ PYTHONS = ("3.11", "3.12")
 
 
 def environment(python, extra):
-    """Markers' variables; uv names the extras of its conflicts `extra-8-vvlm-jax-NAME`."""
+    """Return markers' variables; uv names the extras of its conflicts `extra-8-vvlm-jax-NAME`."""
     name = f"extra-{len('vvlm-jax')}-vvlm-jax-{extra}" if extra else ""
     return {
         "python_version": python,
@@ -34,7 +34,7 @@ def environment(python, extra):
 
 
 def pinned(file, python, extra):
-    """{name: version} of a requirement file."""
+    """Return {name: version} of a requirement file."""
     pins = {}
     for line in (ROOT / file).read_text().splitlines():
         if text := line.split("#")[0].strip():
@@ -47,7 +47,7 @@ def pinned(file, python, extra):
 
 
 def locked(python, extra):
-    """{name: version} that uv installs for a Python and one extra: a walk from the project."""
+    """Return {name: version} that uv installs for a Python and one extra."""
     where, packages, found, seen = environment(python, extra), {}, {}, set()
     for package in LOCK["package"]:
         packages.setdefault(package["name"], []).append(package)

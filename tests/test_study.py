@@ -24,6 +24,7 @@ COLUMNS = [
     *("run_id", "sweep", "lm_params", "num_frames", "tokens_per_frame", "num_examples"),
     *("seed", "protocol", "metric", "score", "score_se"),
 ]
+SWEEPS = ("star-", "isoflop-", "decision-", "replicate-")
 pytestmark = pytest.mark.slow(reason="trains a miniature study: minutes")
 
 # The driver fits laws, which takes three times as long when little is optimised.
@@ -63,19 +64,21 @@ def kill(process, workers):
 
 
 def trained(out):
-    """{run of the sweep: when its training ended}."""
+    """Return {run of the sweep: when its training ended}."""
     found = {}
     for file in out.glob("work/*/runs/*/jobs/train.*.json"):
         run = file.parts[-3]
-        if run.startswith(("star-", "isoflop-")) and '"event": "done"' in file.read_text():
+        if (
+            run.startswith(("star-", "isoflop-", "decision-", "replicate-"))
+            and '"event": "done"' in file.read_text()
+        ):
             found[run] = file.stat().st_mtime_ns
     return found
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study that two workers did, and that was killed twice: in the sweep and in the decision
-    test; its results at the first kill.
+    """Return a study of two workers, killed in the sweep and in the decision test, and finished.
 
     Returns (folder, its store, {run: when it was trained} at the first kill).
     """
@@ -221,19 +224,19 @@ def test_one_worker_without_interruption_gives_the_same_numbers(study, tmp_path)
 
 
 def verdict(out):
-    """The text of verdict.json before its seconds."""
+    """Return the text of verdict.json before its seconds."""
     text = (out / "verdict.json").read_text()
     return text[: text.index('"seconds"')]
 
 
 def results(store):
-    """{job: what it gave}."""
+    """Return {job: its result}."""
     states = Store.open(store).states()
     return {id: state.entry.body["result"] for id, state in states.items()}
 
 
 def interrupted(store):
-    """Runs with a job that had to be claimed twice."""
+    """Return runs with a job that had to be claimed twice."""
     claims = [f for f in store.glob("runs/*/jobs/*.json") if '"event": "claim"' in f.read_text()]
     jobs = [(f.parts[-3], f.name.split(".")[0]) for f in claims]
     return {run for run, name in jobs if jobs.count((run, name)) > 1}

@@ -61,7 +61,7 @@ def load_config(path: Path, kind: type, function: str = "config", flag: str = "-
         value = getattr(module, function)() if hasattr(module, function) else None
     except Exception as e:  # a user's file may raise anything
         raise ConfigError(f"{flag}{path}{_line_of(e, file)}: {_reason(e, kind)}") from e
-    # By name: `configs.study` and `vvlm.configs.study` are two modules of one file in a checkout.
+    # Compare names: `configs.study` and `vvlm.configs.study`, one file in a checkout, differ.
     if type(value).__name__ != kind.__name__:
         raise ConfigError(f"{flag}{path}: must define {function}() -> {kind.__name__}")
     try:
@@ -80,8 +80,8 @@ def _config_file(path: Path, flag: str) -> Path:
     if path.suffix == "" and str(path) in shipped_names():
         return _configs_folder() / f"{path}.py"
     if path.suffix == "":
-        hint = f"no such shipped config; {nearest(str(path), shipped_names())}"
-        raise ConfigError(f"{flag}{path}: {hint}; or give a Python file, PATH.py")
+        hint = nearest(str(path), shipped_names())
+        raise ConfigError(f"{flag}{path}: is neither a file PATH.py nor a shipped config; {hint}")
     there = ", ".join(sorted(str(p) for p in path.parent.glob("*.py"))) or "no Python file"
     raise ConfigError(f"{flag}{path}: no such Python file; in that folder: {there}")
 

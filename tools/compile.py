@@ -1,4 +1,4 @@
-"""Does a train step, a prefill or a decode fit a TPU topology? Answers on a machine without TPUs.
+"""Find whether a train step, a prefill or a decode fits TPUs, on a machine without TPUs.
 
 Example:
     vvlm compile --config finetune --topology v5p:2x2x4 \\
@@ -6,7 +6,7 @@ Example:
 
 Compiles the program that would run with the TPU's own compiler, and prints the memory of one chip
 by kind, what is sent between chips, and exact FLOPs. It does not measure speed.
-Needs libtpu: pip install -r tests/requirements-tpu.txt
+Needs libtpu: pip install 'vvlm_jax[libtpu]', in a checkout pip install '.[libtpu]'
 Exit code: 0 fits, 1 does not fit, 2 bad input.
 
 Batches have the greatest length: every row is a video and data.max_text_tokens of text.
@@ -30,6 +30,7 @@ from vvlm_jax.config_check import choose, validate
 from vvlm_jax.devices import GIB, Topology, parse_topology
 from vvlm_jax.override import override
 
+from .arguments import read_options
 from .common import die_in_one_line, load_config, shipped
 
 SWEEPS = ("star", "isoflop")
@@ -177,7 +178,7 @@ def verdict(m) -> str:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

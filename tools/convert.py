@@ -3,8 +3,8 @@
 Examples:
     vvlm convert siglip-so400m-patch14-384 runs/siglip
     vvlm convert webli_en_so400m_384.npz:img runs/siglip --image-size 224
-    vvlm convert runs/finetune out/my-vlm --to hf --dtype bfloat16
-    vvlm convert runs/siglip out/siglip --to hf --source siglip-so400m-patch14-384
+    vvlm convert runs/finetune runs/my-vlm --to hf --dtype bfloat16
+    vvlm convert runs/siglip runs/siglip-hf --to hf --source siglip-so400m-patch14-384
 
 SRC is a big_vision .npz (FILE.npz:img names a subtree), a Hugging Face directory of SigLIP, Llama,
 Qwen2 or LlavaOnevision with safetensors, or a model folder of ours. DST becomes a model folder
@@ -23,6 +23,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from .arguments import read_options
 from .common import die_in_one_line
 
 
@@ -88,7 +89,7 @@ def main(args: Args) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

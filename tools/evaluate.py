@@ -22,12 +22,11 @@ import dataclasses
 import sys
 from pathlib import Path
 
-import tyro
-
 from vvlm_jax.config import ConfigError
 from vvlm_jax.eval.judge import JudgeConfig
 
-from .common import die_in_one_line
+from .arguments import read_options
+from .common import check_positive, die_in_one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +79,7 @@ def main(args: Args) -> None:
     """Print a line for each task and metric, and write replies and scores."""
     if not 0 <= args.max_unreadable <= 1:
         raise ConfigError(f"--max-unreadable {args.max_unreadable}: must be a share from 0 to 1")
+    check_positive(args, "max_new_tokens", "prompts_per_batch", "limit")
     if bool(args.tasks) == bool(args.questions):
         raise ConfigError("give a question file (--questions FILE) or benchmarks (--tasks paper)")
     if args.tasks:
@@ -192,7 +192,7 @@ def _answer(args: Args, questions, media_root: str, out: Path):
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

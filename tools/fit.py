@@ -32,6 +32,7 @@ from fitting.runs import RunTable
 from vvlm_jax.progress import live
 
 from . import fit_checks, fit_flags
+from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line, flag, write_csv
 from .fit_flags import Condition, Cost, Data, FitFlags, Flag, Rows, Ties
 from .fit_profile import write_profiles
@@ -99,9 +100,8 @@ def main(args: Args) -> None:
     from fitting.lack_of_fit import judged
     from fitting.splits import column_split
 
-    if args.train:
-        for one in tables.values():
-            column_split(one, args.train, args.test)  # a bad split is known before the work
+    for one in tables.values() if args.train else ():
+        column_split(one, args.train, args.test)  # a bad split is known before the work
     warn(config, table, tables)
     with live("fit") as say:
         laws = fit_many([(one, None) for one in tables.values()], config, on_progress=say)
@@ -114,7 +114,7 @@ def main(args: Args) -> None:
         law.save(folder)
         print(f"\n{folder / 'fit.json'}")
         if args.profile:
-            write_profiles(folder, law, args.profile)
+            write_profiles(folder, law.lead, args.profile)
         fits.append((one, law, *validate(one, config, args, folder, cost)))
     if args.page.report:
         from fitting.report.fitted import Fitted, write_fits
@@ -125,9 +125,10 @@ def main(args: Args) -> None:
 
 def check_runs(config: FitConfig, table: RunTable, args: Args) -> None:
     """Raise ValueError for a form that does not suit the table, or too few runs to validate."""
-    path = args.data.runs
+    path, named = args.data.runs, () if config.is_auto else config.forms
     with flag(f"{path}: form"):
-        get_form(config.form).check_examples(table.n is not None)
+        for one in named:
+            get_form(one.form).check_examples(table.n is not None)
     for value in table.metrics if args.compare or args.ablate else ():
         runs = int((table.metric == value).sum())
         if runs < FOLDS:
@@ -140,7 +141,7 @@ def warn(config: FitConfig, table: RunTable, tables: dict[Path, RunTable]) -> No
     """Print what a reader should know before the fit: odd rows, few runs, an unused column."""
     for text in table.notes:
         print(f"warning: {text}", file=sys.stderr)
-    if "num_examples" in table.columns and get_form(config.form).has_n:
+    if "num_examples" in table.columns and any(get_form(c.form).has_n for c in config.forms):
         print("note: a law without n; --examples num_examples names the column", file=sys.stderr)
     for one in tables.values():
         fit_checks.warn_if_few(one.source, len(one), config, one)
@@ -154,6 +155,7 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost)
     """
     from fitting import ablations, validation
     from fitting import validation_text as text
+    from fitting.mixing import suiting
 
     if not (args.compare or args.ablate or args.train):
         return None, None
@@ -162,8 +164,8 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost)
         split = validation.column_split(table, args.train, args.test)
         fit_checks.warn_if_few(args.train, int(split.train.sum()), config, table)
     if args.compare:
-        names = dict.fromkeys((*usable_forms(PAPER_FORMS, table.n is not None), config.form))
-        configs = {name: config.replace(form=name) for name in names}
+        names = usable_forms(PAPER_FORMS, table.n is not None)
+        configs = {name: config.replace(form=name) for name in names + suiting(config, table)}
         with live("compare") as say:
             price = cost(table.x) if table.factors == FACTORS else None
             found = validation.compare(table, configs, cost=price, on_progress=say, **asked)
@@ -184,10 +186,9 @@ def validate(table: RunTable, config: FitConfig, args: Args, folder: Path, cost)
 
 def cli() -> None:
     """Read the command line and run the command."""
-    read = tyro.conf.OmitArgPrefixes[Args]
+    kind = tyro.conf.OmitArgPrefixes[Args]
     die_in_one_line(
-        lambda: main(tyro.cli(read, description=__doc__, registry=fit_flags.READERS)),
-        continues=False,
+        lambda: main(read_options(kind, __doc__, registry=fit_flags.READERS)), continues=False
     )
 
 

@@ -3,7 +3,7 @@
 import sys
 
 from fitting.config import FitConfig
-from fitting.forms import FORMS, get_form, usable_forms
+from fitting.forms import FORMS, decisive_form, get_form, usable_forms
 from fitting.runs import RunTable
 
 
@@ -14,7 +14,8 @@ def check_enough(table: RunTable, config: FitConfig) -> None:
     def count(name: str) -> int:
         return len(get_form(name).parameters(len(table.factors), with_n))
 
-    free = count(config.form) - len(config.fix or ())
+    asked, free = decisive_form(config, len(table.factors), with_n)
+    free -= len(config.fix or ())
     if runs >= free:
         return
     fits = [n for n in usable_forms(FORMS, with_n) if get_form(n).has_n >= with_n]
@@ -23,13 +24,13 @@ def check_enough(table: RunTable, config: FitConfig) -> None:
     of = f" of {table.metrics[0]}" * bool(table.metrics[0])
     raise ValueError(
         f"{table.source}: {runs} run{'s' * (runs > 1)}{of} cannot determine the "
-        f"{free} parameters of {config.form!r}; add runs, {remedy}"
+        f"{free} parameters of {asked!r}; add runs, {remedy}"
     )
 
 
 def warn_if_few(what: str, runs: int, config: FitConfig, table: RunTable) -> None:
     """Print a warning where runs do not outnumber parameters."""
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
+    _, count = decisive_form(config, len(table.factors), table.n is not None)
     count -= len(config.fix or ())
     if runs <= count:
         why = "nothing is left to check the law" if runs == count else "they are not determined"

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from fitting import own_forms, run_checks
-from fitting.config import FACTORS, FitConfig
+from fitting.config import AUTO, FACTORS, FitConfig
 from fitting.cost import CostConstants, CostFormula
 from fitting.forms import get_form
 from fitting.runs import RunTable, read_runs
@@ -96,8 +96,13 @@ class Ties:
     """Exponents that are one parameter, such as a_T=a_V."""
 
 
+@dataclasses.dataclass(frozen=True)
 class FitFlags(FitConfig):
-    """How the law is fitted; the defaults are the paper's but for the cap and the solver."""
+    """How the law is fitted; defaults are the paper's but for the forms, the cap and the solver."""
+
+    form: str = AUTO
+    """auto, several forms in one bag, weighted by their predictions of held-out runs; or NAME,
+    NAME@LINK, or a list: mult, add, add-interact (equation 3), others of fitting/forms.py."""
 
     def __post_init__(self):
         """Leave the check to `fit_config`, which names the flag in one line."""
@@ -151,9 +156,11 @@ def _units(text: str):
 def fit_config(flags: FitFlags, tie: tuple[str, ...] = (), factors=FACTORS) -> FitConfig:
     """Return the checked options of the fit; ValueError names the flag."""
     form = own_forms.resolve(flags.form, tie, factors)
-    get_form(form)
     try:
-        return FitConfig(**vars(flags) | {"form": form})
+        config = FitConfig(**vars(flags) | {"form": form})
+        for one in config.forms:
+            get_form(one.form)
+        return config
     except ValueError as e:
         text = re.sub(r"FitConfig\.(\w+)", lambda m: "--" + m[1].replace("_", "-"), str(e))
         text = text.replace("space='linear'", "--space linear").replace("None", "none")

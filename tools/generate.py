@@ -16,6 +16,7 @@ from typing import Annotated
 
 import tyro
 
+from .arguments import read_options
 from .common import die_in_one_line
 
 
@@ -64,6 +65,7 @@ _FLAGS = {
     "temperature": "--temperature",
     "top_p": "--top-p",
     "seed": "--seed",
+    "model.dtype": "--dtype",
 }
 _OPTION = re.compile(rf"(?<![\w.])({'|'.join(_FLAGS)}) = ")
 """Options as `VideoVLM.generate` names them in errors, replaced by the flags that users gave."""
@@ -108,7 +110,7 @@ def tame(text: str) -> str:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

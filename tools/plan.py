@@ -24,6 +24,7 @@ from fitting.elasticities import BUDGETS, NUM_EXAMPLES
 from fitting.grids import parse_domain, parse_grid
 from fitting.sweeps import PAPER_DOMAIN, Domain
 
+from .arguments import read_options
 from .common import die_in_one_line, flag, write_csv
 from .plan_flags import TERA, Args, Offered, Question, check_flags
 
@@ -35,10 +36,10 @@ def main(args: Args) -> None:
     if ask.law is None:
         return first_design(ask, offered)
     from fitting import planner
-    from fitting.law import BaggedFit
+    from fitting.mixture import load_law
     from fitting.planner_text import as_text
 
-    law = BaggedFit.load(ask.law)
+    law = load_law(ask.law)
     if ask.examples is not None and law.examples is None:
         raise ValueError("--examples: the law has no number of examples; leave it out")
     with flag("--domain"):
@@ -138,10 +139,8 @@ def grid_examples(law, ask: Question) -> np.ndarray | None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(
-        lambda: main(tyro.cli(tyro.conf.OmitArgPrefixes[Args], description=__doc__)),
-        continues=False,
-    )
+    kind = tyro.conf.OmitArgPrefixes[Args]
+    die_in_one_line(lambda: main(read_options(kind, __doc__)), continues=False)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,8 @@ Examples:
 
 RUNS is a table of runs (run_id, sweep, lm_params, num_frames, tokens_per_frame, num_examples,
 metric, score; a CSV, or Parquet if pyarrow is installed), a folder with runs.csv, or the store of a
-sweep (a folder, or gs://BUCKET/FOLDER, s3://…), finished or not: the scores so far are collected
-into OUT/runs.csv. Costs follow equation 1 with the encoder of the sweep, if RUNS is a store, else
-of the paper, unless --vision-params and --features name another.
+sweep (or gs://BUCKET/FOLDER, s3://…), finished or not: its scores so far go into OUT/runs.csv.
+Costs follow equation 1 with the store's encoder, else the paper's, or --vision-params, --features.
 Writes OUT/report.html, which needs no network and no other file: what to deploy at each budget and
 how sure that is, Figures 1 to 10, Tables 2, 8, 9 and 10, one metric at a time. OUT/figures and
 OUT/tables hold the same as SVG and CSV, OUT/laws the fitted laws, which the same command uses again
@@ -25,10 +24,11 @@ import tyro
 
 from fitting.config import FitConfig
 from fitting.cost import PAPER, CostConstants
-from fitting.forms import FORMS, get_form
+from fitting.forms import FORMS, PAPER_FORMS, get_form
 from fitting.runs import RunTable, write_runs
 from vvlm_jax.progress import Progress, printable
 
+from .arguments import read_options
 from .common import check_is_here, check_positive, die_in_one_line
 from .fit_flags import Cost, FitFlags, Flag, Rows, fit_config, page_cost
 
@@ -49,8 +49,8 @@ class Args:
     """Report on this metric only; by default on all."""
     appendix: Literal["none", "quick", "full"] = "quick"
     """Tables 2, 8, 9, 10: quick (single fits; 8, 9, 10 for one metric), full (all bagged), none."""
-    form: str = FitConfig.form
-    """Form of the laws: mult, add, add-interact-s, add-interact, or another of fitting/forms.py."""
+    form: str = FitFlags.form
+    """Form of the laws, as of `vvlm fit`: auto, or add-interact for the paper's."""
     resamples: int = FitConfig.resamples
     """Bootstrap resamples of each law."""
     starts: int = FitConfig.starts
@@ -131,16 +131,15 @@ def settings_of(args: Args, encoder: dict | None):
     """
     from fitting.report.results import Settings
 
-    form = get_form(args.form)
-    if not form.has_n:
-        there = ", ".join(name for name, one in FORMS.items() if one.has_n)
-        raise ValueError(f"--form {args.form} has no number of examples; choose one of {there}")
     if args.resampling == "none":
         raise ValueError("--resampling none: a report needs bootstrap members")
     if args.workers < 0:
         raise ValueError(f"--workers must be 0 or more, got {args.workers}")
     names = ("form", "resamples", "starts", "resampling", "seed")
     law = fit_config(FitFlags(**{n: getattr(args, n) for n in names}, units="geomean"))
+    for name in (one.form for one in law.forms if not get_form(one.form).has_n):
+        there = ", ".join(other for other, form in FORMS.items() if form.has_n)
+        raise ValueError(f"--form {name} has no number of examples; choose one of {there}")
     check, bag = {
         "none": (None, None),
         "quick": (law.replace(**QUICK), law.replace(**QUICK_BAG)),
@@ -151,7 +150,8 @@ def settings_of(args: Args, encoder: dict | None):
     vision = known.vision_params if args.vision_params is None else args.vision_params
     features = known.features_per_frame if args.features is None else args.features
     cost = page_cost(args.cost, vision, features)
-    return Settings(law, check, bag, cost, skipped="Left out by --appendix none.")
+    forms = tuple(dict.fromkeys((*PAPER_FORMS, *(one.label for one in law.forms))))
+    return Settings(law, check, bag, cost, skipped="Left out by --appendix none.", forms=forms)
 
 
 def open_store(path: Path):
@@ -193,7 +193,7 @@ def make_folder(folder: Path) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

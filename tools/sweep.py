@@ -24,6 +24,7 @@ import tyro
 from vvlm_jax.config import ConfigError
 from vvlm_jax.exit_codes import Exit
 
+from .arguments import read_options
 from .common import die_in_one_line, own_command
 from .sweep_plan import SWEEP, Plan, load, plan
 from .sweep_store import STORE, Cancel, Collect, Retry, Status, cancel, collect, retry, status
@@ -68,11 +69,11 @@ class Work:
     job: tyro.conf.Positional[str | None] = None
     """`RUN/NAME`, as status --jobs lists them."""
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Of several hosts that are neither a TPU pod nor under Slurm: where process 0 is."""
+    """Address of process 0, for several hosts that are neither a TPU pod nor run under Slurm."""
     processes: int | None = None
-    """Their number."""
+    """Number of processes, with --coordinator."""
     process: int | None = None
-    """The number of this one, from 0."""
+    """Number of this process from 0, with --coordinator."""
 
 
 def launch(args: Launch) -> None:
@@ -100,7 +101,8 @@ def launch(args: Launch) -> None:
         print("\n".join([*would, *missing]))
         return
     if missing:
-        raise ConfigError(missing[0])
+        more = f"; {len(missing) - 1} more are missing, see --dry-run" if len(missing) > 1 else ""
+        raise ConfigError(missing[0] + more)
     store = jobs.create(path, config)
     print(f"{len(store.runs)} runs, {len(store.jobs)} jobs in {path}", file=sys.stderr)
     if not local.drive(store, own_command("sweep", "work", str(store.path)), shares):
@@ -156,7 +158,7 @@ def main(args) -> None:
 def cli() -> None:
     """Read the command line and run the command."""
     kinds = {kind.__name__.lower(): kind for kind in COMMANDS}
-    die_in_one_line(lambda: main(tyro.extras.subcommand_cli_from_dict(kinds, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(kinds, __doc__)))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,10 @@ class Plan:
     mfu: float = 0.4
     """Share of the peak that training reaches."""
     price: float | None = None
-    """Price of one device for an hour, in any currency."""
+    """Price of one device for an hour, in any currency; adds a column `cost`."""
     topology: str | None = None
-    """Such as v5p:2x2x4: show which runs fit it, as `vvlm compile --sweep` found."""
+    """Such as v5p:2x2x4: a column `fits` says whether the train step fits these chips, as
+    `vvlm compile --sweep` found; ? where it was not compiled."""
     compiled: Path = Path("runs/compile")
     """Where vvlm compile kept its results."""
     csv: bool = False
@@ -76,7 +77,7 @@ def plan(args: Plan) -> None:
         print(text.plan_csv(rows), end="")
         return
     write = text.plan_json if args.json else text.plan_text
-    assumed = {"device": args.device, **rate}
+    assumed = {"device": args.device, **rate, "topology": args.topology}
     print(write(rows, stage_1, plan.totals(rows, stage_1), assumed), end="")
 
 

@@ -1,4 +1,4 @@
-"""`vvlm sweep status`, `retry`, `cancel` and `collect`: what needs a store alone."""
+"""The subcommands `status`, `retry`, `cancel` and `collect`, which read or change a store."""
 
 import dataclasses
 import importlib.util

@@ -3,8 +3,9 @@
 Example:
     vvlm train --config finetune --set model.num_frames=8 out_dir=runs/ft8
 
-A config is a Python file with `config() -> TrainConfig`. After an interruption (Ctrl-C, a kill, a
-crash, or SIGTERM, which saves first) run the same command again to continue.
+A config is a Python file with `config() -> TrainConfig`, or a shipped one: pretrain, finetune,
+quecc. After an interruption (Ctrl-C, a kill, a crash, or SIGTERM, which saves first) run the same
+command again to continue.
 
 Exit codes: 0 finished, 2 an error whose message says what to do, 75 stopped by SIGTERM and saved
 (run it again), 130 interrupted by Ctrl-C.
@@ -25,6 +26,7 @@ from vvlm_jax.config import ConfigError, TrainConfig
 from vvlm_jax.exit_codes import Exit
 from vvlm_jax.override import override, to_json
 
+from .arguments import read_options
 from .common import die_in_one_line, load_config
 
 
@@ -33,7 +35,7 @@ class Args:
     """Options of `vvlm train`."""
 
     config: Path
-    """A Python file that defines `config() -> TrainConfig`, such as configs/finetune.py."""
+    """A Python file that defines `config() -> TrainConfig`, or a shipped one: finetune."""
     set: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY=VALUE ...")] = ()
     """Overrides, such as model.num_frames=8 data.num_examples=250000."""
     allow: Annotated[tuple[str, ...], tyro.conf.arg(metavar="KEY ...")] = ()
@@ -121,8 +123,10 @@ def _exit_now(code: int) -> None:
 
 def cli() -> None:
     """Run the command with the options of the command line; exit promptly on Ctrl-C and errors."""
+    options = []
+    die_in_one_line(lambda: options.append(read_options(Args, __doc__)))
     try:
-        die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+        die_in_one_line(lambda: main(*options))
     except SystemExit as e:
         if e.code == 130:
             _exit_now(e.code)

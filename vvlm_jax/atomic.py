@@ -4,7 +4,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = ".partial-"
@@ -15,9 +15,9 @@ PREFIX = ".partial-"
 def replacing(path: Path, *, shared: bool = False, sync: bool = False) -> Iterator[Path]:
     """Yield a path beside `path` to write a file or a folder at; rename it to `path` at the end.
 
-    When the block raises, what it wrote is removed and `path` stays as it was. What a killed
-    process left is removed by the next writer. The name keeps its suffix, by which some writers
-    choose a format.
+    When the block raises, what it wrote is removed and `path` stays as it was; an OSError about the
+    unfinished file then names `path`. What a killed process left is removed by the next writer.
+    The name keeps its suffix, by which some writers choose a format.
 
     Args:
       shared: Several processes may write `path` at the same time, so each takes a name of its own.
@@ -26,15 +26,18 @@ def replacing(path: Path, *, shared: bool = False, sync: bool = False) -> Iterat
     """
     unique = f"{uuid.uuid4().hex}-" if shared else ""
     partial = path.with_name(f"{PREFIX}{unique}{path.name}")
-    remove(partial)
     try:
+        remove(partial)
         yield partial
         if sync:
             with partial.open("rb") as file:
                 os.fsync(file.fileno())
         os.replace(partial, path)
-    except BaseException:
-        remove(partial)
+    except BaseException as e:
+        with suppress(OSError):  # the block's error is the one to report
+            remove(partial)
+        if isinstance(e, OSError) and f"{e.filename}".startswith(f"{partial}"):
+            e.filename, e.filename2 = f"{e.filename}".replace(f"{partial}", f"{path}"), None
         raise
 
 

@@ -35,7 +35,7 @@ class Stopped(RuntimeError):
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A SoViT (big_vision's ViT without a class token). Sizes live in `models/variants.py`."""
+    """Sizes of a SoViT, big_vision's ViT without a class token; `models/variants.py` names some."""
 
     width: int
     depth: int
@@ -86,7 +86,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """A Llama 3.x or Qwen2.5 decoder. Sizes live in `models/variants.py`."""
+    """Sizes of a Llama 3.x or Qwen2.5 decoder; `models/variants.py` names some."""
 
     vocab: int
     width: int

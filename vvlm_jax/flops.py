@@ -1,6 +1,6 @@
 """Exact parameter and FLOP counts of the towers, from their configs alone. Imports no jax."""
 
-from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig, visual_length
+from vvlm_jax.config import LlamaConfig, ModelConfig, VisionConfig
 
 
 def llm_params(config: LlamaConfig) -> int:
@@ -53,51 +53,6 @@ def llm_flops(config: LlamaConfig, length: int, logits: int = 1) -> int:
 def projector_flops(vision: VisionConfig, llm: LlamaConfig, tokens: int) -> int:
     """Return the FLOPs of projecting `tokens` features into the language model."""
     return 2 * tokens * llm.width * (vision.width + llm.width)
-
-
-def quecc_params(vision: VisionConfig, llm: LlamaConfig, layers: int, stride: int) -> int:
-    """Return the parameters of QueCC over `layers` encoder layers, with cells of stride²."""
-    D = vision.width
-    text = llm.width * D + 3 * D
-    query, both = 2 * (D**2 + D) + 2 * D, 2 * (layers * D**2 + D**2 + 4 * D)
-    return text + query + both + (stride**2 + 1) * D + 4 * (D**2 + D)
-
-
-def quecc_flops(vision: VisionConfig, llm: LlamaConfig, layers: int, tokens_per_frame: int) -> int:
-    """Return the FLOPs of QueCC on one frame; of the text, only its projection."""
-    D, P, V = vision.width, vision.num_patches, tokens_per_frame
-    query, both = 2 * P * D**2, 2 * P * (layers + 1) * D**2
-    cells = P * D + 2 * P * D**2 + 2 * P * D + 2 * V * D**2  # convolution; keys, values; attention
-    return 2 * (llm.width * D + query + both + cells)
-
-
-def forward_flops(
-    config: ModelConfig,
-    vision: VisionConfig,
-    llm: LlamaConfig,
-    text: int,
-    logits: int = 1,
-    query: int = 0,
-) -> int:
-    """Return the FLOPs of a forward pass over one video and `text` tokens, newlines included.
-
-    Args:
-      vision, llm: the sizes that `config` names.
-      query: tokens of the question, which QueCC reads on its own.
-    """
-    T, V = config.num_frames, config.tokens_per_frame
-    length = visual_length(T, V, config.newline) + text
-    if config.resampler == "quecc":
-        compress = T * quecc_flops(vision, llm, len(config.quecc_layers), V)
-        compress, features = compress + llm_flops(llm, query, logits=0), V
-    else:  # interpolation itself is not counted: under a thousandth
-        compress, features = 0, vision.out_grid**2
-    return (
-        vision_flops(vision, T)
-        + projector_flops(vision, llm, T * features)
-        + compress
-        + llm_flops(llm, length, logits)
-    )
 
 
 def train_flops(

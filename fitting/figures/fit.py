@@ -38,11 +38,13 @@ def parameter_boxes(law: BaggedFit) -> Figure:
     Raises:
       ValueError: the law is degenerate, so that its parameters mean nothing.
     """
+    law = law.lead  # of several forms, the weightiest
     if law.degenerate:
         raise ValueError(f"the parameters of {law.metric} mean nothing: {law.degenerate}")
     rows, unknown_P = law.parameter_rows(), summary.undetermined(law)
     values_BP = np.where(law.absent, 0.0, law.values)[np.isfinite(law.theta).all(axis=1)]
-    shares = [law.layout.num_terms, law.layout.num_parameters - law.layout.num_terms]
+    terms = law.layout.num_coefficients
+    shares = [terms, law.layout.num_parameters - terms]
     figure = Figure(figsize=(2.2 + 0.52 * len(rows), 3.4), layout="constrained")
     axes = figure.subplots(1, 2, width_ratios=[max(2, s) for s in shares])
     for axis, part in ((axes[0], ~law.is_exponent), (axes[1], law.is_exponent)):

@@ -4,7 +4,7 @@ import numpy as np
 
 from fitting import formatting
 from fitting.figures.style import error_label, keep, plain
-from fitting.law import BaggedFit
+from fitting.predictions import Law
 from fitting.runs import RunTable
 
 CURVE_GAP = 1.25  # a larger ratio between neighbouring costs separates two isoFLOP curves
@@ -51,12 +51,12 @@ def name_row(axis, metric: str, table: RunTable) -> None:
     axis.set_ylabel(f"{plain(metric)}: {label}" if many else label)
 
 
-def listed(laws) -> list[BaggedFit]:
+def listed(laws) -> list[Law]:
     """Return one law or several as a list."""
-    return [laws] if isinstance(laws, BaggedFit) else list(laws)
+    return [laws] if isinstance(laws, Law) else list(laws)
 
 
-def predict(law: BaggedFit, z) -> np.ndarray:
+def predict(law: Law, z) -> np.ndarray:
     """Return the error [...] at z [..., C], the factors and n if the law has it."""
     size = len(law.factors)
     return law.predict(z[..., :size], None if law.examples is None else z[..., -1])
@@ -94,7 +94,7 @@ def error_bars(axis, runs: RunTable, x, y, *, across: bool = False, **style) -> 
     axis.errorbar(np.asarray(x)[known], np.asarray(y)[known], **bars, **look)
 
 
-def keep_law(axis, law: BaggedFit, z, predicted, **columns) -> None:
+def keep_law(axis, law: Law, z, predicted, **columns) -> None:
     """Attach the law's predictions at z [V, C] to a panel, for the CSV only."""
     named = dict(metric=law.metric, kind="law", **dict(zip(law.columns, z.T, strict=True)))
     keep(axis, z[:, 0], predicted, None, **named, predicted=predicted, **columns)

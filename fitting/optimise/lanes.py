@@ -56,10 +56,10 @@ class Solution(NamedTuple):
 
 
 class Lanes(NamedTuple):
-    """N descents under way.
+    """State of N descents.
 
     Attributes:
-      fit: int [N], the fit (a resample of a problem) that each lane serves.
+      fit: int [N], the fit (a resample of a problem) that each lane belongs to.
       theta: [N, P].
       damping: [N], of Levenberg-Marquardt; 0 has the solver choose it.
       objective: [N].

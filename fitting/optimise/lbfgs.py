@@ -47,7 +47,7 @@ def _minimise(theta, damping, log_z, target, root, lower, upper, *, layout, loss
     between two, softplus above 0; log coefficients are free.
     """
     del damping
-    is_exponent = jnp.arange(len(lower)) >= layout.num_terms
+    is_exponent = jnp.arange(len(lower)) >= layout.num_coefficients
     boxed = is_exponent & jnp.isfinite(lower) & jnp.isfinite(upper)
     above = is_exponent & (lower == 0) & ~boxed
     half, middle = (jnp.where(boxed, v, 1.0) for v in ((upper - lower) / 2, (upper + lower) / 2))

@@ -1,7 +1,7 @@
 """Levenberg-Marquardt within a box, for thousands of small least-squares fits in one program.
 
-Exponents that press on their bound are held there. All arrays are float64; the lanes of a chunk
-go on until the last is done, and one that is done rests.
+An exponent at its bound whose gradient points outwards stays there. All arrays are float64. A chunk
+runs until its last lane has converged; lanes that have converged earlier stay unchanged.
 """
 
 import functools
@@ -70,14 +70,14 @@ def descend(
         expected = -2 * jnp.sum(gradient * move, axis=-1) - bend
         gain = jnp.clip((value - new[0]) / jnp.maximum(expected, 1e-300), 0.0, 1.0)
         better = new[0] < value  # False where anything is not finite
-        # A finished lane rests, so that its end does not hang on the others of its chunk.
-        rests = is_done(theta, damping, value, gradient)
+        # A converged lane stays as it is, so that its result does not depend on the other lanes.
+        done = is_done(theta, damping, value, gradient)
         # Madsen, Nielsen and Tingleff, Methods for Non-Linear Least Squares Problems, 3.16.
         relaxed = damping * jnp.maximum(1 / 3, 1 - (2 * gain - 1) ** 3)
         changed = jnp.where(better, jnp.maximum(relaxed, 1e-15), damping * increase)
-        damping = jnp.where(rests, damping, changed)
+        damping = jnp.where(done, damping, changed)
         increase = jnp.where(better, 2.0, 2 * increase)
-        better &= ~rests
+        better &= ~done
 
         def keep(new, old):
             return jnp.where(better.reshape(-1, *[1] * (old.ndim - 1)), new, old)

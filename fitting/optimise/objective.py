@@ -38,7 +38,10 @@ def model(theta, log_z, layout: Layout, loss: Loss):
       the coefficient itself for a free floor).
     """
     xp = theta.__array_namespace__()
-    rows = [theta[:, m, None] + 0 * log_z[:, 0] for m in range(layout.num_terms)]
+    rows = [
+        sum(theta[:, q, None] for q in layout.coefficients_of(m)) + 0 * log_z[:, 0]
+        for m in range(layout.num_terms)
+    ]
     for m, p, sign, column in layout.powers:
         rows[m] = rows[m] + sign * theta[:, p, None] * log_z[:, column]
     log_terms = xp.stack(rows, axis=1)
@@ -87,8 +90,10 @@ def residuals_and_jacobian(theta, log_z, target, root, layout: Layout, loss: Los
     value, slopes = model(theta, log_z, layout, loss)
     residual, slope = transform(value - target, loss)
     slopes = slopes * (root * slope)[:, None]
-    columns = [slopes[:, m] for m in range(layout.num_terms)]
-    columns += [None] * (layout.num_parameters - layout.num_terms)
+    columns = [None] * layout.num_parameters
+    for m in range(layout.num_terms):
+        for q in layout.coefficients_of(m):
+            columns[q] = slopes[:, m] if columns[q] is None else columns[q] + slopes[:, m]
     for m, p, sign, column in layout.powers:
         part = sign * slopes[:, m] * log_z[:, column]
         columns[p] = part if columns[p] is None else columns[p] + part

@@ -1,8 +1,8 @@
 """Finish a few promising lanes: descend until the gradient is within tolerance.
 
-Levenberg-Marquardt converges slowly along a flat, bent valley, and such valleys are what these laws
+Levenberg-Marquardt converges slowly along a flat, curved valley of the objective, which these laws
 have where the runs hardly determine a parameter. So a few Newton steps with the full Hessian, on
-the host, alternate with descents; and terms that shrink to nothing are set to nothing at once.
+the host, alternate with descents, and terms that shrink towards zero are set to zero at once.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ from fitting.optimise.levenberg_marquardt import STUCK
 FIRST = 40  # iterations of the first descent; each further one takes twice as many
 POLISH = 2000  # iterations at most
 NEWTON = 12  # steps at a time
-NEGLIGIBLE = 1e-3  # root mean square slope of a term that is next to nothing
+NEGLIGIBLE = 1e-3  # root mean square slope below which a term is dropped
 HOPELESS = 1e-2  # relative distance from the best at which a lane is given up
 NEAR = (
     1e-5  # relative distance from another optimum at which a lane is taken to be on its way there
@@ -52,7 +52,7 @@ def polish(batch: Batch, lanes: Lanes, rivals: np.ndarray | None = None) -> Lane
 
 
 def repolish(batch: Batch, lanes: Lanes) -> Lanes:
-    """Polish once more, with new damping, the lanes that stand short of an optimum."""
+    """Polish once more, with new damping, the lanes that have not converged."""
     short = np.flatnonzero(np.isfinite(lanes.objective) & ~batch.converged(lanes))
     if not short.size:
         return lanes
@@ -72,7 +72,7 @@ def drop_negligible_terms(batch: Batch, lanes: Lanes) -> Lanes:
     towards minus infinity for ever. Objective and slope of the lanes are left to the next descent.
     """
     layout = batch.layout
-    logs = slice(0, layout.num_terms)
+    logs = slice(0, layout.num_coefficients)
     log_z, target = batch.log_z[batch.problem_of_fit[lanes.fit]], batch.target[lanes.fit]
     data = target, batch.root[lanes.fit], layout, batch.loss
     r, jac = objective.residuals_and_jacobian(lanes.theta, log_z, *data)

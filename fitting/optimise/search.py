@@ -134,17 +134,19 @@ def _perturb_exponents(batch: Batch, lanes: Lanes, pool: Lanes) -> tuple[Lanes, 
     # Each term keeps its largest value on the runs, so that only its shape changes; a term below
     # REVIVE is raised to it.
     peaks = np.maximum(_peaks(batch, pool.fit, pool.theta), np.log(REVIVE))
-    exponents = range(layout.num_terms, layout.num_parameters)
+    logs = slice(0, layout.num_coefficients)
+    exponents = range(layout.num_coefficients, layout.num_parameters)
     moves = [(p, end) for p in exponents for end in _ends(batch, p)]
     tried = []
     for p, end in [(None, 0.0), *moves]:
         theta = pool.theta.copy()
         if p is not None:
             theta[:, p] = end
-        raised = theta[:, : layout.num_terms] + peaks - _peaks(batch, pool.fit, theta)
+        lifted = peaks - _peaks(batch, pool.fit, theta)
+        raised = theta[:, logs] + layout.solve_coefficients(lifted)
         if batch.loss.free_floor:
             raised[:, layout.floor] = theta[:, layout.floor]
-        theta[:, : layout.num_terms] = raised
+        theta[:, logs] = raised
         tried.append(start_lanes(pool.fit, theta))
     return _merge(batch, lanes, tried)
 
@@ -152,7 +154,9 @@ def _perturb_exponents(batch: Batch, lanes: Lanes, pool: Lanes) -> tuple[Lanes, 
 def _peaks(batch: Batch, fit, theta) -> np.ndarray:
     """Return the largest log term [N, M] on the runs of each fit."""
     layout, log_z = batch.layout, batch.log_z[batch.problem_of_fit[fit]]
-    log_terms = np.repeat(theta[:, : layout.num_terms, None], log_z.shape[-1], axis=-1)
+    own = theta[:, : layout.num_coefficients]
+    own = own if layout.shared is None else own @ layout.sharing.T
+    log_terms = np.repeat(own[..., None], log_z.shape[-1], axis=-1)
     for m, p, sign, column in layout.powers:
         log_terms[:, m] += sign * theta[:, p, None] * log_z[:, column]
     return np.where(batch.root[fit][:, None] > 0, log_terms, -np.inf).max(axis=-1)

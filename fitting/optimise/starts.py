@@ -16,7 +16,7 @@ def draw(layout: Layout, config: FitConfig, scale: float) -> np.ndarray:
       config: init, starts, seed, start_coefficient, start_exponent.
       scale: 100 or 1; coefficients are in error points of it.
     """
-    is_exponent = np.arange(layout.num_parameters) >= layout.num_terms
+    is_exponent = np.arange(layout.num_parameters) >= layout.num_coefficients
     if config.init == "zero":
         theta_IP = np.zeros((1, layout.num_parameters))
     else:
@@ -26,6 +26,9 @@ def draw(layout: Layout, config: FitConfig, scale: float) -> np.ndarray:
         logs_IP = np.log(top * scale / 100 * np.maximum(uniform_IP, 1e-6))
         if config.init == "log-coefficient":
             logs_IP = top * uniform_IP + np.log(scale / 100)
+        if layout.shared:  # a factor's level stands beside its power, which is 1 at its unit
+            levels = sorted({q for own in layout.shared for q in own[1:]})
+            logs_IP[:, levels] = np.log(np.maximum(uniform_IP[:, levels], 1e-6))
         theta_IP = np.where(is_exponent, config.start_exponent * (2 * uniform_IP - 1), logs_IP)
     if config.bound_exponents:
         theta_IP = np.where(is_exponent, np.abs(theta_IP), theta_IP)

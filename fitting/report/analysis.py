@@ -161,16 +161,16 @@ def _fit_quality(analysis: Analysis) -> list[str]:
     comparison, law, found = analysis.comparison, analysis.law, []
     if comparison is None:
         r2, how = fitted_score(analysis).r2, "The law fits its own runs poorly: R²"
-        if len(law.parameters) >= law.num_runs:
+        if len(law.lead.parameters) >= law.num_runs:
             found.append(
-                f"{law.num_runs} runs for {len(law.parameters)} parameters: the law can fit every "
-                "run exactly, which says nothing about other runs."
+                f"{law.num_runs} runs for {len(law.lead.parameters)} parameters: the law can fit "
+                "every run exactly, which says nothing about other runs."
             )
         found.append(
             "No run was left out to test the law, so its accuracy on unseen runs is not measured."
         )
     else:
-        r2 = comparison.entry(law.config.form).cross_validation.r2
+        r2 = comparison.entry(law.lead.label).cross_validation.r2
         how = "The law predicts unseen runs poorly: cross-validation R²"
     if not r2 >= GOOD_R2:
         found.append(
@@ -178,15 +178,15 @@ def _fit_quality(analysis: Analysis) -> list[str]:
             "noisy scores would help."
         )
     if comparison is not None:
-        reach = comparison.score(law.config.form, comparison.extrapolation).r2
+        reach = comparison.score(law.lead.label, comparison.extrapolation).r2
         if not reach >= GOOD_EXTRAPOLATION:
             text = "not measured" if np.isnan(reach) else f"R² is {reach:.2f}"
             found.append(
                 f"Extrapolation{split_text(analysis)}: {text}. Trust the law only near the runs."
             )
-    if np.isnan(law.aicc):  # whatever the loss: too few runs
+    if np.isnan(law.lead.aicc):  # whatever the loss: too few runs
         found.append(
-            f"{law.num_runs} runs hardly determine {len(law.parameters)} parameters: AICc is "
+            f"{law.num_runs} runs hardly determine {len(law.lead.parameters)} parameters: AICc is "
             "undefined."
         )
     return found
@@ -201,29 +201,29 @@ def split_text(analysis: Analysis) -> str:
 
 
 def _fit_health(law: BaggedFit) -> list[str]:
+    failures, law = law.failures, law.lead  # of several forms, the weightiest
     size, found = len(law.theta), []
     if law.degenerate:
         return [f"The law is degenerate: {law.degenerate}. Do not read its parameters."]
-    if law.failures:
-        found.append(f"{law.failures} of {size} bootstrap fits failed and were left out.")
+    if failures:
+        found.append(f"{failures} of {size} bootstrap fits failed and were left out.")
     stopped = int((law.status == STOPPED).sum())
     if stopped > OFTEN * size:
         found.append(
             f"{stopped} of {size} bootstrap fits stopped at the iteration limit, where the "
             "objective is flat: use their predictions, not their parameters."
         )
-    capped = [
-        f"{name} ({count} of {size})"
-        for name, count in zip(law.parameters, law.at_cap, strict=True)
-        if count > OFTEN * size
-    ]
-    if capped:
+    capped_P = law.at_cap > OFTEN * size
+    if capped_P.any():
+        capped = [
+            f"{law.parameters[p]} ({law.at_cap[p]} of {size})" for p in np.flatnonzero(capped_P)
+        ]
         found.append(
             f"Exponents at a bound: {_few(capped)}. The bound excludes more: values beyond it were "
             "not tried. A larger exponent_cap shows whether the runs want them."
         )
     unknown = summary.undetermined(law)
-    unknown &= ~summary.excluded(law)  # named above
+    unknown &= ~capped_P  # named above
     if unknown.any():
         names = _few([name for name, no in zip(law.parameters, unknown, strict=True) if no])
         found.append(
@@ -292,7 +292,7 @@ def _answers(analysis: Analysis) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 def extrapolates(law: BaggedFit, best: Frontier) -> np.ndarray:
     """Return bool [C, M]: whether x* and n lie outside the hull of the fitted runs."""
     known_CM = ~np.isnan(best.cost)
-    x = np.where(known_CM[..., None], best.x, law.units[: len(law.factors)])
+    x = np.where(known_CM[..., None], best.x, law.lead.units[: len(law.factors)])
     return known_CM & law.extrapolates(x, None if law.examples is None else best.num_examples)
 
 

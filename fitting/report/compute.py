@@ -85,11 +85,11 @@ def fit_jobs(ready, chosen, laws, settings: Settings) -> dict:
             jobs["form", name] = work.entries_job, tables, name, config
     for s in chosen if settings.check else ():
         one = {s.metric: s.table}
-        for name, config in variations(settings.check.replace(form=s.config.form)).items():
-            if name != AS_ASKED or ("form", s.config.form) not in jobs:
+        for name, config in variations(settings.check.replace(form=s.form)).items():
+            if name != AS_ASKED or ("form", s.form) not in jobs:
                 jobs["variation", s.metric, name] = work.entries_job, one, name, config
         if settings.bag != settings.check:
-            bag = settings.bag.replace(form=s.config.form)
+            bag = settings.bag.replace(form=s.form)
             jobs["bag", s.metric] = work.entries_job, one, AS_ASKED, bag
     for s in ready:
         if isinstance(laws[s.metric], str):
@@ -99,12 +99,13 @@ def fit_jobs(ready, chosen, laws, settings: Settings) -> dict:
 
 def kept_law(folder: Path, subject: Subject):
     """Load the law that an earlier report fitted to the same runs with these options, or None."""
-    from fitting.law import BaggedFit, FittedRuns
+    from fitting.law import FittedRuns
+    from fitting.mixture import load_law
 
     table = subject.table
     z = table.x if table.n is None else np.column_stack([table.x, table.n])
     try:
-        law = BaggedFit.load(folder)
+        law = load_law(folder)
     except (ValueError, OSError):
         return None
     runs = FittedRuns(table.run_id, z, table.error, table.weights)
@@ -126,7 +127,7 @@ def _compared(subject: Subject, settings: Settings, done: dict):
 def _appendix(subjects, done: dict, found: dict) -> Appendix:
     eight, nine, ten = {}, {}, {}
     for one in subjects:
-        metric, form = one.metric, one.config.form
+        metric, form = one.metric, one.form
         entries = [v[metric] for key, v in done.items() if key[:2] == ("variation", metric)]
         asked = done.get(("form", form), {}).get(metric)
         if entries and asked is not None and not isinstance(asked, str):

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from fitting.ablations import Ablation
 from fitting.cost import CostConstants
-from fitting.law import BaggedFit
+from fitting.predictions import Law
 from fitting.report.analysis import findings
 from fitting.report.jobs import metric_job
 from fitting.report.page import write_page
@@ -19,7 +19,7 @@ class Fitted(NamedTuple):
     """A law, the runs it was fitted to, and how it was tested, if it was."""
 
     table: RunTable
-    law: BaggedFit
+    law: Law
     comparison: Comparison | None = None
     ablation: Ablation | None = None
 
@@ -55,7 +55,7 @@ def write_fits(
         Results(subjects, found, compared, _appendix(fits)),
         settings,
         title=f"A scaling law of {first.metric}" if len(fits) == 1 else "Scaling laws",
-        subtitle=f"{first.config.form}, from {Path(first.source).name}",
+        subtitle=f"{first.label}, from {Path(first.source).name}",
     )
     return page, sum(len(findings(one.analysis)) for one in found.values())
 

@@ -70,7 +70,7 @@ def metric_job(subject: Subject, law, compared, settings: Settings) -> MetricRes
 
     if isinstance(law, str):
         return MetricResults(None, draw_figures(subject, law, None, settings), [])
-    if compared and law.config.form not in [entry.name for entry in compared.entries]:
+    if compared and law.lead.label not in [entry.name for entry in compared.entries]:
         compared = None
     if settings.cost is None or law.factors != FACTORS:
         return describe(subject, Analysis(subject.table, law, compared), settings)
@@ -124,7 +124,7 @@ def _predictions(analysis) -> dict[str, np.ndarray]:
     if compared is None:
         return {"all runs (fitted)": law.predict(table.x, table.n)}
     shown = (compared.splits[0], compared.extrapolation)
-    validations = compared.entry(law.config.form).validations
+    validations = compared.entry(law.lead.label).validations
     return {v.name: v.predicted for v in validations if v.name in shown}
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from fitting import readers
 from fitting.config import FitConfig
-from fitting.forms import FORMS, PAPER_FORMS, get_form
+from fitting.forms import FORMS, PAPER_FORMS, get_form, usable_forms
 from fitting.runs import RunTable
 
 
@@ -54,9 +54,17 @@ class Subject(NamedTuple):
     why: str = ""
     one_n: float | None = None
 
+    @property
+    def form(self) -> str:
+        """Return the form that variations are tried on: the first that suits, of several."""
+        if not self.config.is_mixed:
+            return self.config.label
+        labels = [one.label for one in self.config.forms]
+        return next((label for label in labels if self.supports(label)), labels[0])
+
     def supports(self, form: str) -> bool:
         """Return whether the form has fewer parameters than there are runs, and n if it needs n."""
-        with_n = self.table.n is not None
+        with_n, form = self.table.n is not None, form.partition("@")[0]
         count = len(FORMS[form].parameters(len(self.table.factors), with_n))
         return (with_n or not FORMS[form].frontier_moves) and count < len(self.table)
 
@@ -95,9 +103,11 @@ def subject(table: RunTable, config: FitConfig) -> Subject:
     if table.n is not None and len(np.unique(table.n)) == 1:
         one_n = float(table.n[0])
         table = dataclasses.replace(table, examples=None, n=None)
-        if get_form(config.form).frontier_moves:
+        if not config.is_mixed and get_form(config.forms[0].form).frontier_moves:
             config = config.replace(form="add")
-    count = len(get_form(config.form).parameters(len(table.factors), table.n is not None))
+    names = usable_forms([c.form for c in config.forms], table.n is not None)
+    counts = [len(get_form(n).parameters(len(table.factors), table.n is not None)) for n in names]
+    count = (min if config.is_mixed else max)(counts)
     why, perfect = "", np.flatnonzero(table.error <= 0)
     if len(table) <= count:
         runs = f"{len(table)} run{'s do' if len(table) > 1 else ' does'}"

@@ -87,22 +87,22 @@ def unseen_r2(analysis: Analysis) -> float:
     compared = analysis.comparison
     if compared is None:
         return float("nan")
-    return compared.entry(analysis.law.config.form).cross_validation.r2
+    return compared.entry(analysis.law.lead.label).cross_validation.r2
 
 
 def trust_text(analysis: Analysis) -> str:
     """Say how well the law predicts runs that its fits have not seen."""
     law, compared = analysis.law, analysis.comparison
-    text = f"How sure: the law ({law.config.form}, {law.num_runs} runs) "
+    text = f"How sure: the law ({law.label}, {law.num_runs} runs) "
     if compared is None:
         return text + "was not tested on unseen runs."
-    unseen = compared.entry(law.config.form).cross_validation
+    unseen = compared.entry(law.lead.label).cross_validation
     text += (
         f"predicts unseen runs with a mean relative error of {unseen.percent:.2g}% ("
         f"{_r2_text(unseen.r2)})"
     )
     if compared.extrapolation:
-        reach = compared.score(law.config.form, compared.extrapolation)
+        reach = compared.score(law.lead.label, compared.extrapolation)
         how = f"on the split {compared.extrapolation} it predicts"
         if compared.extrapolation == STAR_TO_ISOFLOP:
             how = "fitted to the star alone it predicts the isoFLOP runs"
@@ -120,9 +120,9 @@ def metric_row(subject: Subject, analysis: Analysis | None) -> list:
         return [subject.metric, len(subject.table), "none", "-", "-", "-", "-"]
     scores = ["-", "-"]
     if analysis.comparison:
-        unseen = analysis.comparison.entry(analysis.law.config.form).cross_validation
+        unseen = analysis.comparison.entry(analysis.law.lead.label).cross_validation
         scores = [formatting.number(unseen.r2), formatting.number(unseen.percent)]
     fitted = formatting.number(fitted_score(analysis).r2)
-    name = analysis.law.config.form
+    name = analysis.law.lead.label
     doubts = len(findings(analysis))
     return [subject.metric, len(subject.table), name, *scores, fitted, doubts]

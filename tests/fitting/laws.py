@@ -15,7 +15,7 @@ PAPER_Z = np.array([(*point.x, point.num_examples) for point in PAPER_POINTS], f
 def made_up_law(
     form="add-interact", *, members=7, spread=0.2, failed=0, noise=0.01, seed=0, **config
 ) -> BaggedFit:
-    """The known law on the paper's 88 points; members off by `spread`, the last ones failed."""
+    """Return the known law on the paper's 88 points; members differ by `spread`, the last fail."""
     rng, whole = np.random.default_rng(seed), true_theta(get_form(form))
     fields = dict(factors=FACTORS, examples="num_examples", units=PAPER_UNITS)
     theta = whole + spread * rng.standard_normal((members, len(whole)))
@@ -26,7 +26,9 @@ def made_up_law(
 def any_law(
     num_factors: int, *, form="add", with_n=False, members=5, seed=0, size=40, **config
 ) -> BaggedFit:
-    """Random parameters and levels 1 to 8 for factors x1, x2, ...; n, if any, from 1 to 8 too."""
+    """Return random parameters and levels 1 to 8 for factors x1, x2, ...; n, if any, from 1 to 8
+    too.
+    """
     rng, layout = np.random.default_rng(seed), get_form(form).layout(num_factors, with_n)
     whole = rng.uniform(0.3, 2.0, layout.num_parameters)
     theta = whole + 0.3 * rng.standard_normal((members, len(whole)))

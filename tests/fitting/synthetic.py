@@ -30,20 +30,20 @@ PAPER_UNITS = np.array([4e9, 16.0, 60.0, 8e5])
 
 
 def true_theta(form: forms.Form) -> np.ndarray:
-    """theta [P] of the known law of a paper's form, three factors."""
+    """Return theta [P] of the known law of a paper's form, three factors."""
     value = np.array([TRUTH[name] for name in form.parameters(3)])
     return np.where(form.is_exponent(3), value, np.log(value))
 
 
 def true_error(form_name: str, x, n, units=PAPER_UNITS) -> np.ndarray:
-    """Errors [R] of the known law at x [R, 3], n [R]."""
+    """Return errors [R] of the known law at x [R, 3], n [R]."""
     form = forms.get_form(form_name)
     log_z = np.log(np.concatenate([x, np.asarray(n)[:, None]], axis=1) / units)
     return np.exp(form.log_error(true_theta(form), log_z[:, :3], log_z[:, 3]))
 
 
 def synthetic_table(form_name, points, *, noise=0.0, seed=0, units=PAPER_UNITS, metric="acc"):
-    """A `RunTable` whose scores follow a known law; noise is relative, on the error."""
+    """Return a `RunTable` whose scores follow a known law; noise is relative, on the error."""
     x = np.array([point.x for point in points], float)
     n = np.array([point.num_examples for point in points], float)
     ripple = noise * np.random.default_rng(seed).standard_normal(len(points))
@@ -64,7 +64,7 @@ def synthetic_table(form_name, points, *, noise=0.0, seed=0, units=PAPER_UNITS, 
 
 
 def table_of(error, x, n=None, *, scale=100.0, weights=None, factors=None, metric="error"):
-    """A `RunTable` from arrays: error [R], x [R, K], n [R] or None."""
+    """Return a `RunTable` from arrays: error [R], x [R, K], n [R] or None."""
     x, error = np.asarray(x, float), np.asarray(error, float)
     count, num_factors = x.shape
     return RunTable(

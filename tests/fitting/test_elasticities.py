@@ -13,7 +13,7 @@ DOMAIN = Domain((1e9, 2.8e9, 7.5e9), (1, 2, 4, 8, 16), (1, 9, 36, 144))
 
 
 def staircase(x, n):
-    """Best frames are 4 below 1000 examples and 8 from there on; best tokens always 9."""
+    """Return a frontier whose best frames are 4 below 1000 examples and 8 above; best tokens 9."""
     wanted = 4 if n < 1000 else 8
     return 10 + abs(x[:, 1] - wanted) + abs(x[:, 2] - 9) + 1e-12 * x[:, 0]
 

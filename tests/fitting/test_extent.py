@@ -8,7 +8,7 @@ from tests.fitting.laws import PAPER_Z, any_law, made_up_law
 
 
 def exact(runs_z, z) -> float:
-    """The distance of z [C] from the hull of runs_z [R, C], by non-negative least squares."""
+    """Return the distance of z [C] from the hull of runs_z [R, C], by NNLS."""
     runs, query = np.log(runs_z), np.log(z)
     span = np.ptp(runs, axis=0)
     corners = ((runs - query) / span).T

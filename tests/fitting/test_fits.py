@@ -247,7 +247,7 @@ def test_a_law_without_n(noisy):
     assert law.predict([1e9, 4.0]).shape == ()
     with pytest.raises(ValueError, match="this law has no n"):
         law.predict([1e9, 4.0], 1e6)
-    with pytest.raises(ValueError, match="no examples column; forms without n: mult, add, li"):
+    with pytest.raises(ValueError, match="no examples column; forms without n: mult, add, .*li"):
         fit(table, TINY.replace(form="add-interact"))
 
 

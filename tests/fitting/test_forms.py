@@ -22,7 +22,7 @@ LOSSES = [
 
 
 def by_hand(name: str, p: dict) -> np.ndarray:
-    """Appendix D's table, written out."""
+    """Return appendix D's table, written out."""
     if name == "mult":
         product = np.prod([X[:, k] ** -p[f"a_{s}"] for k, s in enumerate("NTV")], axis=0)
         return p["alpha"] * product * N ** -p["d"] + p["epsilon"]
@@ -70,7 +70,7 @@ def test_any_number_of_factors(name):
     form = get_form(name)
     for count in (1, 2, 5):
         theta = np.zeros(len(form.parameters(count)))
-        terms = len(form.coefficients(count))
+        terms = form.layout(count).num_terms
         log_x = np.zeros((4, count))
         np.testing.assert_allclose(form.log_error(theta, log_x, np.zeros(4)), np.log(terms))
 

@@ -25,7 +25,7 @@ def brute_force(error_X, cost_X, budget):
 
 
 def check(best, members_x, law, x, cost_X, budgets, sizes):
-    """Everything about a frontier, recomputed the slow way from `predict_members`."""
+    """Compare a frontier with one computed in loops from `predict_members`."""
     shares = agreement(best, members_x)
     for m, n in enumerate(sizes):
         members_BX = law.predict_members(x, n)
@@ -73,7 +73,7 @@ def test_pieces_of_any_size_give_the_same(monkeypatch, piece):
 
 @st.composite
 def problems(draw):
-    """A law of 1 to 4 factors, a domain, a cost with ties, budgets and data sizes."""
+    """Return a law of 1 to 4 factors, a domain, a cost with ties, budgets and data sizes."""
     num_factors, with_n = draw(st.integers(1, 4)), draw(st.booleans())
     forms = ("mult", "add", "add-interact") if with_n else ("mult", "add", "li")
     law = any_law(

@@ -30,7 +30,7 @@ def fails(source, **options) -> str:
 
 
 def workbook(path, *rows, sheets=("runs",)):
-    """A workbook of inline texts and numbers, as few parts as a reader needs."""
+    """Return a workbook of inline texts and numbers, as few parts as a reader needs."""
 
     def cell(value):
         if isinstance(value, str):

@@ -39,7 +39,7 @@ def test_clusters_count_once():
 
 
 def simulated(rng, noise_C, *, tasks=2, videos=80, seeds=3):
-    """(correct [C, S, Q], task [Q], video [Q], true regret of 0 against the others [C - 1]).
+    """Return (correct [C, S, Q], task [Q], video [Q], true regret of 0 against the others [C - 1]).
 
     A run's skill varies by its seed, a video's difficulty is shared by all runs, by a configuration
     and a video, and by the questions about a video.
@@ -72,7 +72,7 @@ def simulated(rng, noise_C, *, tasks=2, videos=80, seeds=3):
 
 @pytest.mark.parametrize("noise", [[0.15] * 6, [0.0] * 6, [0.3, 0.1, 0.1, 0.1, 0.2, 0.1]])
 def test_intervals_hold_their_share(noise):
-    """90% intervals against the truth: a little short where x* varies three times as much."""
+    """Compare 90% intervals with the truth: a little short where x* varies three times as much."""
     rng, inside, above, together = np.random.default_rng(1), [], [], []
     for _ in range(200):
         correct, task, video, truth = simulated(rng, np.array(noise))

@@ -35,7 +35,7 @@ def csv_file(tmp_path, *lines, header=HEADER):
 
 
 def fails(path, **options) -> str:
-    """The one line that reading the file ends with."""
+    """Return the one line that reading the file ends with."""
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         read_runs(path, **options)
     message = str(caught.value)
@@ -324,7 +324,7 @@ names = st.text(string.ascii_letters + "é_ ,;\"'#", min_size=1, max_size=8).fil
 @hypothesis.settings(deadline=None, max_examples=40)
 @hypothesis.given(data=st.data())
 def test_whatever_is_written_is_read_back(tmp_path_factory, data):
-    """Any names, any K, in any column order: values and texts are exact."""
+    """Names, K and column order vary; values and texts come back exactly."""
     columns = data.draw(st.lists(names, min_size=3, max_size=6, unique=True), "columns")
     hypothesis.assume(not {"run_id", "metric", "num_examples"} & set(columns))
     *factors, error, text = columns
@@ -357,7 +357,7 @@ printable = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), max
 @hypothesis.settings(deadline=None, max_examples=60)
 @hypothesis.given(column=st.sampled_from([*FACTORS, "num_examples", "score"]), text=printable)
 def test_a_cell_is_a_good_number_or_named(tmp_path_factory, column, text):
-    """No text whatsoever gets into a number column: it is parsed, or the message shows it."""
+    """A text in a number column is parsed, or the error shows it."""
     path = tmp_path_factory.mktemp("cell") / "runs.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([list(ROW), list({**ROW, column: text}.values())])
@@ -438,3 +438,9 @@ def test_rows_are_added_to_a_file_and_replace_those_of_the_same_run(tmp_path):
     rows = read_runs(tmp_path / "runs.csv").rows()
     found = {(row["protocol"], row["metric"]): (row["score"], row["score_se"]) for row in rows}
     assert found == {("p", "NQA"): (50, 1.5), ("p", "PT"): (60, 1.5), ("q", "PT"): (50, 1.5)}
+
+
+def test_an_error_of_writing_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        write_runs(tmp_path / "gone" / "runs.csv", [])
+    assert raised.value.filename == f"{tmp_path}/gone/runs.csv"

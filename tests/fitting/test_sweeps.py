@@ -69,9 +69,11 @@ def test_seeds_give_replicates_of_every_point():
     twice = isoflop_sweep(TINY, (8e6,), 4000, TINY_COST, tolerance=0.15, seeds=(3, 4))
     assert {p.seed for p in twice} == {3, 4}
     assert len({p.x for p in twice}) * 2 == len(twice)
-    for seeds in ((), (1, 1)):
+    for seeds in ((), (1, 1), 3):
         with pytest.raises(ValueError, match="one or more different seeds"):
             star_sweep(*PAPER_STAR, seeds=seeds)
+    with pytest.raises(ValueError, match="num_examples must be one or more data sizes, got 100"):
+        star_sweep((10, 3, 4), TINY, 100)
 
 
 def test_exhaustive_search_finds_the_counts_of_table_6():
@@ -168,7 +170,9 @@ levels = st.lists(st.integers(1, 60), min_size=1, max_size=6, unique=True).map(t
     most=st.integers(2, 6),
 )
 def test_any_isoflop_sweep_is_a_subset_of_what_it_may_be(domain, budgets, tolerance, most):
-    """Within the tolerance, nothing twice, no curve too long; else a message that tells."""
+    """Costs are within the tolerance, no point is repeated, no curve is too long; or an error says
+    why.
+    """
     cost = CostConstants(vision_params=7, features_per_frame=3)
     everything = [tuple(x) for x in domain.configurations()]
     near = [c for c in cost(everything) if min(abs(c / b - 1) for b in budgets) <= tolerance]

@@ -32,7 +32,7 @@ TASKS = {
 
 
 def write(folder: Path, count: int = 4) -> dict[str, list[dict]]:
-    """Writes videos under folder/hf; the native questions of each task, `video` relative to it."""
+    """Write videos under folder/hf; return the questions of each task, `video` relative to it."""
     hf = folder / "hf"
     places = {
         "videomme": "videomme/data/v{}.mp4",
@@ -64,7 +64,7 @@ def write(folder: Path, count: int = 4) -> dict[str, list[dict]]:
 
 
 def _prompt(task: str, question: str, options: list[str]) -> str:
-    """What LMMs-Eval asks, from its documentation: the runner has to ask the same."""
+    """Return what LMMs-Eval asks, from its documentation: the runner has to ask the same."""
     lines = [f"{a}. {o}" for a, o in zip("ABCD", options, strict=True)]
     if task == "videomme":
         return "\n".join([VIDEOMME, question, *lines]) + f"\n\n{LETTER}"
@@ -78,7 +78,7 @@ def _prompt(task: str, question: str, options: list[str]) -> str:
 
 
 def write_tasks(folder: Path, questions: dict[str, list[dict]], installed: Path) -> Path:
-    """Writes a task file `mini_NAME` for each task, and its questions with their answers, in
+    """Write a task file `mini_NAME` for each task, and its questions with their answers, in
     LMMs-Eval's columns; and `mini_likely`, which asks for likelihoods of letters. The folder for
     its `--include_path`.
     """
@@ -131,7 +131,7 @@ def _columns(task: str, i: int, q: dict) -> dict:
 
 
 def write_paper(folder: Path, installed: Path, count: int = 4) -> Path:
-    """Writes `count` questions of each of the eight benchmarks (one of each of MVBench's subtasks),
+    """Write `count` questions of each of the eight benchmarks (one of each of MVBench's subtasks),
     videos under folder/hf, and their task files by their own names; the folder of these.
     """
     hf, tasks = folder / "hf", folder / "tasks"
@@ -158,7 +158,7 @@ def write_paper(folder: Path, installed: Path, count: int = 4) -> Path:
 
 
 def _task_files(folder: Path) -> dict[str, Path]:
-    """LMMs-Eval's own file of each task that the paper has."""
+    """Return LMMs-Eval's own file of each task that the paper has."""
     rooms = (
         "video_detail_description", "activitynetqa", "videochatgpt", "longvideobench",
         "perceptiontest/val", "mvbench", "videomme", "nextqa",
@@ -190,7 +190,7 @@ MVBENCH_VIDEOS = {
 
 
 def _paper_row(part: str, subtask: str, i: int) -> tuple[str, dict]:
-    """(video under HF_HOME, columns) of a part's question i; two questions a video."""
+    """Return (video under HF_HOME, columns) of a part's question i; two questions a video."""
     stem, question = f"v{i // 2}", f"what is number {i}"
     options, answer = [f"thing {i}{letter}" for letter in "abcde"], "ABC"[i % 3]
     if subtask != part:
@@ -230,7 +230,7 @@ def _paper_row(part: str, subtask: str, i: int) -> tuple[str, dict]:
 
 
 def _write_video(path: Path, seed: int) -> None:
-    """A clip, or for a path without suffix a folder of frames."""
+    """Write a clip, or for a path without suffix a folder of frames."""
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -31,7 +31,7 @@ def vlm(model_folder):
 
 @pytest.fixture
 def adapter(vlm):
-    """adapter(…) -> VvlmJax that knows DOCS as task t, split s."""
+    """Return adapter(…) -> VvlmJax that knows DOCS as task t, split s."""
     from vvlm_jax.eval.lmms import VvlmJax
 
     def make(docs=DOCS, model=vlm, **options):

@@ -73,7 +73,7 @@ print(json.dumps({
 
 @pytest.fixture(scope="module")
 def judge():
-    """A judge on this machine that likes A and C."""
+    """Yield a judge on this machine that grades A and C as right."""
 
     def script(body, number):
         asked = body["messages"][-1]["content"]
@@ -87,8 +87,8 @@ def judge():
 
 @pytest.fixture(scope="module")
 def native(letters_model, judge, tmp_path_factory):
-    """(folder, questions of each task, {task: {id: prediction}}, {(task, metric): score}); of four
-    answers three are right.
+    """Return (folder, questions of each task, {task: {id: prediction}}, {(task, metric): score});
+    of four answers three are right.
     """
     from vvlm_jax import VideoVLM
 
@@ -124,7 +124,7 @@ def native(letters_model, judge, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def lmms(native, judge):
-    """lmms(program, arguments): runs a Python program that sees the miniatures; its output."""
+    """Return lmms(program, arguments) -> output of a Python program on the miniatures."""
     installed = Path(importlib.util.find_spec("lmms_eval").origin).parent
     folder, questions, _, _ = native
     include = miniatures.write_tasks(folder, questions, installed)
@@ -147,7 +147,7 @@ def lmms(native, judge):
 
 
 def check(results, samples, native):
-    """Replies and scores are the native runner's."""
+    """Compare replies and scores with the native runner's."""
     _, questions, predictions, measured = native
     replies = {task: {id: p["reply"] for id, p in of.items()} for task, of in predictions.items()}
     for task, rows in questions.items():

@@ -27,14 +27,14 @@ COUNT = 4
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """(HF_HOME, folder of task files): all eight, as LMMs-Eval lays them out."""
+    """Return (HF_HOME, folder of task files): all eight, as LMMs-Eval lays them out."""
     folder = tmp_path_factory.mktemp("paper")
     installed = Path(importlib.util.find_spec("lmms_eval").origin).parent
     return folder / "hf", miniatures.write_paper(folder, installed, COUNT)
 
 
 def grade(body, number):
-    """What the judge says; nothing of use to one in five."""
+    """Return the judge's reply; one in five has no grade."""
     asked = body["messages"][-1]["content"]
     if sum(asked.encode()) % 5 == 0:
         return "I would rather not."
@@ -45,7 +45,9 @@ def grade(body, number):
 
 
 def expected(seen, metric, word):
-    """A judged metric, 0–100, and how many grades are missing, from what the judge was asked."""
+    """Return a judged metric, 0–100, and how many grades are missing, from what the judge was
+    asked.
+    """
     said = {}
     for _, body, _ in seen:
         asked = body["messages"][-1]["content"]

@@ -30,7 +30,7 @@ TEXT = (
 
 
 def files() -> Iterator[tuple[str, str, str]]:
-    """(annotation file, the folder of its media, what their paths in it begin with)."""
+    """Yield (annotation file, the folder of its media, what their paths in it begin with)."""
     for folder, names, place in LLAVA_VIDEO:
         below = f"LLaVA-Video-178K/{folder}"
         yield from ((f"{below}/{name}", below, f"{place}/{folder}_") for name in names)
@@ -42,7 +42,7 @@ def files() -> Iterator[tuple[str, str, str]]:
 
 
 def make_full_sources(root: Path, share: float = 1.0) -> None:
-    """Writes every subset of `configs.mixtures.paper` with its published number of rows, or a share
+    """Write every subset of `configs.mixtures.paper` with its published number of rows, or a share
     of it.
     """
     rng = np.random.default_rng(0)
@@ -79,7 +79,7 @@ def _link(file: Path, name: Path) -> None:
 
 
 def _write(path: Path, names: list[str], said: list[str]) -> None:
-    """A list of rows with a question and an answer each, `said` in turn."""
+    """Write a list of rows with a question and an answer each, from `said` in turn."""
     path.parent.mkdir(parents=True, exist_ok=True)
     place = "<video>" if "annotations" in path.parts else "<image>"
     with path.open("w", encoding="utf-8") as file:

@@ -83,7 +83,7 @@ VIDEOGPT = {
 
 
 def make_sources(root: Path, *, archives: bool = False) -> None:
-    """Writes all of them below `root`; with `archives`, media that are published in archives stay
+    """Write all of them below `root`; with `archives`, media that are published in archives stay
     in these.
     """
     rng = np.random.default_rng(0)

@@ -53,7 +53,7 @@ REMUXED = {
 
 
 def numbered_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """uint8 [count, height, width, 3]; see the top of this file."""
+    """Return uint8 [count, height, width, 3]; see the top of this file."""
     frames = np.full((count, height, width, 3), (70, 110, 90), np.uint8)
     edges = np.arange(9) * width // 8
     for number, frame in enumerate(frames):
@@ -83,7 +83,7 @@ def encode(name: str, options: tuple[str, ...], frames: np.ndarray, *more_inputs
 
 
 def make_readable() -> None:
-    """Files that must be read without a word."""
+    """Write files that must be read without a warning."""
     frames = numbered_frames(72)
     for name, options in ENCODED.items():
         encode(name, options, frames)
@@ -107,7 +107,7 @@ def make_readable() -> None:
 
 
 def make_vp8() -> None:
-    """Two passes, for then VP8 puts hidden reference frames between those that are shown."""
+    """Encode in two passes: VP8 then puts hidden reference frames between those that are shown."""
     vp8 = ("-c:v", "libvpx", "-auto-alt-ref", "1", "-lag-in-frames", "16", "-b:v", "60k")
     with tempfile.TemporaryDirectory() as logs:
         once = ("-i", OUT / "h264_one_gop.mp4", *vp8, "-g", "72", "-passlogfile", f"{logs}/vp8")
@@ -118,7 +118,7 @@ def make_vp8() -> None:
 
 
 def make_cut_at_keyframe() -> None:
-    """The second half of an open-GOP file: its first packets refer to frames of the first half."""
+    """Write the second half of an open-GOP file: its first packets refer to the first half."""
     with tempfile.TemporaryDirectory() as parts:
         halves = ("-c", "copy", "-f", "segment", "-segment_times", "3")
         ffmpeg("-i", OUT / "h264.ts", *halves, "-fflags", "+bitexact", f"{parts}/%d.ts")
@@ -126,7 +126,7 @@ def make_cut_at_keyframe() -> None:
 
 
 def make_mirrored(frames: np.ndarray) -> None:
-    """A file whose display matrix mirrors left and right, as front cameras write it."""
+    """Write a file whose display matrix mirrors left and right, as front cameras do."""
     with av.open(OUT / "mirrored.mp4", "w", options={"fflags": "+bitexact"}) as container:
         stream = container.add_stream("libx264", rate=FPS, options={"crf": "30"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
@@ -138,7 +138,7 @@ def make_mirrored(frames: np.ndarray) -> None:
 
 
 def make_broken() -> None:
-    """Files that must be refused, each for its own reason."""
+    """Write files that must be refused, each for its own reason."""
     tone = ("-f", "lavfi", "-i", "sine=frequency=440:duration=0.5:sample_rate=8000")
     ffmpeg(*tone, "-c:a", "aac", "-b:a", "8k", OUT / "audio_only.m4a")
     cover = ("-f", "lavfi", "-i", "color=red:size=16x16:rate=1:duration=1")
@@ -153,14 +153,16 @@ def make_broken() -> None:
 
 
 def read_number(frame: np.ndarray) -> int:
-    """The number in the top blocks of an upright frame."""
+    """Return the number in the top blocks of an upright frame."""
     width = frame.shape[1]
     blocks = [frame[4:12, width * bit // 8 + 2 : width * (bit + 1) // 8 - 2] for bit in range(8)]
     return sum(int(block.mean() > 125) << (7 - bit) for bit, block in enumerate(blocks))
 
 
 def seen_by_ffmpeg(path: Path) -> list:
-    """[height, width, numbers] as the ffmpeg command decodes, turns and passes on the frames."""
+    """Return [height, width, numbers] as the ffmpeg command decodes, turns and passes on the
+    frames.
+    """
     png = ffmpeg("-i", path, "-frames:v", "1", "-f", "image2pipe", "-c:v", "png", "-")
     width, height = (int.from_bytes(png[at : at + 4], "big") for at in (16, 20))
     raw = ffmpeg("-i", path, "-vsync", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-")

@@ -8,7 +8,7 @@ from tools.common import die_in_one_line
 
 @pytest.fixture
 def ask(capsys, monkeypatch):
-    """ask("plan", …, code=0): (standard output, last line of standard error)."""
+    """Return ask("plan", …, code=0) -> (standard output, last line of standard error)."""
 
     def run(*argv, code=0):
         monkeypatch.setattr("sys.argv", ["tools.sweep", *map(str, argv)])

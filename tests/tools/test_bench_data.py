@@ -21,7 +21,7 @@ from vvlm_jax.data import video
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """4 s with a keyframe every second, and B-frames."""
+    """Return a clip of 4 s with a keyframe every second, and B-frames."""
     return bench.make_clip(tmp_path_factory.mktemp("clips"), 64, 48, 4, gop=30)
 
 
@@ -49,7 +49,7 @@ def test_waiting_needs_two_cores(monkeypatch):
 @pytest.mark.parametrize("size", [0, 32])
 @pytest.mark.parametrize(("count", "distinct"), [(3, 3), (8, 4)])
 def test_bare_pyav_delivers_the_same_frames(clip, size, count, distinct):
-    """8 of 4 s are a frame a second, each shown twice."""
+    """8 frames of 4 s are one a second, each twice."""
     taken, seconds, beside = bench.read_in_turn(clip, count, size, repeats=1)
     assert taken == distinct
     assert min(seconds) > 0
@@ -133,7 +133,7 @@ def test_waiting_is_what_is_spent_beside_steps_and_reading_ends_with_them(monkey
 
 @pytest.fixture
 def own_threads(monkeypatch):
-    """The threads that a test starts; readers that other tests have left may wait for ever."""
+    """Return the threads that a test starts; readers of other tests may wait for ever."""
     others = set(threading.enumerate())
     own = types.SimpleNamespace(enumerate=lambda: set(threading.enumerate()) - others)
     monkeypatch.setattr(bench, "threading", own)
@@ -141,7 +141,7 @@ def own_threads(monkeypatch):
 
 
 def test_readers_that_were_closed_are_waited_for(own_threads):
-    """What they still do would be taken from the ones that are measured next."""
+    """Their remaining work would slow down the readers that are measured next."""
     read, begun, goes_on = [], threading.Event(), threading.Event()
 
     def slowly(i):

@@ -43,7 +43,7 @@ def test_a_step_reads_all_weights_and_the_cache_once():
 @pytest.mark.slow(reason="runs a benchmark of both sides")
 @pytest.mark.torch
 def test_a_small_run_prints_both_sides_and_that_they_agree():
-    """On a machine with none of this repository's other needs, as those with a GPU are."""
+    """It runs without the packages that a GPU machine may lack."""
     code = (
         "import sys\n"
         "for name in ('tyro', 'jaxopt', 'av', 'tensorflow_datasets', 'orbax', 'grain', 'optax'):\n"

@@ -12,7 +12,7 @@ from vvlm_jax.data.prepare import sources
 
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
-    """A ten-thousandth of it."""
+    """Return the folder of a ten-thousandth of the full mixture."""
     root = tmp_path_factory.mktemp("full")
     make_full_sources(root, 1e-4)
     return root

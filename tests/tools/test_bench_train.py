@@ -125,7 +125,7 @@ def test_the_table_compares_with_both_rates_and_says_what_does_not_fit():
     ],
 )
 def test_both_sides_take_the_same_steps(overrides):
-    """Losses and gradient norms, behind updates too; torch with gradient checkpointing."""
+    """Losses and gradient norms are equal, after updates too; torch uses gradient checkpointing."""
     from tools.bench import torch_train
 
     config = tiny(*overrides)

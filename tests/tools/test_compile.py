@@ -92,7 +92,7 @@ def test_missing_libtpu_says_how_to_get_it(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "libtpu", None)
     _, err = ask(capsys, "--config", FINETUNE, "--topology", "v6e:4x4")
     (line,) = err.splitlines()
-    assert "pip install -r tests/requirements-tpu.txt" in line
+    assert "pip install 'vvlm_jax[libtpu]'" in line
 
 
 # --- the sweep ---

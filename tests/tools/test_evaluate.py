@@ -25,7 +25,7 @@ ROWS = [
 
 @pytest.fixture
 def args(model_folder, tmp_path, monkeypatch):
-    """args(url=…, …) -> Args for ROWS, everything in tmp_path."""
+    """Return args(url=…, …) -> Args for ROWS, everything in tmp_path."""
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))

@@ -36,7 +36,7 @@ def runs(tmp_path, table):
 
 
 def fit(*words):
-    """The command, in this process."""
+    """Run the command in this process."""
     args = [str(word) for word in words]
     command.main(tyro.cli(tyro.conf.OmitArgPrefixes[command.Args], args=args, registry=READERS))
 
@@ -152,7 +152,7 @@ def test_a_split_alone_is_scored(runs, tmp_path, capsys):
         (("--free-floor",), "--free-floor needs"),
         (("--train", "sweep=star"), "--train and --test go together"),
         (
-            (),
+            ("--form", "add-interact"),
             "runs.csv: form 'add-interact' needs the number of examples: give --examples COLUMN",
         ),
     ],

@@ -17,7 +17,7 @@ CLIP = str(VIDEOS / "h264_one_gop.mp4")
 
 @pytest.fixture
 def run(model_folder, capsys):
-    """run("--prompt", "x", …) -> what it prints."""
+    """Return run("--prompt", "x", …) -> what it prints."""
 
     def run(*arguments, model=model_folder):
         given = ["--model", str(model), "--max-tokens", "12", *arguments]

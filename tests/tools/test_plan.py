@@ -49,7 +49,7 @@ def without_n(tmp_path_factory):
 
 
 def plan(*words):
-    """The command, in this process."""
+    """Run the command in this process."""
     args = [str(word) for word in words]
     command.main(tyro.cli(tyro.conf.OmitArgPrefixes[command.Args], args=args))
 

@@ -11,7 +11,7 @@ from tools import prepare
 from tools.common import die_in_one_line
 from vvlm_jax.data.prepare import check_media
 
-PAPER = "configs/mixtures.py:paper"
+PAPER = "paper"
 ROWS = make_sources.ROWS
 
 
@@ -37,7 +37,7 @@ def run(root, out, *, mixture=PAPER, **options):
 
 
 def says(capsys, *args, **options):
-    """The one line that a failing call ends with."""
+    """Return the one line that a failing call ends with."""
     with pytest.raises(SystemExit) as stopped:
         die_in_one_line(lambda: run(*args, **options))
     assert stopped.value.code == 2
@@ -78,7 +78,7 @@ def test_subsets_are_left_out(root, tmp_path):
 
 
 def test_images_of_stage_1_are_prepared_too(root, tmp_path):
-    card = run(root, tmp_path / "out", mixture="configs/mixtures.py:lcs")
+    card = run(root, tmp_path / "out", mixture="mixtures:lcs")
     assert (card["examples"], card["images"], card["kinds"]) == (ROWS, ROWS, [[0, 1]])
 
 
@@ -165,6 +165,8 @@ def test_mistakes_are_told_in_one_line(root, tmp_path, capsys):
     assert "no LLaVA-Video-178K/" in says(capsys, tmp_path, out)
     assert "did you mean 'webvid'?" in says(capsys, root, out, without=("webvids",))
     assert "no such mixture file" in says(capsys, root, out, mixture=str(tmp_path / "a.yaml"))
+    line = says(capsys, root, out, mixture="papre")
+    assert "nor a shipped mixture; did you mean 'paper'?" in line
     assert "must define nothing()" in says(capsys, root, out, mixture="configs/mixtures.py:nothing")
     assert "--workers -1: must be 0 or more" in says(capsys, root, out, workers=-1)
     assert "--seconds 0: must be above 0" in says(capsys, root, out, seconds=0)

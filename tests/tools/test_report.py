@@ -30,13 +30,13 @@ EQUATION = ("--vision-params", "60000", "--features", "16")
 
 
 def report(*words):
-    """The command, in this process."""
+    """Run the command in this process."""
     command.main(tyro.cli(command.Args, args=[str(word) for word in words]))
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """A report of three metrics with the appendix, of two forms and two variations."""
+    """Return a report of three metrics with the appendix, of two forms and two variations."""
     from fitting import ablations
 
     folder = tmp_path_factory.mktemp("report")
@@ -150,13 +150,15 @@ def test_the_page_works_in_a_browser(made, tmp_path):
 
 
 def laws(folder):
-    """{file: (bytes, when it was written)} of the laws of a report."""
+    """Return {file: (bytes, when it was written)} of the laws of a report."""
     files = sorted((folder / "laws").rglob("fit.json"))
     return {file.parent.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in files}
 
 
 def test_laws_are_reused_and_what_the_runs_do_not_support_is_said(made, tmp_path):
-    """Again for one metric, from a folder; then runs of one n without isoFLOP, and too few."""
+    """Run it again for one metric from a folder; then with one n and no isoFLOP; then with few
+    runs.
+    """
     again = shutil.copytree(made / "out", tmp_path / "again")
     before = laws(again)
     report(
@@ -196,7 +198,7 @@ def test_laws_are_reused_and_what_the_runs_do_not_support_is_said(made, tmp_path
 
 
 def half_done(path):
-    """A store of six runs: five have scores, one has failed."""
+    """Return a store of six runs: five have scores, one has failed."""
     points = STAR[:6]
     rows = [{name: getattr(p, name) for name in HEADER.split(",")[:-2]} for p in points]
     asked = [Job(f"{p.run_id}/evaluate", "evaluate") for p in points]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from configs import study, study_mini
+from configs import study, study_graded, study_mini
 from tools import study as command
 from tools.common import die_in_one_line
 from tools.study import jobs
@@ -20,6 +20,8 @@ from vvlm_jax.sweep.store.store import State
 from vvlm_jax.sweep.worker import Context, Stop
 
 MISTAKES = [
+    ("world=globe", 'world = "globe": must be board or graded'),
+    ("center=[8, 5]", "center = .8, 5.: must be one of num_frames_levels and one of tokens_levels"),
     ("train_video=3", "train_video: no such option; did you mean 'train_videos'"),
     ("train_videos=many", "train_videos = 'many': must be int, not str"),
     ("seed=-1", "seed = -1: must be 0 or above"),
@@ -53,7 +55,7 @@ MISTAKES = [
 
 @pytest.fixture(autouse=True)
 def _environment_stays(monkeypatch):
-    """What the command tells its workers is not for the processes of other tests."""
+    """Restore the environment, which the command sets for its workers."""
     for name in ("JAX_COMPILATION_CACHE_DIR", "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"):
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
@@ -150,6 +152,23 @@ def test_jobs_come_after_what_they_read(store):
     assert "star-N24736-T4-V16-n64/train" not in ready(store)
 
 
+def test_in_the_graded_world_the_encoder_comes_first(tmp_path):
+    store = jobs.create(study_graded.config(), tmp_path / "work")
+    data = [f"data/{kind}" for kind in ("train", "val", "pairs")]
+    assert ready(store) == set(data)
+    end(store, *data)
+    assert ready(store) == {"vision/train"}
+    end(store, "vision/train")
+    lms = {f"lm-{llm}/train" for llm in ("graded-s", "graded-m", "graded-l")}
+    assert ready(store) == lms
+    end(store, *lms)
+    stages_1 = {f"stage1-{llm}/train" for llm in ("graded-s", "graded-m", "graded-l")}
+    center = "star-N98624-T8-V4-n2304"
+    assert ready(store) == stages_1 | {f"{center}/untrained-{i}" for i in range(3)}
+    stage = train_config(Context(store, store.job("lm-graded-s/train"), Stop()))
+    assert {part: Path(folder).name for part, folder in stage.init} == {"vision": "vision"}
+
+
 def test_every_stage_starts_from_what_was_made_for_its_language_model(store):
     def init(id):
         stage = train_config(Context(store, store.job(id), Stop()))
@@ -232,7 +251,7 @@ def test_the_whole_study_repeats_enough_runs_for_ten_degrees_of_freedom():
 
 
 def test_time_left_follows_the_costs_of_the_jobs_left(store):
-    """With seconds that are 2 + cost / 1e9, the estimate is right from a few jobs on."""
+    """If seconds are 2 + cost / 1e9, the estimate is right after a few jobs."""
     import numpy as np
 
     def seconds(job):

@@ -12,8 +12,7 @@ from configs import study_mini
 from fitting.runs import read_runs, write_runs
 from tests.fitting.synthetic import true_error
 from tools.study import findings, laws, outcome, page, verdict
-from tools.study.jobs import star_center
-from tools.study.results import Results, effects, mean_of
+from tools.study.results import Results, effects, mean_of, star_center
 from vvlm_jax.data import synthetic
 
 TASKS = ("flash", "cell", "most")
@@ -77,8 +76,8 @@ def answer(work, points, videos=300):
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
-    """(folder, points, results, study, verdict): a miniature whose scores follow a law; training
-    read no file that was damaged but one.
+    """Return (folder, points, results, study, verdict): a miniature whose scores follow a law;
+    training read no file that was damaged but one.
     """
     work, out = tmp_path_factory.mktemp("work"), tmp_path_factory.mktemp("out")
     study = study_mini.config()

@@ -37,7 +37,7 @@ def sweep():
 
 
 def stopped(context):
-    """A finetuning that is asked to stop before its second step."""
+    """Return a finetuning that is asked to stop before its second step."""
     if context.job.run.startswith("stage1"):
         return jobs.train(context)
     return jobs.train(replace(context, agreed=lambda step: step == 1))

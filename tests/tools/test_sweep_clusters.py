@@ -98,7 +98,7 @@ def test_what_cannot_be_is_told_in_one_line_and_changes_nothing(
 
 @pytest.fixture
 def slurm_of_files(tmp_path, monkeypatch):
-    """scancel and squeue that note what they are asked, and say that everything waits."""
+    """Return scancel and squeue that record their arguments and report every job as pending."""
     folder = tmp_path / "bin"
     folder.mkdir()
     (folder / "scancel").write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/cancelled\n')
@@ -113,7 +113,7 @@ def slurm_of_files(tmp_path, monkeypatch):
 
 @pytest.fixture
 def submitted(tmp_path):
-    """A store of which three runs were submitted."""
+    """Return a store of which three runs were submitted."""
     store = jobs.create(tmp_path / "s", mini.sweep())
     runs = list(dict.fromkeys(job.run for job in store.jobs.values()))
     clusters.remember(store, dict(zip(runs, ("7_0", "7_1", "8"), strict=False)))

@@ -114,7 +114,7 @@ def sweep():
 
 
 def test_a_sweep_whose_runs_have_two_hosts_each(tmp_path):
-    """Each job by two processes that find one another, as a cluster would start them."""
+    """Two processes do each job and find one another, as on a cluster."""
     (tmp_path / "mine.py").write_text(HOSTS)
     mini.write_data(tmp_path / mini.DATA)
     config = load_config(tmp_path / "mine.py", SweepConfig, "sweep")

@@ -61,10 +61,12 @@ MISTAKES = [
     (("model.llm=study-x",), r"model\.llm = 'study-x': unknown; did you mean 'study-"),
     (("model.vision=study/13",), r"model\.vision = 'study/13': unknown; did you mean 'study/12'"),
     (("data.num_examples=9",), r"data\.num_examples = 9: must be from 1 to 8"),
-    (("data.annotations=gone.json",), r"gone\.json: no such annotation file \(data\.annotations\)"),
+    (("data.annotations=gone.json",), r"no such file or folder: data\.annotations = gone\.json$"),
     (("seed=-1",), r"seed = -1: must be 0 or above"),
     ((f"seed={2**63}",), r"seed = 9223372036854775808: must be .*below 2\^63"),
-    (("data.tokenizer=gone",), r"gone: no such tokenizer file; data\.tokenizer"),
+    (("data.tokenizer=gone",), r"no such file or folder: data\.tokenizer = gone$"),
+    (("data.annotations=a", "data.tokenizer=t"), r"data\.annotations = a, data\.tokenizer = t$"),
+    (("data.tokenizer=gone", "model.llm=study-x"), r"model\.llm = 'study-x': unknown"),
     (("microbatches=3",), "microbatches = 3: must be a divisor of batch_size = 4"),
     (("batch_size=9",), "batch_size = 9: must be at most the number of examples, 8"),
     (('optim.learning_rates=[["llm/.*",1]]',), r"optim\.learning_rates: no pattern covers"),
@@ -85,8 +87,10 @@ def test_a_mistake_is_one_line_that_names_the_field(
     config_file, tmp_path, capsys, assignments, message
 ):
     with pytest.raises(SystemExit) as e:
-        run(config_file, f"out_dir={tmp_path}", *assignments)
+        run(config_file, f"out_dir={tmp_path}/runs/new", *assignments)
     assert e.value.code == 2
+    if "max_text_tokens" not in message:  # examples are read once the run has begun
+        assert list(tmp_path.iterdir()) == []
     out, err = capsys.readouterr()
     assert out == ""
     (line,) = err.splitlines()

@@ -4,7 +4,7 @@ import tokenizers
 
 
 def save_byte_level(folder, special):
-    """`tokenizer.json` with an id for every byte, in the order of GPT-2's alphabet, then
+    """Write `tokenizer.json` with an id for every byte, in the order of GPT-2's alphabet, then
     `special`.
     """
     alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())

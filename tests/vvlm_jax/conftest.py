@@ -28,7 +28,7 @@ def world(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def uneven(world, tmp_path_factory):
-    """Annotations of the training clips, every question longer by 0, 5, … 35 words."""
+    """Return annotations of the training clips, every question longer by 0, 5, … 35 words."""
     rows = json.loads((world / "train.json").read_text())
     for i, row in enumerate(rows):
         row["conversations"][0]["value"] += " red" * (i % 8 * 5)
@@ -44,7 +44,7 @@ def tok(world):
 
 @pytest.fixture(scope="session")
 def stage(world):
-    """stage(out_dir, "optim.warmup=0", …) -> TrainConfig: everything trains, on clips."""
+    """Return stage(out_dir, "optim.warmup=0", …) -> TrainConfig: everything trains, on clips."""
 
     def make(out_dir="unused", *assignments, **values):
         config = TrainConfig(
@@ -64,7 +64,7 @@ def stage(world):
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 1 MiB of its own."""
+    """Yield a folder on a disk of 1 MiB of its own."""
     folder = tmp_path / "disk"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
@@ -73,3 +73,14 @@ def small_disk(tmp_path):
         pytest.skip(f"a disk cannot be mounted here: {done.stderr.strip()}")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """Run PyTorch on one thread: several take minutes on a busy machine, for no gain."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -32,6 +32,19 @@ def test_after_an_error_the_old_file_stays_and_nothing_beside_it(tmp_path, share
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        atomic.write_text(tmp_path / "gone" / "a.json", "x")
+    assert raised.value.filename == f"{tmp_path}/gone/a.json"
+    with pytest.raises(FileNotFoundError) as raised, atomic.replacing(tmp_path / "a") as partial:
+        (partial / "b").write_text("x")
+    assert raised.value.filename == f"{tmp_path}/a/b"
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(IsADirectoryError) as raised:
+        atomic.write_text(tmp_path / "taken", "x")
+    assert (raised.value.filename, raised.value.filename2) == (f"{tmp_path}/taken", None)
+
+
 def test_what_a_killed_writer_left_is_removed(tmp_path):
     left = tmp_path / f"{atomic.PREFIX}out"
     (left / "deep").mkdir(parents=True)

@@ -17,7 +17,7 @@ SLURM = {
 
 @pytest.fixture
 def initialized(monkeypatch):
-    """What jax.distributed.initialize was called with; no process is joined."""
+    """Return what jax.distributed.initialize was called with; no process is joined."""
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **kw: calls.append(kw))
     for name in [n for n in os.environ if n.startswith(("SLURM_", "TPU_", "OMPI_", "JOB_"))]:
@@ -26,8 +26,8 @@ def initialized(monkeypatch):
 
 
 def test_two_processes_become_one_machine(tmp_path):
-    """For real, on loopback: each sees both processes' devices, the sum over them, and what either
-    has to tell, however long.
+    """The processes are real, on loopback: each sees both processes' devices, the sum over them,
+    and what either has to tell, however long.
     """
     program = (
         "import sys; from vvlm_jax import distributed\n"
@@ -56,7 +56,7 @@ def test_a_process_by_itself_hears_itself():
 
 
 def test_a_process_by_itself_joins_nobody():
-    """For real: jax looks for a cluster and finds none."""
+    """jax really looks for a cluster here, and finds none."""
     program = (
         "from vvlm_jax import distributed\n"
         "assert distributed.join() is None\n"

@@ -13,11 +13,10 @@ import dataclasses
 import os
 import time
 
-import tyro
-
 from fitting import formatting
 from fitting.config import FitConfig
 from fitting.forms import PAPER_FORMS
+from tools.arguments import read_options
 from tools.bench.bench_frontier import peak_gib, twin
 from tools.common import die_in_one_line
 from vvlm_jax.progress import live
@@ -97,4 +96,4 @@ def as_text(rows) -> list[tuple[str, ...]]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

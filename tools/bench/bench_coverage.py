@@ -14,12 +14,12 @@ interval reaches.
 import dataclasses
 
 import numpy as np
-import tyro
 
 from fitting import formatting
 from fitting.config import RESAMPLINGS, FitConfig
 from fitting.cost import PAPER
 from fitting.sweeps import PAPER_DOMAIN
+from tools.arguments import read_options
 from tools.bench.bench_frontier import NOISE, twin, twin_law
 from tools.common import die_in_one_line
 from vvlm_jax.progress import Progress
@@ -115,4 +115,4 @@ def cells(found_S5: np.ndarray) -> list[str]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools.arguments import read_options
 from tools.bench import other_decoders
 from tools.common import die_in_one_line
 from vvlm_jax import atomic
@@ -394,6 +395,4 @@ def run_steps(reading: Callable, step: Callable, count: int) -> tuple[float, flo
 
 
 if __name__ == "__main__":
-    import tyro
-
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

@@ -23,12 +23,12 @@ import sys
 import time
 
 import numpy as np
-import tyro
 
 from fitting import formatting
 from fitting.config import FitConfig
 from fitting.cost import PAPER
 from fitting.sweeps import PAPER_DOMAIN
+from tools.arguments import read_options
 from tools.bench.bench_frontier import measure, peak_gib, twin
 from tools.common import die_in_one_line
 
@@ -217,4 +217,4 @@ def scipy_fit(job) -> float:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from fitting import formatting
 from fitting.cost import PAPER
@@ -25,6 +24,7 @@ from fitting.elasticities import elasticity
 from fitting.frontiers import frontier, member_frontiers
 from fitting.runs import RunTable
 from fitting.sweeps import PAPER_ISOFLOP, PAPER_STAR, Domain, star_sweep
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 
 NOISE = 0.01
@@ -131,4 +131,4 @@ def peak_gib() -> float:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

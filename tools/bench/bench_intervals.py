@@ -20,12 +20,12 @@ import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
-import tyro
 
 from fitting import formatting
 from fitting.config import RESAMPLINGS, FitConfig
 from fitting.runs import RunTable
 from fitting.sweeps import PAPER_ISOFLOP, PAPER_STAR, star_sweep
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax.progress import Progress
 
@@ -209,4 +209,4 @@ def cells(found: np.ndarray) -> list[str]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig
 from vvlm_jax.config_check import choose
@@ -299,7 +300,7 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
     import torch
     import transformers
 
-    from vvlm_jax.models.llama import apart, layer_name
+    from vvlm_jax.models.llama import layer_name, unstack_layers
 
     rope = dict(rope_type="default", rope_theta=config.rope_theta)
     if (s := config.rope_scaling) is not None:
@@ -316,7 +317,7 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
         max_position_embeddings=config.max_position, rope_parameters=rope,
         attn_implementation=attention, bos_token_id=None, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    to_torch, D, params = torch.from_dlpack, config.width, apart(params)
+    to_torch, D, params = torch.from_dlpack, config.width, unstack_layers(params)
     tensors = {
         "model.embed_tokens.weight": to_torch(params["embed"]["embedding"]),
         "model.norm.weight": to_torch(params["norm"]["scale"]),
@@ -352,6 +353,4 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
 
 
 if __name__ == "__main__":
-    import tyro  # here, as a machine with a GPU may lack it
-
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))

@@ -16,7 +16,6 @@ import json
 from pathlib import Path
 
 import numpy as np
-import tyro
 
 from fitting import formatting, next_runs
 from fitting.config import FACTORS, FitConfig
@@ -24,6 +23,7 @@ from fitting.cost import PAPER
 from fitting.forms import get_form
 from fitting.runs import RunTable
 from fitting.sweeps import PAPER_DOMAIN, PAPER_ISOFLOP, PAPER_LM_PARAMS, Domain, star_sweep
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax.progress import JsonlWriter, Progress
 
@@ -192,4 +192,4 @@ def summary(rows: list[dict]) -> list[str]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))

@@ -19,8 +19,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-import tyro
-
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax import atomic
 from vvlm_jax.config import Stopped
@@ -35,7 +34,7 @@ class Args:
 
     source: Path
     """Folder of the sources."""
-    mixture: str = "configs/mixtures.py:paper"
+    mixture: str = "paper"
     """As of `tools.prepare`."""
     workers: int = 2
     """Processes that open media."""
@@ -139,4 +138,4 @@ def digest(out: Path) -> str:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

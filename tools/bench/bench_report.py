@@ -15,10 +15,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import tyro
-
 from fitting import formatting
 from fitting.runs import write_runs
+from tools.arguments import read_options
 from tools.bench.bench_frontier import twin
 from tools.common import die_in_one_line
 
@@ -95,4 +94,4 @@ def write_table(path: Path, metrics) -> Path:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

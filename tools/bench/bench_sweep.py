@@ -17,9 +17,8 @@ import tempfile
 import time
 from pathlib import Path
 
-import tyro
-
 from configs.sweeps import mini
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax.sweep import jobs
 from vvlm_jax.sweep.store import journal
@@ -109,4 +108,4 @@ def timed(store: Store, command: str, index: bool) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax import devices
 from vvlm_jax.config import (
@@ -519,6 +520,4 @@ def table(args: Args, config: TrainConfig, reports, rate: float, kind: str, vers
 
 
 if __name__ == "__main__":
-    import tyro
-
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)), continues=False)
+    die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

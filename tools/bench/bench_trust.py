@@ -33,6 +33,7 @@ import tyro
 from fitting import formatting
 from fitting.cost import PAPER
 from fitting.sweeps import PAPER_DOMAIN
+from tools.arguments import read_options
 from tools.bench.truths import TRUTHS, make_table
 from tools.common import die_in_one_line
 from tools.fit_flags import FitFlags, fit_config
@@ -365,4 +366,4 @@ def print_differences(found: dict, tasks: list[Task], sizes) -> None:
 
 
 if __name__ == "__main__":
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))

@@ -20,12 +20,11 @@ import shutil
 import sys
 from pathlib import Path
 
-import tyro
-
 from vvlm_jax import atomic
 from vvlm_jax.config import ConfigError
 from vvlm_jax.override import override, to_json
 
+from ..arguments import read_options
 from ..common import die_in_one_line, load_config, own_command, shipped
 
 study_lib = shipped("study")
@@ -167,7 +166,7 @@ def note(text: str) -> None:
 
 def cli() -> None:
     """Read the command line and run the command."""
-    die_in_one_line(lambda: main(tyro.cli(Args, description=__doc__)))
+    die_in_one_line(lambda: main(read_options(Args, __doc__)))
 
 
 if __name__ == "__main__":

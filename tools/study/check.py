@@ -16,7 +16,6 @@ StudyConfig = study_lib.StudyConfig
 
 def check(study: StudyConfig) -> None:
     """Raise ConfigError for a study that cannot be run; nothing is written before."""
-    from vvlm_jax.data.synthetic import SIDE, TASKS
 
     def require(name: str, ok: bool, allowed: str):
         if not ok:
@@ -29,6 +28,8 @@ def check(study: StudyConfig) -> None:
         span = f"from {least:g} to {most:g}" if most < math.inf else f"of at least {least:g}"
         require(name, good, f"{count} or more different values {span}")
 
+    require("world", study.world in ("board", "graded"), "board or graded")
+    world = study_lib.world(study)
     vision = choose(VISION, study.vision, "vision")
     for llm in study.llms:
         choose(LLAMA, llm, "llms")
@@ -38,7 +39,7 @@ def check(study: StudyConfig) -> None:
     require(
         "image_size", study.image_size == vision.image_size, f"{vision.image_size}, the encoder's"
     )
-    require("image_size", study.image_size % SIDE == 0, f"a multiple of {SIDE}")
+    require("image_size", study.image_size % world.SIDE == 0, f"a multiple of {world.SIDE}")
     levels("flash_lengths", 1, study.num_frames)
     require("batch_size", study.batch_size >= 2 and study.batch_size % 2 == 0, "even, at least 2")
     levels("num_examples", study.batch_size, study.train_videos, count=3)
@@ -55,8 +56,8 @@ def check(study: StudyConfig) -> None:
     tasks = [task for task, _ in study.turns]
     require(
         "turns",
-        set(tasks) <= set(TASKS) and tasks and all(count >= 1 for _, count in study.turns),
-        f"pairs of a task ({', '.join(TASKS)}) and how often it is asked",
+        set(tasks) <= set(world.TASKS) and tasks and all(count >= 1 for _, count in study.turns),
+        f"pairs of a task ({', '.join(world.TASKS)}) and how often it is asked",
     )
     require("llms", len(set(study.llms)) == len(study.llms) >= 3, "3 or more different models")
     for name in ("num_frames_levels", "domain_frames"):
@@ -65,6 +66,12 @@ def check(study: StudyConfig) -> None:
         levels(name, 1, vision.out_grid**2)
         for tokens in getattr(study, name):
             tokens_side(tokens, vision.out_grid, name)
+    measured = study.num_frames_levels, study.tokens_levels
+    require(
+        "center",
+        study.center is None or all(x in xs for x, xs in zip(study.center, measured, strict=True)),
+        "one of num_frames_levels and one of tokens_levels",
+    )
     levels("budgets", 1, math.inf, count=2)
     require("tolerance", 0 < study.tolerance < 1, "between 0 and 1")
     for name in ("max_per_curve", "resamples", "starts"):

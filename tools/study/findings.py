@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 
-from fitting import formatting
 from fitting.frontiers import frontier, member_frontiers
 from fitting.report.analysis import Analysis
 from fitting.runs import FACTORS, RunTable
@@ -78,7 +77,7 @@ def _diminishing(table: RunTable, run_sd: float, level: float) -> list[Finding]:
             ndtri((1 + level) / 2) * np.hypot.reduce(weight_A * spread_A),
         )
         low, high = float(value - half), float(value + half)
-        claim = "diminishing returns: the first doubling gains more than the last"
+        claim = "diminishing returns"
         said = _said(low, high)
         found.append(Finding(claim, factor, float(value), low, high, said, "points"))
     return found
@@ -91,16 +90,13 @@ def _joint(analysis: Analysis, domain, level: float) -> list[Finding]:
     grid = domain, analysis.cost, ends, n
     best_CK = frontier(analysis.law, *grid).x[:, 0]
     paths_BCK = member_frontiers(analysis.law, *grid)[:, :, 0]
-    span = f"from {formatting.flops(ends[0])} to {formatting.flops(ends[1])}"
     found = []
     for k, factor in enumerate(FACTORS):
         value = float(best_CK[1, k] / best_CK[0, k])
         tails = [(1 - level) / 2, (1 + level) / 2]
         low, high = np.quantile(paths_BCK[:, 1, k] / paths_BCK[:, 0, k], tails).tolist()
         said = _said(low, high, above=1.0)
-        found.append(
-            Finding(f"joint scaling: x* grows {span}", factor, value, low, high, said, "×")
-        )
+        found.append(Finding("joint scaling: x* grows", factor, value, low, high, said, "×"))
     return found
 
 

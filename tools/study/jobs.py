@@ -19,6 +19,7 @@ from vvlm_jax.sweep.store.store import Job, State, Store
 
 from ..common import shipped
 from .parts import data_kinds
+from .results import star_center
 
 study_lib = shipped("study")
 StudyConfig = study_lib.StudyConfig
@@ -81,13 +82,10 @@ def _preparing(study: StudyConfig, folder: str, parts) -> list[Job]:
 
 def videos(study: StudyConfig) -> dict:
     """Return the arguments of every job that writes clips."""
-    return dict(
-        turns=study.turns,
-        num_frames=study.num_frames,
-        flash_lengths=study.flash_lengths,
-        size=study.image_size,
-        seed=study.seed,
-    )
+    graded = study.world == "graded"
+    more = dict(world="graded") if graded else dict(flash_lengths=study.flash_lengths)
+    clip = dict(num_frames=study.num_frames, size=study.image_size, seed=study.seed)
+    return dict(turns=study.turns, **clip, **more)
 
 
 def data_job(kind: str, options: dict) -> Job:
@@ -100,34 +98,42 @@ def data_job(kind: str, options: dict) -> Job:
 
 def data_jobs(study: StudyConfig) -> list[Job]:
     """Return the jobs that write the data, apart from the questions of tested runs."""
-    options = {
-        "train": dict(count=study.train_videos, **videos(study)),
-        "val": dict(count=study.val_videos, **videos(study)),
-        "captions": dict(count=study.captions, size=study.image_size, seed=study.seed),
-        "stories": dict(count=study.stories, turns=study.turns, seed=study.seed),
-    }
+    counts = {"train": study.train_videos, "val": study.val_videos}
+    options = {kind: dict(count=n, **videos(study)) for kind, n in counts.items()}
+    if study.world == "graded":
+        taught = videos(study) | dict(turns=study_lib.graded_stages.TAUGHT)
+        options["pairs"] = dict(count=study.captions, **taught)
+    else:
+        options["captions"] = dict(count=study.captions, size=study.image_size, seed=study.seed)
+        options["stories"] = dict(count=study.stories, turns=study.turns, seed=study.seed)
     return [data_job(kind, one) for kind, one in options.items()]
 
 
 def _prepare(study: StudyConfig, folder: str, name: str, stage: TrainConfig) -> Job:
     """Return the job that pretrains a language model, or the encoder with a language model."""
-    # All data come first: they are quick, and the phase then has an end that can be timed.
-    init, after, tokens, frames = (), tuple(job.id for job in data_jobs(study)), 100, 0
-    if name == "vision":
-        lm, tokens, frames = study_lib.lm_run(study_lib.caption_llm(study)), 32, 1
-        init, after = (("llm", f"{folder}/runs/{lm}"),), (f"{lm}/train", "data/captions")
+    tokens, frames = (32, 1) if name == "vision" else (100, 0)
+    starts, after = study_lib.part_starts(study, name), tuple(job.id for job in data_jobs(study))
+    if starts:
+        after = (*(f"{run}/train" for run in starts.values()), _data_of(stage))
+    init = tuple((part, f"{folder}/runs/{run}") for part, run in starts.items())
     n = stage.data.num_examples
     argument = dict(stage=name, model={}, init=init, steps=sweep_config.num_steps(stage, n))
     cost = _cost(study, stage.model.llm, n * stage.epochs, tokens, frames)
     return Job(f"{name}/train", "train", argument, after, cost)
 
 
+def _data_of(stage: TrainConfig) -> str:
+    """Return the job that writes a stage's data."""
+    return f"data/{Path(stage.data.annotations).stem}"
+
+
 def complete(study: StudyConfig, job: Job, point: SweepPoint | None) -> Job:
     """Return a job of the sweep with the jobs whose files it reads, and a cost for small models."""
     if point is None:  # stage 1
         llm = job.argument["model"]["llm"]
-        examples = study.captions * study_lib.projector_stage(study, llm, "").epochs
-        before = ("vision/train", f"{study_lib.lm_run(llm)}/train", "data/captions")
+        stage = study_lib.projector_stage(study, llm, "")
+        examples = stage.data.num_examples * stage.epochs
+        before = ("vision/train", f"{study_lib.lm_run(llm)}/train", _data_of(stage))
         return dataclasses.replace(job, after=before, cost=_cost(study, llm, examples, 32, 1, 2))
     if job.kind == "evaluate":
         asked = job.argument["evaluation"]
@@ -192,9 +198,3 @@ def phase(store: Store, states: dict[str, State]) -> str | None:
     """Return the first phase with jobs to do; None when all jobs have ended."""
     left = {phase_of(job) for id, job in store.jobs.items() if not states[id].is_final}
     return next((name for name in (DATA, PARTS, SWEEP, TEST) if name in left), None)
-
-
-def star_center(points):
-    """Return the star's centre at the largest n, its largest run."""
-    star = [p for p in points if p.sweep == "star"]
-    return max(star, key=lambda p: (p.lm_params, p.num_frames, p.tokens_per_frame, p.num_examples))

@@ -80,7 +80,7 @@ def law(study, table: RunTable, run=run_here, on_fit=lambda form: None, forms=PA
     )
 
 
-def quality(analysis: Analysis, level: float) -> dict:
+def quality(analysis: Analysis, level: float, world=synthetic) -> dict:
     """Return how well the law predicts runs that its fits have not seen.
 
     R² and the mean relative error are of the cross-validation; `without_chance` leaves out the runs
@@ -90,7 +90,7 @@ def quality(analysis: Analysis, level: float) -> dict:
     entry = analysis.comparison.entry(analysis.law.config.form)
     folds, reach = entry.validations[0], entry.validation(analysis.comparison.extrapolation)
     table = analysis.table
-    learnt_R = ~near_chance(table)
+    learnt_R = ~near_chance(table, world)
     found = {
         "form": analysis.law.config.form,
         "metric": "avg",
@@ -106,9 +106,9 @@ def quality(analysis: Analysis, level: float) -> dict:
     return found | {"lack_of_fit": verdict and verdict.to_json()}
 
 
-def near_chance(table: RunTable) -> np.ndarray:
+def near_chance(table: RunTable, world=synthetic) -> np.ndarray:
     """Return bool [R]: which averages are within three standard errors of guessing, or below."""
-    chance = float(np.mean(list(synthetic.CHANCE.values())))
+    chance = float(np.mean(list(world.CHANCE.values())))
     return table.scale - table.error - chance <= 3 * np.nan_to_num(table.score_se)
 
 

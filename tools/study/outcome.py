@@ -10,7 +10,7 @@ from fitting.intervals import prediction_interval
 from fitting.report.analysis import Analysis
 from fitting.report.text import model_text
 
-from .findings import DIFFERS, Finding
+from .findings import DIFFERS, OPEN, SEEN, Finding
 
 BEST = "x*, the law's choice"
 WHO = {
@@ -80,13 +80,13 @@ def add_outcome(report, verdict: dict, analysis: Analysis, domain) -> None:
         "better."
     )
     columns = (
-        f" Language model, frames × tokens a frame; share of the budget; error with {n} examples, "
-        f"mean over seeds, 0 to 100; regret with its {level:.0%} interval, paired over seeds and "
-        "questions, clustered by video."
+        f" Regret with its {level:.0%} interval, paired over seeds and questions, clustered by "
+        f"video; error with {n} examples, mean over seeds, 0 to 100; language model, frames × "
+        "tokens a frame; share of the budget."
     )
     for number, test in enumerate(tests, start=1):
         report.table(
-            ["tested", "x_N, x_T × x_V", "cost", "error (predicted)", "regret of x*"],
+            ["tested", "regret of x*", "error (predicted)", "x_N, x_T × x_V", "cost"],
             [_row(test, point) for point in test["tested"]],
             f"Within {formatting.flops(test['budget'])} a video." + columns * (number == 1),
             name=f"decision-{number}",
@@ -126,7 +126,7 @@ def _row(test: dict, point: dict) -> list[str]:
         regret = f"{_signed(point['regret'])} ({_signed(low)} to {_signed(high)})"
     size, frames, tokens = point["x"].values()
     x = f"{formatting.count(size, 4)}, {frames:g} × {tokens:g}"
-    return [WHO[point["rule"]], x, f"{point['cost'] / test['budget']:.0%}", error, regret]
+    return [WHO[point["rule"]], regret, error, x, f"{point['cost'] / test['budget']:.0%}"]
 
 
 def _add_noise(report, noise: dict) -> None:
@@ -168,23 +168,29 @@ def _figure(tests: list[dict], analysis: Analysis, domain, level: float):
 
 def add_findings(report, found: list[Finding], level: float) -> None:
     """Add the paper's qualitative findings, each with its interval and what it says."""
-    differ = [f"{f.claim} ({formatting.label(f.factor)})" for f in found if f.said == DIFFERS]
-    text = f"Differs: {'; '.join(differ)}." if differ else "None of these differs from the paper."
-    report.section("The paper's findings in small", text)
+    count = {said: sum(f.said == said for f in found) for said in (SEEN, DIFFERS, OPEN)}
+    text = ", ".join(f"{number} {said}" for said, number in count.items())
+    report.section("The paper's findings in small", f"Of {len(found)} claims: {text}.")
+    for finding in found:
+        if finding.said == DIFFERS:
+            report.warning(
+                f"{finding.claim}, {formatting.label(finding.factor)}: differs from the paper."
+            )
     report.table(
         ["finding", "factor", "value", f"{level:.0%} interval", "here"],
         [
             [
                 f.claim,
-                formatting.label(f.factor),
+                formatting.short(f.factor),
                 f"{formatting.number(f.value)} {f.unit}",
                 f"{formatting.number(f.low)} to {formatting.number(f.high)}",
                 f.said,
             ]
             for f in found
         ],
-        "Diminishing returns: measured on the star, error points of the first doubling minus the "
-        "last. Joint scaling: x* at the largest cost of the runs over x* at the smallest. "
-        "Elasticity: percent change of x* for one percent more data, mean over budgets and n.",
+        "Diminishing returns: measured on the star, the error points that the first doubling "
+        "gains, minus those of the last. Joint scaling: x* at the largest cost of the runs over "
+        "x* at the smallest. Elasticity: percent change of x* for one percent more data, mean over "
+        "budgets and n.",
         name="findings",
     )

@@ -11,20 +11,33 @@ from fitting.report.page import write_page
 from fitting.report.results import Results as PageResults
 from fitting.report.results import Settings, Subject
 from fitting.runs import RunTable
-from vvlm_jax.data import synthetic
 from vvlm_jax.data.video import read_frames
 
 from ..common import shipped
 from . import laws
 from .findings import findings
-from .jobs import star_center
 from .outcome import add_findings, add_outcome
-from .results import MARGIN, NAMES, Effect, Results, effects, mean_of
+from .results import MARGIN, NAMES, Effect, Results, effects, mean_of, star_center
 
 study_lib = shipped("study")
 
 MARK = "Synthetic clips, small models: no number here says anything about a public benchmark."
 """Notice on the page and its figures."""
+
+
+_QUESTIONS = {
+    "board": [
+        ["flash", "which colour flashes ?", "open, exact", "frames"],
+        ["cell", "what is at b3 ?", "open, exact", "visual tokens a frame"],
+        ["most", "which colour is most frequent ? A…D", "multiple choice", "LM size"],
+    ],
+    "graded": [
+        ["flash", "flash", "the colour that lights the ground for a while", "frames"],
+        ["cell", "b3", "the colour of a named cell", "visual tokens a frame"],
+        ["word", "balu", "the ground's colour in a dialect's words", "LM size, examples"],
+    ],
+}
+"""World → its tasks: name, an example, kind of answer, the factor that it is made for."""
 
 
 def write(study, points, table: RunTable, results: Results, analysis, verdict, work, out: Path):
@@ -47,7 +60,7 @@ def write(study, points, table: RunTable, results: Results, analysis, verdict, w
         add_findings(report, findings(analysis, domain, run_sd, verdict["level"]), verdict["level"])
         _add_facts(report, study, points, results)
         _add_clip(report, work)
-        _add_learning(report, points, results)
+        _add_learning(report, study, points, results)
 
     law, found = analysis.law, analysis.comparison
     settings = Settings(law.config, law.config, None, cost, MARK)
@@ -76,7 +89,7 @@ def _add_facts(report, study, points, results):
         "pretrained on generated pictures and text. The system is the real one: H.264 files, "
         "decoding, both training stages, the sweeps, the evaluation and the fits run the code of "
         "full-size models.",
-        f"{len(points)} runs: {star} of a star sweep around its largest configuration and "
+        f"{len(points)} runs: {star} of a star sweep around a centre and "
         f"{len(points) - star} isoFLOP runs at {budgets} MFLOPs a video, to within "
         f"{100 * study.tolerance:g}% (equation 1 with the study's encoder). Every run answers at "
         f"least {min(questions.values()):,} unseen questions of each task. Scores are percent "
@@ -84,14 +97,7 @@ def _add_facts(report, study, points, results):
         f"Each law is fitted with {study.resamples} bootstrap resamples (stratified by sweep and "
         f"language model) and {study.starts} random starts; the paper uses 100 and 500.",
     )
-    report.table(
-        ["task", "question", "kind", "designed to need"],
-        [
-            ["flash", "which colour flashes ?", "open, exact", "frames"],
-            ["cell", "what is at b3 ?", "open, exact", "visual tokens a frame"],
-            ["most", "which colour is most frequent ? A…D", "multiple choice", "LM size"],
-        ],
-    )
+    report.table(["task", "question", "kind", "designed to need"], _QUESTIONS[study.world])
     _warn_unreadable(report, results)
 
 
@@ -122,7 +128,7 @@ def _add_clip(report, work):
     )
 
 
-def _add_learning(report, points, results):
+def _add_learning(report, study, points, results):
     largest = star_center(points)
     center, n = results.by_run[largest.run_id], largest.num_examples
     untrained, other = results.untrained, results.other_clip
@@ -143,7 +149,7 @@ def _add_learning(report, points, results):
                 _pm(other, task),
                 _pm(center, task),
             ]
-            for task, chance in synthetic.CHANCE.items()
+            for task, chance in study_lib.world(study).CHANCE.items()
         ],
         "Score ± standard error, percent.",
     )
@@ -158,7 +164,7 @@ def _add_learning(report, points, results):
             report.warning(
                 f"{NAMES[e.factor]} has no measurable effect on {e.task}: {e.drop:.1f} points."
             )
-    for task, chance in synthetic.CHANCE.items():
+    for task, chance in study_lib.world(study).CHANCE.items():
         if center["scores"][task] - chance < 5 * center["stderr"][task]:
             report.warning(f"The star centre is close to chance on {task}.")
 

@@ -1,6 +1,7 @@
 """Results of a finished study: scores by run, controls, and the effect of each factor."""
 
 import dataclasses
+from collections import Counter
 
 import numpy as np
 
@@ -9,12 +10,12 @@ from vvlm_jax.sweep.config import SweepPoint
 from vvlm_jax.sweep.store.store import Job, State, Store
 
 MADE_FOR = {
-    "num_frames": "flash",
-    "tokens_per_frame": "cell",
-    "lm_params": "most",
-    "num_examples": "avg",
+    "num_frames": ("flash",),
+    "tokens_per_frame": ("cell",),
+    "lm_params": ("most", "word"),
+    "num_examples": ("avg",),
 }
-"""Factor -> the task whose score it should raise."""
+"""Factor -> the task whose score it should raise; a world has one of them."""
 NAMES = {
     "lm_params": "language-model parameters x_N",
     "num_frames": "frames x_T",
@@ -99,9 +100,13 @@ class Effect:
 def effects(points, results: dict[str, dict]) -> list[Effect]:
     """Return the effect of each factor on the task made for it, at the largest n of the star."""
     star = [(_levels(p), results[p.run_id]) for p in points if p.sweep == "star"]
-    center = {f: max(levels[f] for levels, _ in star) for f in NAMES}
-    found = []
-    for factor, task in MADE_FOR.items():
+    factors = [f for f in NAMES if f != "num_examples"]
+    at = common_levels([tuple(levels[f] for f in factors) for levels, _ in star])
+    center = dict(zip(factors, at, strict=True))
+    center["num_examples"] = max(levels["num_examples"] for levels, _ in star)
+    found, scored = [], star[0][1]["scores"]
+    for factor, tasks in MADE_FOR.items():
+        task = next(task for task in tasks if task in scored)
         arm = sorted(
             (levels[factor], 100 - result["scores"][task], result["stderr"][task])
             for levels, result in star
@@ -110,6 +115,25 @@ def effects(points, results: dict[str, dict]) -> list[Effect]:
         low, high = arm[0], arm[-1]
         found.append(Effect(factor, task, (low[0], high[0]), (low[1], high[1]), (low[2], high[2])))
     return found
+
+
+def star_center(points) -> SweepPoint:
+    """Return the star's centre at the largest n: its levels are those that most runs have."""
+    star = [p for p in points if p.sweep == "star"]
+    at = common_levels([(p.lm_params, p.num_frames, p.tokens_per_frame) for p in star])
+    center = [p for p in star if (p.lm_params, p.num_frames, p.tokens_per_frame) == at]
+    return max(center, key=lambda p: p.num_examples)
+
+
+def common_levels(points) -> tuple:
+    """Return the level of each factor that most points have, which is a star's centre; the largest
+    of several.
+
+    Args:
+      points: the levels of each point, as tuples.
+    """
+    counts = [Counter(levels) for levels in zip(*points, strict=True)]
+    return tuple(max(count, key=lambda level: (count[level], level)) for count in counts)
 
 
 def _levels(point: SweepPoint) -> dict[str, float]:

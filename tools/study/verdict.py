@@ -149,7 +149,7 @@ def make(study, analysis: Analysis, table: RunTable, choices, folder: Path) -> d
         "seed": study.seed,
         "level": level,
         "rule": paired.RULE.format(level=level, rivals=len(study.decision.rivals)),
-        "law": laws.quality(analysis, level),
+        "law": laws.quality(analysis, level, study_lib.world(study)),
         "run_noise": run_noise(table, tests, level),
         "decision": tests,
     }

@@ -67,11 +67,11 @@ def kernels(text: str) -> int:
     return text.count('custom_call_target="tpu_custom_call"')
 
 
-def squares(text: str, length: int, apart: int = 128) -> set[str]:
+def squares(text: str, length: int) -> set[str]:
     """Return the shapes whose last two sides are both `length`, or `length` rounded up to a
-    multiple of `apart`: attention scores that were written to memory.
+    multiple of 128: attention scores that were written to memory.
     """
-    sides = {length, -(-length // apart) * apart}
+    sides = {length, -(-length // 128) * 128}
     return {
         f"{dtype}[{shape}]"
         for dtype, shape in set(_ARRAY.findall(text))

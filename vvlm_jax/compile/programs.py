@@ -16,7 +16,6 @@ from vvlm_jax.config import ConfigError, TrainConfig, visual_length
 from vvlm_jax.config_check import choose
 from vvlm_jax.devices import GIB, Topology, known_topologies
 
-PROGRAMS = ("train", "encode", "prefill", "decode")
 NEW_TOKENS = 256
 """Length of a reply, for which prefill and decode have room in their cache."""
 STOP_IDS = (128001, 128009)
@@ -92,8 +91,8 @@ def prepare_environment() -> None:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
-            "libtpu, the compiler for TPUs, is not installed here: pip install -r "
-            "tests/requirements-tpu.txt (about 0.7 GB; it runs without a TPU)"
+            "libtpu, the compiler for TPUs, is not installed here: pip install 'vvlm_jax[libtpu]' "
+            "(about 0.7 GB; it runs without a TPU)"
         )
     os.environ.update(
         JAX_PLATFORMS="cpu",

@@ -10,7 +10,7 @@ from vvlm_jax.compile.programs import Measured
 from vvlm_jax.config import TrainConfig, visual_length
 
 SURE = 1.15
-"""A prediction of more than so many times the limit counts as not fitting, without a compile."""
+"""A choice predicted to need more than this multiple of the limit is not compiled."""
 
 
 def search(
@@ -36,30 +36,17 @@ def search(
     """
     at, most, known = functools.cache(at), remats[-1], {}
 
-    def foreseen(r: int, remats) -> int:
-        """Return the index of the least remat that is predicted to fit, where no policy above it is
-        predicted not to; the most remat if none is predicted to fit.
-        """
-        found = len(remats) - 1
-        for i in reversed(range(len(remats))):
-            expected = predict(r, remats[i])
-            if expected is not None and expected >= limit:
-                break
-            if expected is not None:
-                found = i
-        return found
-
     def compiled(r: int):
-        """Compile with the remat that `foreseen` returns, then with the most: (index, Measured)."""
-        first = foreseen(r, remats)
+        """Compile with the remat predicted to fit, then with the most: (index, Measured)."""
+        first = _least_predicted(r, remats, predict, limit)
         measured = at(r, remats[first])
         if measured.fits or first == len(remats) - 1:
             return first, measured
         return len(remats) - 1, at(r, most)
 
     low, high, found = -1, len(rows), None  # rows[low] fits, rows[high] does not
-    # Less remat needs more: where all rows fit with some, they fit with the most.
-    if (first := foreseen(rows[-1], remats)) < len(remats) - 1:
+    # Less remat needs more memory: if all rows fit with less remat, they fit with the most.
+    if (first := _least_predicted(rows[-1], remats, predict, limit)) < len(remats) - 1:
         measured = at(rows[-1], remats[first])
         if measured.fits:
             low, found = len(rows) - 1, (first, measured)
@@ -82,19 +69,38 @@ def search(
     if found is None:
         return rows[0], most, at(rows[0], most)
     first, measured = found
+    return rows[low], *_least_remat(rows[low], remats, first, measured, limit, at, predict)
+
+
+def _least_predicted(r: int, remats, predict, limit: float) -> int:
+    """Return the index of the least remat that is predicted to fit, among the policies after the
+    last one that is predicted not to; the most remat if none is predicted to fit.
+    """
+    found = len(remats) - 1
+    for i in reversed(range(len(remats))):
+        expected = predict(r, remats[i])
+        if expected is not None and expected >= limit:
+            break
+        if expected is not None:
+            found = i
+    return found
+
+
+def _least_remat(r: int, remats, first: int, measured: Measured, limit: float, at, predict):
+    """Return (remat, Measured) with the least remat that fits r rows; `remats[first]` does."""
     remat, rest = remats[first], list(remats[:first])
     while rest:
-        # Each policy needs less memory than the one before. Without predictions, `foreseen` returns
-        # the next one below `remat`.
-        guess, expected = foreseen(rows[low], rest), predict(rows[low], rest[-1])
+        # Each policy needs less memory than the one before. Without predictions the next one below
+        # `remat` is tried.
+        guess, expected = _least_predicted(r, rest, predict, limit), predict(r, rest[-1])
         if expected is not None and expected > SURE * limit:
             break
-        less = at(rows[low], rest[guess])
+        less = at(r, rest[guess])
         if less.fits:
             remat, measured, rest = rest[guess], less, rest[:guess]
         else:
             rest = rest[guess + 1 :]
-    return rows[low], remat, measured
+    return remat, measured
 
 
 def _extrapolated(known: dict[int, Measured], rows: list[int]) -> list[float]:

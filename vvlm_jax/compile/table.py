@@ -226,7 +226,7 @@ class Compiles:
 
     def find(self, config: TrainConfig) -> Measured | None:
         """Return the kept measurement of a train step; None when there is none."""
-        # Most configs that are asked for are not there, and a name is made faster than a key.
+        # Names first: they are cheap to make, keys are not, and most configs have no measurement.
         return self.known.get(self.key(config)) if _name(config) in self._names else None
 
     def choice(self, config: TrainConfig) -> Choice | None:

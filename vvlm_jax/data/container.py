@@ -87,7 +87,7 @@ def _packets(container: InputContainer, stream: VideoStream) -> Iterator[_Packet
     is_vp8 = stream.codec_context.name == "vp8"
     for packet in container.demux(stream):
         if packet.size:
-            # VP8 keeps its hidden reference frames in packets of their own: bit 4 says "show".
+            # In VP8, frames that are only references have packets of their own, without bit 4.
             hidden = packet.is_discard or (is_vp8 and not memoryview(packet)[0] & 0x10)
             times = packet.pts, packet.dts, packet.duration or 0
             yield _Packet(*times, packet.is_keyframe, not hidden, not packet.is_corrupt)

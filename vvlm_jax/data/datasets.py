@@ -127,7 +127,10 @@ def _parsed(path, text: str, line: int | None = None):
         return json.loads(text)
     except json.JSONDecodeError as e:
         raise ValueError(f"{path}: line {line or e.lineno} is not JSON: {e.msg}") from None
-    except (ValueError, RecursionError) as e:  # numbers of thousands of digits; endless brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as e:  # a number of thousands of digits; brackets nested too deeply
         where = f"line {line} is" if line else "is"
         raise ValueError(f"{path}: {where} not readable JSON: {e}") from None
 

@@ -22,7 +22,9 @@ _WHOLE_CLIP_BYTES = 2**20
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open and load a still image. Raises VideoError naming the file."""
-    file = files.fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
+    file = files.fetched(
+        path
+    )  # outside of `try`: a bucket that does not answer says nothing about the file
     if isinstance(file, files.Key):
         raise VideoError(f"{path}: no such file")
     try:

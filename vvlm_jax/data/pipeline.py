@@ -108,7 +108,7 @@ class Examples:
         self.num_visual = max(
             sum(len(self.assembler.block(m.num_frames)) for m in row) for row in media
         )
-        self.asks = model.resampler == "quecc"
+        self.has_query = model.resampler == "quecc"
         self.unreadable = Unreadable(int(data.max_unreadable * len(self.rows)))
 
     def __len__(self) -> int:
@@ -162,7 +162,7 @@ class Examples:
                 self.unreadable.add(*e.args)
                 continue
             example = pad(text.said, frames_THWC, self.num_visual, room)
-            if self.asks:
+            if self.has_query:
                 query = text.said.query
                 query_Q = np.pad(np.asarray(query, np.int32), (0, room - len(query)))
                 example = example._replace(query_Q=query_Q, query_length=np.int32(len(query)))

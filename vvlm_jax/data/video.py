@@ -60,15 +60,15 @@ class VideoInfo:
     rotation: int  # degrees counter-clockwise by which stored pixels were turned; 0 if mirrored
 
 
-def probe(path: str | os.PathLike, *, folder_fps: float = FOLDER_FPS) -> VideoInfo:
-    """Return the properties of a video file, or of a folder of images taken at `folder_fps`.
+def probe(path: str | os.PathLike) -> VideoInfo:
+    """Return the properties of a video file, or of a folder of images at `FOLDER_FPS`.
 
     The frame count is that of the packets, not of the header. One frame is decoded, for its size
     and rotation. Raises VideoError as `read_frames` does.
     """
     path = fetched(path_of(path))
     if _is_folder(path):
-        return _folder_info(path, _folder_images(path), folder_fps)
+        return _folder_info(_folder_images(path))
     scan = scan_file(path)
     with opened(path) as (container, stream):
         return _info(scan, _first(path, scan, decoded(container, stream)))
@@ -79,7 +79,6 @@ def read_frames(
     choose: Callable[[VideoInfo], np.ndarray],
     *,
     size: int | None = None,
-    folder_fps: float = FOLDER_FPS,
 ) -> np.ndarray:
     """Return the chosen frames: uint8 [T, H, W, 3] RGB, upright.
 
@@ -92,7 +91,7 @@ def read_frames(
     """
     path = fetched(path_of(path))
     if _is_folder(path):
-        return _read_folder(path, choose, size, folder_fps)
+        return _read_folder(path, choose, size)
     scan = scan_file(path)
     with opened(path) as (container, stream):
         wanted: set[int] = set()
@@ -278,18 +277,16 @@ def _folder_images(path: AnyPath) -> list[AnyPath]:
     return images
 
 
-def _folder_info(path: Path, images: list[Path], fps: float) -> VideoInfo:
-    if not fps > 0:
-        raise ValueError(f"folder_fps={fps}: must be a positive number ({path})")
+def _folder_info(images: list[Path]) -> VideoInfo:
     height, width = _read_image(images[0]).shape[:2]
-    return VideoInfo(len(images), fps, len(images) / fps, height, width, 0)
+    return VideoInfo(len(images), FOLDER_FPS, len(images) / FOLDER_FPS, height, width, 0)
 
 
 def _read_folder(
-    path: Path, choose: Callable[[VideoInfo], np.ndarray], size: int | None, fps: float
+    path: Path, choose: Callable[[VideoInfo], np.ndarray], size: int | None
 ) -> np.ndarray:
     files = _folder_images(path)
-    ranks, places = _checked_choice(choose, _folder_info(path, files, fps))
+    ranks, places = _checked_choice(choose, _folder_info(files))
     images = [_read_image(files[rank]) for rank in ranks]
     if size is not None:
         images = [resize_square(image, size) for image in images]
@@ -297,7 +294,9 @@ def _read_folder(
 
 
 def _read_image(path: AnyPath) -> np.ndarray:
-    file = fetched(path)  # outside of `try`: a bucket that does not answer breaks no file
+    file = fetched(
+        path
+    )  # outside of `try`: a bucket that does not answer says nothing about the file
     try:
         with Image.open(file) as image:
             return np.asarray(image.convert("RGB"))

@@ -10,14 +10,14 @@ LETTERS = "ABCDEFGH"
 """Letters of a question's options, in order."""
 
 
-def format_options(options, letters: str = LETTERS) -> str:
+def format_options(options) -> str:
     """Return the options one a line, `A. cat\\nB. dog`."""
     return "\n".join(
-        f"{letter}. {option}" for letter, option in zip(letters, options, strict=False)
+        f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)
     )
 
 
-def parse_letter(reply: str, num_options: int, letters: str = LETTERS) -> str | None:
+def parse_letter(reply: str, num_options: int) -> str | None:
     """Return the option letter that a reply names, or None.
 
     Tries, the surest first: nothing but the letter; a letter before a sign (`B.`, `(B)`, `B:`) at
@@ -25,7 +25,7 @@ def parse_letter(reply: str, num_options: int, letters: str = LETTERS) -> str | 
     start; the last `option B`; a letter at the end. An article is not a letter: "A man runs"
     names none.
     """
-    letter = rf"([{letters[:num_options]}])"
+    letter = rf"([{LETTERS[:num_options]}])"
     reply = reply.strip()
     surest_first = (
         rf"^\W*{letter}\W*$",

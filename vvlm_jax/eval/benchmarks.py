@@ -27,7 +27,7 @@ from vvlm_jax.eval.scores import interval
 LENGTH = 1024
 """Longest reply, in tokens, where a task sets none."""
 _PER_GRADE = 20
-"""Makes 0–100 of a judge's 0–5."""
+"""Factor from a judge's 0–5 to 0–100."""
 
 _MVBENCH = (
     *("action_antonym", "action_count", "action_localization", "action_prediction"),
@@ -232,7 +232,7 @@ def check(options: Options) -> None:
     if importlib.util.find_spec("lmms_eval") is None:
         raise ConfigError(
             "--tasks needs LMMs-Eval, which requires an older PyAV than vvlm: make a separate "
-            'environment and there pip install -e ".[lmms]"'
+            "environment and there pip install 'vvlm_jax[lmms]'"
         )
     if options.limit is not None and options.limit < 1:
         raise ConfigError(f"--limit {options.limit}: must be at least 1")
@@ -312,7 +312,7 @@ def _claim(model: Path, options: Options) -> None:
     from vvlm_jax.eval import lmms, runner
 
     params = model / "params"
-    changed = params.stat().st_mtime_ns if params.exists() else 0  # loading complains of it
+    changed = params.stat().st_mtime_ns if params.exists() else 0  # VideoVLM.load raises the error
     runner.claim(
         options.out / "replies.jsonl",
         {

@@ -72,7 +72,7 @@ class VvlmJax(lmms):
             raise ConfigError(f"model_args: no such option: {', '.join(sorted(unknown))}")
         if not pretrained:
             raise ConfigError("model_args: pretrained=FOLDER is missing")
-        # Not above: LMMs-Eval loads every entry point, whichever model it is asked for.
+        # Imported here: LMMs-Eval imports this module whichever model it runs.
         from vvlm_jax.generate.video_vlm import VideoVLM
 
         self._model = "an instance"
@@ -190,7 +190,7 @@ class VvlmJax(lmms):
         """Return replies in the order of the rows; answered questions are not asked again."""
         done = _read_replies(self.replies)
         asked = {row["name"]: row for row in rows if row["name"] not in done}
-        # Questions with the same options together, and of those the questions about one video.
+        # Sorted, so that questions with equal options, then those about one video, share batches.
         order = sorted(asked.values(), key=lambda row: (str(row["options"]), row["media"]))
         writer = JsonlWriter(self.replies) if self.replies else None
         progress = Progress("replies", len(order), "questions")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from vvlm_jax import atomic
 from vvlm_jax.config import ConfigError
+from vvlm_jax.config_check import require
 from vvlm_jax.data import chat
 from vvlm_jax.data.datasets import is_unicode, read_jsonl
 from vvlm_jax.data.media import FrameReader
@@ -129,25 +130,20 @@ def evaluate(
     the predictions belong to another model, other questions or other options, ValueError for a
     question that does not fit the model's context.
     """
-    for name, value in (
-        ("max_new_tokens", max_new_tokens),
-        ("prompts_per_batch", prompts_per_batch),
-    ):
-        if value < 1:
-            raise ConfigError(f"{name} = {value}: must be at least 1")
+    for name, value in dict(
+        max_new_tokens=max_new_tokens, prompts_per_batch=prompts_per_batch
+    ).items():
+        require(value >= 1, name, value, "at least 1")
     for q in questions:
         vlm.check(f"question {q['id']!r}", prompt_text(q), max_new_tokens)
     data, predictions_file = vlm.config.data, Path(predictions_file)
-    claim(
-        predictions_file,
-        {
-            "model": identity,
-            "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
-            "media_root": str(media_root),
-            "max_new_tokens": max_new_tokens,
-            **({"likelihood": True} if likelihood else {}),
-        },
-    )
+    asked = {
+        "model": identity,
+        "questions": hashlib.sha256(json.dumps(questions).encode()).hexdigest(),
+        "media_root": str(media_root),
+        "max_new_tokens": max_new_tokens,
+    }
+    claim(predictions_file, {**asked, **({"likelihood": True} if likelihood else {})})
     done = _read_predictions(predictions_file)
     reader = reader or FrameReader(
         files.path_of(media_root),
@@ -157,30 +153,25 @@ def evaluate(
         data.frame_cache_mb,
     )
     share = data.max_unreadable if max_unreadable is None else max_unreadable
-    num_videos = len({q["video"] for q in questions})
-    writer = JsonlWriter(predictions_file)
+    allowed = int(share * len({q["video"] for q in questions}))
+    videos = _read_videos([q for q in questions if q["id"] not in done], reader, allowed, share)
     progress = Progress(title, len(questions), "questions")
-
-    def note(prediction):
-        done[prediction["id"]] = prediction
-        writer.write(**prediction)
-
-    try:
-        todo = [q for q in questions if q["id"] not in done]
-        videos = _read_videos(todo, reader, int(share * num_videos), share)
+    with contextlib.closing(JsonlWriter(predictions_file)) as writer, contextlib.closing(progress):
         for batch in _batches(videos, prompts_per_batch):
-            rows = [(q, frames) for q, frames in batch if not isinstance(frames, str)]
-            replies = _answer(vlm, rows, max_new_tokens, likelihood) if rows else []
-            for (q, _), reply in zip(rows, replies, strict=True):
-                note(_prediction(q, **reply))
-            for q, error in batch:
-                if isinstance(error, str):
-                    note(dict(id=q["id"], task=q["task"], error=error))
+            for prediction in _predictions(vlm, batch, max_new_tokens, likelihood):
+                done[prediction["id"]] = prediction
+                writer.write(**prediction)
             progress.update(len(done))
-    finally:
-        progress.close()
-        writer.close()
     return measure(questions, done)
+
+
+def _predictions(vlm: VideoVLM, batch, max_new_tokens: int, likelihood: bool) -> list[dict]:
+    """Return the predictions of (question, frames) pairs, and errors of unreadable videos."""
+    rows = [(q, frames) for q, frames in batch if not isinstance(frames, str)]
+    replies = _answer(vlm, rows, max_new_tokens, likelihood) if rows else []
+    found = [_prediction(q, **reply) for (q, _), reply in zip(rows, replies, strict=True)]
+    errors = ((q, error) for q, error in batch if isinstance(error, str))
+    return found + [dict(id=q["id"], task=q["task"], error=error) for q, error in errors]
 
 
 def _read_videos(questions: list[dict], reader: FrameReader, allowed: int, share: float):

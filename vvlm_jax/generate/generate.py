@@ -19,7 +19,7 @@ from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.generate.placement import cache_sharding
 from vvlm_jax.generate.sampling import Draws, next_token
 from vvlm_jax.models.kv_cache import KVCache
-from vvlm_jax.models.llama import apart
+from vvlm_jax.models.llama import unstack_layers
 from vvlm_jax.models.vlm import VLM
 
 
@@ -87,7 +87,7 @@ def programs(model: VLM, stop_ids: tuple[int, ...], mesh: Mesh | None = None) ->
         return _append(replies, logits_Bv, draws, choices_BCM, stop_ids)
 
     def go_on(params, replies, until, draws=None, choices_BCM=None):
-        params = params | {"llm": apart(params["llm"])}  # once, and not at every step
+        params = params | {"llm": unstack_layers(params["llm"])}  # once, and not at every step
 
         def unfinished(replies):
             return (replies.place < until) & ~replies.ended_B.all()

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from vvlm_jax.data.tokenizer import Tokenizer
 from vvlm_jax.generate.generate import Prompts, on_mesh
-from vvlm_jax.models.llama import apart
+from vvlm_jax.models.llama import unstack_layers
 from vvlm_jax.models.vlm import VLM
 
 
@@ -80,7 +80,7 @@ def _program(model: VLM, mesh: Mesh | None):
         first_Bv, cache = model.apply(
             {"params": params}, tokens_BL, lengths_B, visual_BVD, room - 1, method="prefill"
         )
-        params = params | {"llm": apart(params["llm"])}
+        params = params | {"llm": unstack_layers(params["llm"])}
 
         def text_score(ids_BM):
             def step(carry, ids):

@@ -60,7 +60,7 @@ def abstract_params(model: VLM, devices) -> tuple[dict, Mesh]:
 
 
 def laid_apart(params: dict) -> dict:
-    """Return the parameters with each layer's in arrays of its own (`llama.apart`).
+    """Return the parameters with each layer's in arrays of its own (`llama.unstack_layers`).
 
     A decoding step then reads each weight in place; from stacked arrays every call would first copy
     them, and hold them twice. The stacked arrays are deleted one after another, so that the whole

@@ -143,7 +143,7 @@ class Llama(nn.Module):
 
     `logits` is a separate method, so that callers compute logits at the positions they need only.
     Layers are scanned over stacked parameters `layers/…` [depth, …], as training uses them. Given
-    unstacked parameters (see `apart`), they run one after another.
+    unstacked parameters (see `unstack_layers`), they run one after another.
     """
 
     config: LlamaConfig
@@ -192,8 +192,8 @@ class Llama(nn.Module):
         Returns:
           (hidden_B1D, cache with one more filled slot a row).
 
-        Unstack the parameters (`apart`) before a loop of steps: slicing stacked parameters copies
-        each layer's weights at every step.
+        Unstack the parameters (`unstack_layers`) before a loop of steps: slicing stacked parameters
+        copies each layer's weights at every step.
         """
         positions_B1 = cache.lengths_B[:, None]
         caches = zip(cache.k_BKSH, cache.v_BKSH, strict=True)
@@ -202,7 +202,7 @@ class Llama(nn.Module):
 
     def _one_by_one(self, x_BLD, positions_BL, caches):
         block = DecoderBlock(self.config, self.dtype, self.backend, parent=None)
-        params, kv = apart(self.variables["params"]), []
+        params, kv = unstack_layers(self.variables["params"]), []
         for i, cache in enumerate(caches):
             x_BLD, kv_i = block.apply({"params": params[layer_name(i)]}, x_BLD, positions_BL, cache)
             kv.append(kv_i)
@@ -217,7 +217,7 @@ class Llama(nn.Module):
         return hidden.astype(jnp.float32)
 
 
-def apart(params: dict) -> dict:
+def unstack_layers(params: dict) -> dict:
     """Unstack a Llama's parameters: `layers_0/…`, `layers_1/…` in place of `layers/…` [depth, …].
 
     Parameters that are unstacked already are returned unchanged.

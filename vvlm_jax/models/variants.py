@@ -7,6 +7,7 @@ from vvlm_jax.config import LlamaConfig, RopeScaling, VisionConfig
 
 _SO400M = dict(width=1152, depth=27, mlp_dim=4304, num_heads=16, patch_size=14)
 _QWEN25 = dict(qkv_bias=True, rope_theta=1e6, norm_eps=1e-6)
+_GRADED_LLAMA = dict(vocab=192, depth=2, num_kv_heads=1, tie_embeddings=True, rope_theta=1e4)
 _STUDY_LLAMA = dict(vocab=192, head_dim=16, tie_embeddings=True, rope_theta=1e4)
 
 VISION = {
@@ -14,6 +15,9 @@ VISION = {
     "so400m/14-384": VisionConfig(image_size=384, **_SO400M),
     "study/12": VisionConfig(
         width=48, depth=3, mlp_dim=96, num_heads=3, patch_size=12, image_size=48
+    ),
+    "graded/8": VisionConfig(
+        width=32, depth=3, mlp_dim=64, num_heads=2, patch_size=8, image_size=32
     ),
 }
 """Vision encoders by name; the suffix is the patch size and, if there are several, image size."""
@@ -104,6 +108,11 @@ LLAMA = {
     ),
     "study-l": LlamaConfig(
         width=64, depth=3, mlp_dim=192, num_heads=4, num_kv_heads=2, **_STUDY_LLAMA
+    ),
+    "graded-s": LlamaConfig(width=24, mlp_dim=72, num_heads=2, head_dim=12, **_GRADED_LLAMA),
+    "graded-m": LlamaConfig(width=40, mlp_dim=120, num_heads=2, head_dim=20, **_GRADED_LLAMA),
+    "graded-l": LlamaConfig(
+        width=64, mlp_dim=192, num_heads=4, head_dim=16, **_GRADED_LLAMA | dict(num_kv_heads=2)
     ),
 }
 """Language models by name: Llama 3.x, Qwen2.5, and the small ones of the study."""

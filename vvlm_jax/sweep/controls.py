@@ -24,13 +24,18 @@ def write_kind(folder: Path, kind: str, **options) -> Path:
     That file is written last, and where it is there already, nothing is written.
 
     Args:
-      kind: train, val, test, captions or stories.
-      options: the arguments of the kind's function in `vvlm_jax.data.synthetic`.
+      kind: train, val, test, captions or stories; with `world="graded"` train, val, test or pairs.
+      options: the arguments of the kind's function in `vvlm_jax.data.synthetic` or, with
+        `world="graded"`, of `vvlm_jax.data.graded.write_clips`.
     """
-    from vvlm_jax.data import synthetic
+    from vvlm_jax.data import graded, synthetic
 
     file = folder / f"{kind}.json{'l' * (kind in ('val', 'test'))}"
     if file.exists():
+        return file
+    if options.pop("world", "board") == "graded":
+        graded.write_tokenizer(folder)
+        graded.write_clips(folder, kind, **options)
         return file
     synthetic.write_tokenizer(folder)
     if kind == "stories":
@@ -88,7 +93,7 @@ def ask_untrained(context: Context) -> dict:
         state = initial_state(config, model, make_mesh(config.mesh))
         vlm = VideoVLM.from_params(config, optim.merge(state.trainable, state.frozen), tok)
         questions = [
-            {**q, "choices": synthetic.valid_replies(q)}
+            {**q, "choices": q.get("valid") or synthetic.valid_replies(q)}
             for q in runner.read_questions(asked.questions)
         ]
         return jobs.answer(context, asked, questions, vlm, f"untrained, seed {seed}")

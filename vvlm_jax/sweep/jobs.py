@@ -100,15 +100,17 @@ def missing_inputs(config: SweepConfig) -> list[str]:
         if (stage := getattr(config, name)) is not None:
             data = {key: getattr(stage.data, key) for key in ("annotations", "tokenizer")}
             named += [(f"{name}.data.{key}", file) for key, file in data.items()]
-    named += [(f"init: {part}", folder) for part, folder in config.init]
+    named += [(f"init[{part}]", folder) for part, folder in config.init]
     for size in sweep_config.used_sizes(config):
-        named += [(f"sizes: {size.llm}: {part}", folder) for part, folder in size.init]
+        named += [(f"init[{part}] of {size.llm}", folder) for part, folder in size.init]
     from vvlm_jax.storage.files import exists, path_of  # data may be in a bucket
 
     # An .npz may be followed by the prefix of the parameters in it.
     files = {re.sub(r"(\.npz):.*", r"\1", file): name for name, file in reversed(named)}
     return [
-        f"{file}: not there ({name})" for file, name in files.items() if not exists(path_of(file))
+        f"{file}: no such file or folder ({name})"
+        for file, name in files.items()
+        if not exists(path_of(file))
     ]
 
 

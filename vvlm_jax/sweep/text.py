@@ -14,11 +14,11 @@ from vvlm_jax.sweep.store.store import State, Store
 
 _HEAD = (
     *("run", "x_N", "x_T", "x_V", "n", "c(x), TFLOPs", "parameters", "train FLOPs", "steps"),
-    *("device-hours", "cost", "fits"),
+    "device-hours",
 )
 _FITS = {True: "yes", False: "no", None: "?"}
 _SHOWN = 100
-"""Runs up to which a status shows all; of more, only running and failed ones."""
+"""A status of more runs than this shows only those that are running or have failed."""
 
 
 def plan_csv(rows: list[dict]) -> str:
@@ -39,7 +39,12 @@ def plan_json(rows: list[dict], stage_1: list[dict], totals: dict, assumed: dict
 
 
 def plan_text(rows: list[dict], stage_1: list[dict], totals: dict, assumed: dict) -> str:
-    """Return a table of the runs, with stage 1, totals and assumptions below it."""
+    """Return a table of the runs, with stage 1, totals and assumptions below it.
+
+    It has a column `cost` with a price, and `fits` with a topology.
+    """
+    price, topology = assumed["price"], assumed["topology"]
+    head = (*_HEAD, *["cost"] * (price is not None), *["fits"] * (topology is not None))
     table = [
         (
             r["run_id"],
@@ -52,21 +57,25 @@ def plan_text(rows: list[dict], stage_1: list[dict], totals: dict, assumed: dict
             f"{r['train_flops']:.3g}",
             f"{r['steps']:,}",
             f"{r['device_hours']:,.4g}",
-            "" if r["cost"] is None else _money(r["cost"]),
-            _FITS[r["fits"]],
+            *([] if price is None else [_money(r["cost"])]),
+            *([] if topology is None else [_FITS[r["fits"]]]),
         )
         for r in rows
     ]
-    lines = columns(_HEAD, table)
+    lines = columns(head, table)
     for r in stage_1:
         lines.append(
             f"stage 1 of {r['llm']}, once: {r['num_examples']:,} examples, {r['steps']:,} steps, "
             f"{_work(r)}"
         )
-    lines.append(f"total: {totals['runs']} runs and {totals['stage_1']} stages 1, {_work(totals)}")
-    if totals["unfit"]:
-        lines.append(f"{totals['unfit']} runs do not fit their devices")
-    price = assumed["price"]
+    lines.append(
+        f"total: {totals['runs']} runs and {totals['stage_1']} stage-1 runs, {_work(totals)}"
+    )
+    if topology is not None:
+        lines.append(
+            f"fits: whether a train step fits {topology}, ? where vvlm compile --sweep has not "
+            f"compiled it; {totals['unfit']} runs do not fit"
+        )
     lines.append(
         f"assumed: {assumed['device']} at {assumed['mfu']:.0%} of {assumed['peak']:.4g} FLOP/s, "
         + (f"{price:g} for an hour of one" if price is not None else "no price (--price)")

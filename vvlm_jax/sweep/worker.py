@@ -86,7 +86,7 @@ class Context:
 
 Kinds = Mapping[str, Callable[[Context], dict]]
 """{kind of job: function that does one and returns its result, as JSON}. A function may be called
-again for a job that was begun before: it must continue or repeat the work, never spoil it."""
+again for a job that was begun before: it must continue or repeat the work."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def _run_claimed(store: Store, claim: Claim, function, context: Context) -> tupl
     except Exception as e:
         if not _is_the_stores(e):
             raise
-        # The job is not to blame: give the claim back, if the store takes that.
+        # The store failed, not the job: release the claim so that the job can run again.
         with contextlib.suppress(OSError):
             store.end(claim, journal.STOPPED)
         raise _store_full(store, e) from e

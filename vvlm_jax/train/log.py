@@ -17,8 +17,6 @@ from vvlm_jax.types import Batch
 
 LAG = 2
 """Number of later steps that may be dispatched before the metrics of one are fetched."""
-SPEEDS = ("examples_per_second", "tokens_per_second", "tflops", "mfu", "waiting")
-"""Prefixes of the metrics that measure time, which differ between runs of the same config."""
 
 
 class TrainingDiverged(Stopped):

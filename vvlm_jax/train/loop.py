@@ -60,11 +60,19 @@ def train(config: TrainConfig, *, on_step=None, should_stop=None, allow=(), prof
     failed or a checkpoint does not fit, TrainingDiverged after too many skipped steps in a row.
     """
     vision = choose(variants.VISION, config.model.vision, "model.vision")
+    choose(variants.LLAMA, config.model.llm, "model.llm")
     validate(config, vision)
-    out_dir = run_dir.claim(config, allow)
+    out_dir = run_dir.check(config, allow)
     if model_dir.is_finished(out_dir):
         _remove_checkpoints(config, out_dir)
         return json.loads((out_dir / "summary.json").read_text())
+    preflight.check_inputs(config)
+    with run_dir.created(out_dir):
+        return _train(config, vision, out_dir, on_step, should_stop, allow, profile)
+
+
+def _train(config, vision, out_dir, on_step, should_stop, allow, profile) -> dict:
+    """Run the steps that are left and write the model; return the summary."""
     tok = tokenizer.load(config.data.tokenizer)
     examples = pipeline.Examples(config.data, config.model, vision, tok, config.seed)
     model = vlm.build(config.model, pipeline.video_id(tok), tok.vocab, pipeline.newline_id(tok))
@@ -219,6 +227,7 @@ def _run_steps(config, out_dir, examples, model, on_step, should_stop, allow, pr
                 f"{out_dir} has done {found.step} steps, and epochs = {config.epochs} makes {total}"
             )
         state, start = _first_state(config, model, mesh, run.saves, found)
+        run_dir.claim(config)  # from here on nothing is refused
         run_dir.record(config, start)
         return _steps(run, model, mesh, state, (start, total), on_step, should_stop, profile)
 

@@ -25,11 +25,6 @@ def weigh(nll_BM, target_weight_BM, weighting: str):
     return (nll_BM * weight_BM).sum(), weight_BM.sum()
 
 
-def answer_loss(logits_BMv, target_ids_BM, target_weight_BM, weighting: str):
-    """Return (loss_sum, weight_sum) of answer tokens; see `weigh`."""
-    return weigh(token_losses(logits_BMv, target_ids_BM), target_weight_BM, weighting)
-
-
 def chunked_losses(logits_of, states_BMD, target_ids_BM, chunk: int):
     """Return `token_losses` [B, M] with the logits of at most `chunk` positions a row in memory.
 

@@ -7,9 +7,10 @@ from pathlib import Path
 import jax
 
 from vvlm_jax import devices
-from vvlm_jax.config import ConfigError, TrainConfig
+from vvlm_jax.config import ConfigError, ModelConfig, TrainConfig
 from vvlm_jax.config_check import nearest
 from vvlm_jax.models import vlm
+from vvlm_jax.storage import files
 from vvlm_jax.train import model_dir, optim
 from vvlm_jax.weights import big_vision
 from vvlm_jax.weights.sources import is_foreign
@@ -18,15 +19,34 @@ LARGE = 100_000_000
 """Number of parameters from which training on a CPU is an error unless it was asked for."""
 
 
-def check(config: TrainConfig, model: vlm.VLM, out_dir: Path, steps: int) -> None:
-    """Raise ConfigError when the run cannot work.
+def check_inputs(config: TrainConfig) -> None:
+    """Raise ConfigError, one line, for unknown parts of `init` and all inputs that do not exist."""
+    parts = _parts(config.model)
+    for part, _ in config.init:
+        if part not in parts:
+            raise ConfigError(f"init: unknown part {part!r}; {nearest(part, parts)}")
+    inputs = {f"data.{name}": getattr(config.data, name) for name in ("annotations", "tokenizer")}
+    inputs |= {f"init[{part}]": big_vision.split_path(path)[0] for part, path in config.init}
+    missing = [
+        f"{name} = {path}" for name, path in inputs.items() if not files.exists(files.path_of(path))
+    ]
+    if missing:
+        raise ConfigError(f"no such file or folder: {', '.join(missing)}")
+    for part, folder in config.init:
+        if not is_foreign(folder) and not model_dir.is_finished(folder):
+            raise ConfigError(f"init[{part}] = {folder}: no finished model here")
 
-    Reasons are a missing accelerator, a missing source of `init`, and too little disk space for the
-    checkpoints.
-    """
+
+def _parts(model: ModelConfig) -> list[str]:
+    """Return the top-level names of a model's parameters."""
+    more = {"quecc": model.resampler == "quecc", "newline": model.newline != "none"}
+    return ["vision", "projector", "llm", *(name for name, used in more.items() if used)]
+
+
+def check(config: TrainConfig, model: vlm.VLM, out_dir: Path, steps: int) -> None:
+    """Raise ConfigError for a large model without an accelerator, or too little disk space."""
     shapes = vlm.shapes(model)
     _check_device(sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)))
-    _check_init(config, shapes)
     _check_room(config, shapes, out_dir, steps)
 
 
@@ -44,16 +64,6 @@ def _check_device(num_params: int) -> None:
 
 def _platforms() -> str:
     return jax.config.jax_platforms or ""
-
-
-def _check_init(config: TrainConfig, shapes: dict) -> None:
-    for part, folder in config.init:
-        if part not in shapes:
-            raise ConfigError(f"init: unknown part {part!r}; {nearest(part, shapes)}")
-        if not big_vision.split_path(folder)[0].exists():
-            raise ConfigError(f"init: {folder}: no such folder or file, for {part}")
-        if not is_foreign(folder) and not model_dir.is_finished(folder):
-            raise ConfigError(f"init: {folder}: no finished model here, for {part}")
 
 
 def _check_room(config: TrainConfig, shapes: dict, out_dir: Path, steps: int) -> None:

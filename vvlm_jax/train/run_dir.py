@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -18,12 +20,11 @@ FIXED = ("batch_size", "seed", "data.num_examples")
 """Options that determine the examples of each step; they cannot change within a run."""
 
 
-def claim(config: TrainConfig, allow=()) -> Path:
-    """Create the run's folder and its config.json, or accept one that a run of this config left.
+def check(config: TrainConfig, allow=()) -> Path:
+    """Return the run's folder, which need not exist, after a comparison with the run that it holds.
 
     Options that change results by rounding at most may differ (`_without_conveniences`), and those
-    that `allow` names (`optim.warmup`, or `optim` for all of its options). The config of a run that
-    wrote no metrics is replaced; otherwise `record` replaces it once the run continues.
+    that `allow` names (`optim.warmup`, or `optim` for all of its options).
 
     Raises ConfigError when the folder holds another run, naming the first option that differs, or
     when its config cannot be read.
@@ -32,8 +33,6 @@ def claim(config: TrainConfig, allow=()) -> Path:
     out_dir = Path(config.out_dir)
     earlier = _earlier(out_dir)
     if earlier is None:
-        out_dir.mkdir(parents=True, exist_ok=True)
-        _write(out_dir, config)
         return out_dir
     for name, there, here in differences(*map(_without_conveniences, (earlier, config))):
         if name in FIXED:
@@ -47,6 +46,25 @@ def claim(config: TrainConfig, allow=()) -> Path:
                 f"choose another out_dir, or continue with --allow {name}"
             )
     return out_dir
+
+
+@contextmanager
+def created(out_dir: Path) -> Iterator[None]:
+    """Create a folder for the block; remove it, and parents that it needed, if it stays empty."""
+    new = [folder for folder in (out_dir, *out_dir.parents) if not folder.exists()]
+    out_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for folder in new:
+                folder.rmdir()
+
+
+def claim(config: TrainConfig) -> None:
+    """Write config.json, unless a run has started here: `record` replaces its config."""
+    if _earlier(out_dir := Path(config.out_dir)) is None:
+        _write(out_dir, config)
 
 
 def record(config: TrainConfig, step: int) -> None:

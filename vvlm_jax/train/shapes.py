@@ -41,15 +41,15 @@ def abstract_batch(config: TrainConfig, mesh: Mesh) -> Batch:
     def struct(*shape, dtype=np.int32):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
 
-    asks = config.model.resampler == "quecc"
+    has_query = config.model.resampler == "quecc"
     return Batch(
         tokens_BL=struct(B, L),
         target_pos_BM=struct(B, M),
         target_ids_BM=struct(B, M),
         target_weight_BM=struct(B, M, dtype=np.float32),
         frames_BTHWC=struct(B, T, vision.image_size, vision.image_size, 3, dtype=np.uint8),
-        query_BQ=struct(B, M) if asks else None,
-        query_lengths_B=struct(B) if asks else None,
+        query_BQ=struct(B, M) if has_query else None,
+        query_lengths_B=struct(B) if has_query else None,
         index_B=struct(B),
     )
 

@@ -72,6 +72,44 @@ def make_train_step(
     """
     tx = optim.make(config, paths)
     groups = optim.groups(paths, config)
+    gradients = _gradients(_loss_sum(model, weighting, loss_chunk), microbatches, shard)
+
+    def train_step(state: TrainState, batch: Batch, rate_share):
+        loss, weight, grads = gradients(state, batch)
+        loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
+        grad_norm = optax.tree.norm(grads)
+        taken = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        if config.spike_factor:
+            # loss_mean is inf before the first step, so that the first is never a spike.
+            taken &= loss <= config.spike_factor * state.loss_mean
+        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
+        # The schedule multiplies the updates, after clipping and Adam, which it must not affect.
+        updates = jax.tree.map(lambda u: u * rate_share, updates)
+        trainable = optax.apply_updates(state.trainable, updates)
+        first = jnp.isinf(state.loss_mean)
+        mean = jnp.where(first, loss, (1 - RECENT) * state.loss_mean + RECENT * loss)
+        new = (trainable, opt_state, mean, jnp.zeros_like(state.skips_in_row))
+        old = (state.trainable, state.opt_state, state.loss_mean, state.skips_in_row + 1)
+        # A select and not lax.cond: both states exist anyway, and a NaN in `new` is not propagated.
+        trainable, opt_state, mean, skips = jax.tree.map(
+            lambda n, o: jnp.where(taken, n, o), new, old
+        )
+        metrics = {
+            "loss": loss,
+            "grad_norm": grad_norm,
+            **_norms_of_groups(grads, groups),
+            "loss_mean": mean,
+            "skipped": (~taken).astype(jnp.int32),
+            "skips_in_row": skips,
+        }
+        state = TrainState(state.step + 1, trainable, state.frozen, opt_state, mean, skips)
+        return state, metrics
+
+    return train_step
+
+
+def _loss_sum(model: VLM, weighting: str, loss_chunk: int):
+    """Return `loss_sum(trainable, frozen, batch) -> (summed loss, total weight)`."""
 
     def loss_sum(trainable, frozen, batch: Batch):
         variables = {"params": optim.merge(trainable, frozen)}
@@ -92,9 +130,17 @@ def make_train_step(
         )
         return weigh(nll_BM, batch.target_weight_BM, weighting)
 
+    return loss_sum
+
+
+def _gradients(loss_sum, microbatches: int, shard):
+    """Return `gradients(state, batch) -> (summed loss, total weight, gradients)`.
+
+    All three are sums over the microbatches, which run one after another.
+    """
     grad_fn = jax.value_and_grad(loss_sum, has_aux=True)
 
-    def total_loss(state: TrainState, batch: Batch):
+    def gradients(state: TrainState, batch: Batch):
         if microbatches == 1:
             (loss, weight), grads = grad_fn(state.trainable, state.frozen, batch)
             return loss, weight, shard(grads)
@@ -108,40 +154,14 @@ def make_train_step(
         zeros = jax.tree.map(jnp.zeros_like, state.trainable)
         return jax.lax.scan(accumulate, (jnp.zeros(()), jnp.zeros(()), shard(zeros)), parts)[0]
 
-    def train_step(state: TrainState, batch: Batch, rate_share):
-        loss, weight, grads = total_loss(state, batch)
-        loss, grads = loss / weight, jax.tree.map(lambda g: g / weight, grads)
-        grad_norm = optax.tree.norm(grads)
-        taken = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
-        if config.spike_factor:
-            # loss_mean is inf before the first step, which is so never a spike.
-            taken &= loss <= config.spike_factor * state.loss_mean
-        updates, opt_state = tx.update(grads, state.opt_state, state.trainable)
-        # The schedule multiplies the updates, after clipping and Adam, which it must not affect.
-        updates = jax.tree.map(lambda u: u * rate_share, updates)
-        trainable = optax.apply_updates(state.trainable, updates)
-        first = jnp.isinf(state.loss_mean)
-        mean = jnp.where(first, loss, (1 - RECENT) * state.loss_mean + RECENT * loss)
-        new = (trainable, opt_state, mean, jnp.zeros_like(state.skips_in_row))
-        old = (state.trainable, state.opt_state, state.loss_mean, state.skips_in_row + 1)
-        # A select and not lax.cond: both states exist anyway, and a NaN in `new` is not propagated.
-        trainable, opt_state, mean, skips = jax.tree.map(
-            lambda n, o: jnp.where(taken, n, o), new, old
-        )
-        metrics = {
-            "loss": loss,
-            "grad_norm": grad_norm,
-            **{
-                f"grad_norm/{group}": optax.tree.norm(
-                    {path: g for path, g in grads.items() if groups[path] == group}
-                )
-                for group in dict.fromkeys(groups.values())
-            },
-            "loss_mean": mean,
-            "skipped": (~taken).astype(jnp.int32),
-            "skips_in_row": skips,
-        }
-        state = TrainState(state.step + 1, trainable, state.frozen, opt_state, mean, skips)
-        return state, metrics
+    return gradients
 
-    return train_step
+
+def _norms_of_groups(grads: dict, groups: dict[str, str]) -> dict[str, jax.Array]:
+    """Return {"grad_norm/PATTERN": norm of the gradients of the paths in that group}."""
+    return {
+        f"grad_norm/{group}": optax.tree.norm(
+            {path: g for path, g in grads.items() if groups[path] == group}
+        )
+        for group in dict.fromkeys(groups.values())
+    }

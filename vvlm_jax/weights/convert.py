@@ -20,9 +20,6 @@ CAME = "came_from.json"
 BESIDE = ("tokenizer.json", "generation_config.json")
 """Files that go with a language model, byte for byte."""
 
-Say = Callable[[str], object]
-"""Takes a remark for the user, one line."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Options:
@@ -72,7 +69,7 @@ def is_ours(src: str) -> bool:
     return not sources.is_foreign(src) and (Path(src) / "params").is_dir()
 
 
-def read_foreign(src: str, options: Options, say: Say = print) -> Model:
+def read_foreign(src: str, options: Options) -> Model:
     """Read a model of another library.
 
     Raises ConfigError for options that do not fit it, WeightsError when its tensors are not those
@@ -82,13 +79,13 @@ def read_foreign(src: str, options: Options, say: Say = print) -> Model:
 
     source = sources.open_source(src, options.image_size)
     if source.left_out:
-        say(f"left out: {names(source.left_out)}")
+        print(f"left out: {names(source.left_out)}")
     files = {name: Path(src) / name for name in BESIDE if "llm" in source.parts}
     files = {name: file for name, file in files.items() if file.is_file()}
     config = _config_of(source, files, options)
     like = sources.like(source, options.dtype)
     if options.to == "model" and (others := _rounded(like, config.model.dtype)):
-        say(
+        print(
             f"stored in {others} and run in {config.model.dtype}, since training and kernels "
             "support no other narrow dtype; --dtype float32 runs them without rounding"
         )
@@ -123,7 +120,7 @@ def read_ours(
     config = dataclasses.replace(
         config, model=dataclasses.replace(config.model, vision=vision, llm=llm)
     )
-    came = export.read_came(folder / CAME) if (folder / CAME).is_file() else None
+    came = export.read_origin(folder / CAME) if (folder / CAME).is_file() else None
     named = Path(config.data.tokenizer)
     files = [(name, folder / name) for name in BESIDE]
     files += [("tokenizer.json", file) for file in (named / "tokenizer.json", named)]
@@ -154,23 +151,21 @@ def only(model: Model, part: str | None) -> Model:
     return dataclasses.replace(model, params=params, beside=model.beside if part == "llm" else {})
 
 
-def write_ours(model: Model, folder: Path, say: Say = print) -> None:
+def write_ours(model: Model, folder: Path) -> None:
     """Make a model folder of ours with everything but the parameters."""
     from vvlm_jax.weights import export
 
     folder.mkdir()
     (folder / "config.json").write_text(to_json(model.config))
     if model.came is not None:
-        export.write_came(folder / CAME, model.came)
+        export.write_origin(folder / CAME, model.came)
     for name, file in model.beside.items():
         shutil.copyfile(file, folder / name)
     if "tokenizer.json" not in model.beside and any(p.startswith("llm/") for p in model.params):
-        say("no tokenizer.json was found; put one into the folder, or set data.tokenizer")
+        print("no tokenizer.json was found; put one into the folder, or set data.tokenizer")
 
 
-def write_foreign(
-    model: Model, path: Path, options: Options, title: str = "writing", say: Say = print
-) -> None:
+def write_foreign(model: Model, path: Path, options: Options, title: str = "writing") -> None:
     """Write a Hugging Face directory or a big_vision file, as `options.to` says.
 
     Args:
@@ -191,7 +186,9 @@ def write_foreign(
     if options.to == "npz":
         export.write_big_vision(path, model.params, sizes, options.dtype, on_tensor)
         if "vision/Transformer/encoder_norm/scale" not in model.params:
-            say("without Transformer/encoder_norm, which this tower lacks; big_vision's ViT has it")
+            print(
+                "without Transformer/encoder_norm, which this tower lacks; big_vision's ViT has it"
+            )
     else:
         path.mkdir()
         written = export.write_huggingface(
@@ -203,7 +200,7 @@ def write_foreign(
             if not (path / name).exists():
                 shutil.copyfile(file, path / name)
         towers = {path.partition("/")[0] for path in model.params}
-        _report(written, options.source, len(towers) > 1, say)
+        _report(written, options.source, len(towers) > 1)
     if progress:
         progress.close()
 
@@ -214,19 +211,19 @@ def names(tensors: list[str]) -> str:
     return f"{len(tensors)} tensors ({', '.join(tensors[:3])}{more})"
 
 
-def _report(written, source: Path | None, whole: bool, say: Say) -> None:
+def _report(written, source: Path | None, whole: bool) -> None:
     """Say which tensors differ from our parameters."""
     if written.copied:
-        say(f"copied from {source}: {names(written.copied)}")
+        print(f"copied from {source}: {names(written.copied)}")
     if written.rounded:
-        say(f"rounded to the dtypes of {source}: {names(written.rounded)}")
+        print(f"rounded to the dtypes of {source}: {names(written.rounded)}")
     if written.made_up and whole:
-        say(
+        print(
             f"written as ones and zeros: {names(written.made_up)}; "
             "LlavaOnevisionForConditionalGeneration does not read them"
         )
     elif written.made_up:
-        say(
+        print(
             f"this tower has no final norm, written as ones and zeros: {names(written.made_up)}; "
             "its features are SiglipVisionModel's hidden_states[-1], and last_hidden_state is not "
             "meaningful; --source DIR takes norm, last blocks and head from the tower it came from"

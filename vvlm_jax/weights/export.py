@@ -36,8 +36,8 @@ class Came(NamedTuple):
     """Duplicate tensors that it held (a tied head)."""
 
 
-def read_came(file: Path) -> Came:
-    """Read a file of `write_came`. Raise WeightsError if it is damaged."""
+def read_origin(file: Path) -> Came:
+    """Read a file of `write_origin`. Raise WeightsError if it is damaged."""
     values = files.read_json(file, "a file of vvlm convert")
     match values:
         case {
@@ -55,7 +55,7 @@ def read_came(file: Path) -> Came:
     )
 
 
-def write_came(file: Path, came: Came) -> None:
+def write_origin(file: Path, came: Came) -> None:
     """Write the origin of a model as JSON."""
     file.write_text(json.dumps(came._asdict(), indent=1) + "\n")
 

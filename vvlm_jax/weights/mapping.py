@@ -41,15 +41,16 @@ def short(value) -> str:
 
 
 class Rule(NamedTuple):
-    """A tensor of theirs (with `{i}`, one in each layer) and our parameter."""
+    """One tensor of a foreign checkpoint and the parameter of ours that it becomes."""
 
     theirs: str
+    """Name of the tensor; with `{i}` there is one for each layer i."""
     ours: str
-    """Path in our tree; rules with `{i}` fill its leading depth axis."""
+    """Path of the parameter; the tensors of all layers are stacked along its first axis."""
     axes: str = "D -> D"
-    """Their axes → ours; parentheses group those of our axes that are one of theirs."""
+    """Axes of the tensor → axes of the parameter. `(N H)` is one axis there and two here."""
     part: tuple[int, int] = (0, 1)
-    """(k, n): this parameter is the k-th of n equal parts of their first axis."""
+    """(k, n): the parameter is the k-th of n equal parts of the tensor's first axis."""
     copy: bool = False
     """Whether the tensor duplicates a parameter (a tied head); optional, and must be equal."""
 

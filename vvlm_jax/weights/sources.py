@@ -69,7 +69,7 @@ def open_source(path: str | Path, image_size: int | None = None) -> Source:
     if file.suffix == ".npz":
         return _open_big_vision(Npz(file), subtree, image_size)
     if not file.is_dir():
-        raise WeightsError(f"{file}: no such directory or .npz file")
+        raise WeightsError(f"{file}: is neither a directory with a model nor an .npz file")
     return _open_huggingface(file, image_size)
 
 

@@ -44,7 +44,7 @@ def li_law(li):
 
 
 def points(axis) -> set:
-    """(x, y) of every drawn line, rounded."""
+    """Return (x, y) of every drawn line, rounded."""
     found = [np.column_stack([np.ravel(v) for v in line.get_data()]) for line in axis.lines]
     return {(f"{x:.6g}", f"{y:.6g}") for x, y in np.concatenate(found)}
 
@@ -243,7 +243,7 @@ def test_predictions_stand_against_measurements(table, law):
 
 
 def comparison(table, law, factor):
-    """Two forms whose predictions are off by a known share."""
+    """Return two forms whose predictions are off by a known share."""
     everything = np.ones((1, len(table)), bool)
     entries = [
         Entry(

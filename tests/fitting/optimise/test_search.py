@@ -16,7 +16,7 @@ from tests.fitting.synthetic import PAPER_POINTS, synthetic_table
 
 
 def problem(form_name="mult", *, resamples=3, count=12, noise=0.01):
-    """(Problem, layout) of the synthetic twin in normalised units."""
+    """Return (Problem, layout) of the synthetic twin in normalised units."""
     table = synthetic_table(form_name, PAPER_POINTS, noise=noise)
     layout = get_form(form_name).layout(3)
     log_z = np.log(np.c_[table.x, table.n])

@@ -82,7 +82,9 @@ def test_file_names_are_plain_and_apart():
 
 
 def repeated_runs():
-    """Two configurations, one of them trained with two seeds; one score has no standard error."""
+    """Return two configurations, one of them trained with two seeds; one score has no standard
+    error.
+    """
     rows = [("a", 8, 0, 61.0, 1.5), ("b", 8, 1, 63.0, 2.5), ("c", 16, 0, 70.0, None)]
     return RunTable.from_rows(
         dict(

@@ -28,7 +28,7 @@ def npz(tower, tmp_path_factory):
 
 @pytest.fixture(scope="package")
 def llama(tmp_path_factory):
-    """A Hugging Face directory of study-s in bfloat16, with a tokenizer."""
+    """Return a Hugging Face directory of study-s in bfloat16, with a tokenizer."""
     folder = tmp_path_factory.mktemp("llama")
     model = ModelConfig(llm=LLAMA["study-s"])
     params = random_params(model, ("llm",), dtype="bfloat16")
@@ -41,7 +41,7 @@ def llama(tmp_path_factory):
 
 @pytest.fixture
 def stage(tmp_path):
-    """A trained folder of a whole VLM: config.json and params/, tokenizer elsewhere."""
+    """Return a trained folder of a whole VLM: config.json and params/, tokenizer elsewhere."""
 
     def make(**options):
         synthetic.write_tokenizer(tmp_path / "words")

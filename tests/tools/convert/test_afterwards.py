@@ -129,7 +129,7 @@ for folder in sys.argv[1:]:
 
 
 def test_of_files_cut_short_nothing_is_told_but_the_line(stage, tmp_path):
-    """In a process of its own, as orbax goes on telling until its end."""
+    """It runs in its own process, because orbax logs until its process ends."""
     whole = stage()
     largest, least = shutil.copytree(whole, tmp_path / "a"), shutil.copytree(whole, tmp_path / "b")
     files = [file for file in (largest / "params").rglob("*") if file.is_file()]

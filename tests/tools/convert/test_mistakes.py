@@ -128,7 +128,7 @@ def test_a_damaged_folder_of_ours(llama, tmp_path):
 
 
 def without(folder, *tokens):
-    """A folder whose tokenizer has other names for these tokens."""
+    """Return a folder whose tokenizer has other names for these tokens."""
     file = folder / "tokenizer.json"
     text = file.read_text()
     for token in tokens:
@@ -139,7 +139,7 @@ def without(folder, *tokens):
 
 
 def test_a_tokenizer_that_cannot_serve_the_model(llama, stage, tmp_path):
-    """Found before weights are read, and for the towers alone of no matter."""
+    """The error comes before weights are read; single towers need no tokenizer."""
     src = without(shutil.copytree(llama, tmp_path / "src"), VIDEO)
     mend = (
         r"tokenizer\.json: lacks <\|reserved_special_token_0\|>; put .* without the file, weights"

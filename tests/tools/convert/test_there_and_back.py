@@ -76,7 +76,7 @@ def test_dtype_and_image_size(npz, tower, tmp_path):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """A language model as some are published: in float16."""
+    """Return a language model in float16, as some are published."""
     folder = tmp_path_factory.mktemp("half")
     model = ModelConfig(llm=LLAMA["study-s"])
     export.write_huggingface(folder, random_params(model, ("llm",), dtype="float16"), model)

@@ -217,7 +217,7 @@ def test_placeholders_in_the_order_in_which_they_stand():
 
 
 def test_llavas_labels_token_by_token(tok):
-    """The assistant's whole message; BOS, header and end-of-turn tokens of every turn."""
+    """Labels are the assistant's whole message, and BOS, header and end-of-turn of every turn."""
     marks = [True, False, True, False]  # of a header: start, role, end, empty line
     expected = [
         ([BOS], [True]),
@@ -323,7 +323,7 @@ TEXTS = (
 
 
 def trained(folder, special):
-    """A byte-level tokenizer with merges, over line breaks too."""
+    """Train a byte-level tokenizer with merges, over line breaks too."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers
 

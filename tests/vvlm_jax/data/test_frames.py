@@ -43,7 +43,7 @@ def test_indices_worked_out_by_hand(num_native, fps, num_frames, mode, expected)
 
 
 def plain_rule(num_native, fps, num_frames, mode):
-    """The published rule in lists and loops, repeats dealt out frame by frame."""
+    """Return the published rule in lists and loops, repeats dealt out frame by frame."""
     grid = list(range(0, num_native, round(fps) or 1))
     if mode == "uniform" and len(grid) <= num_frames:
         copies = [0] * len(grid)

@@ -25,7 +25,7 @@ FRAMES = dict(num_frames=3, image_size=48)
 
 @pytest.fixture
 def examples(stage, tok):
-    """examples("data.read_threads=4", …): of the training clips."""
+    """Return examples("data.read_threads=4", …): of the training clips."""
 
     def make(*assignments, seed=0, **data):
         config = stage("unused", *assignments)
@@ -36,7 +36,7 @@ def examples(stage, tok):
 
 
 def encode(row, tok):
-    """Of a row with one video of 2 frames × 4 tokens."""
+    """Return the example of a row with one video of 2 frames × 4 tokens."""
     return chat.encode(row["conversations"], tok, [[tok.special[VIDEO]] * 8])
 
 
@@ -55,7 +55,7 @@ def assert_same(a, b):
 
 
 def names(source, batch_size, epochs):
-    """Which rows come in which order, without decoding: a list of lists of ids."""
+    """Return which rows come in which order, without decoding: a list of lists of ids."""
     order = global_order(len(source), batch_size, epochs, 0)
     return [[source.rows[place]["id"] for place in places] for places in order]
 
@@ -156,7 +156,7 @@ def test_a_resumed_iterator_goes_on_where_it_was(examples, position, threads):
 
 
 def test_only_fixed_options_say_which_examples_a_step_sees(stage, tok, cache):
-    """What a run that has begun must keep (`run_dir.FIXED`), and what it may change."""
+    """A run that has begun must keep the options `run_dir.FIXED`; it may change others."""
 
     def rows(*assignments):
         config = stage("unused", "epochs=2", "data.frame_cache_mb=64", *assignments)
@@ -238,7 +238,9 @@ def test_a_text_only_stage_has_no_frames(examples, world):
 
 @pytest.fixture
 def bucketed(examples, uneven, tok):
-    """(bucketed("data.text_buckets=[…]") -> Examples, text tokens of every row) of 8 lengths."""
+    """Return (bucketed("data.text_buckets=[…]") -> Examples, text tokens of every row) of 8
+    lengths.
+    """
     rows = json.loads(uneven.read_text())
     lengths = np.array([len(encode(row, tok).ids) - 8 for row in rows])
     assert (np.diff(np.unique(lengths)) == 5).all()
@@ -331,7 +333,7 @@ BROKEN = ("zero_bytes.mp4", "cut_short.mp4", "audio_only.m4a", "missing.mp4")
 
 @pytest.fixture
 def damaged(world, tmp_path):
-    """A copy of the world in which four clips of 24 cannot be read: {row number: file}."""
+    """Return a copy of the world in which four clips of 24 cannot be read: {row number: file}."""
     rows = json.loads((world / "train.json").read_text())
     broken = {}
     for place, file in zip((2, 3, 10, 20), BROKEN, strict=True):
@@ -351,7 +353,7 @@ def damaged(world, tmp_path):
 
 
 def test_hosts_stop_together_and_keep_to_themselves_what_they_replace():
-    """The limit counts what both have found; a resume goes on from what each had."""
+    """The limit applies to the sum over hosts; a resume restores what each had found."""
     ours, theirs = ({"a": "a: gone", "b": "b: gone"}, {"b": "b: cut", "c": "c: gone"})
     unreadable = pipeline.Unreadable(2, everywhere={})
     for name, text in {**ours, "d": "d: gone"}.items():
@@ -528,7 +530,7 @@ def test_a_broken_picture_is_a_video_error_that_names_it(world, tmp_path, damage
 
 @pytest.fixture
 def mixed(examples, world, tmp_path):
-    """Rows with two clips and a picture, with two pictures, with a clip, and with neither."""
+    """Return rows with two clips and a picture, two pictures, a clip, and neither."""
     clips = [row["video"] for row in json.loads((world / "train.json").read_text())[:2]]
     pictures = [row["image"] for row in json.loads((world / "captions.json").read_text())[:2]]
     rows = [
@@ -616,7 +618,7 @@ def test_llavas_labels_leave_out_the_first_token_only(examples, tok):
 
 
 def test_padding_swallows_no_exclamation_mark(tmp_path):
-    """Id 0 is "!" in Llama 3 and here: it is read, predicted and told from padding."""
+    """Id 0 is "!" in Llama 3 and here; it must be distinguished from padding."""
     save_byte_level(tmp_path, FAMILIES["llama3"].values())
     tok = tokenizer.load(tmp_path)
     assert tok.encode("!") == [0]

@@ -34,7 +34,7 @@ def rows(root):
 
 @pytest.fixture(scope="module")
 def folder(root, rows, tmp_path_factory):
-    """The paper's mixture in three shards."""
+    """Return the paper's mixture in three shards."""
     out = tmp_path_factory.mktemp("out")
     media = check_media(root, [one for row in rows for one in row.media], out / "media.jsonl")
     with pytest.MonkeyPatch.context() as patch:
@@ -44,7 +44,7 @@ def folder(root, rows, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def as_json(rows, tmp_path_factory):
-    """The same rows as an annotation file."""
+    """Return the same rows as an annotation file."""
     file = tmp_path_factory.mktemp("json") / "rows.json"
     file.write_text(
         json.dumps(
@@ -115,7 +115,7 @@ def test_records_are_the_rows_and_hold_no_pixels(folder, rows, root):
 
 
 def test_records_are_the_same_bytes_in_every_process(folder):
-    """Their features stand by name, and not by a hash that each process has of its own."""
+    """Features are sorted by name, not by a hash that differs between processes."""
     reader = array_record_module.ArrayRecordReader(str(next(folder.glob("*array_record-00000*"))))
     names = [b"conversations/from", b"conversations/value", b"duration_s", b"id", b"image"]
     names = [bytes([10, len(name)]) + name for name in [*names, b"num_frames", b"subset", b"video"]]

@@ -41,7 +41,7 @@ def frames_of(path):
 
 
 def look(frame):
-    """({cell: colour}, background: a colour or None) of one frame, by nearest colours."""
+    """Return ({cell: colour}, background: a colour or None) of one frame, by nearest colours."""
     cells = frame.reshape(4, 12, 4, 12, 3).transpose(0, 2, 1, 3, 4).reshape(16, 12, 12, 3)
     ground = np.median(cells[:, [0, 0, -1, -1], [0, -1, 0, -1]].reshape(-1, 3), axis=0)
     grounds = np.concatenate([PALETTE // 2 + 20, [synthetic._GROUND]])
@@ -55,7 +55,7 @@ def look(frame):
 
 
 def watch(path):
-    """(board, colour of the flash, frames that it lights) of a clip."""
+    """Return (board, colour of the flash, frames that it lights) of a clip."""
     seen = [look(frame) for frame in frames_of(path)]
     lit = [i for i, (_, colour) in enumerate(seen) if colour]
     (flash,) = {seen[i][1] for i in lit}
@@ -65,7 +65,7 @@ def watch(path):
 
 
 def expected(text, board, flash):
-    """The task of a question and its answer, from what there is to see."""
+    """Return the task of a question and its answer, from what there is to see."""
     if text == "which colour flashes ?":
         return "flash", flash
     if match := re.fullmatch(r"what is at (..) \?", text):

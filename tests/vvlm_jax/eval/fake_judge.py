@@ -65,13 +65,13 @@ def completion(text, usage=(100, 10)):
 
 
 def reply_of_model(body):
-    """The model's answer that a grading request holds."""
+    """Return the model's answer that a grading request holds."""
     return body["messages"][-1]["content"].split("Model's answer: ")[1].split("\n\n")[0]
 
 
 @contextlib.contextmanager
 def serving(script):
-    """(server, its base address)."""
+    """Yield (server, its base address)."""
     judge = JudgeServer(script)
 
     class Handler(BaseHTTPRequestHandler):

@@ -27,7 +27,7 @@ def _key(monkeypatch):
 
 @pytest.fixture
 def judge(tmp_path):
-    """judge(script, …) -> (Judge, server); all end with the test."""
+    """Yield judge(script, …) -> (Judge, server); all end with the test."""
     with contextlib.ExitStack() as stack:
 
         def make(script=lambda body, number: GOOD, folder="cache", **options):
@@ -42,13 +42,13 @@ def kept(tmp_path, folder="cache"):
 
 
 def first_then(*first, then=GOOD):
-    """A script that misbehaves at first."""
+    """Return a script that misbehaves at first."""
     return lambda body, number: first[number] if number < len(first) else then
 
 
 def assert_apart(server, start, seconds):
-    """Each request came so long after the one before as it may, counted from the first's permission
-    and not its arrival: that can be late, and the next one then soon after it.
+    """Assert that each request came as long after the one before as it must, counted from the
+    first's permission and not its arrival: that can be late, and the next one then soon after it.
     """
     times = [seen[0] - start for seen in server.seen]
     assert all(time >= 0.9 * i * seconds for i, time in enumerate(times)), times
@@ -109,7 +109,7 @@ def test_requests_keep_their_distance(judge):
 
 
 def test_many_may_ask_at_once(judge, tmp_path):
-    """They share the slots, the rate and the limit, and equal requests are made once."""
+    """Threads share the slots, the rate and the limit; equal requests are sent once."""
     together = threading.Barrier(3)
 
     def slow(body, number):

@@ -22,7 +22,7 @@ def request(wanted, answer="red"):
 
 @pytest.fixture
 def judge(tmp_path, monkeypatch):
-    """judge(script) -> (Judge, server); all end with the test."""
+    """Yield judge(script) -> (Judge, server); all end with the test."""
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("no_proxy", "*")
     with contextlib.ExitStack() as stack:
@@ -35,7 +35,7 @@ def judge(tmp_path, monkeypatch):
 
 
 def ask(found, messages, key=None):
-    """What a task of LMMs-Eval would be told."""
+    """Return what a task of LMMs-Eval would be told."""
     body = {"model": found["MODEL_VERSION"], "messages": messages, "max_tokens": 64}
     headers = {"Authorization": f"Bearer {found['OPENAI_API_KEY'] if key is None else key}"}
     data = json.dumps(body).encode()

@@ -20,7 +20,7 @@ from vvlm_jax.models import vlm
 
 @pytest.fixture(scope="module")
 def setup(stage, tok):
-    """A model with weights so large that replies depend on what is asked."""
+    """Return a model with weights so large that replies depend on what is asked."""
     config = stage()
     model = vlm.build(config.model, pipeline.video_id(tok))
     params = jax.jit(vlm.init, static_argnums=0)(model, jax.random.key(1))
@@ -34,7 +34,7 @@ def questions(world):
 
 @pytest.fixture
 def ask(setup, tmp_path, world):
-    """ask(questions, root=…, max_unreadable=…, …) -> scores; predictions in tmp_path."""
+    """Return ask(questions, root=…, max_unreadable=…, …) -> scores; predictions in tmp_path."""
 
     def run(questions, name="predictions.jsonl", root=world, **options):
         options = {"max_new_tokens": 3, "max_unreadable": 0.0, **options}
@@ -45,7 +45,7 @@ def ask(setup, tmp_path, world):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """The prompts that the model is asked, batch by batch."""
+    """Return the prompts that the model is asked, batch by batch."""
     seen, plain = [], VideoVLM.generate
 
     def generate(self, videos, prompts, **options):
@@ -62,7 +62,7 @@ def rows_of(path):
 
 @pytest.fixture(scope="module")
 def replies(setup, questions, world, tmp_path_factory):
-    """{id: reply} of every question, each asked alone about its video."""
+    """Return {id: reply} of every question, each asked alone about its video."""
     found = {}
     for q in questions:
         file = tmp_path_factory.mktemp("alone") / "p.jsonl"
@@ -167,7 +167,7 @@ def test_what_the_model_is_asked(row, text):
 
 @pytest.fixture
 def damaged(world, tmp_path):
-    """A copy of the validation clips in which one is empty and one missing."""
+    """Return a copy of the validation clips in which one is empty and one missing."""
     root = tmp_path / "damaged"
     shutil.copytree(world / "val", root / "val")
     (root / "val/000001.mp4").write_bytes(b"")

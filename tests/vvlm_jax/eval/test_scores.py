@@ -126,7 +126,7 @@ def test_every_metric_by_hand():
 
 
 def test_the_error_is_clustered_by_video():
-    """Residuals summed within each video, with G / (G - 1)."""
+    """The error sums residuals within each video, times G / (G - 1)."""
     values, videos = [1, 1, 0, 0, 0, 0, 1, 1], list("aabbccdd")
     off = {g: sum(v - 1 / 2 for v, h in zip(values, videos, strict=True) if h == g) for g in "abcd"}
     by_hand = math.sqrt(4 / 3 * sum(x**2 for x in off.values())) / 8

@@ -11,7 +11,7 @@ from vvlm_jax.generate.generate import Prompts, encode_choices, programs, until_
 from vvlm_jax.generate.placement import laid_apart
 from vvlm_jax.generate.sampling import draws
 from vvlm_jax.models import vlm
-from vvlm_jax.models.llama import apart
+from vvlm_jax.models.llama import unstack_layers
 from vvlm_jax.models.vlm import VLM
 
 WORDS = [f"w{i}" for i in range(40)]
@@ -43,13 +43,13 @@ def frames():
 
 @pytest.fixture(scope="module")
 def visual(params, frames):
-    """Visual tokens of each row's video."""
+    """Return visual tokens of each row's video."""
     return programs(MODEL, (0,)).encode(params, frames)[VIDEO_OF]
 
 
 @pytest.fixture(scope="module")
 def prompts():
-    """Ragged questions about two videos; what stands behind a prompt is noise."""
+    """Return ragged questions about two videos; what stands behind a prompt is noise."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(8, LLAMA.vocab, (len(LENGTHS), LENGTHS.max()), dtype=np.int32)
     tokens[:, 1 : 1 + T] = SPECIAL_IDS[VIDEO]
@@ -66,7 +66,7 @@ def all_logits(params, tokens_BL, frames_BTHWC):
 
 @pytest.fixture(scope="module")
 def greedy(params, frames, prompts):
-    """[B, NEW] by repeating the full forward pass."""
+    """Return [B, NEW] by repeating the full forward pass."""
     B = len(LENGTHS)
     tokens = np.pad(prompts.tokens_BL, ((0, 0), (0, NEW)))
     for i in range(NEW):
@@ -76,12 +76,12 @@ def greedy(params, frames, prompts):
 
 
 def tokenizer(stop_id):
-    """The tokenizer, with another id to stop at."""
+    """Return the tokenizer, with another id to stop at."""
     return Tokenizer(BACKEND, SPECIAL_IDS | {EOT: int(stop_id)})
 
 
 def generate(params, tok, prompts, visual, new, choices=None):
-    """Greedy replies as texts."""
+    """Return greedy replies as texts."""
     choices_BCM = encode_choices(choices, tok, new) if choices else None
     run = programs(MODEL, tok.stop_ids)
     [(out, _)] = write(run, params, prompts, visual, new, choices_BCM=choices_BCM)
@@ -93,7 +93,7 @@ def words(ids):
 
 
 def test_prefill_and_decode_are_the_full_forward_pass(params, frames, visual, prompts):
-    """Every row at its own position, fed with given tokens and not with its own."""
+    """Every row has its own position and is given fixed tokens, not its own replies."""
     extra = 4
     B, fed = len(LENGTHS), np.random.default_rng(3).integers(8, LLAMA.vocab, (len(LENGTHS), extra))
     tokens = np.pad(prompts.tokens_BL, ((0, 0), (0, extra)))
@@ -131,12 +131,12 @@ def test_layers_laid_apart_write_the_same(params, visual, prompts, greedy):
 
 
 def test_a_step_copies_neither_weights_nor_cache():
-    """By the compiler's own count, at shapes that make either copy stand out."""
+    """The compiler counts bytes, at shapes where either copy would be large."""
     config = dataclasses.replace(LLAMA, width=256, depth=4, mlp_dim=1024)
     model, (B, L) = VLM(VISION, config, 1, SPECIAL_IDS[VIDEO], jnp.float32), (2, 2000)
     run, i32 = programs(model, (0,)), jnp.int32
     stacked = vlm.shapes(model)
-    ours = stacked | {"llm": jax.eval_shape(apart, stacked["llm"])}
+    ours = stacked | {"llm": jax.eval_shape(unstack_layers, stacked["llm"])}
     replies = jax.eval_shape(
         lambda params, *x: run.begin(params, *x, 48),
         ours,

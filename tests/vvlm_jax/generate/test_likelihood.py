@@ -21,7 +21,7 @@ def vlm(model_folder):
 
 
 def teacher_forced(vlm, forward, video, prompt, text):
-    """(sum of log-probabilities, whether each token is the likeliest), token by token."""
+    """Return (sum of log-probabilities, whether each token is the likeliest), token by token."""
     config, tok = vlm.config, vlm.tokenizer
     size = config.model
     block = chat.visual_block(size.num_frames, size.tokens_per_frame, "none", tok.special)

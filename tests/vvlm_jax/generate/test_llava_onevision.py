@@ -10,7 +10,7 @@ from vvlm_jax.data.tokenizer import BOS, EOT, HEADER_END, HEADER_START, VIDEO, w
 from vvlm_jax.data.video import write_video
 from vvlm_jax.generate.video_vlm import VideoVLM
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 WORDS = ["user", "assistant", *(f"w{i}" for i in range(60))]
 FIRST = 8
@@ -28,17 +28,6 @@ ASKED = [
 ]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Threads that wait for one another take minutes on a busy machine, and gain nothing here."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def backend():
     return word_level(WORDS)
@@ -46,7 +35,7 @@ def backend():
 
 @pytest.fixture(scope="module")
 def theirs(backend):
-    """A random model that says words alone, so that a reply's text tells its ids."""
+    """Return a random model that says words alone, so that a reply's text tells its ids."""
     import torch
     import transformers as tf
 
@@ -77,7 +66,7 @@ def theirs(backend):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The videos."""
+    """Return the videos."""
     folder = tmp_path_factory.mktemp("clips")
     rng = np.random.default_rng(1)
     for name, (num_frames, fps) in CLIPS.items():
@@ -88,7 +77,7 @@ def folder(tmp_path_factory):
 
 
 def pixels(file):
-    """float32 [1, T, 3, S, S]: every frame decoded, those of CHOSEN resized by PIL."""
+    """Return float32 [1, T, 3, S, S]: every frame decoded, those of CHOSEN resized by PIL."""
     with av.open(file) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == CLIPS[file.name][0]
@@ -99,14 +88,16 @@ def pixels(file):
 
 
 def written_out(backend, text):
-    """The ids of Llama 3's chat format; theirs takes the newline for a token of the video."""
+    """Return the ids of Llama 3's chat format; theirs counts the newline as a visual token."""
     names = [BOS, HEADER_START, "user", HEADER_END, "\n\n"] + [VIDEO] * (T * SIDE**2 + 1)
     names += ["\n", *text.split(), EOT, HEADER_START, "assistant", HEADER_END, "\n\n"]
     return [backend.token_to_id(name) for name in names]
 
 
 def their_reply(model, backend, file, text):
-    """(words, by how much the likeliest word led at the closest step, in parts of the largest)"""
+    """Return (words, by how much the likeliest word led at the closest step, in parts of the
+    largest)
+    """
     import torch
 
     ids = torch.tensor([written_out(backend, text)])
@@ -122,7 +113,9 @@ def their_reply(model, backend, file, text):
 
 
 def test_replies_to_videos_are_transformers(theirs, backend, folder, tmp_path):
-    """Ragged questions in one batch, through tools.convert; nothing here is decided by rounding."""
+    """Questions of different lengths share a batch; no choice is close enough for rounding to
+    matter.
+    """
     theirs.save_pretrained(tmp_path / "hf")
     backend.save(str(tmp_path / "hf/tokenizer.json"))
     convert.main(convert.Args(str(tmp_path / "hf"), tmp_path / "ours"))

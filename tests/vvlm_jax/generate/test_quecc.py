@@ -24,7 +24,7 @@ NEW = 24
 
 @pytest.fixture(scope="module")
 def folder(model_folder, tmp_path_factory):
-    """`model_folder` with QueCC: 4 tokens a frame, each of 2 × 2 patches."""
+    """Return `model_folder` with QueCC: 4 tokens a frame, each of 2 × 2 patches."""
     folder = tmp_path_factory.mktemp("quecc")
     model, tok, config = open_model(model_folder)
     sizes = dataclasses.replace(config.model, resampler="quecc", quecc_layers=(1,))
@@ -60,7 +60,7 @@ def test_layers_apart_answer_as_layers_that_are_scanned(folder):
 
 @pytest.mark.slow(reason="compiles several programs")
 def test_the_question_reaches_the_reply_through_the_video_alone(folder, monkeypatch):
-    """Two rows of one text and one video, asked in different words: what is seen differs."""
+    """Two rows have one text and video but different questions: visual tokens differ."""
     vlm = VideoVLM.load(folder)
     same = vlm.generate([CLIP] * 2, ["a", "a"], max_tokens=NEW)
     assert same[0] == same[1]

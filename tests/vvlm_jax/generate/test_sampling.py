@@ -10,7 +10,7 @@ LOGITS = jnp.log(jnp.asarray(PROBS, jnp.float32))[None]
 
 
 def drawn(count, temperature=1.0, top_p=1.0, seed=0):
-    """Shares of tokens among the draws of so many rows with equal logits."""
+    """Return shares of tokens among the draws of so many rows with equal logits."""
     how = draws(seed, range(count), temperature, top_p)
     tokens = next_token(jnp.tile(LOGITS, (count, 1)), how, 3)
     return np.bincount(tokens, minlength=5) / count

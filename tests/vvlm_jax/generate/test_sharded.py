@@ -21,7 +21,7 @@ from vvlm_jax.generate.generate import programs
 from vvlm_jax.generate.placement import cache_sharding, laid_apart
 from vvlm_jax.generate.video_vlm import VideoVLM
 from vvlm_jax.models import vlm as vlm_module
-from vvlm_jax.models.llama import apart
+from vvlm_jax.models.llama import unstack_layers
 from vvlm_jax.models.vlm import VLM
 from vvlm_jax.sharding import AXES, BATCH, make_mesh, param_shardings
 from vvlm_jax.train.model_dir import load_params, open_model
@@ -124,7 +124,7 @@ def kernels_for_tpus(mesh):
         shapes,
         param_shardings(shapes, mesh),
     )
-    params |= {"llm": jax.eval_shape(apart, params["llm"])}
+    params |= {"llm": jax.eval_shape(unstack_layers, params["llm"])}
     run, rows = programs(model, (0,), mesh), NamedSharding(mesh, BATCH)
 
     def array(dtype, *shape):

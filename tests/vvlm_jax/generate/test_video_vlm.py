@@ -43,7 +43,7 @@ def vlm(model_folder):
 
 @pytest.fixture
 def reads(monkeypatch):
-    """Names of the files that are read, in order."""
+    """Return names of the files that are read, in order."""
     seen = []
 
     def watch(kind, real):
@@ -68,7 +68,7 @@ def test_the_package_exports_it_and_loads_no_jax_for_it():
 
 
 def by_hand(model, params, tok, ids, frames, length):
-    """The reply to one prompt, from stacked float32 parameters."""
+    """Return the reply to one prompt, from stacked float32 parameters."""
     run = programs(model, tok.stop_ids)
     visual = run.encode(params, frames[None])
     prompts = Prompts(np.int32([ids]), np.int32([len(ids)]))
@@ -77,7 +77,7 @@ def by_hand(model, params, tok, ids, frames, length):
 
 
 def test_it_answers_as_the_parts_do(vlm, model_folder):
-    """Ragged prompts on two videos, one at a time and by hand, and all at once."""
+    """Prompts of different lengths on two videos: alone, by hand, and in one batch."""
     model, tok, _ = open_model(model_folder)
     params, reader, expected = load_params(model_folder), FrameReader("", 3, 16), []
     for path, text in zip((CLIP, OTHER, CLIP), ASKED, strict=True):
@@ -90,7 +90,7 @@ def test_it_answers_as_the_parts_do(vlm, model_folder):
 
 @pytest.fixture
 def encodes(monkeypatch):
-    """Shapes of the frames that the vision tower is given, in order."""
+    """Return shapes of the frames that the vision tower is given, in order."""
     seen = []
 
     def watched(*of):
@@ -321,7 +321,7 @@ def test_choices_are_the_only_replies(vlm):
     ],
 )  # fmt: skip
 def test_newlines_are_read_where_the_model_has_them(tmp_path, model_folder, newline):
-    """The reply changes with the learnt newline, and is that of the parts put together."""
+    """The reply changes with the learnt newline and equals that of the parts."""
     values = json.loads((model_folder / "config.json").read_text())
     values["model"]["newline"] = newline
     params, replies = load_params(model_folder), []

@@ -20,7 +20,7 @@ from vvlm_jax.models.llama import Llama
 from vvlm_jax.models.projector import Projector
 from vvlm_jax.models.resampler import bilinear
 from vvlm_jax.models.vlm import VLM, init
-from vvlm_jax.train.loss import answer_loss
+from vvlm_jax.train.loss import token_losses, weigh
 
 pytestmark = pytest.mark.torch
 
@@ -102,7 +102,7 @@ def test_answer_loss_is_cross_entropy_with_ignored_labels(weighting):
     logits = 5 * rng.standard_normal((3, 6, 11)).astype(np.float32)
     ids = rng.integers(0, 11, (3, 6), dtype=np.int32)
     weight = (np.arange(6)[None] < np.array([6, 2, 3])[:, None]).astype(np.float32)
-    loss_sum, weight_sum = answer_loss(logits, ids, weight, weighting)
+    loss_sum, weight_sum = weigh(token_losses(logits, ids), weight, weighting)
     labels = torch.from_numpy(np.where(weight > 0, ids, -100)).long()
     rows = [F.cross_entropy(torch.from_numpy(x), y) for x, y in zip(logits, labels, strict=True)]
     everything = F.cross_entropy(torch.from_numpy(logits).flatten(0, 1), labels.flatten())
@@ -129,7 +129,9 @@ def test_the_whole_model_from_pixels_to_loss_and_back():
 
     def loss(params):
         logits = model.apply({"params": params}, tokens, frames, positions, method="target_logits")
-        loss_sum, weight = answer_loss(logits, targets, np.ones((2, 3), np.float32), "token")
+        loss_sum, weight = weigh(
+            token_losses(logits, targets), np.ones((2, 3), np.float32), "token"
+        )
         return loss_sum / weight, logits
 
     (ours, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from vvlm_jax.config import REMAT, ConfigError, LlamaConfig, ModelConfig, VisionConfig
 from vvlm_jax.models import vlm
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.train.loss import answer_loss
+from vvlm_jax.train.loss import token_losses, weigh
 
 VISION = VisionConfig(width=16, depth=3, mlp_dim=24, num_heads=2, patch_size=4, image_size=16)
 LLAMA = LlamaConfig(
@@ -249,7 +249,7 @@ def gradient_function(model):
 
     def loss(params, tokens, frames):
         logits = model.apply({"params": params}, tokens, frames, positions, method="target_logits")
-        return answer_loss(logits, targets, weight, "token")[0]
+        return weigh(token_losses(logits, targets), weight, "token")[0]
 
     return jax.jit(jax.value_and_grad(loss))
 

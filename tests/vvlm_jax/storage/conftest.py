@@ -7,7 +7,7 @@ import pytest
 
 @pytest.fixture(params=["gs", "s3"])
 def url(request, server):
-    """A folder of a bucket, of its own for each test."""
+    """Return a folder of a bucket, of its own for each test."""
     from vvlm_jax.storage.bucket import Key
 
     url = f"{request.param}://bucket/{uuid.uuid4().hex[:8]}"

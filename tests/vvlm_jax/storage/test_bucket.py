@@ -60,7 +60,7 @@ def squares(url, count, seconds=0.0, **options):
 
 
 def assert_whole(store):
-    """Every job done once, with its own result."""
+    """Assert that every job is done once, with its own result."""
     for id, state in Store.open(store.path).states().items():
         assert state.phase == "done", (id, state)
         value = store.jobs[id].argument["value"]

@@ -32,14 +32,14 @@ ROWS = make_sources.ROWS
 
 @pytest.fixture
 def client(tmp_path):
-    """A client of a bucket that is a folder."""
+    """Return a client of a bucket that is a folder."""
     (tmp_path / "bucket").mkdir()
     return FolderClient(tmp_path / "bucket")
 
 
 @pytest.fixture
 def bucket(client, tmp_path, monkeypatch):
-    """(a folder, its address in a bucket)."""
+    """Return (a folder, its address in a bucket)."""
     monkeypatch.setitem(CLIENTS, "s3", lambda name: client)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     # A name of its own, as buckets are kept by their names.
@@ -51,7 +51,7 @@ def evenly(info):
 
 
 def outcome(read, path):
-    """What reading gives, or what it says but for the place."""
+    """Return what reading returns, or its error message without the folder's name."""
     try:
         return read(path)
     except VideoError as e:
@@ -110,7 +110,7 @@ def test_images_and_folders_of_them_read_too(bucket):
 
 
 def test_a_service_that_does_not_answer_breaks_no_file(bucket, client):
-    """It would be left out for good otherwise."""
+    """Otherwise the file would be left out for ever."""
     folder, address = bucket
     shutil.copy(VIDEOS / "hevc.mp4", folder)
     reader = FrameReader(address, 2, 8)
@@ -128,15 +128,13 @@ def sources(tmp_path_factory):
 
 
 def prepared(source, out, **options):
-    args = prepare.Args(
-        "configs/mixtures.py:paper", str(source), str(out), **{"workers": 0, **options}
-    )
+    args = prepare.Args("paper", str(source), str(out), **{"workers": 0, **options})
     prepare.main(dataclasses.replace(args, allow_counts=True))
     return Path(out) / "paper/1.0.0"
 
 
 def same_but_for_places(ours, theirs):
-    """Cards name the annotation files."""
+    """Compare cards but for the folders of the annotation files, which they name."""
     cards = [json.loads((folder / "card.json").read_text()) for folder in (ours, theirs)]
     files = [card.pop("files") for card in cards]
     assert cards[0] == cards[1]
@@ -225,7 +223,7 @@ def test_mistakes_in_a_bucket_are_told_in_one_line(bucket, tmp_path, capsys):
 
 
 def test_buckets_over_http(service, sources, tmp_path, stage, tok):
-    """Sources, the prepared set and the media that are trained on, all of a bucket."""
+    """Sources, prepared set and media are all in a bucket."""
     kept = ("llava_hound", "next_qa", "videochat", "webvid")
     options = {"without": [s.name for s in mixtures.paper().subsets if s.name not in kept]}
     upload(sources, f"{service}/data")

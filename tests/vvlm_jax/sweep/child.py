@@ -25,9 +25,10 @@ from vvlm_jax.sweep.worker import Interrupted, Stop, pull, run_job
 
 
 def square(context):
-    """In three steps, each kept, as a training keeps checkpoints. Notes that it ran. With a `gate`,
-    a file, the first step lasts until that is there, or a signal asks it to stop; it notes that it
-    is in that step (`at_gate`).
+    """Do a job of three steps and keep each, as training keeps checkpoints; record every start.
+
+    With a `gate`, the first step writes `at_gate` and lasts until that file exists or a signal asks
+    the job to stop.
     """
     argument = context.job.argument
     context.folder.mkdir(parents=True, exist_ok=True)
@@ -62,7 +63,7 @@ OPERATIONS = {
 
 
 def die_before(n: int) -> None:
-    """SIGKILL before the n-th operation on the store's files."""
+    """Send this process SIGKILL before the n-th operation on the store's files."""
     left = n
 
     def hook(event, args):
@@ -76,7 +77,7 @@ def die_before(n: int) -> None:
 
 
 def fork(path: str, deaths: int | None = None, kinds=KINDS) -> int:
-    """A worker that dies before its next but so many operation; its process id."""
+    """Start a worker that dies before its n-th operation; return its process id."""
     if (pid := os.fork()) == 0:
         if deaths is not None:
             die_before(deaths + 1)
@@ -86,8 +87,8 @@ def fork(path: str, deaths: int | None = None, kinds=KINDS) -> int:
 
 
 def mortal() -> dict:
-    """Kinds of a worker that dies by itself when it has done a second job: however late its killer
-    comes, something is left to do.
+    """Return the kinds of a worker that kills itself after its second job, so that work is left
+    even if its killer comes late.
     """
     done = 0
 
@@ -102,13 +103,13 @@ def mortal() -> dict:
 
 
 def has_ended(pid: int) -> bool:
-    """Whether a child has; it can still be waited for."""
+    """Return whether a child has ended; it can still be waited for."""
     return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
 
 def kill(path: str, count: int) -> bool:
-    """Kills workers up to a quarter of a second after each has claimed something; whether all were
-    at work.
+    """Start and kill workers, each at most 0.25 s after its first claim; return whether all were
+    working when they were killed.
     """
     rng = random.Random(7)
     for _ in range(count):
@@ -128,8 +129,9 @@ def entries(path: str) -> int:
 
 
 def kill_at_requests(path: str, count: int) -> bool:
-    """As `kill`, of a bucket's store: each after a few more requests have been answered, of which a
-    job takes a dozen; a server on a busy machine may be slow.
+    """Do the same for a store in a bucket, each after a few requests; a job takes a dozen.
+
+    Requests are counted, not seconds, because a server on a busy machine may be slow.
     """
     rng = random.Random(7)
     Store.open(path)  # what it imports is there for all forks

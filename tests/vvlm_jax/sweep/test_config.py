@@ -10,7 +10,7 @@ from vvlm_jax.sweep.config import SweepConfig, check
 
 
 def changed(point=0, **values):
-    """The miniature with one point changed."""
+    """Return the miniature with one point changed."""
     config = mini.sweep()
     points = list(config.points)
     points[point] = dataclasses.replace(points[point], **values)
@@ -22,7 +22,7 @@ def with_(**values):
 
 
 def first(**values):
-    """The miniature with other data of stage 1."""
+    """Return the miniature with other data of stage 1."""
     stage = mini.sweep().pretrain
     stage = dataclasses.replace(stage, data=dataclasses.replace(stage.data, **values))
     return dataclasses.replace(mini.sweep(), pretrain=stage)

@@ -119,7 +119,7 @@ def test_data_in_a_bucket_are_looked_for_there(tmp_path, monkeypatch):
     sweep = mini.sweep()
     data = dataclasses.replace(sweep.finetune.data, annotations=f"s3://{BUCKET}/train.json")
     sweep = dataclasses.replace(sweep, finetune=dataclasses.replace(sweep.finetune, data=data))
-    missing = f"s3://{BUCKET}/train.json: not there (finetune.data.annotations)"
+    missing = f"s3://{BUCKET}/train.json: no such file or folder (finetune.data.annotations)"
     assert missing in jobs.missing_inputs(sweep)
     (tmp_path / BUCKET).mkdir()
     (tmp_path / BUCKET / "train.json").touch()

@@ -66,7 +66,7 @@ def squares(path, count, **options):
 
 
 def assert_whole(store):
-    """Every job done once, with its own result."""
+    """Assert that every job is done once, with its own result."""
     for id, state in Store.open(store.path).states().items():
         assert state.phase == "done", (id, state)
         value = store.jobs[id].argument["value"]
@@ -129,7 +129,7 @@ def test_a_claim_is_touched_several_times_a_lease(tmp_path, monkeypatch):
 
 
 def one_job(folder, lease):
-    """A store with a job that lasts until its gate is there, and the gate."""
+    """Return a store with a job that lasts until its gate is there, and the gate."""
     gate = folder / "gate"
     job = Job("r/train", "square", dict(value=3, gate=str(gate)))
     return Store.create(folder / "s", "long", [job], lease=lease), gate
@@ -285,8 +285,8 @@ except Stopped as e:
 
 
 def alone(script, *argv):
-    """What a script says in a process of its own: this one may have threads of jax's, beside which
-    nobody forks.
+    """Return what a script says in a process of its own: this one may have threads of jax's, beside
+    which nobody forks.
     """
     environ = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", script, *map(str, argv)]

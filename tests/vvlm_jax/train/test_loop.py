@@ -15,7 +15,7 @@ from vvlm_jax.override import from_json
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import loop, model_dir, optim
 from vvlm_jax.train.compiled import compiled_step, initial_state
-from vvlm_jax.train.log import SPEEDS, TrainingDiverged
+from vvlm_jax.train.log import TrainingDiverged
 from vvlm_jax.train.loop import train
 from vvlm_jax.train.model_dir import CheckpointError, load_params, open_model
 
@@ -43,6 +43,10 @@ def assert_equal(a, b):
     assert a.keys() == b.keys()
     for path, x in a.items():
         np.testing.assert_array_equal(x, b[path], err_msg=path)
+
+
+SPEEDS = ("examples_per_second", "tokens_per_second", "tflops", "mfu", "waiting")
+"""Prefixes of the metrics that measure time, which differ between runs of the same config."""
 
 
 def assert_same_run(folder, other):

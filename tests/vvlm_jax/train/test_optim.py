@@ -15,7 +15,7 @@ from vvlm_jax.progress import JsonlWriter, Progress, duration
 from vvlm_jax.sharding import make_mesh
 from vvlm_jax.train import optim
 from vvlm_jax.train.compiled import compiled_step, initial_state
-from vvlm_jax.train.loss import answer_loss, chunked_losses, token_losses
+from vvlm_jax.train.loss import chunked_losses, token_losses, weigh
 
 GROUPS = OptimConfig((("vision/.*", 1e-3), ("(projector|llm)/.*", 5e-3)))
 FROZEN = OptimConfig((("llm/.*", 0.0), (".*", 5e-3)))
@@ -205,10 +205,10 @@ def test_weighting_by_hand():
     targets = jnp.array([[0, 0, 1], [1, 0, 0]])
     weights = jnp.array([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]])
     likely, unlikely = -math.log(0.75), -math.log(0.25)
-    total, weight = answer_loss(logits, targets, weights, "token")
+    total, weight = weigh(token_losses(logits, targets), weights, "token")
     assert float(weight) == 4
     assert float(total) == pytest.approx(2 * likely + 2 * unlikely, rel=1e-6)
-    total, weight = answer_loss(logits, targets, weights, "sample")
+    total, weight = weigh(token_losses(logits, targets), weights, "sample")
     assert float(weight) == 2
     assert float(total) == pytest.approx((2 * likely + unlikely) / 3 + unlikely, rel=1e-6)
 
@@ -216,7 +216,7 @@ def test_weighting_by_hand():
 def test_an_example_without_weight_counts_nothing():
     logits = jnp.zeros((2, 3, 2))
     weights = jnp.array([[1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
-    total, weight = answer_loss(logits, jnp.zeros((2, 3), jnp.int32), weights, "sample")
+    total, weight = weigh(token_losses(logits, jnp.zeros((2, 3), jnp.int32)), weights, "sample")
     assert (float(total), float(weight)) == (pytest.approx(math.log(2)), 1)
 
 

@@ -8,7 +8,7 @@ import pytest
 from vvlm_jax import devices
 from vvlm_jax.config import ConfigError
 from vvlm_jax.data import pipeline
-from vvlm_jax.train import loop, preflight
+from vvlm_jax.train import loop, preflight, run_dir
 from vvlm_jax.train.loop import train
 
 Usage = namedtuple("Usage", "total used free")
@@ -28,10 +28,19 @@ def fails(config, match, **options):
 
 def test_missing_weights_are_an_error(stage, tmp_path):
     gone = tmp_path / "gone"
-    fails(stage(tmp_path / "run", init=(("llm", str(gone)),)), rf"init: {gone}: no such folder")
-    fails(stage(tmp_path / "run", init=(("llm", f"{gone}.npz"),)), rf"init: {gone}.npz: no such")
+    fails(
+        stage(tmp_path / "run", init=(("llm", str(gone)),)),
+        rf"no such file or folder: init\[llm\] = {gone}",
+    )
+    fails(
+        stage(tmp_path / "run", init=(("llm", f"{gone}.npz"),)),
+        rf"no such .*init\[llm\] = {gone}.npz",
+    )
     gone.mkdir()
-    fails(stage(tmp_path / "run", init=(("llm", str(gone)),)), rf"init: {gone}: no finished model")
+    fails(
+        stage(tmp_path / "run", init=(("llm", str(gone)),)),
+        rf"init\[llm\] = {gone}: no finished model",
+    )
     fails(stage(tmp_path / "run", init=(("lm", str(gone)),)), "init: unknown part 'lm'; did you")
 
 
@@ -114,8 +123,8 @@ def test_checkpoints_without_a_config_are_refused(stage, tmp_path):
 
 @pytest.mark.parametrize("option", ["batch_size=8", "seed=1", "data.num_examples=8"])
 def test_options_that_determine_the_examples_of_each_step_cannot_change(stage, tmp_path, option):
+    run_dir.claim(stage(tmp_path))
     (tmp_path / "metrics.jsonl").write_text("")
-    train_until_state(stage(tmp_path))
     name = option.partition("=")[0]
     fails(stage(tmp_path, option), rf"holds a run with {name} = .*the examples of each step",
           allow=(name,))  # fmt: skip

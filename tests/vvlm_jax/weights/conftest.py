@@ -21,7 +21,7 @@ ROPE = dict(
 
 
 def build(kind, **options):
-    """A random transformers model; biases and scales are not 0 and 1."""
+    """Return a random transformers model; biases and scales are not 0 and 1."""
     import torch
     import transformers as tf
 
@@ -59,7 +59,7 @@ def build(kind, **options):
 
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory):
-    """saved(kind, dtype="float32", max_shard_size=…, **options) → (torch model, directory)."""
+    """Return saved(kind, dtype="float32", max_shard_size=…, …) → (torch model, directory)."""
     made = {}
 
     def save(kind, dtype="float32", max_shard_size="50GB", **options):
@@ -78,7 +78,7 @@ def saved(tmp_path_factory):
 
 @pytest.fixture
 def copied(saved, tmp_path):
-    """As `saved`, in a directory that the test may change."""
+    """Return `saved` with a copy of its directory, which the test may change."""
 
     def copy(kind, **options):
         model, folder = saved(kind, **options)
@@ -90,7 +90,7 @@ def copied(saved, tmp_path):
 
 @pytest.fixture
 def edit():
-    """edit(folder, name=value, …) changes config.json; None removes a key."""
+    """Return edit(folder, name=value, …) changes config.json; None removes a key."""
 
     def change(folder, **values):
         file = folder / "config.json"
@@ -103,7 +103,7 @@ def edit():
 @pytest.fixture(scope="session")
 def assert_close():
     def check(ours, theirs):
-        """As the reference to 1e-4 of its largest value."""
+        """Assert that an array equals the reference to 1e-4 of its largest value."""
         theirs = theirs.detach().float().numpy()
         assert np.shape(ours) == theirs.shape
         assert np.abs(np.asarray(ours) - theirs).max() <= 1e-4 * np.abs(theirs).max()

@@ -23,14 +23,14 @@ WHOLE = VisionConfig(
 
 @pytest.fixture(scope="module")
 def params():
-    """A whole random tower in our (scan) layout, {path: array}."""
+    """Return a whole random tower in our (scan) layout, {path: array}."""
     shapes = tree_shapes(big_vision.entries(WHOLE, "", True, True, True))
     rng = np.random.default_rng(0)
     return {k: rng.standard_normal(s).astype(np.float32) for k, s in shapes.items()}
 
 
 def looped(params):
-    """big_vision's loop layout, written out by hand."""
+    """Return big_vision's loop layout, written out by hand."""
     arrays = {}
     for path, x in params.items():
         name, block = path.removeprefix("vision/"), "Transformer/encoderblock"
@@ -82,7 +82,7 @@ def test_a_subtree_can_be_named(params, tmp_path):
 
 
 def test_a_part_of_it_starts_a_model(params, tmp_path):
-    """layer −2: the first two blocks, no norm and no head; in the dtype of the model."""
+    """Layer −2 takes the first two blocks, no norm and no head, in the model's dtype."""
     file = save(tmp_path / "x.npz", looped(params), "params/img/")
     module = SoViT(dataclasses.replace(WHOLE, feature_layer=-2, head="none"))
     like = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, 20, 20, 3)))["params"]
@@ -100,7 +100,7 @@ def test_a_part_of_it_starts_a_model(params, tmp_path):
 
 @pytest.mark.parametrize(("old", "new"), [(27, 16), (16, 27), (5, 7), (7, 3), (3, 1), (1, 3)])
 def test_positions_are_resampled_as_big_vision_does(old, new):
-    """scipy.ndimage.zoom(order=1), which big_vision's resample_posemb calls."""
+    """big_vision's resample_posemb calls scipy.ndimage.zoom(order=1)."""
     x = np.random.default_rng(0).standard_normal((1, old * old, 6)).astype(np.float32)
     zoom = (new / old, new / old, 1)
     expected = scipy.ndimage.zoom(x.reshape(old, old, 6), zoom, order=1).reshape(1, new * new, 6)

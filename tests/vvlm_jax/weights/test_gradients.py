@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from vvlm_jax.models.vlm import VLM
-from vvlm_jax.train.loss import answer_loss
+from vvlm_jax.train.loss import token_losses, weigh
 from vvlm_jax.weights import sources
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 T, SIDE = 3, 2
 VIDEO, NEWLINE = 49, 48
@@ -26,20 +26,9 @@ ANSWERS = ((*range(25, 31), *range(39, 45)), (*range(31, 38),))
 """Where labels stand: two turns in the first row, one in the second."""
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads that wait for one another take minutes on a busy machine, and gain nothing here."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def batch():
-    """(ids, where they are, labels, frames): two rows of different lengths, padded right."""
+    """Return (ids, where they are, labels, frames): two rows of different lengths, padded right."""
     rng = np.random.default_rng(5)
     tokens = rng.integers(0, 48, (2, max(LENGTHS)), dtype=np.int32)
     labels = np.full_like(tokens, -100)
@@ -52,7 +41,7 @@ def batch():
 
 
 def theirs(model, batch, folder, videos):
-    """(loss, {path: gradient}) of transformers' model."""
+    """Return (loss, {path: gradient}) of transformers' model."""
     import torch
 
     model = copy.deepcopy(model)
@@ -72,13 +61,13 @@ def theirs(model, batch, folder, videos):
 
 
 def read(folder):
-    """(source, {path: array})."""
+    """Return (source, {path: array})."""
     source = sources.open_source(folder)
     return source, sources.load(source, sources.like(source))
 
 
 def ours(source, params, batch, videos):
-    """(loss, {path: gradient}) of our model; without videos there is a language model alone."""
+    """Return (loss, {path: gradient}) of our model; without videos, of the language model."""
     from flax.traverse_util import flatten_dict, unflatten_dict
 
     tokens, _, labels, frames = batch
@@ -97,7 +86,7 @@ def ours(source, params, batch, videos):
 
     def loss(params):
         logits = model.apply({"params": params}, tokens, frames, at, method="target_logits")
-        total, weights = answer_loss(logits, targets, weight, "token")
+        total, weights = weigh(token_losses(logits, targets), weight, "token")
         return total / weights
 
     value, grads = jax.jit(jax.value_and_grad(loss))(unflatten_dict(params, sep="/"))

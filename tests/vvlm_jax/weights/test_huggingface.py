@@ -20,7 +20,7 @@ pytestmark = pytest.mark.torch
 
 
 def read(folder, **options):
-    """(source, parameters as a tree)."""
+    """Return (source, parameters as a tree)."""
     source = sources.open_source(folder, **options)
     return source, unflatten_dict(sources.load(source, sources.like(source)), sep="/")
 
@@ -74,7 +74,7 @@ def test_the_whole_tower_gives_transformers_pooled_output(saved, kind, assert_cl
 
 
 def test_a_tower_by_itself_gives_siglips_hidden_states(saved, tmp_path, assert_close):
-    """What a VLM's tower is to SiglipVisionModel, which normalises its last hidden state."""
+    """SiglipVisionModel normalises its last hidden state, a VLM's tower does not."""
     import torch
     from transformers import SiglipVisionModel
 
@@ -148,7 +148,7 @@ def test_qwen2_gives_transformers_logits(saved, tied, assert_close):
 
 @pytest.mark.parametrize("spelling", ["v5", "v4"])
 def test_a_window_that_no_layer_has_is_none(copied, edit, spelling, assert_close):
-    """As Qwen2 is published: a window, and a first layer for it beyond the last one."""
+    """Qwen2 is published with a window whose first layer lies beyond the last one."""
     options = dict(use_sliding_window=True, sliding_window=4, max_window_layers=2)
     model, folder = copied("qwen2", **options)
     if spelling == "v4":
@@ -293,7 +293,7 @@ def compare_vlms(model, params, theirs, assert_close):
 
 @pytest.mark.parametrize(("layer", "size", "side"), [(-2, 18, 2), (2, 18, 2), (-1, 22, 3)])
 def test_llava_onevision_gives_transformers_logits(saved, layer, size, side, assert_close):
-    """Grids of 4 and 5 patches a side: half of them, rounded up, as of 27 it is 14."""
+    """Grids have 4 and 5 patches a side, tokens half of that, rounded up, as 14 of 27."""
     theirs, folder = saved("onevision", vision_feature_layer=layer, image_size=size)
     source, params = read(folder)
     assert (source.model.newline, source.model.tokens_per_frame) == ("per-video", side**2)
@@ -317,7 +317,7 @@ def test_ours_gives_the_same_logits_as_llava_onevision(saved, tmp_path, assert_c
 
 
 def test_older_names_of_the_whole_vlm(copied):
-    """`vision_tower.vision_model.` of v4, and the names that its classes have in memory."""
+    """They are `vision_tower.vision_model.` of v4, and those of its classes in memory."""
     from safetensors.numpy import load_file, save_file
 
     _, folder = copied("onevision")

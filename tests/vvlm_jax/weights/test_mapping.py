@@ -36,7 +36,7 @@ def test_the_rules_name_every_parameter_of_the_model_with_its_shape(vision, llm)
 
 
 def test_so400m_has_the_parameters_of_the_table():
-    """At 384 pixels: 428,225,600 with the MAP head, 397,745,440 as LLaVA uses the tower."""
+    """At 384 pixels it has 428,225,600 with the MAP head, 397,745,440 as LLaVA uses it."""
     tower = VISION["so400m/14-384"]
     whole = dataclasses.replace(tower, feature_layer=-1)
 

@@ -49,7 +49,7 @@ RULES = (
 
 
 def example(dtype=np.float32):
-    """(entries, reader, what is expected): the layouts that models have."""
+    """Return (entries, reader, what is expected): the layouts that models have."""
     entries = expand(RULES, SIZES, 3)
     rng = np.random.default_rng(0)
     arrays = {e.theirs: rng.standard_normal(e.their_shape).astype(dtype) for e in entries}
@@ -102,7 +102,7 @@ def test_every_bit_pattern_survives_on_devices(monkeypatch, dtype):
 
 
 def sharded():
-    """On 4 simulated devices: do all placements hold the same numbers?"""
+    """Return whether all placements on 4 simulated devices hold the same numbers."""
     from jax.sharding import Mesh, NamedSharding
     from jax.sharding import PartitionSpec as P
 
@@ -148,7 +148,7 @@ embedding and the head, its largest tensors, have 263 MB each.
 
 
 def write_big(folder):
-    """Three shards of random bytes, without ever holding more than one tensor."""
+    """Write three shards of random bytes, one tensor in memory at a time."""
     entries = huggingface.llm_entries(BIG, "model.", "")
     infos = {e.theirs: Info("bfloat16", e.their_shape) for e in entries}
     noise = np.random.default_rng(0).integers(0, 2**14, MIB, dtype=np.uint16)
@@ -171,13 +171,13 @@ def write_big(folder):
 
 
 def memory(key):
-    """A line of /proc/self/status, bytes."""
+    """Return a line of /proc/self/status, bytes."""
     text = Path("/proc/self/status").read_text()
     return int(text.split(f"{key}:")[1].split()[0]) * 1024
 
 
 def big(folder, dtype):
-    """Peak and final memory of loading the large checkpoint, above what jax takes by itself."""
+    """Return peak and final memory of loading the large checkpoint, less jax's own."""
     warm = expand((Rule("a.{i}", "a", "F D -> D F"),), dict(F=4, D=4), 2)
     reader = Arrays({f"a.{i}": np.ones((4, 4), jnp.bfloat16) for i in range(2)})
     stream.fill(warm, {"a": jax.ShapeDtypeStruct((2, 4, 4), dtype)}, reader)

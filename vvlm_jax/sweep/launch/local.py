@@ -166,7 +166,7 @@ def run(
                 if worker is not None and worker.poll() is not None:
                     workers[i], next_look = None, 0.0
                     _check_end(worker.returncode, deaths)
-            # Not before the next look: what the ended worker did may have been the last job.
+            # After a worker ends, read the states again first: its job may have been the last one.
             if next_look and any(state.phase in _TO_DO for state in states.values()):
                 for i, worker in workers.items():
                     if worker is None:
@@ -252,7 +252,7 @@ class Watch:
         """Show what has changed."""
         found = overview(self._store, states)
         ended = {r.run: r for r in found.runs if r.phase in ("done", "failed", "cancelled")}
-        if self._ended is None:  # what earlier launches did is no news
+        if self._ended is None:  # jobs of earlier launches are not reported again
             self._ended = {run: r.phase for run, r in ended.items()}
         for run, r in ended.items():
             if self._ended.get(run) != r.phase:

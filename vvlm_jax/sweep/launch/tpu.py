@@ -42,7 +42,7 @@ class TpuOptions:
     workdir: str = "."
     """Where commands run; relative paths of data start here."""
     setup: tuple[str, ...] = ()
-    """Shell commands on each host before the run; they must bear being run twice."""
+    """Shell commands on each host before the run; they may run more than once."""
     secrets: tuple[str, ...] = ()
     """VARIABLE=NAME: environment variables from secrets of Secret Manager, or of Kubernetes (where
     VARIABLE is the key). Values are never written to a file."""

@@ -14,6 +14,8 @@ from vvlm_jax.sweep.launch.tpu import (
     slice_of,
 )
 
+_CONTAINER = "run"
+
 
 def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
     """Return a JobSet that runs commands to their end, in Kueue's queue.
@@ -25,47 +27,12 @@ def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
     """
     if not options.image:
         raise ConfigError("tpu: a JobSet needs image=…, a container image with vvlm_jax")
-    slice, container = slice_of(options), "run"
-    pod = {
-        "restartPolicy": "Never",
-        "terminationGracePeriodSeconds": 600,
-        "nodeSelector": _node_labels(slice),
-        "containers": [
-            {
-                "name": container,
-                "image": options.image,
-                "command": ["bash", "-c", host_script(run, commands, options)],
-                "resources": {
-                    "requests": {"google.com/tpu": str(slice.chips_of_host)},
-                    "limits": {"google.com/tpu": str(slice.chips_of_host)},
-                },
-                "env": [_secret(*s.split("=")) for s in options.secrets],
-                "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
-                "volumeMounts": [{"name": "store", "mountPath": options.mount}],
-            }
-        ],
-        "volumes": [{"name": "store", "persistentVolumeClaim": {"claimName": options.claim}}],
-    }
-    if options.service_account:
-        pod["serviceAccountName"] = options.service_account
-    again = [
-        {"onExitCodes": {"containerName": container, "operator": "In", "values": [Exit.RETRY]}},
-        {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
-    ]
-    final = {"containerName": container, "operator": "In", "values": [Exit.FAILED]}
-    job = {
-        "parallelism": slice.hosts,
-        "completions": slice.hosts,
-        "completionMode": "Indexed",
-        "backoffLimit": 0,
-        "podReplacementPolicy": "Failed",
-        "podFailurePolicy": {
-            "rules": [
-                {"action": "FailJob", "onExitCodes": final},
-                *({"action": "Ignore"} | rule for rule in again),
-            ]
-        },
-        "template": {"spec": pod},
+    slice = slice_of(options)
+    job = _job(slice, _pod(run, commands, options, slice))
+    failed = {
+        "name": "failed",
+        "action": "FailJobSet",
+        "onJobFailureReasons": ["PodFailurePolicy"],
     }
     return {
         "apiVersion": "jobset.x-k8s.io/v1alpha2",
@@ -82,20 +49,60 @@ def jobset(run: str, commands: Commands, options: TpuOptions) -> dict:
         },
         "spec": {
             "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True},
-            "failurePolicy": {
-                "maxRestarts": options.max_restarts,
-                "rules": [
-                    {
-                        "name": "failed",
-                        "action": "FailJobSet",
-                        "onJobFailureReasons": ["PodFailurePolicy"],
-                    }
-                ],
-            },
+            "failurePolicy": {"maxRestarts": options.max_restarts, "rules": [failed]},
             "replicatedJobs": [
                 {"name": "slice", "replicas": options.slices, "template": {"spec": job}}
             ],
         },
+    }
+
+
+def _pod(run: str, commands: Commands, options: TpuOptions, slice: Slice) -> dict:
+    """Return the spec of the pod of one host."""
+    chips = {"google.com/tpu": str(slice.chips_of_host)}
+    container = {
+        "name": _CONTAINER,
+        "image": options.image,
+        "command": ["bash", "-c", host_script(run, commands, options)],
+        "resources": {"requests": chips, "limits": chips},
+        "env": [_secret(*s.split("=")) for s in options.secrets],
+        "ports": [{"containerPort": 8471}, {"containerPort": 8080}],
+        "volumeMounts": [{"name": "store", "mountPath": options.mount}],
+    }
+    pod = {
+        "restartPolicy": "Never",
+        "terminationGracePeriodSeconds": 600,
+        "nodeSelector": _node_labels(slice),
+        "containers": [container],
+        "volumes": [{"name": "store", "persistentVolumeClaim": {"claimName": options.claim}}],
+    }
+    if options.service_account:
+        pod["serviceAccountName"] = options.service_account
+    return pod
+
+
+def _job(slice: Slice, pod: dict) -> dict:
+    """Return the spec of the job of one slice, a pod a host, with what exit codes mean."""
+
+    def on(code: Exit) -> dict:
+        values = {"containerName": _CONTAINER, "operator": "In", "values": [code]}
+        return {"onExitCodes": values}
+
+    evicted = {"onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]}
+    return {
+        "parallelism": slice.hosts,
+        "completions": slice.hosts,
+        "completionMode": "Indexed",
+        "backoffLimit": 0,
+        "podReplacementPolicy": "Failed",
+        "podFailurePolicy": {
+            "rules": [
+                {"action": "FailJob"} | on(Exit.FAILED),
+                {"action": "Ignore"} | on(Exit.RETRY),
+                {"action": "Ignore"} | evicted,
+            ]
+        },
+        "template": {"spec": pod},
     }
 
 

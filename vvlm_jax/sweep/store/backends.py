@@ -71,6 +71,8 @@ class Disk:
             except OSError as e:
                 if e.errno in FULL:
                     raise
+        except OSError as e:
+            raise OSError(e.errno, e.strerror, str(path)) from e  # and not the partial file
         finally:
             partial.unlink(missing_ok=True)
         try:

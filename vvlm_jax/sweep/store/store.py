@@ -28,9 +28,9 @@ from vvlm_jax.sweep.store.journal import Entry
 LEASE = 120.0
 """Seconds without a touch after which another worker may take a claim over."""
 MAX_DEATHS = 10
-"""Workers of one job that may die in a row, without recording an error, before it has failed."""
+"""A job fails once this many of its workers in a row have died without recording an error."""
 INDEX_AFTER = 200
-"""Results missing from the index at which it is written again."""
+"""The index is rewritten once it lacks this many results."""
 RETRIED = ("failed", "cancelled")
 """Phases that `Store.retry` ends."""
 CANCELLED = ("ready", "waiting", "blocked", "running")
@@ -157,7 +157,6 @@ class Store:
         jobs: Iterable[Job],
         runs: Iterable[dict] = (),
         shared: dict | None = None,
-        lease: float = LEASE,
         encoder: dict | None = None,
     ) -> "Store":
         """Create a store, or replace its jobs and runs; finished jobs stay finished.
@@ -166,7 +165,7 @@ class Store:
         a name that changes with all that jobs depend on.
         """
         path = sweep_json.folder(path)
-        sweep_json.write_again(path, _content(name, jobs, runs, shared, lease, encoder))
+        sweep_json.write_again(path, _content(name, jobs, runs, shared, LEASE, encoder))
         return cls.open(path)
 
     @classmethod
@@ -201,7 +200,7 @@ class Store:
     def _newest(self) -> dict[str, tuple]:
         if self.in_bucket:
             return journal.newest(self.path / "jobs")
-        newest, runs = {}, str(self.path / "runs")  # text: thousands of Paths take seconds
+        newest, runs = {}, str(self.path / "runs")  # str, because thousands of Paths take seconds
         for run in dict.fromkeys(job.run for job in self.jobs.values()):
             for name, (number, file) in journal.newest(f"{runs}/{run}/jobs").items():
                 newest[f"{run}/{name}"] = number, file
@@ -249,7 +248,7 @@ class Store:
 
     def _entry(self, id: str, number: int, file: os.DirEntry | Listed) -> Entry:
         known = self._results.get(id)
-        # The time, too: a run that was removed by hand and done again has the same numbers.
+        # Compare times, too: a run that was removed by hand and run again has the same numbers.
         if known and known.number == number and known.touched == file.stat().st_mtime:
             return known
         entry = journal.read(file.path, number)

@@ -158,7 +158,7 @@ def _short(text: str) -> str:
 
 
 def write_json(path: str | Path | Key, value, indent: int | None = 1) -> None:
-    """Write JSON in one step: neither a reader nor a crash meets a part of it."""
+    """Write JSON in one step: neither a reader nor a crash sees an incomplete file."""
     path = path if isinstance(path, Key) else Path(path)
     text = json.dumps(value, indent=indent, sort_keys=True) + "\n"
     backends.of(path).replace(path, text)

@@ -164,8 +164,8 @@ if __name__ == "__main__":
 
 @pytest.fixture
 def started(root, tmp_path):
-    """started(last) -> the script's process, which comes to the last of 400 files and no further,
-    once some more are in the journal.
+    """Yield started(last) -> the script's process, which comes to the last of 400 files and no
+    further, once some more are in the journal.
     """
     for i in range(400):
         (root / f"{i}.mp4").hardlink_to(root / "hevc.mp4")

@@ -88,7 +88,7 @@ def test_subsets_of_the_whole_mixture_are_nested_and_keep_its_shares():
 
 
 def test_the_order_is_the_same_on_every_machine():
-    """NumPy does not promise that; a version that draws otherwise must not pass unseen."""
+    """NumPy does not promise it; a version with another order must fail here."""
     order = nested_subset(TABLE_3, None, 0).astype("<i8")
     assert order[:4].tolist() == ORDER_STARTS
     assert zlib.crc32(order.tobytes()) == ORDER_CHECKSUM

@@ -38,7 +38,7 @@ def said(*texts):
 
 
 def mine(root, *rows, name="a.json", media=(".",)):
-    """Rows of a mixture of one file."""
+    """Return rows of a mixture of one file."""
     text = json.dumps(rows) if name.endswith(".json") else "\n".join(map(json.dumps, rows))
     (root / name).write_text(text)
     return MixtureConfig("mine", (SubsetConfig("a", (SourceConfig(name, media),)),))

@@ -135,14 +135,15 @@ def attempts(folder, name):
 
 
 def ended(ids):
-    """The states of jobs, once none will change any more."""
+    """Return the states of jobs, once none will change any more."""
     found = slurm.states(ids)
     return found if set(found.values()) <= {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"} else None
 
 
 def submit_long(folder):
-    """A run that its time limit will end once, which takes Slurm half a minute: see the last test.
-    It holds one of the first node's four cores.
+    """Submit a run that its time limit ends once, after half a minute (see the last test).
+
+    It takes one of the first node's four cores.
     """
     folder.mkdir()
     options = SlurmOptions(minutes=1, grace_seconds=20, cpus_per_node=1, sbatch=(f"nodelist={N1}",))
@@ -283,7 +284,7 @@ sys.addaudithook(hook)
 
 
 def swept(folder):
-    """A sweep's store in which one run cannot but fail, and its config."""
+    """Return a sweep's store in which one run cannot but fail, and its config."""
     config = load(folder.parent / "mine.py")
     store = create(folder, config)
     (store.folder("fails")).mkdir(parents=True)

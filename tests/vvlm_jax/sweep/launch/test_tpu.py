@@ -27,7 +27,7 @@ COMMANDS = [("python", "-m", "vvlm", "sweep", "work", "/sweeps/star", f"{RUN}/tr
 
 @pytest.fixture
 def bash():
-    """Starts scripts, and ends what they may leave behind."""
+    """Yield a function that starts scripts; end what they leave running."""
     started = []
 
     def start(script, *, path="", **environ):
@@ -157,7 +157,7 @@ def test_sigterm_reaches_the_command_which_saves(bash):
 
 @pytest.mark.parametrize("seconds", [0, 0.3])
 def test_sigterm_ends_the_wait_for_a_claimed_job(bash, seconds):
-    """Whether it has begun or not."""
+    """It does so before the job begins and after."""
     done = bash(hosts(("sh", "-c", "echo up; exit 3")), POLL_SECONDS="99999")
     assert done.stdout.readline() == "up\n"
     time.sleep(seconds)
@@ -253,7 +253,7 @@ def test_a_driver_gives_up_and_gives_the_slice_back(bash, tmp_path):
 
 
 def strict(schema):
-    """A schema that also refuses fields it does not know, as the API server warns of them."""
+    """Return a schema that also refuses unknown fields, of which the API server warns."""
     if isinstance(schema, list):
         return [strict(part) for part in schema]
     if not isinstance(schema, dict):
@@ -280,7 +280,9 @@ def complaints(schema, document):
 
 @pytest.fixture(scope="module")
 def jobset_schema():
-    """JobSet with Kubernetes' own Job and Pod, from models generated out of their OpenAPI text."""
+    """Return JobSet with Kubernetes' own Job and Pod, from models generated out of their OpenAPI
+    text.
+    """
     pytest.importorskip("jsonschema")
     models = pytest.importorskip("kubeflow_trainer_api.models")
     schema = strict(models.JobsetV1alpha2JobSet.model_json_schema(by_alias=True))
@@ -377,8 +379,8 @@ def test_kueue_has_room_for_so_many_runs_and_the_queue_that_jobsets_name():
 
 @pytest.fixture(scope="module")
 def published():
-    """{(API version, kind): schema} of the CRDs in checkouts of JobSet and Kueue, which are not on
-    PyPI; without the variables these tests are skipped, and say so.
+    """Return {(API version, kind): schema} of the CRDs in checkouts of JobSet and Kueue, which are
+    not on PyPI; without the variables these tests are skipped, and say so.
     """
     pytest.importorskip("jsonschema")
     loader, found = getattr(yaml, "CSafeLoader", yaml.SafeLoader), {}  # they are long

@@ -131,7 +131,7 @@ def test_clocks_of_hosts_do_not_matter(sweep, monkeypatch, minutes):
 
 
 def test_a_slow_reader_takes_over_no_live_claim(sweep, monkeypatch):
-    """Its worker touches a claim after it was read and before the clock is."""
+    """The claim's worker touches it between the reader's look at the claim and at the clock."""
     claim, read = claim_elsewhere(sweep, "a/train", monkeypatch), journal.read
 
     def slowly(*args):
@@ -250,7 +250,7 @@ def test_folders_without_a_sweep_are_refused(tmp_path):
 
 
 def count_reads(sweep, monkeypatch):
-    """How many journal entries a look at a store opens, by a process that begins."""
+    """Return how many journal entries a look at a store opens, by a process that begins."""
     opened = []
     read = journal.read
     monkeypatch.setattr(journal, "read", lambda *a: opened.append(a) or read(*a))
