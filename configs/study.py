@@ -1,6 +1,6 @@
 """The study: small synthetic clips, a star and an isoFLOP sweep, a law and its frontier.
 
-    vvlm study                          # about 20 minutes on 2 cores
+    vvlm study                          # some 40 minutes on 2 cores (estimated)
     vvlm study --config study_mini      # a few minutes
 
 The code is that of full-size runs. As in Table 4, the learning rate of language model and projector

@@ -45,7 +45,7 @@ def rows():
 def main() -> None:
     """Write both files beside this one."""
     write_runs(HERE / "example.csv", rows())
-    law = fitting.fit(fitting.read_runs(HERE / "example.csv"), fitting.FitConfig())
+    law = fitting.fit(fitting.read_runs(HERE / "example.csv"), fitting.FitConfig(form="auto"))
     domain = sweeps.PAPER_DOMAIN
     budgets = np.geomspace(1e12, 1e14, 300)
     best = frontier(law, domain, cost.PAPER, budgets, [1e6, 2e6, 4e6])
