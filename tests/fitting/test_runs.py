@@ -442,5 +442,5 @@ def test_rows_are_added_to_a_file_and_replace_those_of_the_same_run(tmp_path):
 
 def test_an_error_of_writing_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as raised:
-        write_runs(tmp_path / "gone" / "runs.csv", [])
+        write_runs(tmp_path / "gone" / "runs.csv", RunTable.from_rows([ROW]))
     assert raised.value.filename == f"{tmp_path}/gone/runs.csv"

@@ -12,7 +12,7 @@ from tools.bench import bench_next
 
 def test_it_compares_the_arms_and_goes_on(tmp_path, capsys):
     args = bench_next.Args(
-        tables=2, batch=1, rounds=1, choices=2, resamples=5, starts=5, out=tmp_path / "next.jsonl"
+        tables=2, batch=2, rounds=1, choices=2, resamples=3, starts=3, out=tmp_path / "next.jsonl"
     )
     bench_next.main(args)
     said = capsys.readouterr().out

@@ -296,7 +296,7 @@ def test_scores_up_to_1_are_taken_as_shares_when_that_is_said(tmp_path):
         (lambda t: t, ("--starts", "0"), "--starts must be an integer >= 1"),
         (lambda t: t, ("--resampling", "none"), "--resampling none: "),
         (lambda t: t, ("--out", "gs://b/r"), "--out gs://b/r: must be on this machine, not in a"),
-        (lambda t: t, ("--scale", "10"), "scale must be 100 or 1, got 10.0"),
+        (lambda t: t, ("--scale", "10"), "it must be a number from 0 to 10"),
         (lambda t: t, ("--features", "0"), "--features must be a positive number, got 0"),
         (lambda t: t, ("--workers", "-1"), "--workers must be 0 or more, got -1"),
     ],

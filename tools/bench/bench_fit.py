@@ -129,14 +129,14 @@ def speed(config: FitConfig, args: Args) -> None:
 def setup(table, config: FitConfig):
     """Return what a fit gives its solver: the normalised case, its resamples and the bounds."""
     from fitting.bootstrap import resample_weights
-    from fitting.fits import _bounds, _case
+    from fitting.fits import _case, bounds
     from fitting.optimise.lanes import Problem
 
-    case = _case(table, None, config, len(table))
+    case = _case(table, None, config, len(table), table.scale)
     weights_BR = resample_weights(len(table), config.resamples, config.seed, rows=case.rows)
     target_BR = np.tile(case.target, (config.resamples, 1))
     problem = Problem(case.log_z, target_BR, weights_BR, case.starts)
-    return case, problem, _bounds(case.layout, config)
+    return case, problem, bounds(case.layout, config)
 
 
 def quality(law, case, problem, bounds, config: FitConfig, count: int) -> None:
@@ -144,7 +144,13 @@ def quality(law, case, problem, bounds, config: FitConfig, count: int) -> None:
     from fitting.fits import _case
     from fitting.optimise.search import solve
 
-    other = _case(case.table, None, config.replace(starts=count, seed=config.seed + 1000), 88)
+    other = _case(
+        case.table,
+        None,
+        config.replace(starts=count, seed=config.seed + 1000),
+        88,
+        case.table.scale,
+    )
     start = time.perf_counter()
     reference = solve(
         [problem._replace(starts=other.starts)],

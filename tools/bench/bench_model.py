@@ -26,7 +26,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax.config import ConfigError, LlamaConfig, VisionConfig
 from vvlm_jax.config_check import choose
@@ -353,4 +352,6 @@ def llama(config: LlamaConfig, params, attention: str = "sdpa"):
 
 
 if __name__ == "__main__":
+    from tools.arguments import read_options  # a bare GPU machine has no tyro
+
     die_in_one_line(lambda: main(read_options(Args, __doc__)))

@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.arguments import read_options
 from tools.common import die_in_one_line
 from vvlm_jax import devices
 from vvlm_jax.config import (
@@ -520,4 +519,6 @@ def table(args: Args, config: TrainConfig, reports, rate: float, kind: str, vers
 
 
 if __name__ == "__main__":
+    from tools.arguments import read_options  # a bare GPU machine has no tyro
+
     die_in_one_line(lambda: main(read_options(Args, __doc__)), continues=False)

@@ -294,7 +294,7 @@ def test_an_encoder_whose_width_has_no_eight_heads_is_refused():
 
 
 def test_the_parameters_of_li_et_al_are_21_million():
-    clip = dataclasses.replace(VISION, width=1024)
+    clip = dataclasses.replace(VISION, width=1024, image_size=4 * VISION.patch_size)
     vicuna = dataclasses.replace(LLAMA, width=4096)
     model = ModelConfig(clip, vicuna, 1, 1, resampler="quecc", quecc_layers=(1,) * 4)
     shapes = vlm.shapes(vlm.build(model, 4))["quecc"]
