@@ -141,7 +141,7 @@ def test_blocks_marked_run_work(page, lines, folder, monkeypatch):
 @pytest.mark.slow(reason="draws a report; trains, evaluates and converts a tiny model")
 def test_blocks_marked_slow_work_one_after_another(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    order = ("fitting.md", "training.md", "evaluation.md", "models.md")
+    order = ("fitting.md", "planning.md", "training.md", "evaluation.md", "models.md")
     pages = list(runnable(True))
     assert {page for page, _, _ in pages} == set(order)
     for _, _, lines in sorted(pages, key=lambda block: order.index(block[0])):
