@@ -60,7 +60,7 @@ class Directions(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What the tests say of one law.
+    """Outcome of all tests of one law.
 
     Attributes:
       tests: the statistics.

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import numpy as np
 
 from fitting.frontiers import by_cost
+from fitting.intervals import run_noise
 from fitting.law import BaggedFit
 from fitting.optimise.lanes import FAILED
-from fitting.uncertainty import run_noise
 
 REPEATS = (1, 2, 4)
 """How often a candidate may be trained (with other seeds) in one choice."""
@@ -185,8 +185,10 @@ class _Beliefs(NamedTuple):
                 f"{good.sum()}: fit it with --resamples 100"
             )
 
+        least = 0.0 if np.isfinite(law.scale) else -np.inf  # a loss may be below 0
+
         def members(x, n):
-            return np.clip(law.predict_members(x, n)[good].T, 0.0, law.scale)
+            return np.clip(law.predict_members(x, n)[good].T, least, law.scale)
 
         contenders = []
         for question in questions:

@@ -13,6 +13,7 @@ from fitting.law import BaggedFit
 from fitting.planner import LEVEL, Offer
 from fitting.sweeps import Domain
 from fitting.uncertainty import decide, default_tolerance
+from fitting.verdict import HOLDS
 
 
 def next_step(
@@ -26,6 +27,8 @@ def next_step(
     tolerance: float | None = None,
 ) -> dict:
     """Return whether the runs suffice to decide, and if not the runs to train next.
+
+    They do not where they contradict the form of the law: its regret then holds no doubt of it.
 
     Args:
       law: the fitted law.
@@ -44,13 +47,15 @@ def next_step(
     questions = [next_runs.Question(b, n) for b in budgets for n in sizes]
     regrets = [decide(law, offer.domain, offer.cost, *q).regret[0] for q in questions]
     bound = max(float(np.quantile(regret, LEVEL)) for regret in regrets)
+    doubted = law.verdict is not None and law.verdict.verdict != HOLDS
     answer = {
         "questions": len(questions),
         "regret_bound": bound,
         "expected_regret": float(np.mean([regret.mean() for regret in regrets])),
         "tolerance": tolerance,
         "confidence": LEVEL,
-        "stop": bound <= tolerance,
+        "stop": bound <= tolerance and not doubted,
+        "doubted": doubted,
         "spend": spend,
         "runs": [],
     }

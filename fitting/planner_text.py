@@ -184,6 +184,8 @@ def next_lines(found: dict, law, unit: str) -> list[str]:
         ]
     work = "FLOPs" if unit == "FLOPs" else f"{unit} x examples"
     lines = [f"Go on: {bound}, more than the tolerance of {found['tolerance']:.3g}."]
+    if found["doubted"]:
+        lines = [f"Go on: {bound}, but the runs contradict the form of the law (see lack of fit)."]
     if not found["runs"]:
         return [*lines, "No run that can be paid for would change the choice."]
     rows = [

@@ -1,4 +1,4 @@
-"""What every fitted law answers, whether its members are of one form or of several.
+"""Predict with a fitted law, whether its members are of one form or of several.
 
 The prediction is the median (or mean) of the members' predictions (Appendix D).
 """

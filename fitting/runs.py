@@ -315,9 +315,9 @@ def read_runs(
         first = run_checks.first_equal(columns)
         copies = [i for i, earlier in enumerate(first) if earlier != i]
         if copies:
-            where, earlier = wheres[copies[0]], wheres[first[copies[0]]]
+            copy, earlier = wheres[copies[0]], wheres[first[copies[0]]]
             what = f"{len(copies)} rows are exact copies of others and were left out"
-            notes.append(f"{source}: {what}, the first is {where}, of {earlier}")
+            notes.append(f"{source}: {what}, the first is {copy}, of {earlier}")
             keep([i for i, earlier in enumerate(first) if earlier == i])
     if metric is not None:
         run_checks.check_columns(["metric"], columns, source)

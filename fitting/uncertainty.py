@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fitting.frontiers import by_cost
-from fitting.intervals import prediction_interval, run_noise  # noqa: F401  for those who ask here
+from fitting.intervals import run_noise
 from fitting.law import BaggedFit
 from fitting.verdict import Verdict
 

@@ -1,4 +1,4 @@
-"""What a test of a law's fit found: a record that travels with the law and every answer."""
+"""Record what a test of a law's fit found; the record travels with the law and every answer."""
 
 from typing import NamedTuple
 

@@ -1,12 +1,15 @@
 """`fitting.next_runs`: the value of a run against simulation, purse and count, what it chooses."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from fitting import next_runs, planner, planner_runs
+from fitting import next_runs, planner, planner_runs, planner_text
 from fitting.cost import PAPER
 from fitting.next_runs import Question
 from fitting.sweeps import Domain
+from fitting.verdict import DOUBTFUL, HOLDS, Verdict
 from tests.fitting.laws import any_law, made_up_law
 
 DOMAIN = Domain((1e9, 2.8e9, 7.5e9), (2, 4, 8, 16), (9, 49, 196)).configurations()
@@ -88,6 +91,17 @@ def test_the_plan_stops_where_the_regret_is_within_the_tolerance(law):
     assert not go["stop"]
     assert go["regret_bound"] > 0.01
     assert go["expected_regret"] >= go["runs"][0]["gain"] > 0
+
+
+def test_a_law_in_doubt_is_no_reason_to_stop(law):
+    offer = planner.make_offer(law, levels={"num_frames": [2, 4, 8], "tokens_per_frame": [9, 49]})
+    doubted = dataclasses.replace(law, verdict=Verdict(DOUBTFUL, ("The form is wrong.",)))
+    ask = dict(count=1, spend=1e20, tolerance=50.0)
+    found = planner_runs.next_step(doubted, offer, [5e12], [2e6], **ask)
+    assert not found["stop"]
+    assert "contradict" in planner_text.next_lines(found, doubted, "FLOPs")[0]
+    holds = dataclasses.replace(law, verdict=Verdict(HOLDS))
+    assert planner_runs.next_step(holds, offer, [5e12], [2e6], **ask)["stop"]
 
 
 def test_a_law_without_examples_and_other_factors():
